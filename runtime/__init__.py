@@ -1,0 +1,1 @@
+"""Run and evaluate models that skim-export wrote."""

@@ -1,0 +1,29 @@
+"""Random packed linears for tests."""
+
+import numpy as np
+
+from skim_export.packed import LevelKind, PackedLinear, RowLevels, class_bits, class_kind
+
+
+def random_levels(rng, rows, columns, classes, entries=np.int8):
+    """Random codes `[rows, columns]` and levels; the rows get the given classes in turn, shuffled."""
+    row_classes = rng.permutation(np.resize(classes, rows))
+    bits = np.array([class_bits(c) for c in row_classes], np.uint8)
+    kind = np.array([class_kind(c) for c in row_classes], np.uint8)
+    codes = (rng.integers(0, 256, (rows, columns)) & ((1 << bits.astype(np.int64)) - 1)[:, None]).astype(np.uint8)
+    if entries == np.int8:
+        table = rng.integers(-127, 128, (rows, 256)).astype(np.int8)
+        scale = rng.uniform(1e-3, 1e-2, rows)
+    else:
+        table = rng.normal(0, 0.5, (rows, 256)).astype(np.float16)
+        scale = np.zeros(rows)
+    scale = np.where(kind == LevelKind.AFFINE, rng.uniform(1e-3, 1e-2, rows), scale).astype(np.float16)
+    offset = np.where(kind == LevelKind.AFFINE, rng.normal(0, 0.02, rows), 0).astype(np.float16)
+    return codes, RowLevels(bits, kind, table, scale, offset)
+
+
+def random_packed(rng, rows, columns, classes, entries=np.int8, *, column_scale=False, bias=False):
+    """A random packed linear."""
+    codes, levels = random_levels(rng, rows, columns, classes, entries)
+    scale = rng.uniform(0.5, 2, columns).astype(np.float16) if column_scale else None
+    return PackedLinear.pack(codes, levels, scale, rng.normal(size=rows).astype(np.float32) if bias else None)
