@@ -1,0 +1,1 @@
+"""From packed linears to an ONNX decoder: graph, fallback functions, external data."""
