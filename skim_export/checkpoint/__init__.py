@@ -1,0 +1,17 @@
+"""From a model's name to its tensors: recipes, checkpoints read tensor by tensor, and architectures."""
+
+from .architecture import Architecture, Linear, architecture_of, linear_bias, linear_weight
+from .checkpoint import Checkpoint
+from .recipes import Recipe, load_recipes, resolve
+
+__all__ = [
+    "Architecture",
+    "Checkpoint",
+    "Linear",
+    "Recipe",
+    "architecture_of",
+    "linear_bias",
+    "linear_weight",
+    "load_recipes",
+    "resolve",
+]

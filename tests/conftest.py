@@ -1,0 +1,13 @@
+"""Fixtures that several test packages share."""
+
+from pathlib import Path
+
+import pytest
+
+from skim_export.checkpoint import resolve
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Directory of the embedded default model; the first run downloads it (93 MB), later ones find it in the cache."""
+    return resolve("smollm2-135m")
