@@ -1,0 +1,55 @@
+// float16 <-> float32 in plain integer arithmetic.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace skim {
+
+static inline float HalfToFloat(uint16_t half) {
+  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
+  uint32_t exponent = (half >> 10) & 0x1f;
+  uint32_t mantissa = half & 0x3ff;
+  uint32_t bits;
+  if (exponent == 0x1f) {
+    bits = sign | 0x7f800000 | mantissa << 13;
+  } else if (exponent == 0 && mantissa == 0) {
+    bits = sign;
+  } else {
+    if (exponent == 0) {  // subnormal: shift the leading one into its place
+      exponent = 1;
+      while (!(mantissa & 0x400)) {
+        mantissa <<= 1;
+        --exponent;  // wraps below zero, the sum below comes out right
+      }
+      mantissa &= 0x3ff;
+    }
+    bits = sign | (exponent + (127 - 15)) << 23 | mantissa << 13;
+  }
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// Rounds to nearest, ties to even; too large values become infinite.
+static inline uint16_t FloatToHalf(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  const uint16_t sign = (bits >> 16) & 0x8000;
+  bits &= 0x7fffffff;
+  if (bits > 0x7f800000) return sign | 0x7e00;   // not a number
+  if (bits >= 0x477ff000) return sign | 0x7c00;  // 65520 and above round to infinity
+  const int exponent = static_cast<int>(bits >> 23) - 127;
+  if (exponent < -25) return sign;
+  const uint32_t mantissa = (bits & 0x7fffff) | 0x800000;
+  // Bits to drop, and the exponent field without the mantissa's leading one, which is added along with the mantissa.
+  const int drop = exponent < -14 ? -exponent - 1 : 13;
+  const uint32_t field = exponent < -14 ? 0 : exponent + 14;
+  const uint32_t half_way = 1u << (drop - 1);
+  const uint32_t rounded = (mantissa + half_way - 1 + ((mantissa >> drop) & 1)) >> drop;
+  return static_cast<uint16_t>(sign | ((field << 10) + rounded));
+}
+
+static inline bool HalfIsFinite(uint16_t half) { return (half & 0x7c00) != 0x7c00; }
+
+}  // namespace skim

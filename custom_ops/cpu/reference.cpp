@@ -1,0 +1,103 @@
+// The reference kernel: the definition of docs/format.md in plain C++, for every width, kind and codebook.
+#include "half.h"
+#include "skim/kernels.h"
+
+namespace skim {
+namespace {
+
+float LoadFloat(const void* data, FloatType type, int64_t i) {
+  return type == FloatType::kFloat32 ? static_cast<const float*>(data)[i]
+                                     : HalfToFloat(static_cast<const uint16_t*>(data)[i]);
+}
+
+void StoreFloat(void* data, FloatType type, int64_t i, float value) {
+  if (type == FloatType::kFloat32) {
+    static_cast<float*>(data)[i] = value;
+  } else {
+    static_cast<uint16_t*>(data)[i] = FloatToHalf(value);
+  }
+}
+
+float ColumnScale(const Layer& layer, int64_t k) {
+  return layer.weights.column_scale.size ? HalfToFloat(layer.weights.column_scale.data[k]) : 1.0f;
+}
+
+// Code of column k in the codes of one row.
+int CodeAt(const uint8_t* row, int bits, int64_t K, int64_t k) {
+  const int64_t block = k / kSuperblockColumns;
+  const int lanes = (block + 1) * kSuperblockColumns <= K ? kLanes : TailLanes(K);
+  const int column = static_cast<int>(k % kSuperblockColumns);
+  const uint8_t* lane = row + block * bits * kLanes + column % lanes;
+  int code = 0;
+  for (int i = 0; i < FieldCount(bits, column / lanes); ++i) {
+    const Field f = CodeField(bits, column / lanes, i);
+    code |= ((lane[f.vector * lanes] >> f.bit) & ((1 << f.length) - 1)) << f.code_bit;
+  }
+  return code;
+}
+
+// Level of `code` in the `row`-th row of a run.
+float Level(const RowRun& run, CodebookType type, int64_t row, int code) {
+  const int bits = ClassBits(run.row_class);
+  if (IsAffine(run.row_class)) {
+    const float scale = HalfToFloat(run.row_scale[2 * row]);
+    const float offset = HalfToFloat(run.row_scale[2 * row + 1]);
+    return offset + scale * static_cast<float>(code - (1 << (bits - 1)));
+  }
+  const int64_t entry = (row << bits) + code;
+  if (type == CodebookType::kFloat16) return HalfToFloat(static_cast<const uint16_t*>(run.codebook)[entry]);
+  return HalfToFloat(run.row_scale[row]) * static_cast<float>(static_cast<const int8_t*>(run.codebook)[entry]);
+}
+
+// Levels [K] of a stored row, without the column scale.
+void DecodeRow(const Layer& layer, int64_t stored, float* levels) {
+  const RowRun* run = layer.runs;
+  while (stored >= run->first + run->count) ++run;
+  const int64_t row = stored - run->first;
+  const int bits = ClassBits(run->row_class);
+  float table[256];
+  for (int code = 0; code < 1 << bits; ++code) table[code] = Level(*run, layer.weights.codebook_type, row, code);
+  const int64_t K = layer.weights.K;
+  const uint8_t* codes = run->codes + row * RowBytes(bits, K);
+  for (int64_t k = 0; k < K; ++k) levels[k] = table[CodeAt(codes, bits, K, k)];
+}
+
+int64_t PreparedFloats(int64_t K) { return K; }
+
+void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, float* prepared) {
+  const int64_t K = layer.weights.K;
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t k = 0; k < K; ++k) prepared[m * K + k] = LoadFloat(x, type, m * K + k) * ColumnScale(layer, k);
+  }
+}
+
+void Matmul(const Layer& layer, const float* prepared, int64_t M, int64_t begin, int64_t end, void* y, FloatType type) {
+  const int64_t N = layer.weights.N, K = layer.weights.K;
+  float* levels = ThreadScratch(Scratch::kTile, K);
+  for (int64_t stored = begin; stored < end; ++stored) {
+    DecodeRow(layer, stored, levels);
+    const int64_t n = layer.destination ? layer.destination[stored] : stored;
+    const float bias = layer.weights.bias.size ? layer.weights.bias.data[n] : 0.0f;
+    for (int64_t m = 0; m < M; ++m) {
+      float sum = 0;
+      for (int64_t k = 0; k < K; ++k) sum += levels[k] * prepared[m * K + k];
+      StoreFloat(y, type, m * N + n, sum + bias);
+    }
+  }
+}
+
+void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
+  const int64_t K = layer.weights.K;
+  float* levels = ThreadScratch(Scratch::kTile, K);
+  DecodeRow(layer, stored, levels);
+  for (int64_t k = 0; k < K; ++k) StoreFloat(y, type, k, levels[k] * ColumnScale(layer, k));
+}
+
+}  // namespace
+
+const Kernels& ReferenceKernels() {
+  static const Kernels kernels{"reference", PreparedFloats, Prepare, Matmul, Gather};
+  return kernels;
+}
+
+}  // namespace skim

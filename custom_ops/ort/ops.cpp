@@ -1,0 +1,88 @@
+#include "ops.h"
+
+#include <cstring>
+
+#include "api.h"
+
+namespace skim {
+namespace {
+
+const Op& AsOp(const OrtCustomOp* op) { return *static_cast<const Op*>(op); }
+
+int32_t InputType(const OrtCustomOp* op, size_t index) {
+  switch (index) {
+    case 0:
+      return AsOp(op).activation_type;
+    case 1:  // codes
+    case 4:  // row_class
+      return abi::kUint8;
+    case 2:
+      return AsOp(op).codebook_type;
+    case 3:  // row_scale
+    case 5:  // column_scale
+      return abi::kFloat16;
+    default:  // bias
+      return abi::kFloat32;
+  }
+}
+
+}  // namespace
+
+Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, int32_t codebook_type) {
+  Op op{};
+  op.version = abi::kApiVersion;
+  op.api = api;
+  op.kernels = kernels;
+  op.activation_type = activation_type;
+  op.codebook_type = codebook_type;
+  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  op.GetInputType = InputType;
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 7; };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+  op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return abi::kRequired; };
+  op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return abi::kRequired; };
+  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) -> int32_t { return 0; };
+  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };
+  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 1; };
+  return op;
+}
+
+void InferShape(const OrtApi* api, OrtShapeInferContext* context, const char* attribute, bool replace_last) {
+  const OrtOpAttr* attr = nullptr;
+  int64_t last = 0;
+  size_t written = 0;
+  Call(abi::ShapeInferContext_GetAttribute, api, context, attribute, &attr);
+  Call(abi::ReadOpAttr, api, attr, abi::kAttributeInt, &last, sizeof last, &written);
+
+  OrtTensorTypeAndShapeInfo* input = nullptr;  // owned by the context
+  Call(abi::ShapeInferContext_GetInputTypeShape, api, context, size_t{0}, &input);
+  size_t rank = 0;
+  Call(abi::GetDimensionsCount, api, input, &rank);
+  if (rank == 0) return;  // a scalar and an unknown rank look the same here
+  std::vector<int64_t> shape(rank);
+  std::vector<const char*> names(rank);
+  Call(abi::GetDimensions, api, input, shape.data(), rank);
+  Call(abi::GetSymbolicDimensions, api, input, names.data(), rank);
+  for (size_t i = 0; i < rank - replace_last; ++i) {
+    // The runtime would write an unnamed unknown dimension out as -1.
+    if (shape[i] < 0 && (names[i] == nullptr || *names[i] == '\0')) return;
+  }
+  if (replace_last) {
+    shape.back() = last;
+    names.back() = "";
+  } else {
+    shape.push_back(last);
+    names.push_back("");
+  }
+  OrtTensorTypeAndShapeInfo* output = nullptr;
+  Call(abi::CreateTensorTypeAndShapeInfo, api, &output);
+  OrtStatus* status = abi::SetDimensions(api, output, shape.data(), shape.size());
+  if (status == nullptr) status = abi::SetSymbolicDimensions(api, output, names.data(), names.size());
+  if (status == nullptr) status = abi::ShapeInferContext_SetOutputTypeShape(api, context, size_t{0}, output);
+  abi::ReleaseTensorTypeAndShapeInfo(api, output);
+  if (status != nullptr) throw RuntimeFailure{status};
+}
+
+}  // namespace skim

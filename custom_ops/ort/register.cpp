@@ -1,0 +1,67 @@
+// What the library exports.
+#include <map>
+#include <mutex>
+#include <utility>
+
+#include "api.h"
+#include "ops.h"
+
+namespace skim {
+namespace {
+
+struct Registration {
+  std::list<Op> ops;
+  OrtCustomOpDomain* domain = nullptr;
+};
+
+// The domain of one runtime and one kind of kernel. The runtime keeps pointers to it in every session and never says
+// when it is done, so it is made once and lives as long as the process.
+const Registration& GetRegistration(const OrtApi* api, const Kernels* kernels) {
+  static std::mutex mutex;
+  static auto& registrations = *new std::map<std::pair<const OrtApi*, const Kernels*>, Registration>();
+  const std::lock_guard<std::mutex> lock(mutex);
+  Registration& registration = registrations[{api, kernels}];
+  if (registration.domain == nullptr) {
+    registration.ops.clear();
+    AddLutMatMul(api, kernels, registration.ops);
+    AddLutGather(api, kernels, registration.ops);
+    OrtCustomOpDomain* domain = nullptr;
+    Call(abi::CreateCustomOpDomain, api, "ai.skim", &domain);
+    for (const Op& op : registration.ops) Call(abi::CustomOpDomain_Add, api, domain, &op);
+    registration.domain = domain;
+  }
+  return registration;
+}
+
+}  // namespace
+}  // namespace skim
+
+#define SKIM_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Registers LutMatMul and LutGather with the session options; called by the runtime's RegisterCustomOpsLibrary.
+SKIM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace skim;
+  const OrtApi* api = base->GetApi(abi::kApiVersion);
+  if (api == nullptr) {
+    // Registering nothing would let the model run on its slow fallback without a word. CreateStatus has been in slot 0
+    // since API 1.
+    const std::string message = "libskim_ops needs ONNX Runtime 1." + std::to_string(abi::kApiVersion) +
+                                " or newer, this is " + base->GetVersionString();
+    return abi::CreateStatus(base->GetApi(1), abi::kFail, message.c_str());
+  }
+  return Guarded(api, [&] {
+    const Kernels* kernels = SelectKernels();
+    if (kernels == nullptr) {
+      throw InvalidArgument(
+          "the environment variable SKIM_KERNEL must be unset or name a kernel that this CPU can run: "
+          "avx2 or reference");
+    }
+    Call(abi::AddCustomOpDomain, api, options, GetRegistration(api, kernels).domain);
+  });
+}
+
+// Name of the kernels that a registration now would use; null if SKIM_KERNEL has an invalid value.
+SKIM_EXPORT const char* SkimKernelName() {
+  const skim::Kernels* kernels = skim::SelectKernels();
+  return kernels == nullptr ? nullptr : kernels->name;
+}

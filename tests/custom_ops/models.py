@@ -1,0 +1,71 @@
+"""One-node models around a packed linear, and sessions that run them with the operator library."""
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper, numpy_helper
+
+from skim_export.packed import FORMAT_VERSION, PackedLinear
+from skim_runtime.library import library_path
+
+TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
+
+
+def attributes(packed):
+    return {
+        "version": FORMAT_VERSION,
+        "N": packed.out_features,
+        "K": packed.in_features,
+        "rows_per_class": list(packed.rows_per_class),
+    }
+
+
+def initializers(packed):
+    return [numpy_helper.from_array(getattr(packed, name), name) for name in PackedLinear.TENSORS]
+
+
+def model(nodes, inputs, outputs, tensors):
+    graph = helper.make_graph(nodes, "test", inputs, outputs, tensors)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("ai.skim", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10)
+
+
+def matmul_model(packed, dtype=np.float32, x_shape=None, tensors=None, **changes):
+    """`Y = LutMatMul(X, ...)`; `changes` replace attributes, None leaves one out."""
+    values = {k: v for k, v in (attributes(packed) | changes).items() if v is not None}
+    node = helper.make_node("LutMatMul", ["X", *PackedLinear.TENSORS], ["Y"], "layer", domain="ai.skim", **values)
+    inputs = [helper.make_tensor_value_info("X", TYPES[np.dtype(dtype)], x_shape)]
+    outputs = [helper.make_tensor_value_info("Y", TYPES[np.dtype(dtype)], None)]
+    return model([node], inputs, outputs, initializers(packed) if tensors is None else tensors)
+
+
+def gather_model(packed, dtype=np.float32, output_dtype=None, **changes):
+    """`Y = LutGather(ids, ...)`."""
+    values = attributes(packed) | {"dtype": TYPES[np.dtype(dtype)]} | changes
+    node = helper.make_node("LutGather", ["ids", *PackedLinear.TENSORS], ["Y"], "embedding", domain="ai.skim", **values)
+    inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, None)]
+    outputs = [helper.make_tensor_value_info("Y", TYPES[np.dtype(output_dtype or dtype)], None)]
+    return model([node], inputs, outputs, initializers(packed))
+
+
+def session(proto: onnx.ModelProto, threads=1):
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # refused models are expected here
+    options.register_custom_ops_library(str(library_path()))
+    return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def run(s: ort.InferenceSession, x, shape, dtype):
+    """Run into a preallocated output full of NaN, so that an element that is not written shows."""
+    y = np.full(shape, np.nan, dtype)
+    binding = s.io_binding()
+    binding.bind_cpu_input(s.get_inputs()[0].name, x)
+    binding.bind_output("Y", "cpu", 0, dtype, shape, y.ctypes.data)
+    s.run_with_iobinding(binding)
+    return y
+
+
+def relative_error(got, want):
+    return np.linalg.norm(got.astype(np.float64) - want) / np.linalg.norm(want)
