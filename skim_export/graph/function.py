@@ -20,7 +20,7 @@ from skim_export.packed import COLUMNS, FIELDS, LANES, Field, LevelKind, PackedL
 __all__ = ["DOMAIN", "OPSET", "WEIGHT_INPUTS", "lut_functions"]
 
 DOMAIN = "ai.skim"
-OPSET = 21
+OPSET = 22  # that of the decoder graph: a function must not import another one
 WEIGHT_INPUTS = list(PackedLinear.TENSORS)
 
 

@@ -1,0 +1,71 @@
+"""Writing files so that nothing half-written ever stands under its final name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from skim_runtime.errors import UserError
+
+__all__ = ["sha256", "staged_directory", "write_json"]
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fsync(path: Path) -> None:
+    """Flush a file or a directory to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file of readable form."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def staged_directory(target: Path, last: str) -> Iterator[Path]:
+    """A directory beside `target` whose files appear in `target` only when the block has ended without an error.
+
+    A new `target` appears by one rename. In a `target` that exists, each file is renamed into place, and `last` (the
+    file that users open) after all others. On any error the staged files are removed and `target` is as it was.
+
+    Raises:
+        UserError: the place cannot be written to.
+    """
+    parent = target.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
+    except OSError as error:
+        raise UserError(f"cannot write to {parent}: {error.strerror}") from error
+    try:
+        stage.chmod(0o755)  # mkdtemp makes it private
+        yield stage
+        files = sorted(stage.iterdir(), key=lambda path: path.name == last)
+        for path in files:
+            fsync(path)
+        fsync(stage)
+        if target.exists():
+            for path in files:
+                path.replace(target / path.name)
+            fsync(target)
+        else:
+            stage.rename(target)
+        fsync(parent)
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)

@@ -1,0 +1,210 @@
+"""The decoder graph, through a subclass of onnxruntime-genai's model builder.
+
+This is the only module that touches the builder, which is no stable interface: it is tied to one version. What the
+subclass changes: linear layers and the embedding become `LutMatMul` and `LutGather` nodes on packed weights, and the
+weights of linear layers are never loaded, so memory holds the norms and biases only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import torch
+
+from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint.architecture import skeleton
+from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS, lut_functions
+from skim_export.packed import CLASSES, FORMAT_VERSION, PackedLinear
+from skim_runtime.errors import UserError
+
+__all__ = ["LIBRARY_NAME", "DecoderBuilder"]
+
+BUILDER_VERSION = "0.18.0"
+LIBRARY_NAME = "libskim_ops.so"
+MODEL_CLASSES = {"LlamaForCausalLM": "LlamaModel", "MistralForCausalLM": "MistralModel"}
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The builder prints; its lines go to the debug log."""
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            yield
+    finally:
+        for line in printed.getvalue().splitlines():
+            log.debug("model builder: %s", line)
+
+
+def _unit_name(node_name: str) -> str:
+    """`/model/layers.0/attn/qkv_proj/MatMul` belongs to the unit `model.layers.0.attn.qkv_proj`."""
+    return node_name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
+
+
+def _lut_model(base: type) -> type:
+    """Derive from one of the builder's model classes."""
+
+    class LutModel(base):  # type: ignore[misc]
+        skim_checkpoint: Checkpoint
+        skim_architecture: Architecture
+        skim_weights: Callable[[str], PackedLinear]
+        skim_classes: set[int]
+        skim_codebook: set[str]
+
+        def load_weights(self, input_path: str) -> Any:
+            """The model with its norms and biases; weights of linear layers and embedding stay on the meta device."""
+            model = skeleton(self.skim_checkpoint)
+            packed = (torch.nn.Linear, torch.nn.Embedding)
+            for module_name, module in model.named_modules():
+                for name, _ in list(module.named_parameters(recurse=False)):
+                    if not (isinstance(module, packed) and name == "weight"):
+                        value = self.skim_checkpoint.tensor(f"{module_name}.{name}")
+                        setattr(module, name, torch.nn.Parameter(value, requires_grad=False))
+            return model
+
+        def _weight_inputs(self, unit: str) -> tuple[PackedLinear, list[str]]:
+            """Register the packed tensors of a unit once and return their names."""
+            packed = self.skim_weights(unit)
+            for tensor in WEIGHT_INPUTS:
+                name = f"{unit}.{tensor}"
+                if name in self.model.graph.initializers:
+                    continue
+                array = getattr(packed, tensor)
+                value = self.make_value(name, ir.DataType.from_numpy(array.dtype), array.shape)
+                value.const_value = ir.LazyTensor(
+                    lambda unit=unit, tensor=tensor: ir.tensor(getattr(self.skim_weights(unit), tensor)),
+                    dtype=value.dtype,
+                    shape=value.shape,
+                    name=name,
+                )
+                self.model.graph.register_initializer(value)
+            self.skim_classes.update(c for c in range(CLASSES) if packed.rows_per_class[c])
+            self.skim_codebook.add(packed.codebook.dtype.name)
+            return packed, [f"{unit}.{tensor}" for tensor in WEIGHT_INPUTS]
+
+        def _lut_node(self, op_type: str, unit: str, name: str, value: str, output: str, **attributes: Any) -> None:
+            packed, inputs = self._weight_inputs(unit)
+            self.make_node(
+                op_type,
+                inputs=[value, *inputs],
+                outputs=[output],
+                name=name,
+                domain=DOMAIN,
+                version=FORMAT_VERSION,
+                N=packed.out_features,
+                K=packed.in_features,
+                rows_per_class=list(packed.rows_per_class),
+                **attributes,
+            )
+
+        def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
+            unit = _unit_name(basename)
+            if unit == self.skim_architecture.head and self.skim_architecture.tied:
+                unit = self.skim_architecture.embedding
+            output = "logits" if kwargs.get("logits") else f"{basename}/output_0"
+            self._lut_node("LutMatMul", unit, basename, root_input, output)
+            seq_dim = kwargs.get("seq_dim", "sequence_length")
+            shape = self.make_hidden_state_shape(seq_dim=seq_dim, last_dim=matmul.weight.shape[0])
+            self.make_value(output, self.io_dtype, shape=shape)
+            return basename
+
+        def make_add_bias(self, add: Any, name: str, root_input: str, **kwargs: Any) -> None:
+            """The packed linear adds its bias itself: its output takes the place of the sum's."""
+            output = "logits" if kwargs.get("logits") else f"{name}/output_0"
+            value = self.values.pop(root_input)
+            value.name = output
+            self.values[output] = value
+
+        def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
+            name = f"{basename}/LutGather"
+            output = f"{name}/output_0"
+            unit = self.skim_architecture.embedding
+            self._lut_node("LutGather", unit, name, self.input_names["input_ids"], output, dtype=int(self.io_dtype))
+            return output
+
+        def update_genai_config(self, genai_config: dict[str, Any]) -> None:
+            super().update_genai_config(genai_config)
+            options = genai_config["model"]["decoder"]["session_options"]
+            options["custom_ops_library"] = LIBRARY_NAME
+
+    return LutModel
+
+
+class DecoderBuilder:
+    """Builds the ONNX decoder of a checkpoint on packed weights.
+
+    Args:
+        checkpoint: a Hugging Face checkpoint of a supported architecture.
+        architecture: its linear units.
+        weights: returns the packed linear of a unit; called again when the graph is written, one unit at a time.
+        output: the ONNX file to be; genai_config.json and the tokenizer files go beside it.
+
+    Raises:
+        UserError: the installed onnxruntime-genai is not the one that this module was written for.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, architecture: Architecture, weights: Callable[[str], PackedLinear], output: Path
+    ) -> None:
+        installed = metadata.version("onnxruntime-genai")
+        if installed != BUILDER_VERSION:
+            raise UserError(
+                f"onnxruntime-genai {installed} is installed; the export needs {BUILDER_VERSION}: "
+                f"pip install onnxruntime-genai=={BUILDER_VERSION}"
+            )
+        with _quiet():
+            from onnxruntime_genai.models import builder, builders  # type: ignore[import-not-found,unused-ignore]
+
+            directory, self._target = str(checkpoint.path), str(output.parent)
+            extra = [
+                "fuse_qkv=true",  # rows of one fused matrix are quantized together
+                "shared_embeddings=false",  # LutGather and LutMatMul share their tensors instead
+                "windowed_kv_cache=false",  # a plain onnxruntime loop need not know of sliding windows
+                f"filename={output.name}",
+            ]
+            options = builder.parse_extra_options("", directory, self._target, "fp32", "cpu", self._target, extra)
+            details = options.pop("hf_details")
+            options.pop("_effective_builder_config")
+            config = details["hf_config"]
+            base = getattr(builders, MODEL_CLASSES[config.architectures[0]])
+            self._model = _lut_model(base)(
+                config, ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", self._target, options
+            )
+        if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
+            # The builder applies a window only where the configuration names the layers; Mistral's means all of them.
+            self._model.layer_types = ["sliding_attention"] * self._model.num_layers
+        self._config = config
+        self._directory = directory
+        self._model.skim_checkpoint = checkpoint
+        self._model.skim_architecture = architecture
+        self._model.skim_weights = weights
+        self._model.skim_classes = set()
+        self._model.skim_codebook = set()
+
+    def build(self) -> ir.Model:
+        """The graph, its weights not yet loaded, with the fallback functions."""
+        with _quiet():
+            self._model.make_model(self._directory)
+        model: ir.Model = self._model.model
+        model.graph.sort()
+        model.graph.opset_imports[DOMAIN] = 1
+        (codebook,) = self._model.skim_codebook
+        for proto in lut_functions(self._model.skim_classes, codebook):
+            function = ir.serde.deserialize_function(proto)
+            model.functions[function.identifier()] = function
+        return model
+
+    def write_configuration(self) -> None:
+        """Write genai_config.json, the tokenizer and its chat template."""
+        with _quiet():
+            self._model.make_genai_config(self._config, {}, self._target)
+            self._model.save_processing(self._directory, {}, self._target)

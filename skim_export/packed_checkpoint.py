@@ -1,0 +1,71 @@
+"""A packed checkpoint: one safetensors file a linear layer, each of them complete or absent."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from skim_export.files import fsync
+from skim_export.packed import FORMAT_VERSION, PackedLinear
+
+__all__ = ["PackedCheckpoint"]
+
+
+class PackedCheckpoint:
+    """A directory of packed linears, written layer by layer.
+
+    `<name>.safetensors` holds the six tensors of docs/format.md; its metadata the shape, the row counts and a report
+    of how the layer was made.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+
+    def _path(self, name: str) -> Path:
+        return self.directory / f"{name}.safetensors"
+
+    def write(self, name: str, packed: PackedLinear, report: dict[str, Any]) -> None:
+        """Store a layer; it appears under its name when all of it is on the disk."""
+        metadata = {
+            "version": str(FORMAT_VERSION),
+            "shape": json.dumps([packed.out_features, packed.in_features]),
+            "rows_per_class": json.dumps(packed.rows_per_class),
+            "report": json.dumps(report),
+        }
+        partial = self._path(name).with_suffix(".partial")
+        save_file({tensor: getattr(packed, tensor) for tensor in PackedLinear.TENSORS}, partial, metadata)
+        fsync(partial)
+        os.replace(partial, self._path(name))
+
+    def read(self, name: str) -> PackedLinear:
+        """Load a layer.
+
+        Raises:
+            PackedFormatError: the stored tensors violate the format.
+        """
+        with safe_open(self._path(name), framework="numpy") as file:
+            metadata = file.metadata()
+            out_features, in_features = json.loads(metadata["shape"])
+            tensors = {tensor: file.get_tensor(tensor) for tensor in PackedLinear.TENSORS}
+        packed = PackedLinear(out_features, in_features, tuple(json.loads(metadata["rows_per_class"])), **tensors)
+        packed.validate()
+        return packed
+
+    def report(self, name: str) -> dict[str, Any]:
+        """The report that was stored with a layer."""
+        with safe_open(self._path(name), framework="numpy") as file:
+            report: dict[str, Any] = json.loads(file.metadata()["report"])
+        return report
+
+    def __contains__(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def names(self) -> list[str]:
+        """The layers that are complete, in alphabetical order."""
+        return sorted(path.stem for path in self.directory.glob("*.safetensors"))
