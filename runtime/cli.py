@@ -1,0 +1,163 @@
+"""The commands `skim-run` and `skim-eval`: arguments in, text out; everything between is in the public functions."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skim_runtime.command import run_command
+from skim_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from skim_runtime.evaluation import Evaluation
+    from skim_runtime.generation import Generation
+
+__all__ = ["evaluate", "run"]
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    """`skim-run`: generate a text; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="skim-run",
+        description="Generate text with a model that skim-export wrote. The text goes to stdout, speeds to stderr.",
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="directory with model.onnx")
+    parser.add_argument("prompt", help='the prompt; "-" reads it from stdin')
+    parser.add_argument("--engine", choices=("ort", "genai"), default="ort", help="onnxruntime or onnxruntime-genai")
+    parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default): greedy decoding")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="sample from the K likeliest; 0: from all")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="sample from the nucleus; 1: from all")
+    parser.add_argument("--seed", type=int, metavar="SEED", help="makes sampling reproducible")
+    parser.add_argument("--raw", action="store_true", help="take the prompt as it is, without the chat template")
+    parser.add_argument("--system", metavar="TEXT", help="system message for the chat template")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
+    parser.add_argument(
+        "--kernel", choices=("auto", "function"), default="auto", help="function: without our operator library, slow"
+    )
+    arguments = parser.parse_args(argv)
+    return run_command("skim-run", lambda: _run(arguments))
+
+
+def evaluate(argv: Sequence[str] | None = None) -> int:
+    """`skim-eval`: perplexity and distance from a reference; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="skim-eval",
+        description="Measure a model that skim-export wrote: perplexity, and its distance from a reference.",
+    )
+    parser.add_argument("directory", metavar="DIR", type=Path, help="directory with model.onnx")
+    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text to measure on")
+    parser.add_argument(
+        "--reference",
+        metavar="MODEL",
+        help="alias, Hugging Face id or directory (in float32), or an exported directory",
+    )
+    parser.add_argument("--context", type=int, default=1024, metavar="N", help="tokens of a window (%(default)s)")
+    parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens of the text")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
+    arguments = parser.parse_args(argv)
+    return run_command("skim-eval", lambda: _evaluate(arguments))
+
+
+def _run(arguments: argparse.Namespace) -> None:
+    from skim_runtime.genai import GenaiSession
+    from skim_runtime.generation import generate
+    from skim_runtime.model_directory import ModelDirectory
+    from skim_runtime.session import Session
+    from skim_runtime.tokenizer import TextStream, Tokenizer
+
+    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    directory = ModelDirectory.open(arguments.directory)
+    tokenizer = Tokenizer(directory.path)
+    tokens = tokenizer.prompt(prompt, system=arguments.system, raw=arguments.raw)
+    engine = GenaiSession if arguments.engine == "genai" else Session
+    session = engine(directory.path, threads=arguments.threads, kernel=arguments.kernel)
+    stream = TextStream(tokenizer)
+    generation = generate(
+        session,
+        tokens,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+        on_token=lambda token: _write(stream.put(token)),
+    )
+    _write(stream.end() + "\n")
+    print(_speeds(session.kernel, session.weight_bytes, generation), file=sys.stderr)  # noqa: T201
+
+
+def _write(text: str) -> None:
+    """To stdout at once, whatever its encoding."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "replace").decode(encoding))
+    sys.stdout.flush()
+
+
+def _speeds(kernel: str, weight_bytes: int, generation: Generation) -> str:
+    parts = [
+        f"kernel: {kernel}",
+        f"prompt: {generation.prompt_tokens} tokens, {generation.prompt_speed:.1f} tokens/s",
+        f"decode: {len(generation.tokens)} tokens, {generation.decode_speed:.1f} tokens/s",
+    ]
+    if weight_bytes:
+        parts.append(f"weights read: {weight_bytes * generation.decode_speed / 1e9:.2f} GB/s")
+    return " | ".join(parts)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from skim_runtime.evaluation import evaluate
+    from skim_runtime.session import Session
+
+    from skim_export.progress_bar import ProgressBar
+
+    text = _read_text(arguments.text)
+    session = Session(arguments.directory, threads=arguments.threads)
+    with ProgressBar() as progress:
+        evaluation = evaluate(
+            session,
+            text,
+            reference=arguments.reference,
+            context=arguments.context,
+            max_tokens=arguments.tokens,
+            progress=progress,
+        )
+    if arguments.json:
+        print(json.dumps({"kernel": session.kernel, **asdict(evaluation)}, indent=2))  # noqa: T201
+    else:
+        _print_table(evaluation, session.kernel)
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror}); give a text file") from None
+
+
+def _print_table(evaluation: Evaluation, kernel: str) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = [("perplexity", f"{evaluation.perplexity:.4f}")]
+    if evaluation.reference_perplexity is not None:
+        rows += [
+            ("perplexity of the reference", f"{evaluation.reference_perplexity:.4f}"),
+            ("KL divergence from the reference, mean", f"{evaluation.kl_mean:.5f} nats"),
+            ("KL divergence from the reference, 99th percentile", f"{evaluation.kl_p99:.5f} nats"),
+            ("top-1 agreement", f"{100 * (evaluation.top1_agreement or 0):.2f} %"),
+        ]
+    table = Table(title=f"{evaluation.tokens} tokens, context {evaluation.context}, kernel {kernel}", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)

@@ -1,0 +1,145 @@
+"""How good a model is: perplexity, and its distance from a reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+from skim_runtime.errors import UserError
+from skim_runtime.session import Session
+from skim_runtime.tokenizer import Tokenizer
+
+from skim_export.progress import Progress
+
+__all__ = ["Evaluation", "Model", "evaluate"]
+
+ROWS = 64  # positions whose distributions are compared at once: bounds the memory for float64
+
+
+class Model(Protocol):
+    """Anything that gives logits: `Session` and `TorchReference`."""
+
+    def logits(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Logits, float32 `[S, V]`, of the tokens `[S]`."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found; the comparisons are None without a reference.
+
+    Attributes:
+        tokens: predicted tokens.
+        context: tokens of a window.
+        perplexity: exp of the mean negative log likelihood.
+        reference_perplexity: that of the reference.
+        kl_mean: mean of KL(reference || model) over the predicted tokens, in nats.
+        kl_p99: its 99th percentile.
+        top1_agreement: share of positions where both find the same token most likely.
+    """
+
+    tokens: int
+    context: int
+    perplexity: float
+    reference_perplexity: float | None = None
+    kl_mean: float | None = None
+    kl_p99: float | None = None
+    top1_agreement: float | None = None
+
+
+def evaluate(
+    session: Session,
+    text: str | Sequence[int],
+    *,
+    reference: Model | str | Path | None = None,
+    context: int = 1024,
+    max_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Measure a model on a text.
+
+    The text is cut into windows of `context` tokens that do not overlap; the last may be shorter. No BOS is added. Each
+    token but the first of a window is predicted from those before it in the window.
+
+    Args:
+        session: the model.
+        text: a text, or its tokens.
+        reference: what to compare with: another exported directory, or a model for torch in float32 (an alias, a
+            Hugging Face id or directory), or anything with `logits`.
+        context: tokens of a window.
+        max_tokens: only so many tokens of the text.
+        progress: told about every window.
+
+    Raises:
+        UserError: the text or an option is too short or too long, or the reference has another vocabulary.
+    """
+    if not 2 <= context <= session.context_length:
+        raise UserError(f"context must be from 2 to {session.context_length}, the model's own, got {context}")
+    if max_tokens is not None and max_tokens < 2:
+        raise UserError(f"tokens must be at least 2, got {max_tokens}")
+    tokens = Tokenizer(session.directory.path).encode(text) if isinstance(text, str) else list(text)
+    ids = np.asarray(tokens[:max_tokens], np.int64)
+    if ids.size < 2:
+        raise UserError(f"the text has {ids.size} tokens; at least 2 are needed")
+    progress = progress or Progress()
+    if isinstance(reference, str | Path):
+        reference = open_reference(reference, progress)
+
+    windows = [ids[i : i + context] for i in range(0, ids.size - 1, context)]
+    own_loss, reference_loss, kl, agreement = [], [], [], []
+    progress.start("evaluating", len(windows))
+    for i, window in enumerate(windows):
+        logits = session.logits(window)[:-1]
+        other = None if reference is None else reference.logits(window)[:-1]
+        if other is not None and other.shape != logits.shape:
+            raise UserError(f"the reference has a vocabulary of {other.shape[1]} tokens, the model {logits.shape[1]}")
+        for row in range(0, len(logits), ROWS):
+            rows = slice(row, row + ROWS)
+            log_q = _log_softmax(logits[rows])
+            target = window[1:][rows, None]
+            own_loss.append(-np.take_along_axis(log_q, target, axis=1))
+            if other is not None:
+                log_p = _log_softmax(other[rows])
+                reference_loss.append(-np.take_along_axis(log_p, target, axis=1))
+                kl.append(np.einsum("mv,mv->m", np.exp(log_p), log_p - log_q))
+                agreement.append(log_p.argmax(axis=1) == log_q.argmax(axis=1))
+        progress.step(f"window {i + 1}")
+    progress.finish()
+
+    losses = np.concatenate(own_loss)
+    if reference is None:
+        return Evaluation(losses.size, context, _perplexity(losses))
+    divergence = np.concatenate(kl)
+    return Evaluation(
+        tokens=losses.size,
+        context=context,
+        perplexity=_perplexity(losses),
+        reference_perplexity=_perplexity(np.concatenate(reference_loss)),
+        kl_mean=float(divergence.mean()),
+        kl_p99=float(np.percentile(divergence, 99)),
+        top1_agreement=float(np.concatenate(agreement).mean()),
+    )
+
+
+def open_reference(model: str | Path, progress: Progress) -> Model:
+    """An exported directory as a `Session`, everything else as a `TorchReference`."""
+    if (Path(model) / "model.onnx").is_file():
+        return Session(model)
+    from skim_runtime.torch_reference import TorchReference
+
+    return TorchReference(model, progress=progress)
+
+
+def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Along the last axis, in float64."""
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=-1, keepdims=True)
+    shifted -= np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return shifted
+
+
+def _perplexity(losses: npt.NDArray[np.float64]) -> float:
+    return float(np.exp(losses.mean()))

@@ -1,0 +1,145 @@
+"""What an exported directory says about its model, read without loading any weight."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from skim_runtime.errors import UserError
+
+__all__ = ["ModelDirectory"]
+
+OPERATOR = ("ai.skim", "LutMatMul")
+
+
+@dataclass(frozen=True)
+class ModelDirectory:
+    """A directory with `model.onnx`, its external data, `genai_config.json` and the tokenizer files.
+
+    Attributes:
+        path: the directory.
+        context_length: positions that the model was made for.
+        head_size: channels of an attention head.
+        eos_token_ids: tokens that end a text.
+        custom_ops_library: what `genai_config.json` names as the operator library, or None.
+    """
+
+    path: Path
+    context_length: int
+    head_size: int
+    eos_token_ids: tuple[int, ...]
+    custom_ops_library: str | None
+
+    @classmethod
+    def open(cls, path: str | Path) -> ModelDirectory:
+        """Read `genai_config.json` and check that the model's files are there.
+
+        Raises:
+            UserError: the directory, `model.onnx` or `genai_config.json` is missing, or the latter is malformed.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"{path}: not a directory; give the one that skim-export wrote model.onnx into")
+        for name in ("model.onnx", "genai_config.json"):
+            if not (path / name).is_file():
+                raise UserError(f"{path}: has no {name}; give a directory that skim-export wrote")
+        config_file = path / "genai_config.json"
+        try:
+            model = json.loads(config_file.read_text("utf-8"))["model"]
+            eos = model["eos_token_id"]
+            return cls(
+                path=path,
+                context_length=int(model["context_length"]),
+                head_size=int(model["decoder"]["head_size"]),
+                eos_token_ids=tuple(eos) if isinstance(eos, list) else (int(eos),),
+                custom_ops_library=model["decoder"].get("session_options", {}).get("custom_ops_library"),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            reason = f"has no entry {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
+            raise UserError(f"{config_file}: {reason}; export the model again") from None
+
+    @property
+    def model_file(self) -> Path:
+        """Path of `model.onnx`."""
+        return self.path / "model.onnx"
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The facts of `model.onnx`; raises `UserError` like `Graph.read`."""
+        return Graph.read(self.model_file)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """What `model.onnx` says.
+
+    Attributes:
+        has_packed_weights: whether it has `ai.skim::LutMatMul` nodes.
+        weight_bytes: bytes of packed weights that its `LutMatMul` nodes read for each generated token.
+        shared_cache: whether every `present` output comes from a GroupQueryAttention node, which can append to the
+            past in place.
+    """
+
+    has_packed_weights: bool
+    weight_bytes: int
+    shared_cache: bool
+
+    @classmethod
+    def read(cls, file: Path) -> Graph:
+        """Parse `file` without its external data, whose files are only checked for their size.
+
+        Raises:
+            UserError: `file` is not an ONNX model, or its external data is missing or too short.
+        """
+        import onnx
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+        try:
+            model = onnx.load(file, load_external_data=False)
+        except DecodeError:
+            raise UserError(f"{file}: not an ONNX file") from None
+        if not model.graph.node:
+            raise UserError(f"{file}: not an ONNX file, or one without a graph")
+        _check_external_data(file, model)
+        sizes = {tensor.name: _tensor_bytes(tensor) for tensor in model.graph.initializer}
+        packed = [node for node in model.graph.node if (node.domain, node.op_type) == OPERATOR]
+        producers = {output: node.op_type for node in model.graph.node for output in node.output}
+        presents = [output.name for output in model.graph.output if output.name.startswith("present.")]
+        return cls(
+            has_packed_weights=bool(packed),
+            weight_bytes=sum(sizes.get(name, 0) for node in packed for name in node.input),
+            shared_cache=all(producers[name] == "GroupQueryAttention" for name in presents),
+        )
+
+
+def _external_data(tensor: Any) -> dict[str, str]:
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _tensor_bytes(tensor: Any) -> int:
+    import onnx
+
+    length = _external_data(tensor).get("length")
+    if length is not None:
+        return int(length)
+    size: int = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return size
+
+
+def _check_external_data(file: Path, model: Any) -> None:
+    needed: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        external = _external_data(tensor)
+        if external:
+            end = int(external.get("offset", 0)) + _tensor_bytes(tensor)
+            needed[external["location"]] = max(end, needed.get(external["location"], 0))
+    for location, size in needed.items():
+        data = file.parent / location
+        if not data.is_file():
+            raise UserError(f"{data}: missing; {file.name} keeps its weights there, so both must lie in one directory")
+        if data.stat().st_size < size:
+            raise UserError(f"{data}: truncated: {data.stat().st_size} bytes, but {file.name} needs {size}")

@@ -1,0 +1,180 @@
+"""A model in ONNX Runtime: load it, feed tokens, get logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from skim_runtime.cache import KeyValueCache
+from skim_runtime.errors import UserError
+from skim_runtime.model_directory import ModelDirectory
+from skim_runtime.operators import FALLBACK, load, one_line
+
+__all__ = ["Kernel", "Session"]
+
+Kernel = Literal["auto", "function"]
+
+_DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_INPUTS = {"input_ids", "attention_mask", "position_ids"}
+
+
+class Session:
+    """A decoder that skim-export wrote, with its key/value cache; batch size 1.
+
+    Attributes:
+        directory: the exported directory.
+        kernel: what multiplies packed weights: "avx2" or "reference" (our library), "function fallback" (standard
+            operators in a stock onnxruntime, slow), or "none" (the graph has no packed weights).
+        weight_bytes: bytes of packed weights read for each generated token.
+        vocabulary: number of logits of a token, V.
+
+    Args:
+        directory: what skim-export wrote.
+        threads: threads of the session; by default as many as onnxruntime finds cores.
+        kernel: "auto" registers our operator library, the directory's own or else the installed one; "function" leaves
+            it out.
+
+    Raises:
+        UserError: a file is missing or damaged, or onnxruntime refuses the model.
+    """
+
+    def __init__(self, directory: str | Path, *, threads: int | None = None, kernel: Kernel = "auto") -> None:
+        check_options(threads, kernel)
+        self.directory = ModelDirectory.open(directory)
+        graph = self.directory.graph
+        if not graph.shared_cache:
+            raise UserError(
+                f"{self.directory.model_file}: its key/value cache must come from GroupQueryAttention nodes"
+            )
+        self.weight_bytes = graph.weight_bytes
+        self._session, self.kernel = _open(self.directory, threads, kernel)
+
+        inputs = {value.name: value for value in self._session.get_inputs()}
+        outputs = {value.name: value for value in self._session.get_outputs()}
+        past = [name for name in inputs if name.startswith("past_key_values.")]
+        unknown = sorted(inputs.keys() - set(past) - _INPUTS)
+        if unknown or "logits" not in outputs or not past:
+            what = f"has an unknown input {unknown[0]!r}" if unknown else "has no logits or no past_key_values"
+            raise UserError(f"{self.directory.model_file}: {what}; expected the graph of a text decoder")
+        self._has_position_ids = "position_ids" in inputs
+        self._past = {name: name.replace("past_key_values.", "present.") for name in past}
+        self._logits_dtype = _DTYPES[outputs["logits"].type]
+        self.vocabulary = int(outputs["logits"].shape[-1])
+        kv_heads = [int(inputs[name].shape[1]) for name in past]
+        self._cache = KeyValueCache(kv_heads, self.directory.head_size, _DTYPES[inputs[past[0]].type])
+        self._binding: Any = None
+
+    @property
+    def context_length(self) -> int:
+        """Positions that the model was made for."""
+        return self.directory.context_length
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end a text."""
+        return self.directory.eos_token_ids
+
+    @property
+    def length(self) -> int:
+        """Tokens in the key/value cache."""
+        return self._cache.length
+
+    def reset(self, capacity: int = 0) -> None:
+        """Forget all tokens; room for `capacity` tokens spares the cache from growing later."""
+        self._cache.clear(capacity)
+        self._binding = None
+
+    def step(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Append tokens `[S]` to those before and return their logits, float32 `[S, V]`.
+
+        Raises:
+            UserError: more tokens than the model's context length.
+        """
+        ids = self._ids(input_ids)
+        if self._cache.reserve(ids.shape[1]) or self._binding is None:
+            self._bind_cache()
+        binding = self._binding
+        for name, array in self._feeds(ids, self._cache.length).items():
+            binding.bind_cpu_input(name, array)
+        logits = np.empty((*ids.shape, self.vocabulary), self._logits_dtype)
+        binding.bind_ortvalue_output("logits", _ort_value(logits))
+        self._session.run_with_iobinding(binding)
+        self._cache.length += ids.shape[1]
+        return _float32(logits[0])
+
+    def logits(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Logits, float32 `[S, V]`, of the tokens `[S]` alone; the key/value cache is neither read nor changed.
+
+        Raises:
+            UserError: more tokens than the model's context length.
+        """
+        ids = self._ids(input_ids, past=0)
+        feeds = self._feeds(ids, 0)
+        for name, buffer in zip(self._past, self._cache.buffers, strict=True):
+            feeds[name] = buffer[:, :, :0]
+        return _float32(self._session.run(["logits"], feeds)[0][0])
+
+    def _ids(self, input_ids: npt.ArrayLike, past: int | None = None) -> npt.NDArray[np.int64]:
+        ids = np.asarray(input_ids, np.int64).reshape(1, -1)
+        past = self._cache.length if past is None else past
+        if past + ids.shape[1] > self.context_length:
+            raise UserError(f"{past + ids.shape[1]} tokens do not fit the model's context of {self.context_length}")
+        return ids
+
+    def _feeds(self, ids: npt.NDArray[np.int64], past: int) -> dict[str, npt.NDArray[Any]]:
+        total = past + ids.shape[1]
+        feeds: dict[str, npt.NDArray[Any]] = {"input_ids": ids, "attention_mask": np.ones((1, total), np.int64)}
+        if self._has_position_ids:
+            feeds["position_ids"] = np.arange(past, total, dtype=np.int64)[None]
+        return feeds
+
+    def _bind_cache(self) -> None:
+        self._binding = self._session.io_binding()
+        for (past, present), buffer in zip(self._past.items(), self._cache.buffers, strict=True):
+            value = _ort_value(buffer)
+            self._binding.bind_ortvalue_input(past, value)
+            self._binding.bind_ortvalue_output(present, value)
+
+
+def check_options(threads: int | None, kernel: str) -> None:
+    """Refuse options of a session that make no sense.
+
+    Raises:
+        UserError: naming the option.
+    """
+    if threads is not None and threads < 1:
+        raise UserError(f"threads must be at least 1, got {threads}")
+    if kernel not in ("auto", "function"):
+        raise UserError(f"kernel must be auto or function, got {kernel!r}")
+
+
+def _open(directory: ModelDirectory, threads: int | None, kernel: Kernel) -> tuple[Any, str]:
+    """An onnxruntime session and the kernel that it runs packed weights with."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    name = "none"
+    if directory.graph.has_packed_weights:
+        if kernel == "function":
+            name = FALLBACK
+        else:
+            _, name = load(directory, lambda path: options.register_custom_ops_library(str(path)))
+    try:
+        return ort.InferenceSession(directory.model_file, options, providers=["CPUExecutionProvider"]), name
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise UserError(f"{directory.model_file}: refused by onnxruntime: {one_line(error)}") from error
+
+
+def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    converted: npt.NDArray[np.float32] = array.astype(np.float32, copy=False)
+    return converted
+
+
+def _ort_value(array: npt.NDArray[Any]) -> Any:
+    """An OrtValue over the memory of `array`."""
+    import onnxruntime as ort
+
+    return ort.OrtValue.ortvalue_from_numpy(array)

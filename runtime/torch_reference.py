@@ -1,0 +1,46 @@
+"""The full-precision model in torch, to compare with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from skim_runtime.errors import UserError
+
+from skim_export.progress import Progress
+
+__all__ = ["TorchReference"]
+
+
+class TorchReference:
+    """A checkpoint in float32.
+
+    Args:
+        model: an alias, a Hugging Face id or a Hugging Face directory.
+        progress: told about downloads.
+
+    Raises:
+        UserError: the model is not found, or transformers cannot load it.
+    """
+
+    def __init__(self, model: str | Path, *, progress: Progress | None = None) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        from skim_export.checkpoint.recipes import resolve
+
+        path = resolve(str(model), progress=progress or Progress())
+        try:
+            self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: transformers cannot load it: {' '.join(str(error).split())}") from error
+
+    def logits(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        """Logits, float32 `[S, V]`, of the tokens `[S]`."""
+        import torch
+
+        ids = torch.from_numpy(np.asarray(input_ids, np.int64))[None]
+        with torch.inference_mode():
+            logits: npt.NDArray[np.float32] = self._model(ids, use_cache=False).logits[0].numpy()
+        return logits
