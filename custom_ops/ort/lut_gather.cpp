@@ -50,7 +50,7 @@ class LutGather {
     shape.push_back(K);
     OrtValue* y = nullptr;
     Call(abi::KernelContext_GetOutput, api_, context, size_t{0}, shape.data(), shape.size(), &y);
-    // The runtime does not take the output's type from dtype (see AddLutGather), so it may differ.
+    // They differ if the shape of ids is unknown, so that no type was inferred, and the model declares another one.
     if (GetTensorInfo(api_, y).element_type != static_cast<int32_t>(type_)) {
       throw InvalidArgument(node_ + ": the model declares another type for the output than dtype says");
     }
@@ -81,8 +81,8 @@ void AddLutGather(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops)
   for (int32_t codebook : {abi::kInt8, abi::kFloat16}) {
     Op op = MakeOp(api, kernels, abi::kInt64, codebook);
     op.GetName = [](const OrtCustomOp*) { return "LutGather"; };
-    // The output's type follows from no input, and a shape function can't set it. A variadic output that is not
-    // homogeneous is the one kind whose type the runtime takes from the model, where it is declared.
+    // The output's type follows from no input. A variadic output that is not homogeneous is the one kind whose type the
+    // runtime leaves to the shape function.
     op.GetOutputType = [](const OrtCustomOp*, size_t) -> int32_t { return abi::kUndefined; };
     op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return abi::kVariadic; };
     op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
@@ -93,7 +93,10 @@ void AddLutGather(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops)
     op.KernelDestroy = [](void* kernel) { delete static_cast<LutGather*>(kernel); };
     op.InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
       const OrtApi* api = static_cast<const Op*>(op)->api;
-      return Guarded(api, [&] { InferShape(api, context, "K", /*replace_last=*/false); });
+      return Guarded(api, [&] {
+        const auto type = static_cast<int32_t>(InferenceAttribute(api, context, "dtype"));
+        InferOutput(api, context, type, InferenceAttribute(api, context, "K"), /*replace_last=*/false);
+      });
     };
     ops.push_back(op);
   }

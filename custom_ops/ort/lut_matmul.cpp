@@ -94,9 +94,16 @@ void AddLutMatMul(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops)
         return static_cast<const LutMatMul*>(kernel)->Run(context);
       };
       op.KernelDestroy = [](void* kernel) { delete static_cast<LutMatMul*>(kernel); };
+      // The schema is common to all types, so the runtime calls this function of any of them.
       op.InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
         const OrtApi* api = static_cast<const Op*>(op)->api;
-        return Guarded(api, [&] { InferShape(api, context, "N", /*replace_last=*/true); });
+        return Guarded(api, [&] {
+          OrtTensorTypeAndShapeInfo* x = nullptr;  // owned by the context
+          int32_t type = 0;
+          Call(abi::ShapeInferContext_GetInputTypeShape, api, context, size_t{0}, &x);
+          Call(abi::GetTensorElementType, api, x, &type);
+          InferOutput(api, context, type, InferenceAttribute(api, context, "N"), /*replace_last=*/true);
+        });
       };
       ops.push_back(op);
     }

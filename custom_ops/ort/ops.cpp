@@ -49,13 +49,16 @@ Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, in
   return op;
 }
 
-void InferShape(const OrtApi* api, OrtShapeInferContext* context, const char* attribute, bool replace_last) {
-  const OrtOpAttr* attr = nullptr;
-  int64_t last = 0;
+int64_t InferenceAttribute(const OrtApi* api, const OrtShapeInferContext* context, const char* name) {
+  const OrtOpAttr* attribute = nullptr;
+  int64_t value = 0;
   size_t written = 0;
-  Call(abi::ShapeInferContext_GetAttribute, api, context, attribute, &attr);
-  Call(abi::ReadOpAttr, api, attr, abi::kAttributeInt, &last, sizeof last, &written);
+  Call(abi::ShapeInferContext_GetAttribute, api, context, name, &attribute);
+  Call(abi::ReadOpAttr, api, attribute, abi::kAttributeInt, &value, sizeof value, &written);
+  return value;
+}
 
+void InferOutput(const OrtApi* api, OrtShapeInferContext* context, int32_t type, int64_t last, bool replace_last) {
   OrtTensorTypeAndShapeInfo* input = nullptr;  // owned by the context
   Call(abi::ShapeInferContext_GetInputTypeShape, api, context, size_t{0}, &input);
   size_t rank = 0;
@@ -78,7 +81,8 @@ void InferShape(const OrtApi* api, OrtShapeInferContext* context, const char* at
   }
   OrtTensorTypeAndShapeInfo* output = nullptr;
   Call(abi::CreateTensorTypeAndShapeInfo, api, &output);
-  OrtStatus* status = abi::SetDimensions(api, output, shape.data(), shape.size());
+  OrtStatus* status = abi::SetTensorElementType(api, output, type);
+  if (status == nullptr) status = abi::SetDimensions(api, output, shape.data(), shape.size());
   if (status == nullptr) status = abi::SetSymbolicDimensions(api, output, names.data(), names.size());
   if (status == nullptr) status = abi::ShapeInferContext_SetOutputTypeShape(api, context, size_t{0}, output);
   abi::ReleaseTensorTypeAndShapeInfo(api, output);

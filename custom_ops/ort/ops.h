@@ -19,9 +19,12 @@ struct Op : OrtCustomOp {
 // The fields that do not depend on the operator: inputs 1..6, one output, memory on the CPU.
 Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, int32_t codebook_type);
 
-// Sets the shape of output 0: that of input 0, with its last dimension replaced by (`replace_last`) or followed by the
-// value of the attribute `attribute`. Leaves it unknown if the input's shape is.
-void InferShape(const OrtApi* api, OrtShapeInferContext* context, const char* attribute, bool replace_last);
+// An integer attribute of the node whose output is inferred.
+int64_t InferenceAttribute(const OrtApi* api, const OrtShapeInferContext* context, const char* name);
+
+// Sets type and shape of output 0: the shape of input 0, with `last` in place of its last dimension (`replace_last`) or
+// after it. Does nothing if the input's shape is unknown: the type and shape that the model declares hold then.
+void InferOutput(const OrtApi* api, OrtShapeInferContext* context, int32_t type, int64_t last, bool replace_last);
 
 // Append all combinations of types. A list, since the runtime keeps pointers to its elements.
 void AddLutMatMul(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);

@@ -90,6 +90,7 @@ constexpr Slot<27, OrtStatus*(OrtCustomOpDomain*, const OrtCustomOp*)> CustomOpD
 constexpr Slot<28, OrtStatus*(OrtSessionOptions*, OrtCustomOpDomain*)> AddCustomOpDomain;
 constexpr Slot<51, OrtStatus*(OrtValue*, void**)> GetTensorMutableData;
 constexpr Slot<57, OrtStatus*(OrtTensorTypeAndShapeInfo**)> CreateTensorTypeAndShapeInfo;
+constexpr Slot<58, OrtStatus*(OrtTensorTypeAndShapeInfo*, int32_t)> SetTensorElementType;
 constexpr Slot<59, OrtStatus*(OrtTensorTypeAndShapeInfo*, const int64_t*, size_t)> SetDimensions;
 constexpr Slot<60, OrtStatus*(const OrtTensorTypeAndShapeInfo*, int32_t*)> GetTensorElementType;
 constexpr Slot<61, OrtStatus*(const OrtTensorTypeAndShapeInfo*, size_t*)> GetDimensionsCount;
