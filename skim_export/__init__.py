@@ -1,1 +1,39 @@
-"""Quantize a language model to any average bit-width and write it as an ONNX model."""
+"""Quantize a language model to any average bit-width and write it as an ONNX model.
+
+from skim_export import export
+
+report = export("smollm2-135m", "smollm2-3bit/model.onnx", bits=3)
+print(report.parts[-1].effective_bits)
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from skim_export.packed import PackedLinear
+    from skim_export.pipeline import export
+    from skim_export.progress import Progress
+    from skim_export.report import ExportReport, Part
+    from skim_runtime.errors import UserError
+
+__all__ = ["ExportReport", "PackedLinear", "Part", "Progress", "UserError", "export"]
+
+_MODULES = {
+    "ExportReport": "skim_export.report",
+    "PackedLinear": "skim_export.packed",
+    "Part": "skim_export.report",
+    "Progress": "skim_export.progress",
+    "UserError": "skim_runtime.errors",
+    "export": "skim_export.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562), so that `--help` does not wait for torch."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from safetensors import SafetensorError
 
 from skim_runtime.errors import UserError
 
@@ -37,6 +41,16 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
+def _disk_error(error: Exception) -> str | None:
+    """Why the disk refused, if it did."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
+        number = int(found[1])  # it tells the number only in its text
+    if number not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES):
+        return None
+    return os.strerror(number)
+
+
 @contextmanager
 def staged_directory(target: Path, last: str) -> Iterator[Path]:
     """A directory beside `target` whose files appear in `target` only when the block has ended without an error.
@@ -45,7 +59,7 @@ def staged_directory(target: Path, last: str) -> Iterator[Path]:
     file that users open) after all others. On any error the staged files are removed and `target` is as it was.
 
     Raises:
-        UserError: the place cannot be written to.
+        UserError: the place cannot be written to, or the disk is full.
     """
     parent = target.parent
     try:
@@ -67,5 +81,9 @@ def staged_directory(target: Path, last: str) -> Iterator[Path]:
         else:
             stage.rename(target)
         fsync(parent)
+    except (OSError, SafetensorError) as error:
+        if (reason := _disk_error(error)) is None:
+            raise
+        raise UserError(f"cannot write {target}: {reason}") from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)

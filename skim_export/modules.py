@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skim_export.checkpoint import Architecture, Checkpoint
-from skim_export.checkpoint.architecture import skeleton
+from skim_export.checkpoint.skeleton import skeleton
 from skim_export.packed import PackedLinear
 
 if TYPE_CHECKING:

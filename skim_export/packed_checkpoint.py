@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,7 @@ class PackedCheckpoint:
         partial = self._path(name).with_suffix(".partial")
         save_file({tensor: getattr(packed, tensor) for tensor in PackedLinear.TENSORS}, partial, metadata)
         fsync(partial)
-        os.replace(partial, self._path(name))
+        partial.replace(self._path(name))
 
     def read(self, name: str) -> PackedLinear:
         """Load a layer.

@@ -23,8 +23,8 @@ def _aligned(offset: int, nbytes: int) -> int:
 def save_model(model: ir.Model, path: Path, progress: Progress) -> None:
     """Write `path` and, for all initializers of 1 KiB and more, `path` + ".data".
 
-    Tensors are written one after the other, so that only one of them is in memory. The model's initializers refer to the file
-    afterwards.
+    Tensors are written one after the other, so that only one of them is in memory. The model's initializers refer to
+    the file afterwards.
     """
     data = path.with_name(path.name + ".data")
     values = [v for v in model.graph.initializers.values() if v.const_value is not None]
@@ -43,7 +43,7 @@ def save_model(model: ir.Model, path: Path, progress: Progress) -> None:
                 offset,
                 tensor.nbytes,
                 tensor.dtype,
-                shape=ir.Shape(tensor.shape),
+                shape=ir.Shape(tensor.shape.numpy()),
                 name=value.name,
                 base_dir=path.parent,
             )

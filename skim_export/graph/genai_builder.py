@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import onnx_ir as ir
 import torch
 
 from skim_export.checkpoint import Architecture, Checkpoint
-from skim_export.checkpoint.architecture import skeleton
+from skim_export.checkpoint.skeleton import skeleton
 from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS, lut_functions
 from skim_export.packed import CLASSES, FORMAT_VERSION, PackedLinear
 from skim_runtime.errors import UserError
@@ -80,16 +81,15 @@ def _lut_model(base: type) -> type:
                     continue
                 array = getattr(packed, tensor)
                 value = self.make_value(name, ir.DataType.from_numpy(array.dtype), array.shape)
-                value.const_value = ir.LazyTensor(
-                    lambda unit=unit, tensor=tensor: ir.tensor(getattr(self.skim_weights(unit), tensor)),
-                    dtype=value.dtype,
-                    shape=value.shape,
-                    name=name,
-                )
+                load = partial(self._load, unit, tensor)
+                value.const_value = ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name)
                 self.model.graph.register_initializer(value)
             self.skim_classes.update(c for c in range(CLASSES) if packed.rows_per_class[c])
             self.skim_codebook.add(packed.codebook.dtype.name)
             return packed, [f"{unit}.{tensor}" for tensor in WEIGHT_INPUTS]
+
+        def _load(self, unit: str, tensor: str) -> Any:
+            return ir.tensor(getattr(self.skim_weights(unit), tensor))
 
         def _lut_node(self, op_type: str, unit: str, name: str, value: str, output: str, **attributes: Any) -> None:
             packed, inputs = self._weight_inputs(unit)
@@ -176,9 +176,7 @@ class DecoderBuilder:
             options.pop("_effective_builder_config")
             config = details["hf_config"]
             base = getattr(builders, MODEL_CLASSES[config.architectures[0]])
-            self._model = _lut_model(base)(
-                config, ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", self._target, options
-            )
+            self._model = _lut_model(base)(config, ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", self._target, options)
         if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
             # The builder applies a window only where the configuration names the layers; Mistral's means all of them.
             self._model.layer_types = ["sliding_attention"] * self._model.num_layers

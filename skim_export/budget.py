@@ -1,0 +1,138 @@
+"""What the linear layers of a model may take, and what a row takes at each width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.packed import row_bytes
+from skim_export.quantize import AFFINE_BITS
+from skim_runtime.errors import UserError
+
+__all__ = ["Budget", "level_bytes", "unpacked_parameters", "widths_around"]
+
+GRAPH_BYTES = 1 << 20  # room for the graph itself when a size is asked for
+
+
+def level_bytes(bits: int, codebook: str, affine: bool) -> int:
+    """Bytes that the levels of a row take: codebook and scale, or scale and offset."""
+    if affine:
+        return 4
+    return (1 << bits) + 2 if codebook == "int8" else 2 << bits
+
+
+def widths_around(bits: float) -> range:
+    """The widths that rows may get around an average: two less to two more, within 1..8."""
+    return range(max(1, math.floor(bits) - 2), min(8, math.ceil(bits) + 2) + 1)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The budget of the linear layers.
+
+    Attributes:
+        bits: bits per weight.
+        stored: whether all that is stored counts (codes, codebooks, scales, row classes), or the codes alone.
+    """
+
+    bits: float
+    stored: bool = False
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: Checkpoint,
+        architecture: Architecture,
+        *,
+        bits: float | None,
+        effective_bits: float | None,
+        size: int | None,
+        head_bits: int,
+        codebook: str,
+    ) -> Budget:
+        """The budget from the one way in which it was stated; 3 bits if in none.
+
+        Raises:
+            UserError: it was stated in two ways, is out of range, or is less than the rest of the model takes.
+        """
+        stated = [name for name, value in _named(bits, effective_bits, size) if value is not None]
+        if len(stated) > 1:
+            raise UserError(f"{' and '.join(stated)} state the same budget: give one of them")
+        if size is None:
+            return cls._checked(bits if effective_bits is None else effective_bits, effective_bits is not None)
+        weights = sum(linear.out_features * linear.in_features for block in architecture.blocks for linear in block)
+        rest = _other_bytes(checkpoint, architecture, head_bits, codebook)
+        if size <= rest + weights // 8:
+            raise UserError(
+                f"--size {size / 1e6:.1f}MB: too small, the embedding and head at {head_bits} bits, norms and graph "
+                f"take {rest / 1e6:.1f}MB, and the linear layers {weights / 8e6:.1f}MB at 1 bit"
+            )
+        return cls(min(12.0, 8 * (size - rest) / weights), stored=True)
+
+    @classmethod
+    def _checked(cls, bits: float | None, stored: bool) -> Budget:
+        bits = 3.0 if bits is None else bits
+        name, most = ("--effective-bits", 12) if stored else ("--bits", 8)
+        if not 1 <= bits <= most:
+            raise UserError(f"{name} {bits:g}: must be from 1 to {most}")
+        return cls(bits, stored)
+
+    @property
+    def code_bits(self) -> float:
+        """About the average width of the codes: what is stored beside them takes a fifth of a bit or so."""
+        return min(8.0, max(1.0, self.bits - 0.2)) if self.stored else self.bits
+
+    def total(self, shapes: Iterable[tuple[int, int]]) -> int:
+        """Bits that the rows of all layers `(N, K)` may take together."""
+        shapes = list(shapes)
+        column_scales = sum(16 * columns for _, columns in shapes) if self.stored else 0
+        weights = sum(rows * columns for rows, columns in shapes)
+        return int(self.bits * weights) - column_scales
+
+    def row_costs(self, widths: Iterable[int], columns: int, codebook: str, affine: bool) -> npt.NDArray[np.int64]:
+        """Bits that one row of `columns` weights takes at each width, int64 `[widths]`.
+
+        Args:
+            widths: the widths, ascending.
+            columns: K.
+            codebook: type of codebook entries, "int8" or "float16".
+            affine: whether rows have even levels at every width, or only from `AFFINE_BITS` on.
+        """
+        if not self.stored:
+            return np.array([bits * columns for bits in widths], np.int64)
+        row_class = 1
+        return np.array(
+            [
+                8 * (row_bytes(b, columns) + level_bytes(b, codebook, affine or b >= AFFINE_BITS) + row_class)
+                for b in widths
+            ],
+            np.int64,
+        )
+
+
+def unpacked_parameters(checkpoint: Checkpoint, architecture: Architecture) -> int:
+    """Number of parameters that stay float32: norms and biases."""
+    packed = {f"{member}.weight" for block in architecture.blocks for linear in block for member in linear.members}
+    packed |= {f"{architecture.embedding}.weight", f"{architecture.head}.weight"}
+    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names if name not in packed)
+
+
+def _named(bits: float | None, effective_bits: float | None, size: int | None) -> list[tuple[str, float | int | None]]:
+    return [("--bits", bits), ("--effective-bits", effective_bits), ("--size", size)]
+
+
+def _other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: int, codebook: str) -> int:
+    """What the model takes beside its linear layers: embedding and head, norms, biases, rotary tables, graph."""
+    rows, columns = architecture.vocabulary_size, architecture.hidden_size
+    row = row_bytes(head_bits, columns) + level_bytes(head_bits, codebook, head_bits >= AFFINE_BITS)
+    matrices = 1 if architecture.tied else 2
+    floats = unpacked_parameters(checkpoint, architecture)
+    config = checkpoint.config
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    rotary = config.max_position_embeddings * head_size  # cosines and sines of half the head each
+    return matrices * (rows * row + 2 * columns) + 4 * (floats + rotary) + GRAPH_BYTES

@@ -1,0 +1,103 @@
+"""The command `skim-export`: arguments in, progress and a summary out."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skim_runtime.command import run_command
+from skim_runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from skim_export.report import ExportReport
+
+METHODS = ("skim", "squeezellm", "rtn")
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from a text such as `2.5GB` or `800 MiB`."""
+    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in UNITS or match[1].count(".") > 1:
+        raise UserError(f"--size {text}: expected a number with a unit, such as 800MB or 2.5GB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="skim-export",
+        description="Quantize a language model to any average bit-width and write it as an ONNX model.",
+    )
+    parser.add_argument(
+        "--model", required=True, help="an alias (see models/), a Hugging Face id, or a local directory"
+    )
+    parser.add_argument("-o", "--output", required=True, type=Path, help="the ONNX file to write, e.g. DIR/model.onnx")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--bits", type=float, help="average width of the codes, 1 to 8, fractions too (default: 3)")
+    budget.add_argument("--effective-bits", type=float, help="the same with codebooks and scales counted in")
+    budget.add_argument("--size", help="size of the model's weights as a whole, e.g. 2.5GB")
+    parser.add_argument("--method", choices=METHODS, default="skim", help="default: skim")
+    parser.add_argument(
+        "--head-bits", type=int, default=8, help="width of the embedding and the output head, 1 to 8 (default: 8)"
+    )
+    parser.add_argument(
+        "--codebook", choices=("int8", "float16"), default="int8", help="type of codebook entries (default: int8)"
+    )
+    parser.add_argument("--calib", type=Path, help="calibration text; without it the model writes its own")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the text that the model writes (default: 0)")
+    parser.add_argument("--threads", type=int, help="threads to use (default: all); the result does not depend on it")
+    parser.add_argument("--force", action="store_true", help="replace an output that exists")
+    return parser
+
+
+def _print_summary(report: ExportReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for column in ("", "weights", "code bits", "effective bits", "MB"):
+        table.add_column(column, justify="right" if column else "left")
+    for part in report.parts:
+        table.add_row(
+            part.name,
+            f"{part.weights / 1e6:.1f}M",
+            f"{part.code_bits:.3f}" if part.code_bits else "",
+            f"{part.effective_bits:.3f}",
+            f"{part.nbytes / 1e6:.2f}",
+        )
+    console = Console()
+    console.print(table)
+    console.print(f"wrote {report.path} in {report.seconds:.0f} s", soft_wrap=True, highlight=False)
+
+
+def main() -> int:
+    """Run `skim-export` and return its exit code."""
+    args = _parser().parse_args()
+
+    def command() -> None:
+        size = None if args.size is None else parse_size(args.size)
+        # Imported late: --help and mistakes in the arguments should not wait for torch.
+        from skim_export.pipeline import export
+        from skim_export.progress_bar import ProgressBar
+
+        with ProgressBar() as progress:
+            report = export(
+                args.model,
+                args.output,
+                bits=args.bits,
+                effective_bits=args.effective_bits,
+                size=size,
+                method=args.method,
+                head_bits=args.head_bits,
+                codebook=args.codebook,
+                calib=args.calib,
+                seed=args.seed,
+                threads=args.threads,
+                force=args.force,
+                progress=progress,
+            )
+        _print_summary(report)
+
+    return run_command("skim-export", command)

@@ -1,0 +1,355 @@
+"""From a checkpoint to a running model: this file reads the way the data flows.
+
+checkpoint -> calibration statistics -> error curves -> bit allocation -> packed linears -> ONNX model
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.budget import Budget, unpacked_parameters, widths_around
+from skim_export.calibration import calibrate, self_generated, tokens_from_file
+from skim_export.checkpoint import (
+    Architecture,
+    Checkpoint,
+    Linear,
+    architecture_of,
+    linear_bias,
+    linear_weight,
+    resolve,
+)
+from skim_export.files import staged_directory
+from skim_export.graph.external_data import save_model
+from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder
+from skim_export.packed_checkpoint import PackedCheckpoint
+from skim_export.progress import Progress
+from skim_export.quantize import (
+    CodebookType,
+    LayerCurves,
+    Method,
+    QuantizedLinear,
+    allocate_bits,
+    even_bits,
+    quantize_linear,
+    quantize_uniform,
+    width_errors,
+)
+from skim_export.report import REPORT_NAME, ExportReport, Part, write_report
+from skim_export.statistics_store import StatisticsStore
+from skim_runtime.errors import UserError
+from skim_runtime.library import library_path
+
+__all__ = ["QuantizeOptions", "calibration_tokens", "emit", "export", "quantize"]
+
+SEQUENCES = 32
+SEQUENCE_LENGTH = 512
+
+
+@dataclass(frozen=True)
+class QuantizeOptions:
+    """How to quantize.
+
+    Attributes:
+        budget: what the linear layers may take.
+        method: "skim", "squeezellm" or "rtn".
+        head_bits: width of embedding and output head.
+        codebook: type of codebook entries, "int8" or "float16".
+    """
+
+    budget: Budget
+    method: Method = "skim"
+    head_bits: int = 8
+    codebook: CodebookType = "int8"
+
+    def __post_init__(self) -> None:
+        if self.method not in get_args(Method):
+            raise UserError(f"--method {self.method}: must be one of {', '.join(get_args(Method))}")
+        if self.head_bits not in range(1, 9):
+            raise UserError(f"--head-bits {self.head_bits}: must be a whole number from 1 to 8")
+        if self.codebook not in get_args(CodebookType):
+            raise UserError(f"--codebook {self.codebook}: must be one of {', '.join(get_args(CodebookType))}")
+
+
+def calibration_tokens(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    calib: Path | None,
+    *,
+    seed: int,
+    threads: int,
+    progress: Progress,
+) -> npt.NDArray[np.int64]:
+    """Calibration tokens, int64 `[SEQUENCES, SEQUENCE_LENGTH]`: from a text file, or written by the model itself."""
+    if calib is not None:
+        return tokens_from_file(checkpoint, calib, SEQUENCES, SEQUENCE_LENGTH)
+    return self_generated(
+        checkpoint, architecture, SEQUENCES, SEQUENCE_LENGTH, seed=seed, threads=threads, progress=progress
+    )
+
+
+def quantize(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    output: PackedCheckpoint,
+    options: QuantizeOptions,
+    tokens: npt.NDArray[np.int64] | None,
+    *,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Quantize every linear layer, the embedding and the head into a packed checkpoint, layer by layer.
+
+    Args:
+        checkpoint: the full-precision model.
+        architecture: its linear units.
+        output: receives one packed linear a unit.
+        options: method and budget.
+        tokens: calibration tokens `[S, T]`; not needed by method "rtn".
+        threads: threads to use; the result does not depend on them.
+        progress: told of every layer.
+
+    Raises:
+        UserError: the budget is too small, or a weight is not finite.
+    """
+    _quantize_embeddings(checkpoint, architecture, output, options, threads)
+    linears = [linear for block in architecture.blocks for linear in block]
+    with tempfile.TemporaryDirectory(prefix="statistics-", dir=output.directory) as scratch:
+        store = StatisticsStore(Path(scratch))
+        if options.method == "rtn":
+            bits = _even_allocation(linears, options)
+        else:
+            assert tokens is not None
+            widths = widths_around(options.budget.code_bits)
+            curves: dict[str, npt.NDArray[np.float64]] = {}
+            for linear, statistics in calibrate(checkpoint, architecture, tokens, threads=threads, progress=progress):
+                store.write(linear.name, statistics.fisher)
+                if options.method == "skim":
+                    weight = linear_weight(checkpoint, linear)
+                    curves[linear.name] = width_errors(weight, statistics.fisher, widths, threads=threads)
+            bits = (
+                _greedy_allocation(linears, options, widths, curves)
+                if options.method == "skim"
+                else _even_allocation(linears, options)
+            )
+        progress.start("quantizing", len(linears))
+        for linear in linears:
+            quantized = quantize_linear(
+                linear_weight(checkpoint, linear),
+                None if options.method == "rtn" else store.take(linear.name),
+                bits[linear.name],
+                options.method,
+                codebook=options.codebook,
+                threads=threads,
+                name=linear.name,
+            )
+            _store(output, linear.name, quantized, linear_bias(checkpoint, linear))
+            progress.step(linear.name)
+        progress.finish()
+
+
+def _quantize_embeddings(
+    checkpoint: Checkpoint, architecture: Architecture, output: PackedCheckpoint, options: QuantizeOptions, threads: int
+) -> None:
+    """The embedding, and the head where it is another matrix, at one width for all rows."""
+    modules = [architecture.embedding] if architecture.tied else [architecture.embedding, architecture.head]
+    for module in modules:
+        weight = checkpoint.tensor(f"{module}.weight").numpy()
+        quantized = quantize_uniform(weight, options.head_bits, codebook=options.codebook, threads=threads, name=module)
+        _store(output, module, quantized, None)
+
+
+def _store(
+    output: PackedCheckpoint, name: str, quantized: QuantizedLinear, bias: npt.NDArray[np.float32] | None
+) -> None:
+    packed = quantized.pack(bias)
+    report = {
+        "name": name,
+        "shape": [packed.out_features, packed.in_features],
+        "rows_per_class": list(packed.rows_per_class),
+        "code_bits": packed.code_bits,
+        "effective_bits": packed.effective_bits,
+        "bytes": packed.nbytes,
+        "error": float(quantized.errors.sum()),
+    }
+    output.write(name, packed, report)
+
+
+def _shapes(linears: list[Linear]) -> list[tuple[int, int]]:
+    return [(linear.out_features, linear.in_features) for linear in linears]
+
+
+def _greedy_allocation(
+    linears: list[Linear], options: QuantizeOptions, widths: range, curves: dict[str, npt.NDArray[np.float64]]
+) -> dict[str, npt.NDArray[np.uint8]]:
+    """Widths by the greedy choice over all rows of the model."""
+    layers = [
+        LayerCurves(
+            curves[linear.name],
+            np.array(widths, np.uint8),
+            options.budget.row_costs(widths, linear.in_features, options.codebook, affine=False),
+        )
+        for linear in linears
+    ]
+    bits = allocate_bits(layers, options.budget.total(_shapes(linears)))
+    return {linear.name: row_bits for linear, row_bits in zip(linears, bits, strict=True)}
+
+
+def _even_allocation(linears: list[Linear], options: QuantizeOptions) -> dict[str, npt.NDArray[np.uint8]]:
+    """The same average width in every layer, the widest that the budget allows."""
+    costs = [
+        options.budget.row_costs(range(1, 9), linear.in_features, options.codebook, affine=options.method == "rtn")
+        for linear in linears
+    ]
+
+    def cost(average: float) -> int:
+        widths = [even_bits(linear.out_features, average) for linear in linears]
+        return sum(int(row_costs[bits - 1].sum()) for row_costs, bits in zip(costs, widths, strict=True))
+
+    budget = options.budget.total(_shapes(linears))
+    averages = np.arange(1, 8 + 1e-9, 1 / 64)
+    affordable = [average for average in averages.tolist() if cost(average) <= budget]
+    if not affordable:
+        raise UserError(f"{options.budget.bits:g} bits per weight are too few: even codes of 1 bit take more")
+    return {linear.name: even_bits(linear.out_features, affordable[-1]) for linear in linears}
+
+
+def emit(
+    checkpoint: Checkpoint, architecture: Architecture, packed: PackedCheckpoint, output: Path, progress: Progress
+) -> None:
+    """Write the ONNX model of a packed checkpoint, and beside it the configuration, tokenizer and operator library.
+
+    Raises:
+        UserError: the model builder has another version, or the operator library is not built.
+    """
+    read = lru_cache(maxsize=1)(packed.read)  # the tensors of a layer are asked for one after the other
+    builder = DecoderBuilder(checkpoint, architecture, read, output)
+    save_model(builder.build(), output, progress)
+    builder.write_configuration()
+    shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)
+
+
+def export(
+    model: str,
+    output: str | Path,
+    *,
+    bits: float | None = None,
+    effective_bits: float | None = None,
+    size: int | None = None,
+    method: Method = "skim",
+    head_bits: int = 8,
+    codebook: CodebookType = "int8",
+    calib: str | Path | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Quantize a model and write it as ONNX.
+
+    Everything is prepared in a directory beside the output's and moved into place at the end, model.onnx last.
+
+    Args:
+        model: alias of a recipe, Hugging Face id, or directory.
+        output: the ONNX file to write; the other files go beside it.
+        bits: average width of the codes of the linear layers, 1 to 8; 3 unless another budget is given.
+        effective_bits: the same with everything stored for the linear layers counted in.
+        size: bytes of the ONNX file and its data together.
+        method: "skim", "squeezellm" or "rtn".
+        head_bits: width of embedding and output head, 1 to 8.
+        codebook: type of codebook entries, "int8" or "float16".
+        calib: a text file for calibration; without it the model writes its own text.
+        seed: seed of that text.
+        threads: threads to use, all by default; the result does not depend on it.
+        force: replace an output that exists.
+        progress: told of every step.
+
+    Returns:
+        What was written, and what each part of the model takes.
+
+    Raises:
+        UserError: something given is wrong; nothing was written.
+    """
+    started = time.monotonic()
+    progress = progress or Progress()
+    threads = threads or len(os.sched_getaffinity(0))
+    output, calib = Path(output), None if calib is None else Path(calib)
+    _check_output(output, force)
+    if calib is not None and not calib.is_file():
+        raise UserError(f"--calib {calib}: no such file")
+    checkpoint = Checkpoint(resolve(model, progress=progress))
+    checkpoint.require_tokenizer()
+    architecture = architecture_of(checkpoint)
+    budget = Budget.of(
+        checkpoint,
+        architecture,
+        bits=bits,
+        effective_bits=effective_bits,
+        size=size,
+        head_bits=head_bits,
+        codebook=codebook,
+    )
+    options = QuantizeOptions(budget, method, head_bits, codebook)
+    with staged_directory(output.parent, last=output.name) as stage:
+        with tempfile.TemporaryDirectory(prefix=".packed-", dir=stage) as work:
+            packed = PackedCheckpoint(Path(work))
+            tokens = None
+            if method != "rtn":
+                tokens = calibration_tokens(
+                    checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress
+                )
+            quantize(checkpoint, architecture, packed, options, tokens, threads=threads, progress=progress)
+            emit(checkpoint, architecture, packed, stage / output.name, progress)
+            layers = [packed.report(name) for name in packed.names()]
+        parts = _parts(architecture, checkpoint, layers, stage / output.name)
+        recorded = {
+            "model": model,
+            "method": method,
+            "bits": bits,
+            "effective_bits": effective_bits,
+            "size": size,
+            "head_bits": head_bits,
+            "codebook": codebook,
+            "calib": None if calib is None else calib.name,
+            "seed": seed,
+        }
+        write_report(stage, recorded, parts, layers)
+    return ExportReport(output, parts, time.monotonic() - started)
+
+
+def _check_output(output: Path, force: bool) -> None:
+    if output.suffix != ".onnx":
+        raise UserError(f"--output {output}: must name an .onnx file, such as {output / 'model.onnx'}")
+    if output.is_dir():
+        raise UserError(f"--output {output}: is a directory; name a file in it")
+    others = (output, output.with_name(output.name + ".data"), output.with_name(REPORT_NAME))
+    for path in others:
+        if path.exists() and not force:
+            raise UserError(f"--output: {path} exists; use --force to replace it")
+
+
+def _parts(architecture: Architecture, checkpoint: Checkpoint, layers: list[dict[str, Any]], path: Path) -> list[Part]:
+    """What the linear layers, the embeddings, the rest and the whole model take, from the files themselves."""
+    embeddings = {architecture.embedding, architecture.head}
+    total = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
+    parts = []
+    for name, chosen in (
+        ("linear layers", [layer for layer in layers if layer["name"] not in embeddings]),
+        ("embedding and head", [layer for layer in layers if layer["name"] in embeddings]),
+    ):
+        weights = [layer["shape"][0] * layer["shape"][1] for layer in chosen]
+        code_bits = sum(w * layer["code_bits"] for w, layer in zip(weights, chosen, strict=True)) / sum(weights)
+        parts.append(Part(name, sum(weights), sum(layer["bytes"] for layer in chosen), code_bits))
+    rest = unpacked_parameters(checkpoint, architecture)
+    parts.append(Part("norms, tables and graph", rest, total - sum(part.nbytes for part in parts), None))
+    parts.append(Part("whole model", sum(part.weights for part in parts), total, None))
+    return parts
