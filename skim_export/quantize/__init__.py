@@ -1,0 +1,25 @@
+"""The quantizer: weights and sensitivities of one linear layer in, codes and levels out."""
+
+from skim_export.quantize.allocation import LayerCurves, allocate_bits, even_bits
+from skim_export.quantize.levels import CodebookType
+from skim_export.quantize.methods import (
+    AFFINE_BITS,
+    Method,
+    QuantizedLinear,
+    quantize_linear,
+    quantize_uniform,
+    width_errors,
+)
+
+__all__ = [
+    "AFFINE_BITS",
+    "CodebookType",
+    "LayerCurves",
+    "Method",
+    "QuantizedLinear",
+    "allocate_bits",
+    "even_bits",
+    "quantize_linear",
+    "quantize_uniform",
+    "width_errors",
+]

@@ -1,0 +1,142 @@
+"""Stored levels: centroids rounded to codebook entries, and evenly spaced (affine) levels.
+
+Both work on v = W / column_scale; what a code stands for is defined in docs/format.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.packed import LevelKind, RowLevels
+from skim_export.quantize.solver import Layer, assign, assign_affine, kmeans
+
+__all__ = ["CodebookType", "Float16", "fit_affine", "fit_tables", "range_affine"]
+
+CodebookType = Literal["int8", "float16"]
+
+Float16 = npt.NDArray[np.float16]
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+UInt8 = npt.NDArray[np.uint8]
+
+_LARGEST_ENTRIES = range(127, 63, -1)  # candidates for the largest int8 entry of a row
+_SMALLEST_SCALE = 2.0**-24  # of float16
+_ROUNDS = 3  # alternations between codes and affine levels; more gain under 0.1 % of the error
+
+
+def fit_tables(layer: Layer, bits: UInt8, codebook: CodebookType) -> tuple[UInt8, RowLevels, Float64]:
+    """Quantize rows to free codebooks: exact k-means, centroids rounded to stored entries, codes assigned again.
+
+    Args:
+        layer: W, weights of the squared errors and column scale.
+        bits: width of each row, uint8 `[N]`.
+        codebook: type of the entries.
+
+    Returns:
+        codes, uint8 `[N, K]`; levels; weighted squared error of each row as stored, float64 `[N]`.
+    """
+    centroids, mass, _ = kmeans(layer, bits)
+    entries: npt.NDArray[np.int8] | Float16
+    if codebook == "int8":
+        entries, scale = _round_to_int8(centroids.astype(np.float64), mass.astype(np.float64))
+        values = entries.astype(np.float32) * scale.astype(np.float32)[:, None]
+    else:
+        entries, scale = centroids.astype(np.float16), np.zeros(layer.rows, np.float16)
+        values = entries.astype(np.float32)
+    codes, errors = assign(layer, bits, values)
+    kind = np.full(layer.rows, LevelKind.TABLE, np.uint8)
+    return codes, RowLevels(bits, kind, entries, scale, np.zeros(layer.rows, np.float16)), errors
+
+
+def _round_to_int8(centroids: Float64, mass: Float64) -> tuple[npt.NDArray[np.int8], Float16]:
+    """int8 entries and one scale per row with the least weighted rounding error.
+
+    Few centroids and many steps: some scales fit all of them nearly exactly, so every scale that puts the largest
+    entry at 64..127 is tried, each improved by least squares.
+    """
+    largest = np.abs(centroids).max(axis=1)
+    best = np.full(len(centroids), np.inf)
+    entries = np.zeros(centroids.shape, np.int8)
+    scale = np.zeros(len(centroids), np.float16)
+    for top in _LARGEST_ENTRIES:
+        candidate = _float16_scale(largest / top)
+        rounded = _round_entries(centroids, candidate)
+        power = np.sum(mass * rounded * rounded, axis=1)
+        fitted = np.divide(np.sum(mass * rounded * centroids, axis=1), power, out=candidate.copy(), where=power > 0)
+        candidate = _float16_scale(fitted)
+        rounded = _round_entries(centroids, candidate)
+        error = np.sum(mass * (centroids - rounded * candidate[:, None]) ** 2, axis=1)
+        better = error < best
+        best[better] = error[better]
+        entries[better] = rounded[better]
+        scale[better] = candidate[better]
+    return entries, scale
+
+
+def _float16_scale(scale: Float64) -> Float64:
+    return np.maximum(scale, _SMALLEST_SCALE).astype(np.float16).astype(np.float64)
+
+
+def _round_entries(centroids: Float64, scale: Float64) -> Float64:
+    return np.clip(np.rint(centroids / scale[:, None]), -127, 127)
+
+
+def range_affine(layer: Layer, bits: UInt8) -> tuple[UInt8, RowLevels, Float64]:
+    """Quantize rows to even levels from the smallest to the largest value, by rounding to the nearest.
+
+    Takes and returns what `fit_tables` does.
+    """
+    return _affine(layer, bits, rounds=0)
+
+
+def fit_affine(layer: Layer, bits: UInt8) -> tuple[UInt8, RowLevels, Float64]:
+    """Quantize rows to even levels, fitted by weighted least squares in turn with the codes.
+
+    Takes and returns what `fit_tables` does. The best round of each row is kept, so no row is worse than with
+    `range_affine`.
+    """
+    return _affine(layer, bits, rounds=_ROUNDS)
+
+
+def _affine(layer: Layer, bits: UInt8, rounds: int) -> tuple[UInt8, RowLevels, Float64]:
+    scaled = layer.values / layer.column_scale
+    low, high = (edge.astype(np.float64) for edge in (scaled.min(axis=1), scaled.max(axis=1)))
+    half = np.ldexp(0.5, bits)
+    scale = (high - low) / (2 * half - 1)
+    best = _round_affine(layer, bits, scale, low + scale * half)
+    latest = best
+    for _ in range(rounds):
+        latest = _round_affine(layer, bits, *latest.refitted)
+        best = best.better_rows(latest)
+    kind = np.full(layer.rows, LevelKind.AFFINE, np.uint8)
+    entries = np.zeros((layer.rows, 0), np.int8)
+    return best.codes, RowLevels(bits, kind, entries, best.scale, best.offset), best.errors
+
+
+@dataclass
+class _Affine:
+    scale: Float16
+    offset: Float16
+    codes: UInt8
+    errors: Float64
+    refitted: tuple[Float64, Float64]  # scale and offset that suit these codes best
+
+    def better_rows(self, other: _Affine) -> _Affine:
+        better = other.errors < self.errors
+        return _Affine(
+            np.where(better, other.scale, self.scale),
+            np.where(better, other.offset, self.offset),
+            np.where(better[:, None], other.codes, self.codes),
+            np.where(better, other.errors, self.errors),
+            other.refitted,
+        )
+
+
+def _round_affine(layer: Layer, bits: UInt8, scale: Float64, offset: Float64) -> _Affine:
+    stored = scale.astype(np.float16), offset.astype(np.float16)
+    codes, errors, refitted = assign_affine(layer, bits, stored[0].astype(np.float32), stored[1].astype(np.float32))
+    return _Affine(*stored, codes, errors, refitted)

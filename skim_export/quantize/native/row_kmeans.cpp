@@ -1,0 +1,115 @@
+#include "row_kmeans.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+namespace skim {
+namespace {
+
+// A weight counts at least this part of the row's mean weight: prefix sums stay strictly increasing in double
+// precision, and columns that never were active still find a centroid.
+constexpr double kFloor = 1.0 / (1 << 30);
+
+// Unsigned integer with the order of the floats.
+uint32_t Sortable(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+using Search = void (*)(const SplitStep&);
+
+Search FastestSearch() {
+#ifdef SKIM_SOLVER_AVX2
+  if (__builtin_cpu_supports("avx2")) return SearchSplitsAvx2;
+#endif
+  return SearchSplits;
+}
+
+const Search kSearch = FastestSearch();
+
+}  // namespace
+
+RowKmeans::RowKmeans(int32_t columns)
+    : n_(columns),
+      keys_(columns),
+      mass_(columns + 1 + kPadding),
+      moment_(columns + 1 + kPadding),
+      gain_(columns + 1 + kPadding),
+      next_gain_(columns + 1 + kPadding) {}
+
+void RowKmeans::Load(const float* row, const float* weight, const float* column_scale) {
+  double sum = 0, weighted = 0;
+  for (int32_t k = 0; k < n_; k++) {
+    const float value = row[k] / column_scale[k];
+    const double a = column_scale[k];
+    const double s = weight ? weight[k] * a * a : 1;
+    sum += s;
+    weighted += s * value;
+    keys_[k] = static_cast<uint64_t>(Sortable(value)) << 32 | static_cast<uint32_t>(k);
+  }
+  all_zero_ = !(sum > 0);
+  const bool uniform = !weight || all_zero_;
+  mean_ = all_zero_ ? 0 : weighted / sum;
+  const double least = kFloor * sum / n_;
+  std::sort(keys_.begin(), keys_.end());
+  mass_[0] = moment_[0] = total_ = 0;
+  for (int32_t i = 0; i < n_; i++) {
+    const auto k = static_cast<uint32_t>(keys_[i]);
+    const double a = column_scale[k];
+    const double s = uniform ? 1 : std::max(weight[k] * a * a, least);
+    const double value = row[k] / column_scale[k] - mean_;
+    mass_[i + 1] = mass_[i] + s;
+    moment_[i + 1] = moment_[i] + s * value;
+    total_ += s * value * value;
+  }
+}
+
+void RowKmeans::FirstStep() {
+  for (int32_t i = 1; i <= n_; i++) gain_[i] = moment_[i] * moment_[i] / mass_[i];
+  gain_[0] = 0;
+  std::fill_n(splits_.begin(), n_ + 1, 0);
+}
+
+void RowKmeans::NextStep(bool only_last, const int32_t* split_before, int32_t* next_split) {
+  kSearch({mass_.data(), moment_.data(), gain_.data(), split_before, next_gain_.data(), next_split, n_, only_last});
+  gain_.swap(next_gain_);
+}
+
+void RowKmeans::ErrorCurve(int32_t max_bits, double* errors) {
+  const int32_t prefixes = n_ + 1, most = 1 << max_bits;
+  splits_.resize(std::max<size_t>(splits_.size(), size_t{2} * prefixes));
+  FirstStep();
+  int32_t bits = 1;
+  for (int32_t clusters = 2; clusters <= most; clusters++) {
+    NextStep(clusters == most, &splits_[clusters % 2 * prefixes], &splits_[(clusters + 1) % 2 * prefixes]);
+    if (clusters == 1 << bits) errors[bits++ - 1] = all_zero_ ? 0 : std::max(total_ - gain_[n_], 0.0);
+  }
+}
+
+void RowKmeans::Cluster(int32_t bits, float* centroids, float* mass, uint8_t* codes) {
+  const size_t prefixes = n_ + 1;
+  const int32_t most = 1 << bits;
+  splits_.resize(std::max(splits_.size(), most * prefixes));
+  FirstStep();
+  for (int32_t clusters = 2; clusters <= most; clusters++) {
+    NextStep(clusters == most, &splits_[(clusters - 2) * prefixes], &splits_[(clusters - 1) * prefixes]);
+  }
+  int32_t end = n_;
+  for (int32_t c = most - 1; c >= 0; c--) {
+    const int32_t start = splits_[c * prefixes + end];
+    if (start == end) {  // fewer points than centroids: repeat the lowest
+      centroids[c] = centroids[c + 1];
+      mass[c] = 0;
+      continue;
+    }
+    const double weight = mass_[end] - mass_[start];
+    centroids[c] = static_cast<float>((moment_[end] - moment_[start]) / weight + mean_);
+    mass[c] = static_cast<float>(weight);
+    for (int32_t i = start; i < end; i++) codes[static_cast<uint32_t>(keys_[i])] = static_cast<uint8_t>(c);
+    end = start;
+  }
+}
+
+}  // namespace skim

@@ -1,0 +1,2 @@
+#define SKIM_SEARCH_SPLITS SearchSplits
+#include "split_search_body.h"

@@ -1,0 +1,243 @@
+"""The native solver: exact weighted k-means, nearest levels and weighted means over the rows of a layer.
+
+A layer is W `[N, K]` with weights of the squared errors `[N, K]` (None: all 1) and a positive scale per column `[K]`;
+its value k is stored as `level * column_scale[k]`. Results do not depend on the number of threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["MAX_BITS", "Layer", "assign", "assign_affine", "error_curves", "kmeans", "refit"]
+
+MAX_BITS = 8
+_CHUNK_SECONDS = 0.25  # about as long as one call may take on one core: Ctrl-C is seen between calls
+_SECONDS_PER_LEVEL = 2e-8  # of the dynamic program, for one weight and one level
+
+Float32 = npt.NDArray[np.float32]
+Float64 = npt.NDArray[np.float64]
+UInt8 = npt.NDArray[np.uint8]
+
+
+class _NativeLayer(ctypes.Structure):
+    _fields_ = (
+        ("values", ctypes.c_void_p),
+        ("weights", ctypes.c_void_p),
+        ("column_scale", ctypes.c_void_p),
+        ("rows", ctypes.c_int64),
+        ("columns", ctypes.c_int32),
+    )
+
+
+class Layer:
+    """What the solver is given; the arrays are checked once and kept alive.
+
+    Args:
+        values: W, float32 `[N, K]`, finite.
+        weights: weights of the squared errors, float32 `[N, K]`, at least 0; None for all 1.
+        column_scale: positive, float32 `[K]`; None for all 1.
+        threads: threads to use; None for as many as the process may run on.
+
+    Raises:
+        ValueError: an array has another type or shape.
+    """
+
+    def __init__(
+        self,
+        values: Float32,
+        weights: Float32 | None = None,
+        column_scale: Float32 | None = None,
+        threads: int | None = None,
+    ) -> None:
+        if values.ndim != 2 or values.dtype != np.float32 or 0 in values.shape:
+            raise ValueError(f"values must be float32 [N, K], got {values.dtype} {list(values.shape)}")
+        if weights is not None and (weights.shape != values.shape or weights.dtype != np.float32):
+            raise ValueError(f"weights must be float32 {list(values.shape)}, got {weights.dtype} {list(weights.shape)}")
+        if column_scale is None:
+            column_scale = np.ones(values.shape[1], np.float32)
+        if column_scale.shape != values.shape[1:] or column_scale.dtype != np.float32:
+            raise ValueError(
+                f"column_scale must be float32 [{values.shape[1]}], got {column_scale.dtype} {list(column_scale.shape)}"
+            )
+        self.values = np.ascontiguousarray(values)
+        self.weights = None if weights is None else np.ascontiguousarray(weights)
+        self.column_scale = np.ascontiguousarray(column_scale)
+        self.threads = threads or len(os.sched_getaffinity(0))
+
+    @property
+    def rows(self) -> int:
+        """N."""
+        return len(self.values)
+
+    @property
+    def columns(self) -> int:
+        """K."""
+        return len(self.column_scale)
+
+    def take(self, rows: npt.NDArray[np.bool_]) -> Layer:
+        """A layer of some of the rows."""
+        weights = None if self.weights is None else self.weights[rows]
+        return Layer(self.values[rows], weights, self.column_scale, self.threads)
+
+    def native(self, rows: slice) -> _NativeLayer:
+        """The C structure of some consecutive rows."""
+        values = self.values[rows]
+        weights = None if self.weights is None else self.weights[rows].ctypes.data
+        return _NativeLayer(values.ctypes.data, weights, self.column_scale.ctypes.data, len(values), self.columns)
+
+    def chunks(self, levels: int) -> Iterator[slice]:
+        """Runs of rows that keep a call short."""
+        rows = max(1, int(_CHUNK_SECONDS / (_SECONDS_PER_LEVEL * levels * self.columns)))
+        for start in range(0, self.rows, rows):
+            yield slice(start, min(start + rows, self.rows))
+
+
+def _array(dtype: type, ndim: int) -> type:
+    return np.ctypeslib.ndpointer(dtype, ndim=ndim, flags="C_CONTIGUOUS")
+
+
+@cache
+def _library() -> ctypes.CDLL:
+    library = ctypes.CDLL(str(Path(__file__).with_name("libskim_solver.so")))
+    layer, number = ctypes.POINTER(_NativeLayer), ctypes.c_int32
+    floats, doubles, vector = _array(np.float32, 2), _array(np.float64, 2), _array(np.float64, 1)
+    bits, codes, singles = _array(np.uint8, 1), _array(np.uint8, 2), _array(np.float32, 1)
+    signatures = {
+        "skim_error_curves": (layer, number, number, doubles),
+        "skim_kmeans": (layer, bits, number, number, floats, floats, codes),
+        "skim_assign": (layer, bits, floats, number, number, codes, vector),
+        "skim_assign_affine": (layer, bits, singles, singles, number, codes, vector, vector, vector),
+        "skim_refit": (layer, bits, codes, number, number, floats, vector, vector, vector),
+    }
+    for name, arguments in signatures.items():
+        function = getattr(library, name)
+        function.argtypes = arguments
+        function.restype = ctypes.c_bool
+    return library
+
+
+def _call(name: str, layer: Layer, rows: slice, *arguments: object) -> None:
+    if not getattr(_library(), name)(ctypes.byref(layer.native(rows)), *arguments):
+        raise MemoryError(f"{name}: out of memory")
+
+
+def _checked_bits(bits: UInt8, rows: int) -> tuple[UInt8, int]:
+    """The widths as the solver reads them, and the entries of the largest codebook."""
+    if bits.shape != (rows,) or bits.dtype != np.uint8 or bits.min() < 1 or bits.max() > MAX_BITS:
+        raise ValueError(f"bits must be uint8 [{rows}] from 1 to {MAX_BITS}")
+    return np.ascontiguousarray(bits), 1 << int(bits.max())
+
+
+def _check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ValueError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
+
+
+def error_curves(layer: Layer, max_bits: int) -> Float64:
+    """Least weighted squared error of each row with 2, 4, ... 2^max_bits free levels, float64 `[N, max_bits]`."""
+    if not 1 <= max_bits <= MAX_BITS:
+        raise ValueError(f"max_bits must be from 1 to {MAX_BITS}, got {max_bits}")
+    errors = np.empty((layer.rows, max_bits), np.float64)
+    for rows in layer.chunks(1 << max_bits):
+        _call("skim_error_curves", layer, rows, max_bits, layer.threads, errors[rows])
+    return errors
+
+
+def kmeans(layer: Layer, bits: UInt8) -> tuple[Float32, Float32, UInt8]:
+    """Optimal codebooks: exact weighted k-means of every row of `values / column_scale`.
+
+    Args:
+        layer: the layer.
+        bits: width of each row, uint8 `[N]`.
+
+    Returns:
+        centroids, float32 `[N, 2^max(bits)]`, ascending; unused entries are 0;
+        the weight that each carries, float32 of the same shape;
+        codes, uint8 `[N, K]`.
+    """
+    bits, stride = _checked_bits(bits, layer.rows)
+    centroids = np.zeros((layer.rows, stride), np.float32)
+    mass = np.zeros((layer.rows, stride), np.float32)
+    codes = np.empty((layer.rows, layer.columns), np.uint8)
+    for rows in layer.chunks(stride):
+        _call("skim_kmeans", layer, rows, bits[rows], stride, layer.threads, centroids[rows], mass[rows], codes[rows])
+    return centroids, mass, codes
+
+
+def assign(layer: Layer, bits: UInt8, levels: Float32) -> tuple[UInt8, Float64]:
+    """Codes of the nearest levels, uint8 `[N, K]`, and the weighted squared error of each row, float64 `[N]`.
+
+    Args:
+        layer: the layer.
+        bits: width of each row, uint8 `[N]`.
+        levels: float32 `[N, 2^max(bits)]`, the first 2^b of each row ascending.
+    """
+    bits, stride = _checked_bits(bits, layer.rows)
+    _check_shape("levels", levels, (layer.rows, stride))
+    codes = np.empty((layer.rows, layer.columns), np.uint8)
+    errors = np.empty(layer.rows, np.float64)
+    for rows in layer.chunks(stride):
+        _call("skim_assign", layer, rows, bits[rows], levels[rows], stride, layer.threads, codes[rows], errors[rows])
+    return codes, errors
+
+
+def assign_affine(
+    layer: Layer, bits: UInt8, scale: Float32, offset: Float32
+) -> tuple[UInt8, Float64, tuple[Float64, Float64]]:
+    """Codes of the nearest affine levels `offset + scale * (code - 2^(b-1))`.
+
+    Args:
+        layer: the layer.
+        bits: width of each row, uint8 `[N]`.
+        scale: at least 0, float32 `[N]`.
+        offset: float32 `[N]`.
+
+    Returns:
+        codes, uint8 `[N, K]`;
+        the weighted squared error of each row, float64 `[N]`;
+        the scale and the offset that are optimal for these codes, float64 `[N]` each.
+    """
+    bits, _ = _checked_bits(bits, layer.rows)
+    _check_shape("scale", scale, (layer.rows,))
+    _check_shape("offset", offset, (layer.rows,))
+    codes = np.empty((layer.rows, layer.columns), np.uint8)
+    errors, best_scale, best_offset = (np.empty(layer.rows) for _ in range(3))
+    for rows in layer.chunks(1):
+        results = codes[rows], errors[rows], best_scale[rows], best_offset[rows]
+        _call("skim_assign_affine", layer, rows, bits[rows], scale[rows], offset[rows], layer.threads, *results)
+    return codes, errors, (best_scale, best_offset)
+
+
+def refit(layer: Layer, bits: UInt8, codes: UInt8, centroids: Float32) -> tuple[Float32, Float64, Float64, Float64]:
+    """With the codes held fixed: optimal centroids for this column scale, then the optimal column scale for those.
+
+    Args:
+        layer: the layer.
+        bits: width of each row, uint8 `[N]`.
+        codes: uint8 `[N, K]`.
+        centroids: float32 `[N, 2^max(bits)]`; kept where no weight falls.
+
+    Returns:
+        the new centroids;
+        the weighted squared error of each row with them, float64 `[N]`;
+        numerator and denominator of the best column scale, float64 `[K]` each.
+    """
+    bits, stride = _checked_bits(bits, layer.rows)
+    _check_shape("centroids", centroids, (layer.rows, stride))
+    _check_shape("codes", codes, (layer.rows, layer.columns))
+    centroids = np.ascontiguousarray(centroids).copy()
+    numerator, denominator = np.empty(layer.columns), np.empty(layer.columns)
+    errors = np.empty(layer.rows, np.float64)
+    everything = slice(0, layer.rows)
+    _call(
+        "skim_refit", layer, everything, bits, codes, stride, layer.threads, centroids, numerator, denominator, errors
+    )
+    return centroids, errors, numerator, denominator
