@@ -14,8 +14,9 @@ from skim_export.packed import row_bytes
 from skim_export.quantize import AFFINE_BITS
 from skim_runtime.errors import UserError
 
-__all__ = ["Budget", "level_bytes", "unpacked_parameters", "widths_around"]
+__all__ = ["Budget", "check_stated", "level_bytes", "unpacked_parameters", "widths_around"]
 
+DEFAULT_BITS = 3.0
 GRAPH_BYTES = 1 << 20  # room for the graph itself when a size is asked for
 
 
@@ -58,14 +59,12 @@ class Budget:
         """The budget from the one way in which it was stated; 3 bits if in none.
 
         Raises:
-            UserError: it was stated in two ways, is out of range, or is less than the rest of the model takes.
+            UserError: the size is less than the rest of the model takes.
         """
-        stated = [name for name, value in _named(bits, effective_bits, size) if value is not None]
-        if len(stated) > 1:
-            raise UserError(f"{' and '.join(stated)} state the same budget: give one of them")
         if size is None:
-            return cls._checked(bits if effective_bits is None else effective_bits, effective_bits is not None)
-        weights = sum(linear.out_features * linear.in_features for block in architecture.blocks for linear in block)
+            stated = effective_bits if bits is None else bits
+            return cls(DEFAULT_BITS if stated is None else stated, stored=effective_bits is not None)
+        weights = sum(linear.out_features * linear.in_features for linear in architecture.linears)
         rest = _other_bytes(checkpoint, architecture, head_bits, codebook)
         if size <= rest + weights // 8:
             raise UserError(
@@ -73,14 +72,6 @@ class Budget:
                 f"take {rest / 1e6:.1f}MB, and the linear layers {weights / 8e6:.1f}MB at 1 bit"
             )
         return cls(min(12.0, 8 * (size - rest) / weights), stored=True)
-
-    @classmethod
-    def _checked(cls, bits: float | None, stored: bool) -> Budget:
-        bits = 3.0 if bits is None else bits
-        name, most = ("--effective-bits", 12) if stored else ("--bits", 8)
-        if not 1 <= bits <= most:
-            raise UserError(f"{name} {bits:g}: must be from 1 to {most}")
-        return cls(bits, stored)
 
     @property
     def code_bits(self) -> float:
@@ -117,13 +108,24 @@ class Budget:
 
 def unpacked_parameters(checkpoint: Checkpoint, architecture: Architecture) -> int:
     """Number of parameters that stay float32: norms and biases."""
-    packed = {f"{member}.weight" for block in architecture.blocks for linear in block for member in linear.members}
+    packed = {f"{member}.weight" for linear in architecture.linears for member in linear.members}
     packed |= {f"{architecture.embedding}.weight", f"{architecture.head}.weight"}
     return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names if name not in packed)
 
 
-def _named(bits: float | None, effective_bits: float | None, size: int | None) -> list[tuple[str, float | int | None]]:
-    return [("--bits", bits), ("--effective-bits", effective_bits), ("--size", size)]
+def check_stated(bits: float | None, effective_bits: float | None, size: int | None) -> None:
+    """Check what can be checked of a budget without the model.
+
+    Raises:
+        UserError: it was stated in two ways, or is out of range.
+    """
+    ranges = {"--bits": (bits, 8), "--effective-bits": (effective_bits, 12), "--size": (size, math.inf)}
+    stated = [name for name, (value, _) in ranges.items() if value is not None]
+    if len(stated) > 1:
+        raise UserError(f"{' and '.join(stated)} state the same budget: give one of them")
+    for name, (value, most) in ranges.items():
+        if value is not None and not 1 <= value <= most:
+            raise UserError(f"{name} {value:g}: must be from 1 to {most}")
 
 
 def _other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: int, codebook: str) -> int:
@@ -134,5 +136,5 @@ def _other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: 
     floats = unpacked_parameters(checkpoint, architecture)
     config = checkpoint.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rotary = config.max_position_embeddings * head_size  # cosines and sines of half the head each
+    rotary = int(config.max_position_embeddings * head_size)  # cosines and sines of half the head each
     return matrices * (rows * row + 2 * columns) + 4 * (floats + rotary) + GRAPH_BYTES

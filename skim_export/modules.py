@@ -35,7 +35,7 @@ def dequantized_model(
     import torch
 
     replaced: dict[str, torch.Tensor] = {}
-    for linear in (linear for block in architecture.blocks for linear in block):
+    for linear in architecture.linears:
         weights = packed(linear.name)
         if weights is None:
             continue

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.budget import Budget, unpacked_parameters, widths_around
+from skim_export.budget import Budget, check_stated, unpacked_parameters, widths_around
 from skim_export.calibration import calibrate, self_generated, tokens_from_file
 from skim_export.checkpoint import (
     Architecture,
@@ -49,7 +49,16 @@ from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 
-__all__ = ["QuantizeOptions", "calibration_tokens", "emit", "export", "quantize"]
+__all__ = [
+    "QuantizeOptions",
+    "allocate",
+    "calibration_tokens",
+    "emit",
+    "export",
+    "gather_statistics",
+    "quantize_embeddings",
+    "quantize_linears",
+]
 
 SEQUENCES = 32
 SEQUENCE_LENGTH = 512
@@ -60,13 +69,11 @@ class QuantizeOptions:
     """How to quantize.
 
     Attributes:
-        budget: what the linear layers may take.
         method: "skim", "squeezellm" or "rtn".
         head_bits: width of embedding and output head.
         codebook: type of codebook entries, "int8" or "float16".
     """
 
-    budget: Budget
     method: Method = "skim"
     head_bits: int = 8
     codebook: CodebookType = "int8"
@@ -97,70 +104,89 @@ def calibration_tokens(
     )
 
 
-def quantize(
+def gather_statistics(
     checkpoint: Checkpoint,
     architecture: Architecture,
-    output: PackedCheckpoint,
-    options: QuantizeOptions,
-    tokens: npt.NDArray[np.int64] | None,
+    tokens: npt.NDArray[np.int64],
+    store: StatisticsStore,
     *,
     threads: int,
     progress: Progress,
 ) -> None:
-    """Quantize every linear layer, the embedding and the head into a packed checkpoint, layer by layer.
+    """Run the calibration tokens `[S, T]` through the model and keep the statistics of every linear layer."""
+    for linear, statistics in calibrate(checkpoint, architecture, tokens, threads=threads, progress=progress):
+        store.write(linear.name, statistics.fisher)
 
-    Args:
-        checkpoint: the full-precision model.
-        architecture: its linear units.
-        output: receives one packed linear a unit.
-        options: method and budget.
-        tokens: calibration tokens `[S, T]`; not needed by method "rtn".
-        threads: threads to use; the result does not depend on them.
-        progress: told of every layer.
+
+def allocate(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    store: StatisticsStore,
+    options: QuantizeOptions,
+    budget: Budget,
+    *,
+    threads: int,
+    progress: Progress,
+) -> dict[str, npt.NDArray[np.uint8]]:
+    """The width of every row of every linear layer, uint8 `[N]` by name.
+
+    Method "skim" spends the budget greedily over all rows of the model, the others give every layer the same average.
 
     Raises:
-        UserError: the budget is too small, or a weight is not finite.
+        UserError: the budget is too small.
     """
-    _quantize_embeddings(checkpoint, architecture, output, options, threads)
-    linears = [linear for block in architecture.blocks for linear in block]
-    with tempfile.TemporaryDirectory(prefix="statistics-", dir=output.directory) as scratch:
-        store = StatisticsStore(Path(scratch))
-        if options.method == "rtn":
-            bits = _even_allocation(linears, options)
-        else:
-            assert tokens is not None
-            widths = widths_around(options.budget.code_bits)
-            curves: dict[str, npt.NDArray[np.float64]] = {}
-            for linear, statistics in calibrate(checkpoint, architecture, tokens, threads=threads, progress=progress):
-                store.write(linear.name, statistics.fisher)
-                if options.method == "skim":
-                    weight = linear_weight(checkpoint, linear)
-                    curves[linear.name] = width_errors(weight, statistics.fisher, widths, threads=threads)
-            bits = (
-                _greedy_allocation(linears, options, widths, curves)
-                if options.method == "skim"
-                else _even_allocation(linears, options)
-            )
-        progress.start("quantizing", len(linears))
-        for linear in linears:
-            quantized = quantize_linear(
-                linear_weight(checkpoint, linear),
-                None if options.method == "rtn" else store.take(linear.name),
-                bits[linear.name],
-                options.method,
-                codebook=options.codebook,
-                threads=threads,
-                name=linear.name,
-            )
-            _store(output, linear.name, quantized, linear_bias(checkpoint, linear))
-            progress.step(linear.name)
-        progress.finish()
+    linears = architecture.linears
+    if options.method != "skim":
+        return _even_allocation(linears, options, budget)
+    widths = widths_around(budget.code_bits)
+    layers = []
+    progress.start("error curves", len(linears))
+    for linear in linears:
+        errors = width_errors(linear_weight(checkpoint, linear), store.read(linear.name), widths, threads=threads)
+        costs = budget.row_costs(widths, linear.in_features, options.codebook, affine=False)
+        layers.append(LayerCurves(errors, np.array(widths, np.uint8), costs))
+        progress.step(linear.name)
+    progress.finish()
+    bits = allocate_bits(layers, budget.total(_shapes(linears)))
+    return {linear.name: row_bits for linear, row_bits in zip(linears, bits, strict=True)}
 
 
-def _quantize_embeddings(
+def quantize_linears(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    store: StatisticsStore,
+    bits: dict[str, npt.NDArray[np.uint8]],
+    output: PackedCheckpoint,
+    options: QuantizeOptions,
+    *,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Quantize the linear layers of the decoder blocks, one after the other, into a packed checkpoint.
+
+    Raises:
+        UserError: a weight is not finite.
+    """
+    progress.start("quantizing", len(architecture.linears))
+    for linear in architecture.linears:
+        quantized = quantize_linear(
+            linear_weight(checkpoint, linear),
+            None if options.method == "rtn" else store.read(linear.name),
+            bits[linear.name],
+            options.method,
+            codebook=options.codebook,
+            threads=threads,
+            name=linear.name,
+        )
+        _store(output, linear.name, quantized, linear_bias(checkpoint, linear))
+        progress.step(linear.name)
+    progress.finish()
+
+
+def quantize_embeddings(
     checkpoint: Checkpoint, architecture: Architecture, output: PackedCheckpoint, options: QuantizeOptions, threads: int
 ) -> None:
-    """The embedding, and the head where it is another matrix, at one width for all rows."""
+    """Quantize the embedding, and the head where it is another matrix, at one width for all rows."""
     modules = [architecture.embedding] if architecture.tied else [architecture.embedding, architecture.head]
     for module in modules:
         weight = checkpoint.tensor(f"{module}.weight").numpy()
@@ -188,26 +214,12 @@ def _shapes(linears: list[Linear]) -> list[tuple[int, int]]:
     return [(linear.out_features, linear.in_features) for linear in linears]
 
 
-def _greedy_allocation(
-    linears: list[Linear], options: QuantizeOptions, widths: range, curves: dict[str, npt.NDArray[np.float64]]
+def _even_allocation(
+    linears: list[Linear], options: QuantizeOptions, budget: Budget
 ) -> dict[str, npt.NDArray[np.uint8]]:
-    """Widths by the greedy choice over all rows of the model."""
-    layers = [
-        LayerCurves(
-            curves[linear.name],
-            np.array(widths, np.uint8),
-            options.budget.row_costs(widths, linear.in_features, options.codebook, affine=False),
-        )
-        for linear in linears
-    ]
-    bits = allocate_bits(layers, options.budget.total(_shapes(linears)))
-    return {linear.name: row_bits for linear, row_bits in zip(linears, bits, strict=True)}
-
-
-def _even_allocation(linears: list[Linear], options: QuantizeOptions) -> dict[str, npt.NDArray[np.uint8]]:
     """The same average width in every layer, the widest that the budget allows."""
     costs = [
-        options.budget.row_costs(range(1, 9), linear.in_features, options.codebook, affine=options.method == "rtn")
+        budget.row_costs(range(1, 9), linear.in_features, options.codebook, affine=options.method == "rtn")
         for linear in linears
     ]
 
@@ -215,11 +227,11 @@ def _even_allocation(linears: list[Linear], options: QuantizeOptions) -> dict[st
         widths = [even_bits(linear.out_features, average) for linear in linears]
         return sum(int(row_costs[bits - 1].sum()) for row_costs, bits in zip(costs, widths, strict=True))
 
-    budget = options.budget.total(_shapes(linears))
+    total = budget.total(_shapes(linears))
     averages = np.arange(1, 8 + 1e-9, 1 / 64)
-    affordable = [average for average in averages.tolist() if cost(average) <= budget]
+    affordable = [average for average in averages.tolist() if cost(average) <= total]
     if not affordable:
-        raise UserError(f"{options.budget.bits:g} bits per weight are too few: even codes of 1 bit take more")
+        raise UserError(f"{budget.bits:g} bits per weight are too few: even codes of 1 bit take more")
     return {linear.name: even_bits(linear.out_features, affordable[-1]) for linear in linears}
 
 
@@ -283,6 +295,8 @@ def export(
     progress = progress or Progress()
     threads = threads or len(os.sched_getaffinity(0))
     output, calib = Path(output), None if calib is None else Path(calib)
+    options = QuantizeOptions(method, head_bits, codebook)
+    check_stated(bits, effective_bits, size)
     _check_output(output, force)
     if calib is not None and not calib.is_file():
         raise UserError(f"--calib {calib}: no such file")
@@ -298,16 +312,20 @@ def export(
         head_bits=head_bits,
         codebook=codebook,
     )
-    options = QuantizeOptions(budget, method, head_bits, codebook)
     with staged_directory(output.parent, last=output.name) as stage:
         with tempfile.TemporaryDirectory(prefix=".packed-", dir=stage) as work:
             packed = PackedCheckpoint(Path(work))
-            tokens = None
+            store = StatisticsStore(Path(work))
             if method != "rtn":
                 tokens = calibration_tokens(
                     checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress
                 )
-            quantize(checkpoint, architecture, packed, options, tokens, threads=threads, progress=progress)
+                gather_statistics(checkpoint, architecture, tokens, store, threads=threads, progress=progress)
+            widths = allocate(checkpoint, architecture, store, options, budget, threads=threads, progress=progress)
+            quantize_linears(
+                checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress
+            )
+            quantize_embeddings(checkpoint, architecture, packed, options, threads)
             emit(checkpoint, architecture, packed, stage / output.name, progress)
             layers = [packed.report(name) for name in packed.names()]
         parts = _parts(architecture, checkpoint, layers, stage / output.name)

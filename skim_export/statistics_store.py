@@ -25,8 +25,7 @@ class StatisticsStore:
         """Keep the Fisher information `[N, K]` of a linear."""
         save_file({"fisher": torch.from_numpy(fisher).to(torch.bfloat16)}, self._path(name))
 
-    def take(self, name: str) -> npt.NDArray[np.float32]:
-        """Return what was kept, float32 `[N, K]`, and free its place on the disk."""
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        """Return what was kept, float32 `[N, K]`."""
         fisher: npt.NDArray[np.float32] = load_file(self._path(name))["fisher"].to(torch.float32).numpy()
-        self._path(name).unlink()
         return fisher
