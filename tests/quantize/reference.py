@@ -1,0 +1,46 @@
+"""Slow, plain references for the solver."""
+
+import itertools
+
+import numpy as np
+
+
+def weighted_error(values, weights):
+    """Weighted squared error of one cluster about its weighted mean."""
+    total = weights.sum()
+    if total == 0:
+        return 0.0
+    return float((weights * (values - (weights * values).sum() / total) ** 2).sum())
+
+
+def brute_force_error(values, weights, clusters):
+    """The least error over all cuts of the sorted values into `clusters` runs."""
+    order = np.argsort(values, kind="stable")
+    values, weights = values[order].astype(np.float64), weights[order].astype(np.float64)
+    best = np.inf
+    for cuts in itertools.combinations_with_replacement(range(len(values) + 1), clusters - 1):
+        edges = [0, *cuts, len(values)]
+        runs = [slice(a, b) for a, b in itertools.pairwise(edges) if b > a]
+        best = min(best, sum(weighted_error(values[run], weights[run]) for run in runs))
+    return best
+
+
+def program_errors(values, weights, clusters):
+    """The least error with 1, 2, ... `clusters` clusters, by the textbook dynamic program in O(clusters K^2)."""
+    order = np.argsort(values, kind="stable")
+    values, weights = values[order].astype(np.float64), weights[order].astype(np.float64)
+    n = len(values)
+    mass, moment, square = (
+        np.concatenate([[0.0], np.cumsum(x)]) for x in (weights, weights * values, weights * values**2)
+    )
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = mass[None] - mass[:, None]
+        cost = square[None] - square[:, None] - (moment[None] - moment[:, None]) ** 2 / spread
+    cost = np.where(np.arange(n + 1)[:, None] < np.arange(n + 1)[None], cost, np.inf)  # [start, end]
+    np.fill_diagonal(cost, 0)
+    best = cost[0]
+    errors = [best[n]]
+    for _ in range(clusters - 1):
+        best = (best[:, None] + cost).min(axis=0)
+        errors.append(best[n])
+    return np.array(errors)
