@@ -73,11 +73,6 @@ class Budget:
             )
         return cls(min(12.0, 8 * (size - rest) / weights), stored=True)
 
-    @property
-    def code_bits(self) -> float:
-        """About the average width of the codes: what is stored beside them takes a fifth of a bit or so."""
-        return min(8.0, max(1.0, self.bits - 0.2)) if self.stored else self.bits
-
     def total(self, shapes: Iterable[tuple[int, int]]) -> int:
         """Bits that the rows of all layers `(N, K)` may take together."""
         shapes = list(shapes)
@@ -104,6 +99,16 @@ class Budget:
             ],
             np.int64,
         )
+
+    def choices(self, widths: Iterable[int], columns: int, codebook: str) -> tuple[list[int], npt.NDArray[np.int64]]:
+        """The widths worth choosing from and what they cost: none that costs as much as a wider one.
+
+        In short rows a codebook of 6 bits takes more than affine levels of 7 or 8.
+        """
+        widths = list(widths)
+        costs = self.row_costs(widths, columns, codebook, affine=False)
+        worth = [i for i in range(len(widths)) if (costs[i] < costs[i + 1 :]).all()]
+        return [widths[i] for i in worth], costs[worth]
 
 
 def unpacked_parameters(checkpoint: Checkpoint, architecture: Architecture) -> int:

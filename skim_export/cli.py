@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,9 +73,9 @@ def _print_summary(report: ExportReport) -> None:
     console.print(f"wrote {report.path} in {report.seconds:.0f} s", soft_wrap=True, highlight=False)
 
 
-def main() -> int:
-    """Run `skim-export` and return its exit code."""
-    args = _parser().parse_args()
+def main(argv: Sequence[str] | None = None) -> int:
+    """`skim-export`: quantize and export; returns the exit code."""
+    args = _parser().parse_args(argv)
 
     def command() -> None:
         size = None if args.size is None else parse_size(args.size)

@@ -136,14 +136,14 @@ def allocate(
         UserError: the budget is too small.
     """
     linears = architecture.linears
+    average = _even_average(linears, options, budget)
     if options.method != "skim":
-        return _even_allocation(linears, options, budget)
-    widths = widths_around(budget.code_bits)
+        return {linear.name: even_bits(linear.out_features, average) for linear in linears}
     layers = []
     progress.start("error curves", len(linears))
     for linear in linears:
+        widths, costs = budget.choices(widths_around(average), linear.in_features, options.codebook)
         errors = width_errors(linear_weight(checkpoint, linear), store.read(linear.name), widths, threads=threads)
-        costs = budget.row_costs(widths, linear.in_features, options.codebook, affine=False)
         layers.append(LayerCurves(errors, np.array(widths, np.uint8), costs))
         progress.step(linear.name)
     progress.finish()
@@ -214,10 +214,10 @@ def _shapes(linears: list[Linear]) -> list[tuple[int, int]]:
     return [(linear.out_features, linear.in_features) for linear in linears]
 
 
-def _even_allocation(
-    linears: list[Linear], options: QuantizeOptions, budget: Budget
-) -> dict[str, npt.NDArray[np.uint8]]:
-    """The same average width in every layer, the widest that the budget allows."""
+def _even_average(linears: list[Linear], options: QuantizeOptions, budget: Budget) -> float:
+    """The widest average, in steps of 1/64 bit, that the budget allows if it is the same in every layer."""
+    if not budget.stored:
+        return budget.bits
     costs = [
         budget.row_costs(range(1, 9), linear.in_features, options.codebook, affine=options.method == "rtn")
         for linear in linears
@@ -228,11 +228,10 @@ def _even_allocation(
         return sum(int(row_costs[bits - 1].sum()) for row_costs, bits in zip(costs, widths, strict=True))
 
     total = budget.total(_shapes(linears))
-    averages = np.arange(1, 8 + 1e-9, 1 / 64)
-    affordable = [average for average in averages.tolist() if cost(average) <= total]
+    affordable = [steps / 64 for steps in range(64, 8 * 64 + 1) if cost(steps / 64) <= total]
     if not affordable:
-        raise UserError(f"{budget.bits:g} bits per weight are too few: even codes of 1 bit take more")
-    return {linear.name: even_bits(linear.out_features, affordable[-1]) for linear in linears}
+        raise UserError(f"{budget.bits:.3g} effective bits per weight are too few: codes of 1 bit take more")
+    return max(affordable)
 
 
 def emit(

@@ -1,0 +1,266 @@
+"""The whole way from a checkpoint to a directory that runs, and what happens when something is wrong."""
+
+import errno
+import hashlib
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from skim_export import export
+from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.cli import main, parse_size
+from skim_export.files import staged_directory
+from skim_export.graph.reader import read_packed
+from skim_export.modules import dequantized_model
+from skim_runtime import Session
+from skim_runtime.errors import UserError
+
+from .tiny_models import TEXT, tiny_llama, tiny_mistral
+
+TOKENS = np.random.default_rng(0).integers(2, 300, 64)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("llama") / "hf")
+
+
+@pytest.fixture
+def copy(llama, tmp_path):
+    """A checkpoint that a test may damage."""
+    return Path(shutil.copytree(llama, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def calib(tmp_path_factory):
+    path = tmp_path_factory.mktemp("calib") / "calib.txt"
+    path.write_text(TEXT * 180)
+    return path
+
+
+def digests(directory):
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
+
+
+def run(*arguments):
+    """`skim-export` with an exit code, as a user sees it."""
+    return subprocess.run(
+        [sys.executable, "-c", "import sys; from skim_export.cli import main; sys.exit(main())", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("method", ["skim", "squeezellm", "rtn"])
+def test_an_export_runs_and_equals_its_weights(llama, calib, tmp_path, method):
+    report = export(str(llama), tmp_path / "out" / "model.onnx", bits=3, method=method, calib=calib)
+    assert report.parts[0].code_bits == pytest.approx(3, abs=0.01)
+    assert report.parts[0].code_bits <= 3
+    checkpoint = Checkpoint(llama)
+    packed = read_packed(tmp_path / "out" / "model.onnx")
+    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    with torch.no_grad():
+        want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    got = Session(tmp_path / "out").logits(TOKENS)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_export_json_tells_the_truth(llama, calib, tmp_path):
+    out = tmp_path / "out"
+    report = export(str(llama), out / "model.onnx", bits=2.5, calib=calib)
+    told = json.loads((out / "export.json").read_text())
+    assert set(told["files"]) == {path.name for path in out.iterdir()} - {"export.json"}
+    for name, file in told["files"].items():
+        assert hashlib.sha256((out / name).read_bytes()).hexdigest() == file["sha256"]
+    assert told["options"]["bits"] == 2.5
+    sizes = (out / "model.onnx").stat().st_size + (out / "model.onnx.data").stat().st_size
+    assert report.parts[-1].nbytes == sizes
+    packed = read_packed(out / "model.onnx")
+    for layer in told["layers"]:
+        assert layer["bytes"] == packed[layer["name"]].nbytes
+        assert layer["code_bits"] == packed[layer["name"]].code_bits
+
+
+def test_budgets_are_kept(llama, calib, tmp_path):
+    by_effective = export(str(llama), tmp_path / "a" / "model.onnx", effective_bits=4.5, calib=calib)
+    assert 4.4 <= by_effective.parts[0].effective_bits <= 4.5
+    by_size = export(str(llama), tmp_path / "b" / "model.onnx", size=1_200_000, calib=calib)
+    assert by_size.parts[-1].nbytes <= 1_200_000
+
+
+def test_the_number_of_threads_does_not_matter(llama, tmp_path):
+    """The model writes its own calibration text here, so sampling is covered, too."""
+    for threads in (1, 3):
+        export(str(llama), tmp_path / str(threads) / "model.onnx", bits=3, threads=threads)
+    assert digests(tmp_path / "1") == digests(tmp_path / "3")
+
+
+def test_the_seed_matters(llama, tmp_path):
+    for seed in (0, 1):
+        export(str(llama), tmp_path / str(seed) / "model.onnx", bits=3, seed=seed)
+    assert digests(tmp_path / "0")["model.onnx.data"] != digests(tmp_path / "1")["model.onnx.data"]
+
+
+def test_mistral_with_sliding_window_and_its_own_head(calib, tmp_path):
+    path = tiny_mistral(tmp_path / "hf", sliding_window=16, tie=False)
+    export(str(path), tmp_path / "out" / "model.onnx", bits=3.5, calib=calib, head_bits=6, codebook="float16")
+    checkpoint = Checkpoint(path)
+    packed = read_packed(tmp_path / "out" / "model.onnx")
+    assert {"lm_head", "model.embed_tokens"} <= set(packed)
+    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    with torch.no_grad():
+        want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    got = Session(tmp_path / "out").logits(TOKENS)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+# What can go wrong. Each case: one line, exit code 2, and nothing left behind.
+
+
+def refused(capsys, tmp_path, *arguments):
+    """The error line of an export that must fail and leave no file."""
+    before = sorted(tmp_path.rglob("*"))
+    out = tmp_path / "out" / "model.onnx"
+    assert main([*map(str, arguments), "-o", str(out)]) == 2
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path != out.parent] == []
+    lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_unknown_alias(capsys, tmp_path):
+    line = refused(capsys, tmp_path, "--model", "mistal-7b")
+    assert "mistal-7b" in line
+    assert "mistral-7b" in line
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--bits", 9), ("--bits", 0.5), ("--effective-bits", 0), ("--head-bits", 0), ("--size", "2 parsecs")],
+)
+def test_numbers_out_of_range(capsys, llama, tmp_path, option, value):
+    line = refused(capsys, tmp_path, "--model", llama, option, value)
+    assert option in line
+    assert str(value) in line
+
+
+def test_a_size_that_cannot_be_reached(capsys, llama, calib, tmp_path):
+    assert "too small" in refused(capsys, tmp_path, "--model", llama, "--size", "20KB", "--calib", calib)
+
+
+def test_unsupported_architecture(capsys, copy, tmp_path):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "architectures": ["FalconForCausalLM"]}))
+    line = refused(capsys, tmp_path, "--model", copy)
+    assert "FalconForCausalLM" in line
+    assert "LlamaForCausalLM" in line
+
+
+def test_truncated_weights(capsys, copy, tmp_path):
+    file = copy / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    assert str(file) in refused(capsys, tmp_path, "--model", copy)
+
+
+def test_nan_weights(capsys, copy, calib, tmp_path):
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    save_file(tensors, copy / "model.safetensors")
+    line = refused(capsys, tmp_path, "--model", copy, "--calib", calib)
+    assert "model.layers.1.mlp.up_proj.weight" in line
+
+
+def test_missing_tokenizer(capsys, copy, tmp_path):
+    (copy / "tokenizer.json").unlink()
+    assert "tokenizer" in refused(capsys, tmp_path, "--model", copy)
+
+
+def test_calibration_text_missing_or_short(capsys, llama, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("short")
+    assert "short.txt" in refused(capsys, tmp_path, "--model", llama, "--calib", short)
+    assert "none.txt" in refused(capsys, tmp_path, "--model", llama, "--calib", tmp_path / "none.txt")
+
+
+def test_an_output_that_exists_is_kept(capsys, llama, calib, tmp_path):
+    out = tmp_path / "model.onnx"
+    out.write_text("precious")
+    arguments = ["--model", str(llama), "-o", str(out), "--calib", str(calib), "--method", "rtn"]
+    assert main(arguments) == 2
+    assert "--force" in capsys.readouterr().err
+    assert out.read_text() == "precious"
+    assert main([*arguments, "--force"]) == 0
+    assert Session(tmp_path).logits(TOKENS).shape == (64, 320)
+
+
+def test_a_full_disk(llama, calib, tmp_path):
+    """A limit on the size of files stands in for the end of the disk: writes fail in the same places."""
+    out = tmp_path / "out" / "model.onnx"
+    arguments = ["--model", str(llama), "--calib", str(calib), "-o", str(out), "--method", "rtn"]
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys; from skim_export.cli import main; sys.exit(main())", *arguments],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)),
+    )
+    assert result.returncode == 2
+    assert f"cannot write {out.parent}" in result.stderr
+    assert list(tmp_path.rglob("*.onnx*")) == []
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), SafetensorError("I/O error: (os error 28)")])
+def test_disk_errors_become_one_line(tmp_path, error):
+    with pytest.raises(UserError, match="No space left"), staged_directory(tmp_path / "out", last="x"):
+        raise error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_staged_files_replace_all_at_once(tmp_path):
+    target = tmp_path / "out"
+    for content in ("old", "new"):
+        with staged_directory(target, last="b") as stage:
+            for name in "abc":
+                (stage / name).write_text(content)
+            assert not target.exists() or (target / "a").read_text() == "old"
+    assert {path.read_text() for path in target.iterdir()} == {"new"}
+
+
+def test_interrupted(llama, tmp_path):
+    out = tmp_path / "out" / "model.onnx"
+    arguments = ["--model", str(llama), "-o", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import sys; from skim_export.cli import main; sys.exit(main())", *arguments],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob(".out.partial-*")):  # the work has begun
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_is_quick_to_import():
+    """`--help` must not import torch: the modules are named, since a timing would not be repeatable."""
+    code = "import sys; from skim_export import cli; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).split() == ["False", "False"]
+
+
+@pytest.mark.parametrize(("text", "size"), [("70MB", 70_000_000), ("2.5 GB", 2_500_000_000), ("1KiB", 1024), ("7", 7)])
+def test_sizes(text, size):
+    assert parse_size(text) == size
