@@ -3,6 +3,7 @@
 from .architecture import Architecture, Linear, architecture_of, linear_bias, linear_weight
 from .checkpoint import Checkpoint
 from .recipes import Recipe, load_recipes, resolve
+from .skeleton import load_parameters, skeleton
 
 __all__ = [
     "Architecture",
@@ -12,6 +13,8 @@ __all__ = [
     "architecture_of",
     "linear_bias",
     "linear_weight",
+    "load_parameters",
     "load_recipes",
     "resolve",
+    "skeleton",
 ]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
 from skim_runtime.errors import UserError
 
 from .checkpoint import Checkpoint
+from .skeleton import skeleton
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Architecture", "Linear", "architecture_of", "linear_bias", "linear_weight", "skeleton"]
+__all__ = ["Architecture", "Linear", "architecture_of", "linear_bias", "linear_weight"]
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,15 @@ class Architecture:
     hidden_size: int
 
     @property
+    def linears(self) -> list[Linear]:
+        """The linear layers of all blocks, in order."""
+        return [linear for block in self.blocks for linear in block]
+
+    @property
     def head_linear(self) -> Linear:
         """The head as a linear layer; its member is the embedding if they are tied."""
         member = self.embedding if self.tied else self.head
         return Linear(self.head, (member,), self.hidden_size, self.vocabulary_size)
-
-
-def skeleton(checkpoint: Checkpoint) -> Any:
-    """The transformers model of a checkpoint in evaluation mode, on the meta device: it takes no memory."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32).eval()
 
 
 def architecture_of(checkpoint: Checkpoint) -> Architecture:

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from skim_runtime.errors import UserError
-
 from skim_export.progress import Progress
+from skim_runtime.errors import UserError
 
 from .wheel import WheelSource, checkpoint_from_wheel
 

@@ -1,0 +1,6 @@
+"""From text to statistics: what the loss minds in every linear layer."""
+
+from .statistics import LinearStatistics, calibrate
+from .text import self_generated, tokens_from_file
+
+__all__ = ["LinearStatistics", "calibrate", "self_generated", "tokens_from_file"]

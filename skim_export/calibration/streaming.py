@@ -1,0 +1,95 @@
+"""A transformers model of which only one decoder block is in memory at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from skim_export.checkpoint import Architecture, Checkpoint, load_parameters, skeleton
+
+__all__ = ["StreamedModel"]
+
+
+class StreamedModel:
+    """The model of a checkpoint; `load_block` brings a decoder block in, `unload_block` lets it go.
+
+    What surrounds the blocks (embedding, masks, rotary embeddings) stays the business of transformers: `enter` runs
+    its own forward pass with the blocks replaced by recorders.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
+        self._checkpoint = checkpoint
+        self._architecture = architecture
+        self._model = skeleton(checkpoint)
+        self._decoder = self._model.base_model
+        # its buffers are computed, not stored: on the meta device they are lost
+        self._decoder.rotary_emb = type(self._decoder.rotary_emb)(config=checkpoint.config)
+        load_parameters(checkpoint, self._module(architecture.norm), architecture.norm)
+        self._head = architecture.head_linear.members[0]
+
+    def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+        """Run everything in front of the blocks.
+
+        Args:
+            tokens: int64 `[S, T]`.
+
+        Returns:
+            The first block's input, float32 `[S, T, hidden]`, and the further arguments of every block, which are the
+            same for all sequences.
+        """
+        embedding = self._module(self._architecture.embedding)
+        load_parameters(self._checkpoint, embedding, self._architecture.embedding)
+        blocks = [self._module(name) for name in self._architecture.block_modules]
+        recorded: list[tuple[torch.Tensor, dict[str, Any]]] = []
+
+        def record(hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
+            recorded.append((hidden, arguments))
+            return hidden
+
+        hidden = []
+        for block in blocks:
+            block.forward = record
+        with torch.no_grad():
+            for sequence in tokens:
+                recorded.clear()
+                self._decoder(input_ids=sequence[None], use_cache=False)
+                hidden.append(recorded[0][0])
+        for block in blocks:
+            del block.forward
+        embedding.to("meta")
+        return torch.cat(hidden), [arguments for _, arguments in recorded]
+
+    def load_block(self, index: int) -> nn.Module:
+        """Read the weights of one decoder block."""
+        name = self._architecture.block_modules[index]
+        block = self._module(name)
+        load_parameters(self._checkpoint, block, name)
+        return block
+
+    def unload_block(self, index: int) -> None:
+        """Forget the weights of one decoder block."""
+        self._module(self._architecture.block_modules[index]).to("meta")
+
+    def load_head(self) -> tuple[nn.Module, nn.Module]:
+        """The norm and the language model head."""
+        head = self._module(self._architecture.head)
+        load_parameters(self._checkpoint, head, self._head)
+        return self._module(self._architecture.norm), head
+
+    def unload_head(self) -> None:
+        """Forget the weights of the head."""
+        self._module(self._architecture.head).to("meta")
+
+    def load_all(self) -> Any:
+        """Read everything: the transformers model, ready to be called."""
+        load_parameters(self._checkpoint, self._module(self._architecture.embedding), self._architecture.embedding)
+        for index in range(len(self._architecture.blocks)):
+            self.load_block(index)
+        self.load_head()
+        return self._model
+
+    def _module(self, name: str) -> nn.Module:
+        module: nn.Module = self._model.get_submodule(name)
+        return module

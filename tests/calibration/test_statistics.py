@@ -1,0 +1,179 @@
+"""Calibration block by block against one backward pass through the whole model."""
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from skim_export.calibration import LinearStatistics, calibrate
+from skim_export.checkpoint import Architecture, Checkpoint, Linear, architecture_of
+from skim_export.progress import Progress
+from skim_runtime.errors import UserError
+
+from ..tiny_models import VOCABULARY, tiny_llama, tiny_mistral
+
+SEQUENCES, LENGTH = 18, 60  # more than one group of sequences; longer than the sliding window
+
+
+@pytest.fixture
+def tokens() -> npt.NDArray[np.int64]:
+    return np.random.default_rng(1).integers(0, VOCABULARY, (SEQUENCES, LENGTH))
+
+
+def build(path: Path, kind: str) -> tuple[Checkpoint, Architecture]:
+    if kind == "llama":
+        tiny_llama(path, attention_bias=True, mlp_bias=True)
+    else:
+        tiny_mistral(path, sliding_window=24)
+    checkpoint = Checkpoint(path)
+    return checkpoint, architecture_of(checkpoint)
+
+
+def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArray[np.int64]) -> list[LinearStatistics]:
+    """The same statistics by the plainest means, in float64: the whole model, one backward pass, a loop over tokens."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float64)
+    x: dict[str, torch.Tensor] = {}
+    y: dict[str, torch.Tensor] = {}
+
+    def see(name: str) -> None:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            x[name], y[name] = inputs[0].detach(), output
+            output.retain_grad()
+
+        model.get_submodule(name).register_forward_hook(hook)
+
+    for linear in linears:
+        for name in linear.members:
+            see(name)
+    ids = torch.from_numpy(tokens)
+    logits = model(input_ids=ids).logits[:, :-1]
+    nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    predicted = SEQUENCES * (LENGTH - 1)
+    expected = []
+    for linear in linears:
+        gradient = torch.cat([y[name].grad for name in linear.members], dim=-1)
+        inputs = x[linear.members[0]]
+        fisher = torch.zeros(linear.out_features, linear.in_features, dtype=torch.float64)
+        for s in range(SEQUENCES):
+            for t in range(LENGTH):
+                fisher += torch.outer(gradient[s, t], inputs[s, t]) ** 2
+        expected.append(LinearStatistics((fisher / predicted).numpy(), (inputs**2).mean(dim=(0, 1)).numpy()))
+    return expected
+
+
+def relative_error(actual: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
+    return float(np.abs(actual - expected).max() / np.abs(expected).max())
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[np.int64]) -> None:
+    checkpoint, architecture = build(tmp_path / "model", kind)
+    results = list(calibrate(checkpoint, architecture, tokens, threads=2, progress=Progress()))
+    linears = [linear for linear, _ in results]
+    assert linears == [linear for block in reversed(architecture.blocks) for linear in block]
+    for (linear, actual), expected in zip(results, whole_model(checkpoint, linears, tokens), strict=True):
+        assert actual.fisher.shape == (linear.out_features, linear.in_features)
+        assert actual.fisher.dtype == actual.input_square.dtype == np.float32
+        assert relative_error(actual.fisher, expected.fisher) < 1e-5, linear.name
+        assert relative_error(actual.input_square, expected.input_square) < 1e-5, linear.name
+
+
+def test_the_sliding_window_matters(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
+    """Otherwise the test above would not see a window that was dropped."""
+    fisher = []
+    for window in (24, None):
+        checkpoint = Checkpoint(tiny_mistral(tmp_path / str(window), sliding_window=window))
+        results = calibrate(checkpoint, architecture_of(checkpoint), tokens, threads=2, progress=Progress())
+        fisher.append(list(results)[-1][1].fisher)
+    assert relative_error(fisher[0], fisher[1]) > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral"])
+def test_bits_do_not_depend_on_threads(tmp_path: Path, kind: str, tokens: npt.NDArray[np.int64]) -> None:
+    checkpoint, architecture = build(tmp_path / "model", kind)
+    runs = [list(calibrate(checkpoint, architecture, tokens, threads=n, progress=Progress())) for n in (1, 2, 3)]
+    for run in runs[1:]:
+        for (linear, one), (_, other) in zip(runs[0], run, strict=True):
+            np.testing.assert_array_equal(one.fisher, other.fisher, err_msg=linear.name)
+            np.testing.assert_array_equal(one.input_square, other.input_square, err_msg=linear.name)
+
+
+def test_threads_of_torch_are_the_callers_again(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
+    checkpoint, architecture = build(tmp_path / "model", "llama")
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        seen = [
+            torch.get_num_threads() for _ in calibrate(checkpoint, architecture, tokens, threads=2, progress=Progress())
+        ]
+        assert set(seen) == {3}
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+class Recorded(Progress):
+    def __init__(self) -> None:
+        self.stages: list[tuple[str, int]] = []
+        self.steps = 0
+
+    def start(self, stage: str, total: int) -> None:
+        self.stages.append((stage, total))
+
+    def step(self, done: str) -> None:
+        self.steps += 1
+
+
+def test_progress(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
+    checkpoint, architecture = build(tmp_path / "model", "llama")
+    progress = Recorded()
+    list(calibrate(checkpoint, architecture, tokens, threads=1, progress=progress))
+    assert progress.stages == [("calibrating", 5)]
+    assert progress.steps == 5
+
+
+def test_loss_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
+    checkpoint, architecture = build(tmp_path / "model", "mistral")
+    file = checkpoint.path / "model.safetensors"
+    tensors = load_file(file)
+    tensors["lm_head.weight"] *= 1e38
+    save_file(tensors, file, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="loss on calibration sequence 0 is "):
+        list(calibrate(Checkpoint(checkpoint.path), architecture, tokens, threads=2, progress=Progress()))
+
+
+def test_gradient_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
+    path = tiny_llama(tmp_path / "model", tie=False, rms_norm_eps=1e-38)
+    tensors = load_file(path / "model.safetensors")
+    scales = {"embed_tokens": 1e-17, "o_proj": 1e-17, "up_proj": 1e10, "down_proj": 1e-27}
+    for name, tensor in tensors.items():  # tiny hidden states, which the last norm makes large again: finite logits
+        tensor *= scales.get(name.split(".")[-2], 1.0)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    checkpoint = Checkpoint(path)
+    with pytest.raises(UserError, match=r"gradient of model\.layers\.1\.mlp\.down_proj .* is not finite"):
+        list(calibrate(checkpoint, architecture_of(checkpoint), tokens, threads=2, progress=Progress()))
+
+
+def test_one_token_is_too_few(tmp_path: Path) -> None:
+    checkpoint, architecture = build(tmp_path / "model", "llama")
+    with pytest.raises(UserError, match="at least 2 tokens, got 1"):
+        list(calibrate(checkpoint, architecture, np.zeros((2, 1), np.int64), threads=1, progress=Progress()))
+
+
+def test_an_interrupt_ends_it(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
+    checkpoint, architecture = build(tmp_path / "model", "llama")
+
+    class Interrupt(Progress):
+        def step(self, done: str) -> None:
+            raise KeyboardInterrupt
+
+    before = torch.get_num_threads(), threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        list(calibrate(checkpoint, architecture, tokens, threads=2, progress=Interrupt()))
+    assert (torch.get_num_threads(), threading.active_count()) == before

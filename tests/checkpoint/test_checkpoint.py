@@ -1,0 +1,251 @@
+"""Checkpoints: tensors come back as saved, and everything that can be wrong with a directory is said in one line."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from skim_export.checkpoint import Checkpoint, architecture_of, linear_bias, linear_weight
+from skim_runtime.errors import UserError
+
+from ..tiny_models import TEXT, tiny_llama, tiny_mistral
+
+
+def edit_config(path: Path, **entries: object) -> None:
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, **entries}))
+
+
+def edit_tensors(path: Path, **changes: torch.Tensor | None) -> None:
+    """Replace tensors, add new ones, and drop those that are None."""
+    tensors = {**load_file(path / "model.safetensors"), **changes}
+    kept = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    save_file(kept, path / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tensors_are_read_as_float32(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tiny_llama(tmp_path / "model")
+    saved = {name: tensor.to(dtype) for name, tensor in load_file(path / "model.safetensors").items()}
+    edit_tensors(path, **saved)
+    checkpoint = Checkpoint(path)
+    assert checkpoint.names == sorted(saved)
+    assert checkpoint.parameter_count == sum(tensor.numel() for tensor in saved.values())
+    for name, tensor in saved.items():
+        assert checkpoint.tensor(name).dtype == torch.float32
+        assert torch.equal(checkpoint.tensor(name), tensor.float())
+
+
+def test_sharded_checkpoint_equals_single_file(tmp_path: Path) -> None:
+    single = Checkpoint(tiny_llama(tmp_path / "single"))
+    sharded = Checkpoint(tiny_llama(tmp_path / "sharded", max_shard_size="100KB"))
+    assert len(list(sharded.path.glob("*.safetensors"))) > 2
+    assert sharded.names == single.names
+    assert all(torch.equal(sharded.tensor(name), single.tensor(name)) for name in single.names)
+
+
+def test_architecture_of_llama(tmp_path: Path) -> None:
+    architecture = architecture_of(Checkpoint(tiny_llama(tmp_path / "model", layers=3)))
+    assert [[linear.name for linear in block] for block in architecture.blocks] == [
+        [f"model.layers.{i}.{unit}" for unit in
+         ("attn.qkv_proj", "attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")]
+        for i in range(3)
+    ]  # fmt: skip
+    shapes = [(linear.out_features, linear.in_features) for linear in architecture.blocks[2]]
+    assert shapes == [(128, 64), (64, 64), (160, 64), (160, 64), (64, 160)]
+    assert architecture.tied
+    assert (architecture.vocabulary_size, architecture.hidden_size) == (320, 64)
+    assert architecture.head_linear.members == ("model.embed_tokens",)
+
+
+def test_weight_and_bias_of_a_fused_linear(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny_llama(tmp_path / "model", attention_bias=True))
+    qkv, o, gate, *_ = architecture_of(checkpoint).blocks[1]
+    saved = load_file(checkpoint.path / "model.safetensors")
+    parts = [saved[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"]
+    np.testing.assert_array_equal(linear_weight(checkpoint, qkv), torch.cat(parts).numpy())
+    biases = [saved[f"model.layers.1.self_attn.{name}_proj.bias"] for name in "qkv"]
+    np.testing.assert_array_equal(linear_bias(checkpoint, qkv), torch.cat(biases).numpy())
+    np.testing.assert_array_equal(linear_bias(checkpoint, o), saved["model.layers.1.self_attn.o_proj.bias"].numpy())
+    assert linear_bias(checkpoint, gate) is None
+
+
+def test_a_member_without_bias_counts_as_zero(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny_llama(tmp_path / "model", attention_bias=True))
+    qkv = architecture_of(checkpoint).blocks[0][0]
+    edit_tensors(checkpoint.path, **{"model.layers.0.self_attn.k_proj.bias": None})
+    bias = linear_bias(Checkpoint(checkpoint.path), qkv)
+    assert bias is not None
+    assert not bias[64:96].any()
+    assert bias[:64].all()
+    assert bias[96:].all()
+
+
+def test_untied_head(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny_mistral(tmp_path / "model"))
+    architecture = architecture_of(checkpoint)
+    assert not architecture.tied
+    assert architecture.head_linear.members == ("lm_head",)
+    edit_tensors(checkpoint.path, **{"lm_head.weight": None})
+    with pytest.raises(UserError, match=r"no tensor lm_head\.weight"):
+        architecture_of(Checkpoint(checkpoint.path))
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_head_that_differs_from_the_embedding_is_not_tied(tmp_path: Path, equal: bool) -> None:
+    path = tiny_llama(tmp_path / "model", tie=True)
+    embedding = load_file(path / "model.safetensors")["model.embed_tokens.weight"]
+    edit_tensors(path, **{"lm_head.weight": embedding.clone() if equal else embedding + 1})
+    assert architecture_of(Checkpoint(path)).tied is equal
+
+
+def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_tensors(path, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    assert architecture_of(Checkpoint(path)).blocks
+
+
+def test_tokenizer(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny_llama(tmp_path / "model"))
+    checkpoint.require_tokenizer()
+    assert checkpoint.tokenizer.decode(checkpoint.tokenizer.encode(TEXT)) == TEXT
+
+
+def test_missing_tokenizer(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny_llama(tmp_path / "model"))
+    (checkpoint.path / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"has no tokenizer: tokenizer\.json or tokenizer\.model is missing"):
+        checkpoint.require_tokenizer()
+
+
+def test_damaged_tokenizer(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tiny_llama(tmp_path / "model"))
+    (checkpoint.path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer of model .* cannot be loaded"):
+        checkpoint.require_tokenizer()
+
+
+def test_not_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is not a directory"):
+        Checkpoint(tmp_path / "absent")
+
+
+def test_missing_config(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    (path / "config.json").unlink()
+    with pytest.raises(UserError, match=r"has no config\.json"):
+        Checkpoint(path)
+
+
+def test_config_that_is_no_json(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    (path / "config.json").write_text("{,}")
+    with pytest.raises(UserError, match=r"config\.json cannot be read as JSON"):
+        Checkpoint(path)
+
+
+def test_config_of_an_unknown_model(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_config(path, model_type="nobody-knows-me")
+    with pytest.raises(UserError, match="is no configuration that transformers reads"):
+        architecture_of(Checkpoint(path))
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"only pickled weights \(pytorch_model\.bin\), which are never unpickled"):
+        Checkpoint(path)
+
+
+def test_no_weights(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        Checkpoint(path)
+
+
+@pytest.mark.parametrize("size", [0, 4, 1000, -1])
+def test_truncated_safetensors(tmp_path: Path, size: int) -> None:
+    file = tiny_llama(tmp_path / "model") / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(UserError, match=r"model\.safetensors is damaged or incomplete"):
+        Checkpoint(file.parent)
+
+
+def test_missing_shard(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model", max_shard_size="100KB")
+    shard = sorted(path.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(UserError, match=f"{shard.name} is missing"):
+        Checkpoint(path)
+
+
+def test_index_without_weight_map(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model", max_shard_size="100KB")
+    (path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(UserError, match="has no weight_map"):
+        Checkpoint(path)
+
+
+def test_missing_tensor(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_tensors(path, **{"model.layers.1.mlp.up_proj.weight": None})
+    with pytest.raises(UserError, match=r"no tensor model\.layers\.1\.mlp\.up_proj\.weight"):
+        architecture_of(Checkpoint(path))
+
+
+def test_tensor_of_another_shape(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_tensors(path, **{"model.layers.1.mlp.up_proj.weight": torch.zeros(161, 64)})
+    with pytest.raises(UserError, match=r"up_proj\.weight .* has shape \[161, 64\]; config\.json means \[160, 64\]"):
+        architecture_of(Checkpoint(path))
+
+
+def test_tensor_that_belongs_to_nothing(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model", attention_bias=False)
+    edit_tensors(path, **{"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)})
+    with pytest.raises(UserError, match=r"q_proj\.bias, which is no part of its architecture"):
+        architecture_of(Checkpoint(path))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_weights_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    path = tiny_llama(tmp_path / "model")
+    weight = torch.zeros(160, 64)
+    weight[3, 5] = value
+    edit_tensors(path, **{"model.layers.1.mlp.up_proj.weight": weight})
+    with pytest.raises(UserError, match=r"model\.layers\.1\.mlp\.up_proj\.weight .* holds NaN or infinity"):
+        Checkpoint(path).tensor("model.layers.1.mlp.up_proj.weight")
+
+
+def test_weights_that_are_integers(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_tensors(path, **{"model.norm.weight": torch.ones(64, dtype=torch.int8)})
+    with pytest.raises(UserError, match=r"model\.norm\.weight .* has type I8"):
+        Checkpoint(path).tensor("model.norm.weight")
+
+
+def test_quantized_checkpoint(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_config(path, quantization_config={"quant_method": "gptq"})
+    with pytest.raises(UserError, match=r"already quantized \(gptq\)"):
+        Checkpoint(path)
+
+
+def test_unsupported_architecture(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_config(path, architectures=["MambaForCausalLM"])
+    expected = "architecture MambaForCausalLM is not supported; supported: LlamaForCausalLM, MistralForCausalLM"
+    with pytest.raises(UserError, match=expected):
+        architecture_of(Checkpoint(path))
+
+
+def test_config_without_architecture(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_config(path, architectures=None)
+    with pytest.raises(UserError, match="must name one architecture"):
+        architecture_of(Checkpoint(path))
