@@ -26,7 +26,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         prog="skim-run",
         description="Generate text with a model that skim-export wrote. The text goes to stdout, speeds to stderr.",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="directory with model.onnx")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="directory that skim-export wrote")
     parser.add_argument("prompt", help='the prompt; "-" reads it from stdin')
     parser.add_argument("--engine", choices=("ort", "genai"), default="ort", help="onnxruntime or onnxruntime-genai")
     parser.add_argument("--max-new-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
@@ -50,7 +50,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         prog="skim-eval",
         description="Measure a model that skim-export wrote: perplexity, and its distance from a reference.",
     )
-    parser.add_argument("directory", metavar="DIR", type=Path, help="directory with model.onnx")
+    parser.add_argument("directory", metavar="DIR", type=Path, help="directory that skim-export wrote")
     parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text to measure on")
     parser.add_argument(
         "--reference",
@@ -112,10 +112,9 @@ def _speeds(kernel: str, weight_bytes: int, generation: Generation) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from skim_export.progress_bar import ProgressBar
     from skim_runtime.evaluation import evaluate
     from skim_runtime.session import Session
-
-    from skim_export.progress_bar import ProgressBar
 
     text = _read_text(arguments.text)
     session = Session(arguments.directory, threads=arguments.threads)

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from skim_export.progress import Progress
 from skim_runtime.errors import UserError
 from skim_runtime.session import Session
 from skim_runtime.tokenizer import Tokenizer
-
-from skim_export.progress import Progress
 
 __all__ = ["Evaluation", "Model", "evaluate"]
 
@@ -126,7 +126,7 @@ def evaluate(
 
 def open_reference(model: str | Path, progress: Progress) -> Model:
     """An exported directory as a `Session`, everything else as a `TorchReference`."""
-    if (Path(model) / "model.onnx").is_file():
+    if (Path(model) / "genai_config.json").is_file():
         return Session(model)
     from skim_runtime.torch_reference import TorchReference
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import json
+import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
 from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.operators import FALLBACK, load, one_line
@@ -36,11 +37,9 @@ class GenaiSession:
         self.directory = ModelDirectory.open(directory)
         self.weight_bytes = self.directory.graph.weight_bytes
         library, self.kernel = _library(self.directory, kernel)
-        options: dict[str, Any] = {"custom_ops_library": library} if library else {}
-        if threads is not None:
-            options["intra_op_num_threads"] = threads
+        options = {} if threads is None else {"intra_op_num_threads": threads}
         try:
-            with _without_library(self.directory) if library is None else nullcontext(self.directory.path) as path:
+            with _view(self.directory, library) as path:
                 config = og.Config(str(path))
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
                 self._model = og.Model(config)
@@ -73,31 +72,36 @@ class GenaiSession:
         return logits
 
 
-def _library(directory: ModelDirectory, kernel: Kernel) -> tuple[str | None, str]:
-    """What to set `custom_ops_library` to, and the kernel that then runs packed weights.
-
-    onnxruntime-genai takes a file inside the model's directory, or the name of a library that is already loaded.
-    """
+def _library(directory: ModelDirectory, kernel: Kernel) -> tuple[Path | None, str]:
+    """The operator library to use, if any, and the kernel that then runs packed weights."""
     if not directory.graph.has_packed_weights:
         return None, "none"
     if kernel == "function":
         return None, FALLBACK
-    path, name = load(directory, lambda path: ctypes.CDLL(str(path)))
-    return None if path is None else path.name, name
+    return load(directory, lambda path: ctypes.CDLL(str(path)))
 
 
 @contextmanager
-def _without_library(directory: ModelDirectory) -> Iterator[Path]:
-    """The model's directory as if `genai_config.json` named no operator library, which an overlay cannot undo."""
-    if directory.custom_ops_library is None:
+def _view(directory: ModelDirectory, library: Path | None) -> Iterator[Path]:
+    """The model's directory as if it came with `library`.
+
+    onnxruntime-genai takes only a library that lies in the model's directory, and once `genai_config.json` names one,
+    no overlay can take that back. So another choice gets a temporary directory of links.
+    """
+    own = directory.custom_ops_library
+    if library == (None if own is None else directory.path / own):
         yield directory.path
         return
     config = json.loads((directory.path / "genai_config.json").read_text("utf-8"))
-    del config["model"]["decoder"]["session_options"]["custom_ops_library"]
+    options = config["model"]["decoder"].setdefault("session_options", {})
+    options.pop("custom_ops_library", None)
     with tempfile.TemporaryDirectory() as name:
         view = Path(name)
-        (view / "genai_config.json").write_text(json.dumps(config), "utf-8")
         for file in directory.path.iterdir():
-            if file.name != "genai_config.json":
+            if file.name not in ("genai_config.json", own):
                 (view / file.name).symlink_to(file.resolve())
+        if library is not None:
+            shutil.copyfile(library, view / library.name)  # a link that leads out of the directory is refused
+            options["custom_ops_library"] = library.name
+        (view / "genai_config.json").write_text(json.dumps(config), "utf-8")
         yield view

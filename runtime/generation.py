@@ -9,6 +9,7 @@ from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
+
 from skim_runtime.errors import UserError
 from skim_runtime.sampling import Sampler
 

@@ -18,10 +18,11 @@ OPERATOR = ("ai.skim", "LutMatMul")
 
 @dataclass(frozen=True)
 class ModelDirectory:
-    """A directory with `model.onnx`, its external data, `genai_config.json` and the tokenizer files.
+    """A directory with an ONNX file, its external data, `genai_config.json` and the tokenizer files.
 
     Attributes:
         path: the directory.
+        model_file: the ONNX file in it.
         context_length: positions that the model was made for.
         head_size: channels of an attention head.
         eos_token_ids: tokens that end a text.
@@ -29,6 +30,7 @@ class ModelDirectory:
     """
 
     path: Path
+    model_file: Path
     context_length: int
     head_size: int
     eos_token_ids: tuple[int, ...]
@@ -36,23 +38,23 @@ class ModelDirectory:
 
     @classmethod
     def open(cls, path: str | Path) -> ModelDirectory:
-        """Read `genai_config.json` and check that the model's files are there.
+        """Read `genai_config.json` and check that the ONNX file is there.
 
         Raises:
-            UserError: the directory, `model.onnx` or `genai_config.json` is missing, or the latter is malformed.
+            UserError: the directory, `genai_config.json` or the ONNX file is missing, or the second malformed.
         """
         path = Path(path)
         if not path.is_dir():
-            raise UserError(f"{path}: not a directory; give the one that skim-export wrote model.onnx into")
-        for name in ("model.onnx", "genai_config.json"):
-            if not (path / name).is_file():
-                raise UserError(f"{path}: has no {name}; give a directory that skim-export wrote")
+            raise UserError(f"{path}: not a directory; give the one that skim-export wrote its model into")
         config_file = path / "genai_config.json"
+        if not config_file.is_file():
+            raise UserError(f"{path}: has no genai_config.json; give a directory that skim-export wrote")
         try:
             model = json.loads(config_file.read_text("utf-8"))["model"]
             eos = model["eos_token_id"]
-            return cls(
+            directory = cls(
                 path=path,
+                model_file=path / model["decoder"]["filename"],
                 context_length=int(model["context_length"]),
                 head_size=int(model["decoder"]["head_size"]),
                 eos_token_ids=tuple(eos) if isinstance(eos, list) else (int(eos),),
@@ -61,21 +63,19 @@ class ModelDirectory:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"has no entry {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
             raise UserError(f"{config_file}: {reason}; export the model again") from None
-
-    @property
-    def model_file(self) -> Path:
-        """Path of `model.onnx`."""
-        return self.path / "model.onnx"
+        if not directory.model_file.is_file():
+            raise UserError(f"{directory.model_file}: missing; give a directory that skim-export wrote")
+        return directory
 
     @cached_property
     def graph(self) -> Graph:
-        """The facts of `model.onnx`; raises `UserError` like `Graph.read`."""
+        """What the ONNX file says; raises `UserError` like `Graph.read`."""
         return Graph.read(self.model_file)
 
 
 @dataclass(frozen=True)
 class Graph:
-    """What `model.onnx` says.
+    """What an ONNX file says.
 
     Attributes:
         has_packed_weights: whether it has `ai.skim::LutMatMul` nodes.

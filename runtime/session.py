@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+
 from skim_runtime.cache import KeyValueCache
 from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory

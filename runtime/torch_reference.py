@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from skim_runtime.errors import UserError
 
 from skim_export.progress import Progress
+from skim_runtime.errors import UserError
 
 __all__ = ["TorchReference"]
 
@@ -27,14 +27,20 @@ class TorchReference:
     def __init__(self, model: str | Path, *, progress: Progress | None = None) -> None:
         import torch
         from transformers import AutoModelForCausalLM
+        from transformers.utils import logging
 
         from skim_export.checkpoint.recipes import resolve
 
-        path = resolve(str(model), progress=progress or Progress())
+        path = resolve(str(model), progress=progress)
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
         try:
             self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: transformers cannot load it: {' '.join(str(error).split())}") from error
+        finally:
+            if bars:
+                logging.enable_progress_bar()
 
     def logits(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Logits, float32 `[S, V]`, of the tokens `[S]`."""
