@@ -1,13 +1,13 @@
 // The AVX2 kernel: exact float32 arithmetic, 32 codes at a time.
 //
-// A register of 32 codes becomes four registers of 8 floats without a single conversion: the bytes of the float32
-// levels are looked up one byte plane at a time (`TableLevels`) or the code is made the mantissa of 2^23 + code
-// (`AffineLevels`), and the planes are interleaved. Interleaving works within the 128-bit halves of a register, so the
-// floats come out in the order
+// A register of 32 codes becomes four registers of 8 floats with hardly a conversion: the bytes of the float32 levels
+// are looked up one byte plane at a time (`TableLevels`), put together to 16-bit halves of floats, and even and odd
+// halves are moved into their places. The floats come out in the order
 //
-//     columns 0-3 16-19 | 4-7 20-23 | 8-11 24-27 | 12-15 28-31      of every group of 32 columns
+//     columns 0 2 4 6 16 18 20 22 | 1 3 5 7 17 19 21 23 | 8 10 12 14 24 26 28 30 | 9 11 13 15 25 27 29 31
 //
-// and the activations are prepared in that order instead: a dot product does not mind. A prepared token is
+// of every group of 32 columns, and the activations are prepared in that order too: a dot product does not mind. A
+// prepared token is
 //
 //     256 floats for each full superblock, one group of 32 columns for each code of a lane
 //     64 or 128 floats for a last superblock of 8 or 16 lanes: the groups are 32 consecutive columns
@@ -152,18 +152,26 @@ SKIM_INLINE void EachCodes(const uint8_t* row, int64_t K, int64_t begin, int64_t
   }
 }
 
-// ---- levels: 32 codes to 32 floats. A row's level is `scale * level + offset` (see RowScale).
+// ---- levels: 32 codes to 32 floats, in prepared order; `ScaleOf` makes them a row's.
 
 struct Floats32 {
   __m256 v[4];
 };
 
-// Interleaves the 16-bit low and high halves of 32 floats; `low` and `high` as _mm256_unpack{lo,hi}_epi8 leave them.
-SKIM_INLINE Floats32 JoinHalves(__m256i low0, __m256i low1, __m256i high0, __m256i high1) {
-  return {{_mm256_castsi256_ps(_mm256_unpacklo_epi16(low0, high0)),
-           _mm256_castsi256_ps(_mm256_unpackhi_epi16(low0, high0)),
-           _mm256_castsi256_ps(_mm256_unpacklo_epi16(low1, high1)),
-           _mm256_castsi256_ps(_mm256_unpackhi_epi16(low1, high1))}};
+// The floats whose upper halves are given, 32 of them in the order in which _mm256_unpack{lo,hi}_epi8 leave columns;
+// their lower halves are 0.
+SKIM_INLINE Floats32 FromUpperHalves(__m256i high0, __m256i high1) {
+  const __m256i odd = _mm256_set1_epi32(static_cast<int>(0xffff0000));
+  return {{_mm256_castsi256_ps(_mm256_slli_epi32(high0, 16)), _mm256_castsi256_ps(_mm256_and_si256(high0, odd)),
+           _mm256_castsi256_ps(_mm256_slli_epi32(high1, 16)), _mm256_castsi256_ps(_mm256_and_si256(high1, odd))}};
+}
+
+// The same with lower halves.
+SKIM_INLINE Floats32 FromHalves(__m256i low0, __m256i low1, __m256i high0, __m256i high1) {
+  return {{_mm256_castsi256_ps(_mm256_blend_epi16(_mm256_slli_epi32(high0, 16), low0, 0x55)),
+           _mm256_castsi256_ps(_mm256_blend_epi16(_mm256_srli_epi32(low0, 16), high0, 0xaa)),
+           _mm256_castsi256_ps(_mm256_blend_epi16(_mm256_slli_epi32(high1, 16), low1, 0x55)),
+           _mm256_castsi256_ps(_mm256_blend_epi16(_mm256_srli_epi32(low1, 16), high1, 0xaa))}};
 }
 
 // 16 consecutive entries of a codebook from `entry` on, of which the first `count` are read.
@@ -228,16 +236,16 @@ struct TableLevels {
   }
 
   SKIM_INLINE Floats32 operator()(__m256i codes) const {
-    const __m256i zero = _mm256_setzero_si256();
     const __m256i byte2 = Lookup(tables[1], codes), byte3 = Lookup(tables[2], codes);
     const __m256i high0 = _mm256_unpacklo_epi8(byte2, byte3), high1 = _mm256_unpackhi_epi8(byte2, byte3);
-    if constexpr (kPlanes == 2) return JoinHalves(zero, zero, high0, high1);
+    if constexpr (kPlanes == 2) return FromUpperHalves(high0, high1);
+    const __m256i zero = _mm256_setzero_si256();
     const __m256i byte1 = Lookup(tables[0], codes);
-    return JoinHalves(_mm256_unpacklo_epi8(zero, byte1), _mm256_unpackhi_epi8(zero, byte1), high0, high1);
+    return FromHalves(_mm256_unpacklo_epi8(zero, byte1), _mm256_unpackhi_epi8(zero, byte1), high0, high1);
   }
 };
 
-// Evenly spaced levels of any width: code - 2^(b-1), through the float whose mantissa is the code.
+// Evenly spaced levels of any width: (code - 2^(b-1)) * 2^24, an integer whose top byte is converted.
 template <int kBits>
 struct AffineLevels {
   static constexpr int kWidth = kBits;
@@ -246,13 +254,13 @@ struct AffineLevels {
 
   SKIM_INLINE Floats32 operator()(__m256i codes) const {
     const __m256i zero = _mm256_setzero_si256();
-    const __m256i exponent = _mm256_set1_epi16(0x4b00);  // 2^23
-    Floats32 levels =
-        JoinHalves(_mm256_unpacklo_epi8(codes, zero), _mm256_unpackhi_epi8(codes, zero), exponent, exponent);
-    for (__m256& v : levels.v) v = _mm256_sub_ps(v, _mm256_set1_ps(8388608.0f + (1 << (kBits - 1))));
+    const __m256i steps = _mm256_sub_epi8(codes, _mm256_set1_epi8(static_cast<char>(1 << (kBits - 1))));
+    Floats32 levels = FromUpperHalves(_mm256_unpacklo_epi8(zero, steps), _mm256_unpackhi_epi8(zero, steps));
+    for (__m256& v : levels.v) v = _mm256_cvtepi32_ps(_mm256_castps_si256(v));
     return levels;
   }
 };
+constexpr float kAffineUnit = 1.0f / (1 << 24);
 
 // Free codebooks of 7 and 8 bits: gathers from a table of floats. Slow, and rarely of use (see docs/format.md).
 template <int kBits, CodebookType kType>
@@ -271,7 +279,7 @@ struct WideLevels {
 
   SKIM_INLINE Floats32 operator()(__m256i codes) const {
     const __m256i zero = _mm256_setzero_si256();
-    Floats32 levels = JoinHalves(_mm256_unpacklo_epi8(codes, zero), _mm256_unpackhi_epi8(codes, zero), zero, zero);
+    Floats32 levels = FromHalves(_mm256_unpacklo_epi8(codes, zero), _mm256_unpackhi_epi8(codes, zero), zero, zero);
     for (__m256& v : levels.v) v = _mm256_i32gather_ps(table, _mm256_castps_si256(v), 4);
     return levels;
   }
@@ -282,7 +290,7 @@ struct RowScale {
 };
 
 RowScale ScaleOf(const RowRun& run, int64_t row) {
-  if (IsAffine(run.row_class)) return {Half(run.row_scale[2 * row]), Half(run.row_scale[2 * row + 1])};
+  if (IsAffine(run.row_class)) return {Half(run.row_scale[2 * row]) * kAffineUnit, Half(run.row_scale[2 * row + 1])};
   return {run.row_scale ? Half(run.row_scale[row]) : 1.0f, 0.0f};
 }
 
@@ -439,15 +447,32 @@ SKIM_INLINE void StoreColumns(void* data, FloatType type, int64_t first, int col
   std::memcpy(static_cast<char*>(data) + first * bytes, values, columns * bytes);
 }
 
+// 16 columns, 8 of each half of a group, to even and odd ones; and back.
+SKIM_INLINE void Deinterleave(__m256 low, __m256 high, __m256* even, __m256* odd) {
+  const __m256 a = _mm256_permute2f128_ps(low, high, 0x20), b = _mm256_permute2f128_ps(low, high, 0x31);
+  *even = _mm256_shuffle_ps(a, b, 0x88);
+  *odd = _mm256_shuffle_ps(a, b, 0xdd);
+}
+
+SKIM_INLINE void Interleave(__m256 even, __m256 odd, __m256* low, __m256* high) {
+  const __m256 a = _mm256_unpacklo_ps(even, odd), b = _mm256_unpackhi_ps(even, odd);
+  *low = _mm256_permute2f128_ps(a, b, 0x20);
+  *high = _mm256_permute2f128_ps(a, b, 0x31);
+}
+
 // 32 columns in their own order to prepared order, and back.
 SKIM_INLINE Floats32 ToPrepared(const Floats32& f) {
-  return {{_mm256_permute2f128_ps(f.v[0], f.v[2], 0x20), _mm256_permute2f128_ps(f.v[0], f.v[2], 0x31),
-           _mm256_permute2f128_ps(f.v[1], f.v[3], 0x20), _mm256_permute2f128_ps(f.v[1], f.v[3], 0x31)}};
+  Floats32 result;
+  Deinterleave(f.v[0], f.v[2], &result.v[0], &result.v[1]);
+  Deinterleave(f.v[1], f.v[3], &result.v[2], &result.v[3]);
+  return result;
 }
 
 SKIM_INLINE Floats32 FromPrepared(const Floats32& f) {
-  return {{_mm256_permute2f128_ps(f.v[0], f.v[1], 0x20), _mm256_permute2f128_ps(f.v[2], f.v[3], 0x20),
-           _mm256_permute2f128_ps(f.v[0], f.v[1], 0x31), _mm256_permute2f128_ps(f.v[2], f.v[3], 0x31)}};
+  Floats32 result;
+  Interleave(f.v[0], f.v[1], &result.v[0], &result.v[2]);
+  Interleave(f.v[2], f.v[3], &result.v[1], &result.v[3]);
+  return result;
 }
 
 SKIM_INLINE void MultiplyColumnScale(const Layer& layer, int64_t first, int columns, Floats32* f) {
