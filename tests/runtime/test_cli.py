@@ -1,0 +1,178 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from skim_runtime import cli
+from skim_runtime.command import run_command
+from skim_runtime.errors import UserError
+
+TEXT = "The quick brown fox jumps over the lazy dog. " * 20
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.mark.parametrize("engine", ["ort", "genai"])
+def test_run_streams_the_text_and_says_how_fast(packed, capfd, engine):
+    from skim_runtime import Session, Tokenizer, generate
+
+    tokenizer = Tokenizer(packed)
+    generation = generate(Session(packed), tokenizer.prompt("Hello", system="Be brief."), max_new_tokens=12)
+    arguments = [str(packed), "Hello", "--system", "Be brief.", "--max-new-tokens", "12", "--engine", engine]
+    assert cli.run(arguments) == 0
+    captured = capfd.readouterr()
+    assert captured.out == tokenizer.decode(generation.tokens) + "\n"
+    (line,) = captured.err.splitlines()
+    for part in ("kernel: ", "prompt: ", "decode: 12 tokens", "tokens/s", "GB/s"):
+        assert part in line
+
+
+def test_run_says_that_it_falls_back(packed, capfd):
+    assert cli.run([str(packed), "Hello", "--max-new-tokens", "2", "--kernel", "function"]) == 0
+    assert "kernel: function fallback" in capfd.readouterr().err
+
+
+def test_run_reads_the_prompt_from_stdin(fp32, capfd, monkeypatch):
+    import io
+
+    options = ["--raw", "--max-new-tokens", "8", "--temperature", "1", "--seed", "7"]
+    assert cli.run([str(fp32), "quick brown", *options]) == 0
+    want = capfd.readouterr().out
+    monkeypatch.setattr("sys.stdin", io.StringIO("quick brown"))
+    assert cli.run([str(fp32), "-", *options]) == 0
+    assert capfd.readouterr().out == want
+
+
+def test_eval_prints_json_for_machines(packed, fp32, text, capfd):
+    from skim_runtime import Session, evaluate
+
+    arguments = [str(packed), "--text", str(text), "--reference", str(fp32), "--context", "64", "--tokens", "100"]
+    assert cli.evaluate([*arguments, "--json"]) == 0
+    captured = capfd.readouterr()
+    printed = json.loads(captured.out)
+    want = evaluate(Session(packed), TEXT, reference=fp32, context=64, max_tokens=100)
+    assert printed["perplexity"] == want.perplexity
+    assert printed["kl_mean"] == want.kl_mean
+    assert printed["tokens"] == 98
+    assert "evaluating" in captured.err
+
+
+def test_eval_prints_a_table_for_people(fp32, text, capfd):
+    assert cli.evaluate([str(fp32), "--text", str(text), "--context", "64", "--reference", str(fp32)]) == 0
+    out = capfd.readouterr().out
+    for part in ("context 64", "perplexity of the reference", "nats", "100.00 %"):
+        assert part in out
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments", "message"),
+    [
+        (cli.run, ["nowhere", "hi"], "skim-run: error: nowhere: not a directory"),
+        (cli.run, ["{fp32}", "hi", "--top-p", "2"], "skim-run: error: top_p must be above 0 and at most 1, got 2.0"),
+        (cli.run, ["{fp32}", "hi", "--threads", "0"], "skim-run: error: threads must be at least 1, got 0"),
+        (cli.evaluate, ["{fp32}", "--text", "none.txt"], "skim-eval: error: none.txt: cannot be read (No such file"),
+        (cli.evaluate, ["{fp32}", "--text", "{binary}"], "binary: not UTF-8 text (byte 1)"),
+        (cli.evaluate, ["{fp32}", "--text", "{text}", "--context", "64", "--reference", "smolm2-135m"], "smollm2-135m"),
+    ],
+)
+def test_a_users_mistake_is_one_line_and_code_2(fp32, text, tmp_path, capfd, command, arguments, message):
+    (tmp_path / "binary").write_bytes(b"a\xff")
+    places = {"fp32": fp32, "text": text, "binary": tmp_path / "binary"}
+    assert command([argument.format(**places) for argument in arguments]) == 2
+    captured = capfd.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert message in line
+
+
+@pytest.mark.parametrize("arguments", [[], ["dir", "hi", "--engine", "tvm"], ["dir", "hi", "--threads", "two"]])
+def test_argument_errors_exit_with_2(arguments, capsys):
+    with pytest.raises(SystemExit) as error:
+        cli.run(arguments)
+    assert error.value.code == 2
+    assert "usage: skim-run" in capsys.readouterr().err
+
+
+def test_errors_become_exit_codes(capsys):
+    def fail(error):
+        raise error
+
+    assert run_command("skim-x", lambda: None) == 0
+    assert run_command("skim-x", lambda: fail(UserError("no"))) == 2
+    assert capsys.readouterr().err == "skim-x: error: no\n"
+    assert run_command("skim-x", lambda: fail(KeyboardInterrupt())) == 130
+    assert capsys.readouterr().err == "skim-x: interrupted\n"
+    with pytest.raises(ZeroDivisionError):  # a bug is not hidden
+        run_command("skim-x", lambda: fail(ZeroDivisionError()))
+
+
+def command_line(*arguments, **environment):
+    """A `skim-run` process that takes at least 50 ms for each token, so that there is time to disturb it."""
+    code = (
+        "import sys, time\n"
+        "from skim_runtime import cli\n"
+        "write = cli._write\n"
+        "cli._write = lambda text: (write(text), time.sleep(0.05))\n"
+        "sys.exit(cli.run())"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment},
+    )
+
+
+def test_ctrl_c_exits_with_130_and_no_traceback(fp32):
+    process = command_line(str(fp32), "hi", "--max-new-tokens", "400", "--temperature", "5")
+    process.stdout.read(1)  # it has begun
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.decode() == "skim-run: interrupted\n"
+
+
+def test_a_reader_that_goes_away_is_no_error(fp32):
+    process = command_line(str(fp32), "hi", "--max-new-tokens", "400", "--temperature", "5")
+    process.stdout.read(1)
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == b""
+
+
+def test_a_terminal_without_unicode_gets_question_marks(fp32):
+    process = command_line(
+        str(fp32), "hi", "--max-new-tokens", "40", "--temperature", "5", "--seed", "1", PYTHONIOENCODING="ascii"
+    )
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert b"?" in out
+
+
+def test_help_imports_nothing_heavy():
+    code = (
+        "import sys; from skim_runtime import cli\n"
+        "try: cli.run(['--help'])\n"
+        "except SystemExit: pass\n"
+        "print(*{'numpy', 'onnx', 'onnxruntime', 'torch', 'transformers', 'rich'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "usage: skim-run" in done.stdout
+    assert done.stderr.strip() == ""
+
+
+def test_public_names_are_not_shadowed_by_modules():
+    code = (
+        "import skim_runtime.evaluation, skim_runtime.generation, skim_runtime\n"
+        "names = [getattr(skim_runtime, name) for name in skim_runtime.__all__]\n"
+        "assert all(callable(name) for name in names), names"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
