@@ -156,7 +156,7 @@ def test_gradient_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int6
         tensor *= scales.get(name.split(".")[-2], 1.0)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     checkpoint = Checkpoint(path)
-    with pytest.raises(UserError, match=r"gradient of model\.layers\.1\.mlp\.down_proj .* is not finite"):
+    with pytest.raises(UserError, match=r"gradient of model\.layers\.1\..* is not finite"):
         list(calibrate(checkpoint, architecture_of(checkpoint), tokens, threads=2, progress=Progress()))
 
 
