@@ -112,8 +112,8 @@ def _speeds(kernel: str, weight_bytes: int, generation: Generation) -> str:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from skim_export.progress_bar import ProgressBar
     from skim_runtime.evaluation import evaluate
+    from skim_runtime.progress_bar import ProgressBar
     from skim_runtime.session import Session
 
     text = _read_text(arguments.text)

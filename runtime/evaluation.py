@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.progress import Progress
 from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
 from skim_runtime.session import Session
 from skim_runtime.tokenizer import Tokenizer
 
-__all__ = ["Evaluation", "Model", "evaluate"]
+__all__ = ["Evaluation", "Model", "compare", "evaluate"]
 
 ROWS = 64  # positions whose distributions are compared at once: bounds the memory for float64
 
@@ -87,12 +87,18 @@ def evaluate(
     progress = progress or Progress()
     if isinstance(reference, str | Path):
         reference = open_reference(reference, progress)
+    return compare(session, ids, reference, context, progress)
 
+
+def compare(
+    model: Model, ids: npt.NDArray[np.int64], reference: Model | None, context: int, progress: Progress
+) -> Evaluation:
+    """What `evaluate` does, for anything that gives logits and tokens `[S]`, S at least 2."""
     windows = [ids[i : i + context] for i in range(0, ids.size - 1, context)]
     own_loss, reference_loss, kl, agreement = [], [], [], []
     progress.start("evaluating", len(windows))
     for i, window in enumerate(windows):
-        logits = session.logits(window)[:-1]
+        logits = model.logits(window)[:-1]
         other = None if reference is None else reference.logits(window)[:-1]
         if other is not None and other.shape != logits.shape:
             raise UserError(f"the reference has a vocabulary of {other.shape[1]} tokens, the model {logits.shape[1]}")
@@ -130,7 +136,7 @@ def open_reference(model: str | Path, progress: Progress) -> Model:
         return Session(model)
     from skim_runtime.torch_reference import TorchReference
 
-    return TorchReference(model, progress=progress)
+    return TorchReference.load(model, progress=progress)
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

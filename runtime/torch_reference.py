@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.progress import Progress
 from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
 
 __all__ = ["TorchReference"]
 
 
 class TorchReference:
-    """A checkpoint in float32.
+    """A transformers model as `evaluate` takes it."""
 
-    Args:
-        model: an alias, a Hugging Face id or a Hugging Face directory.
-        progress: told about downloads.
+    def __init__(self, model: Any) -> None:
+        self._model = model
 
-    Raises:
-        UserError: the model is not found, or transformers cannot load it.
-    """
+    @classmethod
+    def load(cls, model: str | Path, *, progress: Progress | None = None) -> TorchReference:
+        """A checkpoint in float32.
 
-    def __init__(self, model: str | Path, *, progress: Progress | None = None) -> None:
+        Args:
+            model: an alias, a Hugging Face id or a Hugging Face directory.
+            progress: told about downloads.
+
+        Raises:
+            UserError: the model is not found, or transformers cannot load it.
+        """
         import torch
         from transformers import AutoModelForCausalLM
         from transformers.utils import logging
@@ -35,7 +41,7 @@ class TorchReference:
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            self._model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+            return cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: transformers cannot load it: {' '.join(str(error).split())}") from error
         finally:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from skim_export.packed import PackedLinear
     from skim_export.pipeline import export
-    from skim_export.progress import Progress
     from skim_export.report import ExportReport, Part
     from skim_runtime.errors import UserError
+    from skim_runtime.progress import Progress
 
 __all__ = ["ExportReport", "PackedLinear", "Part", "Progress", "UserError", "export"]
 
@@ -24,7 +24,7 @@ _MODULES = {
     "ExportReport": "skim_export.report",
     "PackedLinear": "skim_export.packed",
     "Part": "skim_export.report",
-    "Progress": "skim_export.progress",
+    "Progress": "skim_runtime.progress",
     "UserError": "skim_runtime.errors",
     "export": "skim_export.pipeline",
 }

@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = None if args.size is None else parse_size(args.size)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
         from skim_export.pipeline import export
-        from skim_export.progress_bar import ProgressBar
+        from skim_runtime.progress_bar import ProgressBar
 
         with ProgressBar() as progress:
             report = export(

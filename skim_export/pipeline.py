@@ -32,7 +32,6 @@ from skim_export.files import staged_directory
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder
 from skim_export.packed_checkpoint import PackedCheckpoint
-from skim_export.progress import Progress
 from skim_export.quantize import (
     CodebookType,
     LayerCurves,
@@ -48,6 +47,7 @@ from skim_export.report import REPORT_NAME, ExportReport, Part, write_report
 from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
+from skim_runtime.progress import Progress
 
 __all__ = [
     "QuantizeOptions",

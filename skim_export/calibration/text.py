@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.checkpoint import Architecture, Checkpoint
-from skim_export.progress import Progress
 from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
 
 from .workers import in_order, workers
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.progress import Progress
 from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
 
 __all__ = ["convert_gguf"]
 

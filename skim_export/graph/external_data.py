@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from skim_export.files import fsync
-from skim_export.progress import Progress
+from skim_runtime.progress import Progress
 
 __all__ = ["save_model"]
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 __all__ = ["MAX_BITS", "Layer", "assign", "assign_affine", "error_curves", "kmeans", "refit"]
 
 MAX_BITS = 8
-_CHUNK_SECONDS = 0.25  # about as long as one call may take on one core: Ctrl-C is seen between calls
+_CHUNK_SECONDS = 0.25  # about as long as one call may take: Ctrl-C is seen between calls
 _SECONDS_PER_LEVEL = 2e-8  # of the dynamic program, for one weight and one level
 
 Float32 = npt.NDArray[np.float32]
@@ -95,7 +95,7 @@ class Layer:
 
     def chunks(self, levels: int) -> Iterator[slice]:
         """Runs of rows that keep a call short."""
-        rows = max(1, int(_CHUNK_SECONDS / (_SECONDS_PER_LEVEL * levels * self.columns)))
+        rows = max(1, int(_CHUNK_SECONDS * self.threads / (_SECONDS_PER_LEVEL * levels * self.columns)))
         for start in range(0, self.rows, rows):
             yield slice(start, min(start + rows, self.rows))
 

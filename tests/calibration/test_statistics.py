@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from skim_export.calibration import LinearStatistics, calibrate
 from skim_export.checkpoint import Architecture, Checkpoint, Linear, architecture_of
-from skim_export.progress import Progress
 from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
 
 from ..tiny_models import VOCABULARY, tiny_llama, tiny_mistral
 

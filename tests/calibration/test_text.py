@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skim_export.calibration import self_generated, text, tokens_from_file
 from skim_export.checkpoint import Checkpoint, architecture_of
-from skim_export.progress import Progress
 from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
 
 from ..tiny_models import TEXT, tiny_llama, tiny_mistral
 

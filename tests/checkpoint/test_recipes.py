@@ -19,8 +19,8 @@ from skim_export.checkpoint import Checkpoint, architecture_of, load_recipes, re
 from skim_export.checkpoint.gguf_file import convert_gguf
 from skim_export.checkpoint.recipes import RECIPES, HubSource, cache_directory
 from skim_export.checkpoint.wheel import WheelSource, checkpoint_from_wheel
-from skim_export.progress import Progress
 from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
 
 from ..tiny_models import tiny_llama
 

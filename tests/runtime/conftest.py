@@ -9,8 +9,8 @@ import pytest
 from skim_export.checkpoint import Checkpoint, architecture_of
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder
-from skim_export.progress import Progress
 from skim_runtime.library import library_path
+from skim_runtime.progress import Progress
 
 from ..random_packed import random_packed
 from ..tiny_models import tiny_llama, tiny_mistral

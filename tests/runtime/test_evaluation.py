@@ -3,8 +3,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from skim_export.progress import Progress
 from skim_runtime import Session, TorchReference, UserError, evaluate
+from skim_runtime.progress import Progress
 
 TOKENS = np.random.default_rng(4).integers(2, 300, 150).tolist()
 CONTEXT = 64
@@ -127,4 +127,4 @@ def test_bad_options_are_refused(session):
 def test_a_reference_that_does_not_load_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(UserError, match="transformers cannot load it"):
-        TorchReference(tmp_path)
+        TorchReference.load(tmp_path)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
-from skim_export.progress import Progress
+from skim_runtime.progress import Progress
 
 __all__ = ["ProgressBar"]
 

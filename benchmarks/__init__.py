@@ -1,0 +1,1 @@
+"""Measurements behind docs/results.md; each prints a table and can write JSON."""
