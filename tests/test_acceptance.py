@@ -1,0 +1,82 @@
+"""The promises of the README on the real model: SmolLM2-135M-Instruct at 3 bits. Minutes long: `make test-slow`."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from skim_export import export
+from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.graph.reader import read_packed
+from skim_export.modules import dequantized_model
+from skim_runtime import GenaiSession, Session, Tokenizer, generate
+
+pytestmark = pytest.mark.slow
+
+TEXT = (Path(__file__).parent.parent / "LICENSE").read_text()
+TOKENS = 256
+
+
+@pytest.fixture(scope="module")
+def exported(smollm2, tmp_path_factory):
+    """The default model at 3 bits, calibrated on its own text; the directory and the report."""
+    directory = tmp_path_factory.mktemp("smollm2")
+    return directory, export("smollm2-135m", directory / "model.onnx", bits=3)
+
+
+@pytest.fixture(scope="module")
+def tokens(exported):
+    return np.array(Tokenizer(exported[0]).encode(TEXT)[:TOKENS])
+
+
+@pytest.fixture(scope="module")
+def reference(exported, smollm2, tokens):
+    """Logits of transformers with the same dequantized weights, `[256, V]`."""
+    checkpoint = Checkpoint(smollm2)
+    packed = read_packed(exported[0] / "model.onnx")
+    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens)[None]).logits[0].numpy()
+
+
+def one_by_one(session, tokens):
+    """Logits of every position, each token fed alone: the way of decoding, and all that genai tells."""
+    return np.concatenate([session.step([token])[-1:] for token in tokens])
+
+
+@pytest.mark.parametrize(
+    "logits",
+    [
+        pytest.param(lambda path, tokens: Session(path).logits(tokens), id="onnxruntime"),
+        pytest.param(lambda path, tokens: one_by_one(Session(path), tokens), id="onnxruntime-decode"),
+        pytest.param(lambda path, tokens: one_by_one(GenaiSession(path), tokens), id="genai-decode"),
+        pytest.param(lambda path, tokens: Session(path, kernel="function").logits(tokens), id="function"),
+    ],
+)
+def test_logits_equal_those_of_transformers(exported, reference, tokens, logits):
+    got = logits(exported[0], tokens)
+    difference = np.abs(got - reference).max()
+    print(f"max |logit difference| {difference:.2e}")  # noqa: T201
+    assert difference <= 2e-3
+    np.testing.assert_array_equal(got.argmax(-1), reference.argmax(-1))
+
+
+def test_it_knows_the_capital_of_france(exported):
+    tokenizer = Tokenizer(exported[0])
+    prompt = tokenizer.prompt("What is the capital of France?")
+    answer = generate(Session(exported[0]), prompt, max_new_tokens=40)
+    assert "Paris" in tokenizer.decode(answer.tokens)
+
+
+def test_the_file_is_as_large_as_its_bits_say(exported, smollm2):
+    """The packed parts, and 4 bytes for every other parameter and entry of the rotary tables, make the file."""
+    directory, report = exported
+    assert report.parts[0].code_bits == pytest.approx(3, abs=1e-3)
+    size = sum((directory / name).stat().st_size for name in ("model.onnx", "model.onnx.data"))
+    whole = report.parts[-1]
+    assert size <= 1.01 * whole.effective_bits * whole.weights / 8
+    config = Checkpoint(smollm2).config
+    tables = 4 * config.max_position_embeddings * config.head_dim
+    packed = sum(part.effective_bits * part.weights / 8 for part in report.parts[:2])
+    assert size <= 1.01 * (packed + 4 * report.parts[2].weights + tables)
