@@ -27,10 +27,13 @@
 namespace skim {
 namespace {
 
-constexpr int kGroup = 32;          // columns whose levels are looked up at once
-constexpr int64_t kTileRows = 24;   // rows decoded at a time for M > 1: 96 KiB with kTileBlocks, half of an L2 cache
-constexpr int64_t kTileBlocks = 4;  // superblocks decoded at a time: 4 tokens of them are 16 KiB, half of an L1 cache
-constexpr int kMicroTokens = 4;     // the micro kernel holds 4 x 3 sums in 12 of the 16 registers
+constexpr int kGroup = 32;  // columns whose levels are looked up at once
+// Decoded at a time for M > 1: 24 rows of 4 superblocks take 96 KiB, and stay in the L2 cache for all tokens; the 16
+// KiB of 4 tokens stay in the L1 cache for all rows. Few tokens don't repay the way to L2: 3 rows take 12 KiB.
+constexpr int64_t kTileRows = 24;
+constexpr int64_t kTileBlocks = 4;
+constexpr int64_t kFewTokens = 16;
+constexpr int kMicroTokens = 4;  // the micro kernel holds 4 x 3 sums in 12 of the 16 registers
 constexpr int kMicroRows = 3;
 constexpr int kTokenTail = 8;  // floats behind a prepared token: its sum, and padding
 
@@ -46,6 +49,8 @@ constexpr int64_t FloatsBefore(int64_t K, int64_t block) {
 }
 
 int64_t PreparedFloats(int64_t K) { return FloatsBefore(K, Superblocks(K)) + kTokenTail; }
+
+constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
 float Half(uint16_t bits) { return _cvtsh_ss(bits); }
 
@@ -114,10 +119,38 @@ SKIM_INLINE __m256i DenseCodesOf(const uint8_t* p) {
   return codes;
 }
 
+// All codes of a dense superblock, 32 consecutive columns each. Not inlined: it is short beside a row, and there would
+// be a copy for every kind of levels.
+template <int kBits>
+__attribute__((noinline)) void DenseCodes(const uint8_t* p, int lanes, __m256i* codes) {
+  if (lanes == 8) {
+    codes[0] = DenseCodesOf<kBits, 8, 0>(p);
+    codes[1] = DenseCodesOf<kBits, 8, 1>(p);
+  } else {
+    codes[0] = DenseCodesOf<kBits, 16, 0>(p);
+    codes[1] = DenseCodesOf<kBits, 16, 1>(p);
+    codes[2] = DenseCodesOf<kBits, 16, 2>(p);
+    codes[3] = DenseCodesOf<kBits, 16, 3>(p);
+  }
+}
+
 // Hands the codes of the superblocks begin..end of a row to `sink`, 32 at a time, in prepared order.
 template <int kBits, typename Sink>
 SKIM_INLINE void EachCodes(const uint8_t* row, int64_t K, int64_t begin, int64_t end, Sink&& sink) {
-  const auto superblock = [&](const uint8_t* p) __attribute__((always_inline)) {
+  const int64_t full = Min(K / kSuperblockColumns, end);
+  const int lanes = full < end ? TailLanes(K) : 0;
+  const uint8_t* p = row + begin * kBits * kLanes;
+  int64_t blocks = full - begin;
+  uint8_t spread[kBits * kLanes];
+  if (lanes != 0 && !TailIsDense(lanes)) {
+    // Spread the last superblock out to 32 lanes; the bytes behind the row are not ours to read.
+    const uint8_t* tail = p + blocks * kBits * kLanes;
+    std::memset(spread, 0, sizeof spread);
+    for (int i = 0; i < kBits; ++i) std::memcpy(spread + i * kLanes, tail + i * lanes, lanes);
+    ++blocks;
+  }
+  for (; blocks > 0; --blocks, p += kBits * kLanes) {
+    if (blocks == 1 && lanes != 0 && !TailIsDense(lanes)) p = spread;
     __m256i vectors[kBits];
     for (int i = 0; i < kBits; ++i) {
       vectors[i] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i * kLanes));
@@ -130,25 +163,11 @@ SKIM_INLINE void EachCodes(const uint8_t* row, int64_t K, int64_t begin, int64_t
     sink(CodesOf<kBits, 5>(vectors));
     sink(CodesOf<kBits, 6>(vectors));
     sink(CodesOf<kBits, 7>(vectors));
-  };
-  const int64_t full = K / kSuperblockColumns < end ? K / kSuperblockColumns : end;
-  const uint8_t* p = row + begin * kBits * kLanes;
-  for (int64_t block = begin; block < full; ++block, p += kBits * kLanes) superblock(p);
-  if (full == end) return;
-
-  const int lanes = TailLanes(K);
-  if (lanes == 8) {
-    sink(DenseCodesOf<kBits, 8, 0>(p));
-    sink(DenseCodesOf<kBits, 8, 1>(p));
-  } else if (lanes == 16) {
-    sink(DenseCodesOf<kBits, 16, 0>(p));
-    sink(DenseCodesOf<kBits, 16, 1>(p));
-    sink(DenseCodesOf<kBits, 16, 2>(p));
-    sink(DenseCodesOf<kBits, 16, 3>(p));
-  } else {  // spread out to 32 lanes; the bytes behind the row are not ours to read
-    uint8_t spread[kBits * kLanes] = {};
-    for (int i = 0; i < kBits; ++i) std::memcpy(spread + i * kLanes, p + i * lanes, lanes);
-    superblock(spread);
+  }
+  if (TailIsDense(lanes)) {
+    __m256i codes[4];
+    DenseCodes<kBits>(p, lanes, codes);
+    for (int i = 0; i < 8 * lanes / kGroup; ++i) sink(codes[i]);
   }
 }
 
@@ -533,8 +552,6 @@ constexpr MicroFunction kMicroKernels[kMicroTokens][kMicroRows] = {
     {MicroKernel<3, 1>, MicroKernel<3, 2>, MicroKernel<3, 3>},
     {MicroKernel<4, 1>, MicroKernel<4, 2>, MicroKernel<4, 3>}};
 
-int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-
 // Up to kTileRows stored rows from `begin` on; `tile` and `sums` are scratch.
 void MatmulTile(const Layer& layer, const float* prepared, int64_t M, int64_t begin, int64_t rows, float* tile,
                 float* sums, void* y, FloatType type) {
@@ -585,8 +602,9 @@ void Matmul(const Layer& layer, const float* prepared, int64_t M, int64_t begin,
   }
   float* tile = ThreadScratch(Scratch::kTile, kTileRows * kTileBlocks * kSuperblockColumns);
   float* sums = ThreadScratch(Scratch::kSums, kTileRows * (M + kMicroTokens));
-  for (int64_t row = begin; row < end; row += kTileRows) {
-    MatmulTile(layer, prepared, M, row, Min(end - row, kTileRows), tile, sums, y, type);
+  const int64_t rows = M <= kFewTokens ? kMicroRows : kTileRows;
+  for (int64_t row = begin; row < end; row += rows) {
+    MatmulTile(layer, prepared, M, row, Min(end - row, rows), tile, sums, y, type);
   }
 }
 

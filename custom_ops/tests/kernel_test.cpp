@@ -1,0 +1,226 @@
+// Compares the kernels with a definition written down once more, on heap blocks of exactly the tensors' sizes: built
+// with AddressSanitizer, every read or write outside of a tensor is an error. Prints each failure; exits with 1 if
+// there is one.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <vector>
+
+#include "../cpu/half.h"
+#include "skim/kernels.h"
+
+namespace {
+
+using namespace skim;
+
+int failures = 0;
+
+void Check(bool ok, const char* what, const char* kernel, int64_t N, int64_t K, int64_t M) {
+  if (ok) return;
+  ++failures;
+  std::printf("FAILED: %s, kernel %s, N=%ld, K=%ld, M=%ld\n", what, kernel, long{N}, long{K}, long{M});
+}
+
+// A heap block of exactly `size` elements: a vector may own more.
+template <typename T>
+struct Block {
+  std::unique_ptr<T[]> data;
+  int64_t size;
+  explicit Block(const std::vector<T>& values) : data(new T[values.size()]), size(values.size()) {
+    for (int64_t i = 0; i < size; ++i) data[i] = values[i];
+  }
+  Tensor<T> tensor() const { return {data.get(), size}; }
+};
+
+// A packed linear of random content, with the weights [N, K] that it means.
+struct Case {
+  std::vector<Block<uint8_t>> bytes;
+  std::vector<Block<uint16_t>> halves;
+  std::vector<Block<float>> floats;
+  PackedLinear packed{};
+  std::vector<double> weights;
+
+  Case(int64_t N, int64_t K, std::vector<int> classes, CodebookType type, std::mt19937& random) {
+    const auto uniform = [&](double low, double high) {
+      return std::uniform_real_distribution<double>(low, high)(random);
+    };
+    const auto half = [&](double value) { return FloatToHalf(static_cast<float>(value)); };
+    packed.N = N;
+    packed.K = K;
+    packed.codebook_type = type;
+    std::vector<uint8_t> row_class(N);
+    for (uint8_t& c : row_class) c = static_cast<uint8_t>(classes[random() % classes.size()]);
+    std::vector<uint16_t> column_scale(K);
+    for (uint16_t& s : column_scale) s = half(uniform(0.5, 2));
+    std::vector<float> bias(N);
+    for (float& b : bias) b = static_cast<float>(uniform(-1, 1));
+
+    const bool int8 = type == CodebookType::kInt8;
+    std::vector<uint8_t> codes, int8_entries;
+    std::vector<uint16_t> half_entries, row_scale;
+    weights.resize(N * K);
+    for (int c = 0; c < kClasses; ++c) {
+      const int bits = ClassBits(c);
+      for (int64_t n = 0; n < N; ++n) {
+        if (row_class[n] != c) continue;
+        ++packed.rows_per_class[c];
+        std::vector<double> level(1 << bits);
+        const uint16_t scale = half(uniform(1e-3, 1e-2)), offset = half(uniform(-0.05, 0.05));
+        for (int q = 0; q < 1 << bits; ++q) {
+          if (IsAffine(c)) {
+            level[q] = HalfToFloat(offset) + double{HalfToFloat(scale)} * (q - (1 << (bits - 1)));
+          } else if (int8) {
+            int8_entries.push_back(static_cast<uint8_t>(random()));
+            level[q] = double{HalfToFloat(scale)} * static_cast<int8_t>(int8_entries.back());
+          } else {
+            half_entries.push_back(half(uniform(-0.5, 0.5)));
+            level[q] = HalfToFloat(half_entries.back());
+          }
+        }
+        if (IsAffine(c) || int8) row_scale.push_back(scale);
+        if (IsAffine(c)) row_scale.push_back(offset);
+        const size_t row = codes.size();
+        codes.resize(row + RowBytes(bits, K));
+        for (int64_t k = 0; k < K; ++k) {
+          const int64_t block = k / 256;
+          const int lanes = (block + 1) * 256 <= K ? 32 : TailLanes(K);
+          const int code = static_cast<int>(random() % (1 << bits)), j = k % 256 / lanes;
+          for (int i = 0; i < FieldCount(bits, j); ++i) {
+            const Field f = CodeField(bits, j, i);
+            const int value = (code >> f.code_bit) & ((1 << f.length) - 1);
+            codes[row + block * bits * 32 + f.vector * lanes + k % 256 % lanes] |= value << f.bit;
+          }
+          weights[n * K + k] = level[code] * HalfToFloat(column_scale[k]);
+        }
+      }
+    }
+    const bool one_class = classes.size() == 1;
+    bytes.emplace_back(codes);
+    bytes.emplace_back(int8_entries);
+    bytes.emplace_back(one_class ? std::vector<uint8_t>() : row_class);
+    halves.emplace_back(half_entries);
+    halves.emplace_back(row_scale);
+    halves.emplace_back(column_scale);
+    floats.emplace_back(bias);
+    packed.codes = bytes[0].tensor();
+    packed.codebook =
+        int8 ? Tensor<void>{bytes[1].data.get(), bytes[1].size} : Tensor<void>{halves[0].data.get(), halves[0].size};
+    packed.row_class = bytes[2].tensor();
+    packed.row_scale = halves[1].tensor();
+    packed.column_scale = halves[2].tensor();
+    packed.bias = floats[0].tensor();
+  }
+};
+
+template <typename T>
+double Value(T value);
+template <>
+double Value(float value) {
+  return value;
+}
+template <>
+double Value(uint16_t value) {
+  return HalfToFloat(value);
+}
+
+double RelativeError(const std::vector<double>& got, const std::vector<double>& want) {
+  double difference = 0, norm = 0;
+  for (size_t i = 0; i < want.size(); ++i) {
+    difference += (got[i] - want[i]) * (got[i] - want[i]);
+    norm += want[i] * want[i];
+  }
+  return std::sqrt(difference / norm);  // NaN, from an element that was not written, fails every comparison
+}
+
+template <typename T>
+void TestKernels(const Kernels& kernels, const Case& c, int64_t M, std::mt19937& random) {
+  const FloatType type = sizeof(T) == 4 ? FloatType::kFloat32 : FloatType::kFloat16;
+  const double bound = sizeof(T) == 4 ? 1e-5 : 1e-3;
+  const int64_t N = c.packed.N, K = c.packed.K;
+  const IndexedLayer indexed(c.packed);
+  const Layer& layer = indexed.layer();
+
+  std::vector<T> x_values(M * K);
+  for (T& x : x_values) {
+    const float value = std::normal_distribution<float>()(random);
+    if constexpr (sizeof(T) == 4) {
+      x = value;
+    } else {
+      x = FloatToHalf(value);
+    }
+  }
+  const Block<T> x(x_values);
+  T nan;
+  std::memset(&nan, 0xff, sizeof nan);
+  const Block<T> y(std::vector<T>(M * N, nan));
+  std::vector<double> want(M * N), got(M * N);
+  for (int64_t m = 0; m < M; ++m) {
+    for (int64_t n = 0; n < N; ++n) {
+      double sum = c.packed.bias.data[n];
+      for (int64_t k = 0; k < K; ++k) sum += c.weights[n * K + k] * Value(x.data[m * K + k]);
+      want[m * N + n] = sum;
+    }
+  }
+  float* prepared = ThreadScratch(Scratch::kActivations, M * kernels.prepared_floats(K));
+  kernels.prepare(layer, x.data.get(), type, M, prepared);
+  const int64_t middle = N / 3;
+  kernels.matmul(layer, prepared, M, middle, N, y.data.get(), type);
+  kernels.matmul(layer, prepared, M, 0, middle, y.data.get(), type);
+  for (int64_t i = 0; i < M * N; ++i) got[i] = Value(y.data[i]);
+  Check(RelativeError(got, want) < bound, "matmul", kernels.name, N, K, M);
+
+  std::vector<double> rows(N * K);
+  for (int64_t n = 0; n < N; ++n) {
+    const Block<T> row(std::vector<T>(K, nan));
+    kernels.gather(layer, indexed.StoredRow(n), row.data.get(), type);
+    for (int64_t k = 0; k < K; ++k) rows[n * K + k] = Value(row.data[k]);
+  }
+  Check(RelativeError(rows, c.weights) < bound, "gather", kernels.name, N, K, M);
+}
+
+// All float16 values survive a round trip, and rounding goes to the nearest.
+void TestHalf() {
+  for (uint32_t bits = 0; bits < 0x10000; ++bits) {
+    const auto half = static_cast<uint16_t>(bits);
+    if (!HalfIsFinite(half)) continue;
+    Check(FloatToHalf(HalfToFloat(half)) == half, "float16 round trip", "none", bits, 0, 0);
+    const auto next = static_cast<uint16_t>(half + 1);
+    if ((half & 0x7fff) == 0x7bff) continue;
+    const float middle = (HalfToFloat(half) + HalfToFloat(next)) / 2;
+    Check(FloatToHalf(middle) == (half & 1 ? next : half), "float16 tie", "none", bits, 0, 0);
+    Check(FloatToHalf(std::nextafter(middle, HalfToFloat(next))) == next, "float16 rounding", "none", bits, 0, 0);
+  }
+}
+
+}  // namespace
+
+int main() {
+  std::mt19937 random(1);
+  TestHalf();
+  std::vector<const Kernels*> tables{&ReferenceKernels()};
+  if (SelectKernels() != &ReferenceKernels()) tables.push_back(SelectKernels());
+  int cases = 0;
+  // Every number of lanes of the last superblock, with and without full ones before it.
+  for (int64_t K : {1, 31, 32, 33, 64, 90, 128, 150, 192, 200, 225, 255, 256, 257, 320, 384, 576, 1000, 1300}) {
+    for (CodebookType type : {CodebookType::kInt8, CodebookType::kFloat16}) {
+      for (int classes = 0; classes <= kClasses; ++classes) {
+        std::vector<int> list{classes};
+        if (classes == kClasses) list = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+        const Case c(classes == kClasses ? 50 : 5, K, list, type, random);
+        Check(c.packed.Validate().empty(), "validation", "none", c.packed.N, K, 0);
+        for (const Kernels* kernels : tables) {
+          for (int64_t M : {1, 2, 3, 7}) TestKernels<float>(*kernels, c, M, random);
+          TestKernels<uint16_t>(*kernels, c, 1, random);
+          TestKernels<uint16_t>(*kernels, c, 5, random);
+        }
+        ++cases;
+      }
+    }
+  }
+  std::printf("%d cases, %d failures, kernels:", cases, failures);
+  for (const Kernels* kernels : tables) std::printf(" %s", kernels->name);
+  std::printf("\n");
+  return failures ? 1 : 0;
+}
