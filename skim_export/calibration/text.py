@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["self_generated", "tokens_from_file"]
 
-GROUP = 8  # sequences that are written together; fixed, so that the text does not depend on the number of threads
+GROUP = 16  # sequences that are written together; fixed, so that the text does not depend on the number of threads
 TOP_K = 50
 REPORT_EVERY = 32  # tokens between two steps of the progress
 
@@ -78,7 +78,7 @@ def self_generated(
         sequences: number of sequences, S.
         length: tokens of a sequence, T.
         seed: the same seed gives the same text, whatever `threads` is.
-        threads: groups of 8 sequences that are written at the same time.
+        threads: groups of 16 sequences that are written at the same time.
         progress: sees one stage, "writing calibration text".
 
     Returns:
@@ -91,52 +91,59 @@ def self_generated(
 
     _check_memory(checkpoint)
     openings = _openings(checkpoint.tokenizer)
-    groups = [(i, min(GROUP, sequences - i)) for i in range(0, sequences, GROUP)]
-    progress.start("writing calibration text", len(groups) * (length // REPORT_EVERY))
     model = StreamedModel(checkpoint, architecture).load_all()
-
-    def write(group: tuple[int, int]) -> torch.Tensor:
-        first, count = group
-        return _write(model, checkpoint.tokenizer, openings, count, length, (seed, first), progress)
-
+    writers = [
+        _Writer(model, checkpoint.tokenizer, openings, min(GROUP, sequences - first), (seed, first))
+        for first in range(0, sequences, GROUP)
+    ]
+    progress.start("writing calibration text", length // REPORT_EVERY)
     with workers(threads) as pool:
-        tokens = np.concatenate([written.numpy() for written in in_order(pool, write, groups)])
+        while writers[0].tokens.shape[1] < length:  # token by token, so that Ctrl-C need not wait for more
+            in_order(pool, _Writer.step, writers)
+            if (written := writers[0].tokens.shape[1]) % REPORT_EVERY == 0:
+                progress.step(f"token {written} of {length}")
     progress.finish()
-    return tokens
+    return np.concatenate([writer.tokens.numpy() for writer in writers])
 
 
-def _write(
-    model: Any,
-    tokenizer: Any,
-    openings: npt.NDArray[np.int64],
-    count: int,
-    length: int,
-    seed: tuple[int, int],
-    progress: Progress,
-) -> torch.Tensor:
-    import torch
-    from transformers import DynamicCache
+class _Writer:
+    """A group of sequences in the making; every step adds a column to `tokens`, int64 `[sequences, written]`."""
 
-    random = np.random.default_rng(seed)
-    special = torch.tensor(sorted(tokenizer.all_special_ids))
-    banned = special[special != tokenizer.eos_token_id]
-    opening = torch.from_numpy(random.choice(openings, (count, 1)))
-    tokens = torch.cat([torch.from_numpy(_bos(tokenizer)).expand(count, -1), opening], dim=1)
-    cache = DynamicCache(config=model.config)
-    step = tokens
-    with torch.inference_mode():
-        while tokens.shape[1] < length:
-            logits = model(input_ids=step, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
-            logits[:, banned] = -torch.inf
-            top, candidates = logits.topk(TOP_K)
-            noise = torch.from_numpy(random.gumbel(size=top.shape).astype(np.float32))
-            step = candidates.gather(1, (top + noise).argmax(dim=1, keepdim=True))
-            again = torch.from_numpy(random.choice(openings, (count, 1)))
-            step = torch.where(tokens[:, -1:] == tokenizer.eos_token_id, again, step)
-            tokens = torch.cat([tokens, step], dim=1)
-            if tokens.shape[1] % REPORT_EVERY == 0:
-                progress.step(f"token {tokens.shape[1]} of {count} sequences")
-    return tokens
+    def __init__(
+        self, model: Any, tokenizer: Any, openings: npt.NDArray[np.int64], sequences: int, seed: tuple[int, int]
+    ) -> None:
+        import torch
+        from transformers import DynamicCache
+
+        self._model = model
+        self._openings = openings
+        self._random = np.random.default_rng(seed)
+        self._end = tokenizer.eos_token_id
+        special = torch.tensor(sorted(tokenizer.all_special_ids))
+        self._banned = special[special != self._end]
+        self._cache = DynamicCache(config=model.config)
+        bos = torch.from_numpy(_bos(tokenizer)).expand(sequences, -1)
+        self._unseen = self.tokens = torch.cat([bos, self._opening(sequences)], dim=1)
+
+    def step(self) -> None:
+        """Sample the next token of every sequence."""
+        import torch
+
+        with torch.inference_mode():
+            output = self._model(input_ids=self._unseen, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            logits = output.logits[:, -1]
+            logits[:, self._banned] = -torch.inf
+            top, candidates = logits.topk(min(TOP_K, logits.shape[1]))
+            noise = torch.from_numpy(self._random.gumbel(size=top.shape).astype(np.float32))
+            sampled = candidates.gather(1, (top + noise).argmax(dim=1, keepdim=True))
+            ended = self.tokens[:, -1:] == self._end
+            self._unseen = torch.where(ended, self._opening(len(sampled)), sampled)
+            self.tokens = torch.cat([self.tokens, self._unseen], dim=1)
+
+    def _opening(self, sequences: int) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(self._random.choice(self._openings, (sequences, 1)))
 
 
 def _bos(tokenizer: Any) -> npt.NDArray[np.int64]:
