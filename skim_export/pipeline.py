@@ -61,7 +61,7 @@ __all__ = [
 ]
 
 SEQUENCES = 32
-SEQUENCE_LENGTH = 512
+SEQUENCE_LENGTH = 256
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def copy(llama, tmp_path):
 @pytest.fixture(scope="module")
 def calib(tmp_path_factory):
     path = tmp_path_factory.mktemp("calib") / "calib.txt"
-    path.write_text(TEXT * 180)
+    path.write_text(TEXT * 90)
     return path
 
 
