@@ -1,5 +1,7 @@
 """One-node models around a packed linear, and sessions that run them with the operator library."""
 
+import os
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -8,6 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 from skim_export.packed import FORMAT_VERSION, PackedLinear
 from skim_runtime.library import library_path
 
+# test_sanitizers.py runs these tests again with a library of its own.
+LIBRARY = os.environ.get("SKIM_TEST_LIBRARY") or str(library_path())
 TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
 
 
@@ -53,7 +57,7 @@ def session(proto: onnx.ModelProto, threads=1):
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # refused models are expected here
-    options.register_custom_ops_library(str(library_path()))
+    options.register_custom_ops_library(LIBRARY)
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

@@ -1,0 +1,63 @@
+"""The kernels and the operators once more, built with AddressSanitizer and UndefinedBehaviorSanitizer."""
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Kept between runs: the sanitizers make the compiler slow.
+BUILD = ROOT / "build" / "sanitizers"
+
+
+def runtime(name):
+    """Path of a sanitizer's shared library, None if the compiler has none."""
+    compiler = os.environ.get("CXX", "c++")
+    path = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    return path if Path(path).is_absolute() else None
+
+
+@pytest.fixture(scope="module")
+def build():
+    if platform.system() != "Linux" or not (runtime("libasan.so") and runtime("libubsan.so")):
+        pytest.skip("the compiler has no libasan.so and libubsan.so")
+    # -O1: at -O3 the instrumented kernels take minutes to compile.
+    options = ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1 -g1"]
+    options += ["-DSKIM_SANITIZE=address,undefined", "-DSKIM_BUILD_TESTS=ON"]
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    for command in (
+        ["cmake", *generator, "-S", str(ROOT), "-B", str(BUILD), *options],
+        ["cmake", "--build", str(BUILD), "--parallel", "2", "--target", "skim_ops", "skim_kernel_test"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return BUILD / "custom_ops"
+
+
+def test_kernels_on_exact_blocks(build):
+    """Tensors in heap blocks of exactly their size: any access outside of them ends the program."""
+    done = subprocess.run([str(build / "skim_kernel_test")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "646 cases, 0 failures" in done.stdout
+
+
+def test_operators(build):
+    environment = os.environ | {
+        "LD_PRELOAD": f"{runtime('libasan.so')} {runtime('libubsan.so')}",
+        # Python and onnxruntime were not built for the sanitizers: only what our library does is of interest.
+        "ASAN_OPTIONS": "detect_leaks=0:alloc_dealloc_mismatch=0",
+        "SKIM_TEST_LIBRARY": str(build / "libskim_ops.so"),
+    }
+    modules = [str(Path(__file__).parent / f"test_{name}.py") for name in ("matmul", "gather", "refusals")]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *modules],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
