@@ -14,10 +14,10 @@ demo: install
 	$(BIN)/skim-run demo "What is the capital of France?"
 
 test: install lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/pytest -m "not slow"
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/pytest -m slow
 
 lint: install
 	$(BIN)/ruff check .

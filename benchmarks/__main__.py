@@ -1,19 +1,20 @@
-"""`python -m benchmarks NAME`: one entry point for all measurements."""
+"""The measurements behind docs/results.md: each prints a table and can write JSON."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 
-from benchmarks import quality
+import quality
+
 from skim_runtime.command import run_command
 
 
 def main() -> int:
     """Run one benchmark and return its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python benchmarks", description=__doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    quality.add_arguments(names.add_parser("quality", help=quality.__doc__.splitlines()[0]))
+    quality.add_arguments(names.add_parser("quality", help="perplexity of quantization methods side by side"))
     args = parser.parse_args()
     return run_command(f"benchmarks {args.name}", lambda: args.run(args))
 

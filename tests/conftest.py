@@ -1,10 +1,14 @@
 """Fixtures that several test packages share."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from skim_export.checkpoint import resolve
+
+# Processes that tests start must find the installed packages, not the sources in the working directory.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 
 @pytest.fixture(scope="session")

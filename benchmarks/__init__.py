@@ -1,1 +1,0 @@
-"""Measurements behind docs/results.md; each prints a table and can write JSON."""
