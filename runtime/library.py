@@ -18,7 +18,9 @@ def library_path() -> Path:
     """
     path = Path(__file__).resolve().parent / "lib" / "libskim_ops.so"
     if not path.is_file():
-        raise UserError(f"the operator library {path} is missing: build it with `pip install .` in the source directory")
+        raise UserError(
+            f"the operator library {path} is missing: build it with `pip install .` in the source directory"
+        )
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -12,9 +13,11 @@ from skim_runtime.progress import Progress
 
 __all__ = ["ProgressBar"]
 
+REPORTS = 5  # lines a stage where stderr is no terminal
+
 
 class ProgressBar(Progress):
-    """Draws on stderr; where that is no terminal, prints a line at the end of each stage."""
+    """Draws on stderr; where that is no terminal, prints a few lines a stage."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -30,6 +33,9 @@ class ProgressBar(Progress):
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._stage = ""
+        self._total = self._count = 0
+        self._started = 0.0
 
     def __enter__(self) -> ProgressBar:
         self._bar.start()
@@ -43,16 +49,25 @@ class ProgressBar(Progress):
     def start(self, stage: str, total: int) -> None:
         """Open a bar."""
         self._task = self._bar.add_task(stage, total=total, done="")
-        if not self._console.is_terminal:
-            self._console.print(f"{stage} ({total} steps) ...", highlight=False)
+        self._stage, self._total, self._count, self._started = stage, total, 0, time.monotonic()
+        self._line("...")
 
     def step(self, done: str) -> None:
         """Advance the bar."""
         if self._task is not None:
             self._bar.update(self._task, advance=1, done=done)
+        self._count += 1
+        if REPORTS * self._count // max(1, self._total) > REPORTS * (self._count - 1) // max(1, self._total):
+            elapsed = time.monotonic() - self._started
+            left = elapsed * max(0, self._total - self._count) / self._count
+            self._line(f"{self._count}/{self._total} after {elapsed:.0f} s, about {left:.0f} s left ({done})")
 
     def finish(self) -> None:
         """Leave the bar full."""
         if self._task is not None:
             self._bar.update(self._task, done="")
         self._task = None
+
+    def _line(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self._console.print(f"{self._stage}: {text}", highlight=False, soft_wrap=True)
