@@ -12,7 +12,7 @@ namespace {
 constexpr int64_t kTokenBlock = 256;
 // A task gets about this many multiply-adds (some microseconds of one thread) and a multiple of this many rows, so
 // that the rows of a kernel's tile are in one task. Neither depends on the number of threads.
-constexpr int64_t kTaskWork = 128 * 1024;
+constexpr int64_t kTaskWork = 64 * 1024;
 constexpr int64_t kTaskRows = 24;
 constexpr int64_t kTaskTokens = 8;
 
