@@ -6,9 +6,8 @@ the place of every bit is taken from `skim_export.packed.FIELDS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from itertools import groupby
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,6 +28,7 @@ class _Body:
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
 
     def op(self, op_type: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
         output = f"{op_type.lower()}_{len(self.nodes)}"
@@ -45,17 +45,20 @@ class _Body:
         return output
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
-        return self.op("Constant", value=numpy_helper.from_array(np.asarray(value, dtype)))
+        array = np.asarray(value, dtype)
+        key = (array.dtype.str, array.shape, array.tobytes())
+        if key not in self.constants:
+            self.constants[key] = self.op("Constant", value=numpy_helper.from_array(array))
+        return self.constants[key]
 
     def cast(self, value: str, dtype: int) -> str:
         return self.op("Cast", value, to=dtype)
 
-    def slice(self, value: str, start: str, size: str, axis: int = 0) -> str:
-        return self.op("Slice", value, start, self.op("Add", start, size), self.constant([axis]))
-
-    def reshape(self, value: str, *shape: str) -> str:
-        """Reshape where a size may be 0; the sizes are tensors of one element."""
-        return self.op("Reshape", value, self.op("Concat", *shape, axis=0), allowzero=1)
+    def split(self, value: str, sizes: str, count: int) -> list[str]:
+        """Cut a tensor along its first axis into `count` parts of `sizes` elements, some perhaps none."""
+        parts = [f"part_{len(self.nodes)}_{i}" for i in range(count)]
+        self.nodes.append(helper.make_node("Split", [value, sizes], parts, axis=0))
+        return parts
 
     def argsort(self, keys: str, count: str) -> str:
         outputs = [f"sorted_{len(self.nodes)}", f"order_{len(self.nodes)}"]
@@ -70,120 +73,132 @@ class _Body:
 
     def function(self, name: str, inputs: list[str], output: str, attributes: Iterable[str]) -> onnx.FunctionProto:
         self.nodes.append(helper.make_node("Identity", [output], ["Y"]))
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
+        opsets = [helper.make_opsetid("", OPSET)]
         return helper.make_function(DOMAIN, name, inputs, ["Y"], self.nodes, opsets, list(attributes))
 
 
-def _code_sets(fields: list[Field]) -> Iterator[tuple[list[Field], ...]]:
-    """Split the fields into sets of codes that are put together in the same way; each yields its planes."""
-    planes: dict[tuple[int, int], list[Field]] = {}
-    for f in fields:
-        planes.setdefault((f.code_bit, f.length), []).append(f)
-    by_codes = sorted(planes.values(), key=lambda plane: [f.code for f in plane])
-    for _, group in groupby(by_codes, key=lambda plane: [f.code for f in plane]):
-        yield tuple(group)
+class _Field(NamedTuple):
+    """Field i of all eight codes of a lane, `[8]` each; length 0 where a code has no such field."""
+
+    vector: list[int]
+    bit: list[int]
+    mask: list[int]
+    code_bit: list[int]
 
 
-def _unpack_function(bits: int) -> onnx.FunctionProto:
-    """Vectors `[R, S, bits, W]` to codes `[R, S, 8, W]`, uint8."""
-    body = _Body()
-    parts = []
-    for planes in _code_sets(FIELDS[bits]):
-        code = ""
-        for plane in planes:
-            value = body.op("Gather", "V", body.constant([f.vector for f in plane]), axis=2)
-            shifts = body.constant(np.array([f.bit for f in plane]).reshape(1, 1, -1, 1), np.uint8)
-            value = body.op("BitShift", value, shifts, direction="RIGHT")
-            value = body.op("BitwiseAnd", value, body.constant((1 << plane[0].length) - 1, np.uint8))
-            value = body.op("BitShift", value, body.constant(plane[0].code_bit, np.uint8), direction="LEFT")
-            code = body.op("BitwiseOr", code, value) if code else value
-        parts.append(code)
-    codes = body.op("Concat", *parts, axis=2)
-    return body.function(f"Unpack{bits}", ["V"], codes, [])
+def _fields(bits: int) -> list[_Field]:
+    by_code = [[f for f in FIELDS[bits] if f.code == j] for j in range(8)]
+    fields = []
+    for i in range(max(len(of_code) for of_code in by_code)):
+        chosen = [of_code[i] if i < len(of_code) else Field(j, 0, 0, 0, 0) for j, of_code in enumerate(by_code)]
+        masks = [(1 << f.length) - 1 for f in chosen]
+        fields.append(_Field([f.vector for f in chosen], [f.bit for f in chosen], masks, [f.code_bit for f in chosen]))
+    return fields
 
 
 class _Weight:
-    """Emits the nodes that rebuild the stored rows of W, class by class."""
+    """Emits the nodes that rebuild W, class by class.
 
-    def __init__(self, body: _Body, codebook: npt.DTypeLike) -> None:
-        self.body = body
+    A column k lies in superblock k / 256, which has 32 lanes or, if it is the last, shorter one, fewer; its code is
+    number (k mod 256) / lanes of lane (k mod 256) mod lanes. Both are computed once for all rows and classes.
+    """
+
+    def __init__(self, body: _Body, classes: list[int], codebook: npt.DTypeLike) -> None:
+        b = self.body = body
+        self.classes = classes
         self.int8 = np.dtype(codebook) == np.int8
-        b = body
-        ints = onnx.AttributeProto.INTS
-        integer = onnx.AttributeProto.INT
         one = b.constant([1])
-        self.rows = b.reshape(b.attribute("N", integer, "Constant", "value_int"), one)
-        self.columns = b.reshape(b.attribute("K", integer, "Constant", "value_int"), one)
-        self.counts = b.attribute("rows_per_class", ints, "Constant", "value_ints")
-        self.full = b.op("Div", self.columns, b.constant([COLUMNS]))
-        rest = b.op("Sub", self.columns, b.op("Mul", self.full, b.constant([COLUMNS])))
-        padded = b.op("Add", rest, b.constant([31]))
-        self.tail_lanes = b.op("Mul", b.op("Div", padded, b.constant([32])), b.constant([4]))
-        self.code_at = self.entry_at = self.scale_at = b.constant([0])
+        self.rows = b.op("Reshape", b.attribute("N", onnx.AttributeProto.INT, "Constant", "value_int"), one)
+        self.columns = b.op("Reshape", b.attribute("K", onnx.AttributeProto.INT, "Constant", "value_int"), one)
+        counts = b.attribute("rows_per_class", onnx.AttributeProto.INTS, "Constant", "value_ints")
+        self.counts = b.op("Gather", counts, b.constant(classes))
 
-    def codes(self, bits: int, count: str) -> str:
-        """The codes of the next `count` stored rows, `[count, K]`."""
+        block_columns, lanes = b.constant(COLUMNS), b.constant(LANES)
+        k = self.range(self.columns)
+        block = b.op("Div", k, block_columns)
+        first = b.op("Mul", block, block_columns)
+        column = b.op("Sub", k, first)
+        rest = b.op("Sub", self.columns, first)  # columns from this superblock on
+        tail_lanes = b.op("Mul", b.op("Div", b.op("Add", rest, b.constant(31)), b.constant(32)), b.constant(4))
+        self.lanes = b.op("Min", tail_lanes, lanes)
+        self.code = b.op("Div", column, self.lanes)
+        self.lane = b.op("Mod", column, self.lanes)
+        self.bytes_before = b.op("Mul", block, lanes)  # for each bit of width
+        groups = b.op("Div", b.op("Add", self.columns, b.constant(31)), b.constant(32))
+        self.row_bytes = b.op("Mul", groups, b.constant(4))  # for each bit of width
+
+    def range(self, count: str) -> str:
+        """0, 1, ... count - 1."""
+        b = self.body
+        return b.op("Range", b.constant(0), b.op("Squeeze", count), b.constant(1))
+
+    def codes(self, bits: int, packed: str) -> str:
+        """The codes of the packed rows of one class, uint8 `[count, K]`."""
         b = self.body
         width = b.constant([bits])
-        full_size = b.op("Mul", self.full, b.constant([bits * LANES]))
-        tail_size = b.op("Mul", self.tail_lanes, width)
-        row_size = b.op("Add", full_size, tail_size)
-        size = b.op("Mul", count, row_size)
-        rows = b.reshape(b.slice("codes", self.code_at, size), count, row_size)
-        self.code_at = b.op("Add", self.code_at, size)
-        zero, one, eight = b.constant([0]), b.constant([1]), b.constant([8])
-        parts = []
-        for start, part, blocks, lanes in (
-            (zero, full_size, self.full, b.constant([LANES])),
-            (full_size, tail_size, one, self.tail_lanes),
-        ):
-            vectors = b.reshape(b.slice(rows, start, part, axis=1), count, blocks, width, lanes)
-            codes = b.op(f"Unpack{bits}", vectors, domain=DOMAIN)
-            parts.append(b.reshape(codes, count, b.op("Mul", b.op("Mul", blocks, eight), lanes)))
-        return b.slice(b.op("Concat", *parts, axis=1), zero, self.columns, axis=1)
+        row_bytes = b.op("Mul", self.row_bytes, width)
+        rows = b.op("Reshape", packed, b.op("Concat", b.constant([-1]), row_bytes, axis=0))
+        start = b.op("Add", b.op("Mul", self.bytes_before, width), self.lane)
+        codes = ""
+        for field in _fields(bits):
+            vector = b.op("Mul", b.op("Gather", b.constant(field.vector), self.code), self.lanes)
+            value = b.op("Gather", rows, b.op("Add", start, vector), axis=1)
+            value = b.op("BitShift", value, self.of_code(field.bit), direction="RIGHT")
+            value = b.op("BitwiseAnd", value, self.of_code(field.mask))
+            if any(field.code_bit):
+                value = b.op("BitShift", value, self.of_code(field.code_bit), direction="LEFT")
+            codes = b.op("BitwiseOr", codes, value) if codes else value
+        return codes
 
-    def scales(self, count: str, per_row: int) -> str:
+    def of_code(self, values: list[int]) -> str:
+        """What `values` `[8]` says of the code of each column, uint8 `[K]`, or one number if it is all the same."""
         b = self.body
-        size = b.op("Mul", count, b.constant([per_row]))
-        scales = b.reshape(b.slice("row_scale", self.scale_at, size), count, b.constant([per_row]))
-        self.scale_at = b.op("Add", self.scale_at, size)
-        return b.cast(scales, onnx.TensorProto.FLOAT)
+        if len(set(values)) == 1:
+            return b.constant(values[0], np.uint8)
+        return b.op("Gather", b.constant(values, np.uint8), self.code)
 
-    def rows_of_class(self, cls: int) -> str:
-        """The weights (before the column scale) of the rows of one class, float32 `[count, K]`."""
+    def levels(self, cls: int, codes: str, entries: str, scales: str) -> str:
+        """The levels that the codes of one class stand for, float32 `[count, K]`."""
         b = self.body
         bits = class_bits(cls)
-        count = b.slice(self.counts, b.constant([cls]), b.constant([1]))
-        codes = self.codes(bits, count)
         if class_kind(cls) == LevelKind.AFFINE:
-            scale_offset = self.scales(count, 2)
-            zero, one = b.constant([0]), b.constant([1])
+            scale_offset = b.op("Reshape", scales, b.constant([-1, 2]))
             steps = b.op("Sub", b.cast(codes, onnx.TensorProto.FLOAT), b.constant(1 << (bits - 1), np.float32))
-            scaled = b.op("Mul", b.slice(scale_offset, zero, one, axis=1), steps)
-            return b.op("Add", b.slice(scale_offset, one, one, axis=1), scaled)
-        entries = b.constant([1 << bits])
-        size = b.op("Mul", count, entries)
-        levels = b.reshape(b.slice("codebook", self.entry_at, size), count, entries)
-        self.entry_at = b.op("Add", self.entry_at, size)
-        levels = b.cast(levels, onnx.TensorProto.FLOAT)
+            scale = b.op("Gather", scale_offset, b.constant([0]), axis=1)
+            offset = b.op("Gather", scale_offset, b.constant([1]), axis=1)
+            return b.op("Add", offset, b.op("Mul", scale, steps))
+        table = b.op("Reshape", b.cast(entries, onnx.TensorProto.FLOAT), b.constant([-1, 1 << bits]))
         if self.int8:
-            levels = b.op("Mul", levels, self.scales(count, 1))
-        return b.op("GatherElements", levels, b.cast(codes, onnx.TensorProto.INT32), axis=1)
+            table = b.op("Mul", table, b.op("Reshape", scales, b.constant([-1, 1])))
+        return b.op("GatherElements", table, b.cast(codes, onnx.TensorProto.INT32), axis=1)
 
-    def dense(self, classes: list[int], rows: str | None = None) -> str:
+    def parts(self, tensor: str, elements: list[int]) -> list[str]:
+        """Cut a tensor by class; a row of a class has so many elements."""
+        b = self.body
+        return b.split(tensor, b.op("Mul", self.counts, b.constant(elements)), len(self.classes))
+
+    def dense(self, rows: str | None = None) -> str:
         """W in original row order, float32 `[N, K]`, or only its rows `rows`."""
         b = self.body
-        stored = b.op("Concat", *(self.rows_of_class(c) for c in classes), axis=0)
-        zero, one = b.constant([0]), b.constant([1])
-        scalar = b.constant([], np.int64)
-        count = b.op("Reshape", self.rows, scalar)
-        index = b.op("Range", b.op("Reshape", zero, scalar), count, b.op("Reshape", one, scalar))
+        bits = [class_bits(cls) for cls in self.classes]
+        table = [class_kind(cls) == LevelKind.TABLE for cls in self.classes]
+        code_sizes = b.op("Mul", b.op("Mul", self.counts, b.constant(bits)), self.row_bytes)
+        packed = b.split("codes", code_sizes, len(self.classes))
+        entries = self.parts("codebook", [is_table << n for n, is_table in zip(bits, table, strict=True)])
+        per_row = [int(self.int8) if is_table else 2 for is_table in table]
+        scales = self.parts(b.cast("row_scale", onnx.TensorProto.FLOAT), per_row)
+        levels = [
+            self.levels(cls, self.codes(n, part), *tables)
+            for cls, n, part, *tables in zip(self.classes, bits, packed, entries, scales, strict=True)
+        ]
+        stored = b.op("Concat", *levels, axis=0)
         row_class = b.cast(b.filled("row_class", self.rows, 0, np.uint8), onnx.TensorProto.INT64)
-        keys = b.op("Add", b.op("Mul", row_class, self.rows), index)  # class first, then original order
+        # Class first, then original order: both sorts are of different keys.
+        keys = b.op("Add", b.op("Mul", row_class, self.rows), self.range(self.rows))
         position = b.argsort(b.argsort(keys, self.rows), self.rows)
         if rows is not None:
-            position = b.op("Gather", position, rows, axis=0)
-        weight = b.op("Gather", stored, position, axis=0)
+            position = b.op("Gather", position, rows)
+        weight = b.op("Gather", stored, position)
         scale = b.cast(b.filled("column_scale", self.columns, 1, np.float16), onnx.TensorProto.FLOAT)
         return b.op("Mul", weight, scale)
 
@@ -191,7 +206,7 @@ class _Weight:
 def lut_functions(classes: Iterable[int], codebook: npt.DTypeLike) -> list[onnx.FunctionProto]:
     """The functions for a model that uses these row classes and this codebook type.
 
-    Only the classes that occur are written out: an inlined function costs nodes for each of them.
+    Only the classes that occur are written out: an inlined function costs nodes, and loading time, for each of them.
 
     Args:
         classes: the row classes (0..15) that any packed linear of the model has.
@@ -201,17 +216,15 @@ def lut_functions(classes: Iterable[int], codebook: npt.DTypeLike) -> list[onnx.
     attributes = ["version", "N", "K", "rows_per_class"]
 
     matmul = _Body()
-    weight = _Weight(matmul, codebook)
-    dense = weight.dense(classes)
+    weight = _Weight(matmul, classes, codebook)
+    dense = weight.dense()
     x = matmul.cast("X", onnx.TensorProto.FLOAT)
     y = matmul.op("MatMul", x, matmul.op("Transpose", dense, perm=[1, 0]))
     y = matmul.op("Add", y, matmul.filled("bias", weight.rows, 0, np.float32))
     lut_matmul = matmul.function("LutMatMul", ["X", *WEIGHT_INPUTS], matmul.op("CastLike", y, "X"), attributes)
 
     gather = _Body()
-    rows = _Weight(gather, codebook).dense(classes, rows="ids")
+    rows = _Weight(gather, classes, codebook).dense(rows="ids")
     output = gather.attribute("dtype", onnx.AttributeProto.INT, "Cast", "to", rows)
     lut_gather = gather.function("LutGather", ["ids", *WEIGHT_INPUTS], output, [*attributes, "dtype"])
-
-    unpack = [_unpack_function(bits) for bits in sorted({class_bits(c) for c in classes})]
-    return [*unpack, lut_matmul, lut_gather]
+    return [lut_matmul, lut_gather]
