@@ -24,7 +24,8 @@ from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, resolve
 from skim_export.modules import dequantized_model
 from skim_export.packed_checkpoint import PackedCheckpoint
-from skim_export.pipeline import QuantizeOptions, allocate, calibration_tokens, gather_statistics, quantize_linears
+from skim_export.pipeline import calibration_tokens
+from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics, quantize_linears
 from skim_export.statistics_store import StatisticsStore
 from skim_runtime.evaluation import compare
 from skim_runtime.progress import Progress

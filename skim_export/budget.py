@@ -16,7 +16,6 @@ from skim_runtime.errors import UserError
 
 __all__ = ["Budget", "check_stated", "level_bytes", "unpacked_parameters", "widths_around"]
 
-DEFAULT_BITS = 3.0
 GRAPH_BYTES = 1 << 20  # room for the graph itself when a size is asked for
 
 
@@ -56,14 +55,15 @@ class Budget:
         head_bits: int,
         codebook: str,
     ) -> Budget:
-        """The budget from the one way in which it was stated; 3 bits if in none.
+        """The budget from the one way in which it was stated.
 
         Raises:
             UserError: the size is less than the rest of the model takes.
         """
         if size is None:
-            stated = effective_bits if bits is None else bits
-            return cls(DEFAULT_BITS if stated is None else stated, stored=effective_bits is not None)
+            stated = bits if effective_bits is None else effective_bits
+            assert stated is not None  # see check_stated
+            return cls(stated, stored=effective_bits is not None)
         weights = sum(linear.out_features * linear.in_features for linear in architecture.linears)
         rest = _other_bytes(checkpoint, architecture, head_bits, codebook)
         if size <= rest + weights // 8:

@@ -14,12 +14,7 @@ from skim_export.packed import PackedLinear
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["dequantized_model", "full_model"]
-
-
-def full_model(checkpoint: Checkpoint) -> Any:
-    """The transformers model with its own weights, float32."""
-    return _with_weights(checkpoint, {})
+__all__ = ["dequantized_model"]
 
 
 def dequantized_model(

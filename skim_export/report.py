@@ -8,10 +8,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from skim_export.budget import unpacked_parameters
+from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.files import sha256, write_json
 from skim_export.packed import FORMAT_VERSION
 
-__all__ = ["ExportReport", "Part", "write_report"]
+__all__ = ["ExportReport", "Part", "model_parts", "write_report"]
 
 REPORT_NAME = "export.json"
 PACKAGES = ("skim-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime-genai", "numpy")
@@ -80,3 +82,23 @@ def write_report(stage: Path, options: dict[str, Any], parts: Iterable[Part], la
         "files": files,
     }
     write_json(stage / REPORT_NAME, value)
+
+
+def model_parts(
+    architecture: Architecture, checkpoint: Checkpoint, layers: list[dict[str, Any]], path: Path
+) -> list[Part]:
+    """What the linear layers, the embeddings, the rest and the whole model take, from the files themselves."""
+    embeddings = {architecture.embedding, architecture.head}
+    total = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
+    parts = []
+    for name, chosen in (
+        ("linear layers", [layer for layer in layers if layer["name"] not in embeddings]),
+        ("embedding and head", [layer for layer in layers if layer["name"] in embeddings]),
+    ):
+        weights = [layer["shape"][0] * layer["shape"][1] for layer in chosen]
+        code_bits = sum(w * layer["code_bits"] for w, layer in zip(weights, chosen, strict=True)) / sum(weights)
+        parts.append(Part(name, sum(weights), sum(layer["bytes"] for layer in chosen), code_bits))
+    rest = unpacked_parameters(checkpoint, architecture)
+    parts.append(Part("norms, tables and graph", rest, total - sum(part.nbytes for part in parts), None))
+    parts.append(Part("whole model", sum(part.weights for part in parts), total, None))
+    return parts

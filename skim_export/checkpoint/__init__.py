@@ -2,7 +2,7 @@
 
 from .architecture import Architecture, Linear, architecture_of, linear_bias, linear_weight
 from .checkpoint import Checkpoint
-from .recipes import Recipe, load_recipes, resolve
+from .recipes import Recipe, default_bits, load_recipes, resolve
 from .skeleton import load_parameters, skeleton
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Linear",
     "Recipe",
     "architecture_of",
+    "default_bits",
     "linear_bias",
     "linear_weight",
     "load_parameters",

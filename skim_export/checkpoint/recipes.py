@@ -15,9 +15,10 @@ from skim_runtime.progress import Progress
 
 from .wheel import WheelSource, checkpoint_from_wheel
 
-__all__ = ["HubSource", "Recipe", "cache_directory", "load_recipes", "resolve"]
+__all__ = ["HubSource", "Recipe", "cache_directory", "default_bits", "load_recipes", "resolve"]
 
 RECIPES = Path(__file__).parent.parent / "models"
+DEFAULT_BITS = 3.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 # Weights as safetensors, configuration and tokenizer; never pickles, never code.
@@ -106,6 +107,12 @@ def resolve(model: str, *, cache_dir: Path | None = None, progress: Progress | N
     nearest = difflib.get_close_matches(model.lower(), load_recipes(), n=1, cutoff=0.5)
     hint = f"did you mean {nearest[0]}?" if nearest else f"known aliases: {', '.join(load_recipes())}"
     raise UserError(f"unknown model {model!r}: {hint}")
+
+
+def default_bits(model: str) -> float:
+    """The average width that the model's recipe suggests; 3 for a model without a recipe."""
+    recipe = load_recipes().get(model)
+    return DEFAULT_BITS if recipe is None else recipe.bits
 
 
 def _download(source: HubSource, progress: Progress) -> Path:
