@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skim_export.checkpoint import load_recipes
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
 
@@ -30,9 +31,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="skim-export",
         description="Quantize a language model to any average bit-width and write it as an ONNX model.",
+        epilog=f"aliases: {', '.join(load_recipes())}",
     )
     parser.add_argument(
-        "--model", required=True, help="an alias (see models/), a Hugging Face id, or a local directory"
+        "--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory"
     )
     parser.add_argument("-o", "--output", required=True, type=Path, help="the ONNX file to write, e.g. DIR/model.onnx")
     budget = parser.add_mutually_exclusive_group()
