@@ -33,9 +33,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Quantize a language model to any average bit-width and write it as an ONNX model.",
         epilog=f"aliases: {', '.join(load_recipes())}",
     )
-    parser.add_argument(
-        "--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory"
-    )
+    parser.add_argument("--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory")
     parser.add_argument("-o", "--output", required=True, type=Path, help="the ONNX file to write, e.g. DIR/model.onnx")
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--bits", type=float, help="average width of the codes, 1 to 8, fractions too (default: 3)")

@@ -93,6 +93,28 @@ def test_export_json_tells_the_truth(llama, calib, tmp_path):
         assert layer["code_bits"] == packed[layer["name"]].code_bits
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 1.3, "codebook": "float16"},  # the head has affine rows only, the layers float16 codebooks
+        {"bits": 8, "head_bits": 1},
+        {"bits": 8, "method": "rtn"},  # no codebook anywhere
+        {"bits": 6.5, "head_bits": 6, "codebook": "float16"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kernel", ["auto", "function"])
+def test_every_mixture_of_widths_and_types_runs(llama, calib, tmp_path, options, kernel):
+    export(str(llama), tmp_path / "out" / "model.onnx", calib=calib, **options)
+    checkpoint = Checkpoint(llama)
+    packed = read_packed(tmp_path / "out" / "model.onnx")
+    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    with torch.no_grad():
+        want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    got = Session(tmp_path / "out", kernel=kernel).logits(TOKENS)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
 def test_budgets_are_kept(llama, calib, tmp_path):
     by_effective = export(str(llama), tmp_path / "a" / "model.onnx", effective_bits=4.5, calib=calib)
     assert 4.4 <= by_effective.parts[0].effective_bits <= 4.5

@@ -85,7 +85,8 @@ def _lut_model(base: type) -> type:
                 value.const_value = ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name)
                 self.model.graph.register_initializer(value)
             self.skim_classes.update(c for c in range(CLASSES) if packed.rows_per_class[c])
-            self.skim_codebook.add(packed.codebook.dtype.name)
+            if packed.codebook.size:  # affine rows have none, whatever its type
+                self.skim_codebook.add(packed.codebook.dtype.name)
             return packed, [f"{unit}.{tensor}" for tensor in WEIGHT_INPUTS]
 
         def _load(self, unit: str, tensor: str) -> Any:
@@ -195,7 +196,7 @@ class DecoderBuilder:
         model: ir.Model = self._model.model
         model.graph.sort()
         model.graph.opset_imports[DOMAIN] = 1
-        (codebook,) = self._model.skim_codebook
+        (codebook,) = self._model.skim_codebook or {"int8"}
         for proto in lut_functions(self._model.skim_classes, codebook):
             function = ir.serde.deserialize_function(proto)
             model.functions[function.identifier()] = function
