@@ -116,11 +116,17 @@ def _perplexities(model: Any, texts: dict[str, npt.NDArray[np.int64]], context: 
 
 def _print(rows: list[Row], calibration_seconds: float) -> None:
     table = Table(title=f"calibration: {calibration_seconds:.0f} s", box=None)
+    table.add_column("method")
     texts = list(rows[0].perplexity)
-    for column in ("method", "code bits", "effective bits", *(f"{t} {w}" for t in texts for w in ("ppl", "gap")), "s"):
-        table.add_column(column, justify="left" if column == "method" else "right")
+    for column in (
+        "code bits",
+        "effective bits",
+        *(f"{text}: {what}" for text in texts for what in ("ppl", "gap")),
+        "s",
+    ):
+        table.add_column(column, justify="right")
     for row in rows:
         cells = [f"{row.perplexity[t] - d:.3f}" for t in texts for d in (0.0, rows[0].perplexity[t])]
         bits = ["" if value is None else f"{value:.3f}" for value in (row.code_bits, row.effective_bits)]
         table.add_row(row.method, *bits, *cells, "" if row.seconds is None else f"{row.seconds:.0f}")
-    Console().print(table)
+    Console(width=160).print(table)
