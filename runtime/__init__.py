@@ -10,8 +10,9 @@ print(tokenizer.decode(generation.tokens))
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from skim_runtime.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from skim_runtime.errors import UserError
@@ -36,23 +37,16 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Evaluation": "evaluation",
-    "GenaiSession": "genai",
-    "Generation": "generation",
-    "Session": "session",
-    "TextStream": "tokenizer",
-    "Tokenizer": "tokenizer",
-    "TorchReference": "torch_reference",
-    "UserError": "errors",
-    "evaluate": "evaluation",
-    "generate": "generation",
+    "Evaluation": "skim_runtime.evaluation",
+    "GenaiSession": "skim_runtime.genai",
+    "Generation": "skim_runtime.generation",
+    "Session": "skim_runtime.session",
+    "TextStream": "skim_runtime.tokenizer",
+    "Tokenizer": "skim_runtime.tokenizer",
+    "TorchReference": "skim_runtime.torch_reference",
+    "UserError": "skim_runtime.errors",
+    "evaluate": "skim_runtime.evaluation",
+    "generate": "skim_runtime.generation",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562), so that `--help` does not wait for onnxruntime."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_attributes(__name__, _MODULES)

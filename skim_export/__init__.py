@@ -8,8 +8,9 @@ print(report.parts[-1].effective_bits)
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from skim_runtime.lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from skim_export.packed import PackedLinear
@@ -29,11 +30,4 @@ _MODULES = {
     "export": "skim_export.pipeline",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used (PEP 562), so that `--help` does not wait for torch."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(_MODULES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_attributes(__name__, _MODULES)
