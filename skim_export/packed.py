@@ -6,7 +6,7 @@ weights in Python goes through `PackedLinear`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -222,12 +222,6 @@ class PackedLinear:
             column_scale=np.zeros(0, np.float16) if column_scale is None else column_scale,
             bias=np.zeros(0, np.float32) if bias is None else bias,
         )
-        packed.validate()
-        return packed
-
-    def with_bias(self, bias: npt.NDArray[np.float32]) -> PackedLinear:
-        """The same weights with another bias `[N]`."""
-        packed = replace(self, bias=bias)
         packed.validate()
         return packed
 

@@ -34,7 +34,7 @@ FISHER_ROWS = 256  # rows of one piece of work
 
 @dataclass(frozen=True)
 class LinearStatistics:
-    """Second moments of one linear layer y = W x over the calibration tokens t.
+    """What the calibration tokens t tell of one linear layer y = W x.
 
     Attributes:
         fisher: float32 `[N, K]`, the diagonal of the empirical Fisher information,
@@ -42,11 +42,9 @@ class LinearStatistics:
             and P the number of predicted tokens of all sequences. An error d in the weights raises the mean loss, in
             nats a token, by about 0.5 * sum F * d^2. The tokens are taken as independent; SqueezeLLM (arXiv
             2306.07629) squares the gradient of a whole sequence instead, and so needs many more sequences.
-        input_square: float32 `[K]`, the mean of x[t, k]^2 over all tokens: the diagonal of the layer-wise Hessian.
     """
 
     fisher: npt.NDArray[np.float32]
-    input_square: npt.NDArray[np.float32]
 
 
 def calibrate(
@@ -170,7 +168,6 @@ class _BlockBackward:
         ]
         sequences, length, _ = inputs.shape
         fisher = [torch.zeros(linear.out_features, linear.in_features) for linear in self._linears]
-        input_square = [torch.zeros(linear.in_features) for linear in self._linears]
         pieces = [
             (i, slice(row, row + FISHER_ROWS))
             for i, linear in enumerate(self._linears)
@@ -183,9 +180,6 @@ class _BlockBackward:
             below += [result[0] for result in results]
             squares = [result[1] for result in results]
             in_order(pool, partial(_add_fisher, fisher, squares), pieces)
-            for of_sequence in squares:
-                for total, (x2, _) in zip(input_square, of_sequence, strict=True):
-                    total += x2.sum(dim=0)
         for handle in handles:
             handle.remove()
         for linear, f in zip(self._linears, fisher, strict=True):
@@ -194,11 +188,7 @@ class _BlockBackward:
                     f"the gradient of {linear.name} on the calibration text is not finite: weights out of range"
                 )
         predicted = sequences * (length - 1)
-        statistics = [
-            LinearStatistics(f.div_(predicted).numpy(), x.div_(sequences * length).numpy())
-            for f, x in zip(fisher, input_square, strict=True)
-        ]
-        return torch.cat(below), statistics
+        return torch.cat(below), [LinearStatistics(f.div_(predicted).numpy()) for f in fisher]
 
     def _see(self, name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         self._seen.layers[name] = (inputs[0], output)

@@ -1,5 +1,7 @@
 """The decoder graph on packed weights against transformers with the same weights, dequantized."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnxruntime as ort
 import pytest
@@ -29,7 +31,7 @@ def random_units(checkpoint, architecture):
     for linear in (linear for block in architecture.blocks for linear in block):
         packed = random_packed(rng, linear.out_features, linear.in_features, [1, 2, 3], column_scale=True)
         bias = linear_bias(checkpoint, linear)
-        units[linear.name] = packed if bias is None else packed.with_bias(bias)
+        units[linear.name] = packed if bias is None else replace(packed, bias=bias)
     for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
         units[name] = random_packed(rng, architecture.vocabulary_size, architecture.hidden_size, [15])
     return units
