@@ -24,15 +24,15 @@ def library_path() -> Path:
     return path
 
 
-def kernel_name() -> str:
-    """Name of the kernels that the library uses on this CPU: `avx2` or `reference`.
+def kernel_name(library: Path | None = None) -> str:
+    """Name of the kernels that a library, by default the installed one, uses on this CPU: `avx2` or `reference`.
 
     The environment variable `SKIM_KERNEL` overrides the choice.
 
     Raises:
         UserError: the library has not been built, or `SKIM_KERNEL` names no kernel that this CPU can run.
     """
-    function = ctypes.CDLL(str(library_path())).SkimKernelName
+    function = ctypes.CDLL(str(library or library_path())).SkimKernelName
     function.restype = ctypes.c_char_p
     name: bytes | None = function()
     if name is None:

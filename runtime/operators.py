@@ -40,7 +40,7 @@ def load(directory: ModelDirectory, loader: Callable[[Path], object]) -> tuple[P
         except Exception as error:  # onnxruntime's exceptions have no common base
             reasons.append(one_line(error))
         else:
-            return path, kernel_name()
+            return path, kernel_name(path)
     text = "; ".join(reasons)
     warnings.warn(f"no operator library, the slow function fallback runs: {text}", RuntimeWarning, stacklevel=2)
     return None, FALLBACK

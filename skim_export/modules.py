@@ -56,8 +56,6 @@ def _with_weights(checkpoint: Checkpoint, replaced: dict[str, torch.Tensor]) -> 
     model.load_state_dict(tensors, strict=False, assign=True)
     if model.config.tie_word_embeddings:
         model.tie_weights()
-    # Buffers that no file holds (the rotary frequencies) are still on the meta device.
-    model.model.rotary_emb = type(model.model.rotary_emb)(config=model.config)
     missing = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if missing:
         raise RuntimeError(f"no weights for {', '.join(missing)}")

@@ -24,8 +24,6 @@ class StreamedModel:
         self._architecture = architecture
         self._model = skeleton(checkpoint)
         self._decoder = self._model.base_model
-        # its buffers are computed, not stored: on the meta device they are lost
-        self._decoder.rotary_emb = type(self._decoder.rotary_emb)(config=checkpoint.config)
         load_parameters(checkpoint, self._module(architecture.norm), architecture.norm)
         self._head = architecture.head_linear.members[0]
 

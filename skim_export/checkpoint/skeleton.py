@@ -13,12 +13,16 @@ __all__ = ["load_parameters", "skeleton"]
 
 
 def skeleton(checkpoint: Checkpoint) -> Any:
-    """The transformers model in evaluation mode, on the meta device: it takes no memory."""
+    """The transformers model in evaluation mode, its parameters on the meta device: it takes next to no memory."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32).eval()
+    # Its buffers are computed, not stored: on the meta device they are lost.
+    decoder = model.base_model
+    decoder.rotary_emb = type(decoder.rotary_emb)(config=checkpoint.config)
+    return model
 
 
 def load_parameters(checkpoint: Checkpoint, module: nn.Module, name: str) -> None:

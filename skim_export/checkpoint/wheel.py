@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from skim_export.files import sha256
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -92,7 +92,5 @@ def _pip_download(source: WheelSource, directory: Path) -> Path:
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if actual != expected:
+    if (actual := sha256(path)) != expected:
         raise UserError(f"{path.name} has sha256 {actual}, expected {expected}: damaged, or not the published file")
