@@ -6,6 +6,7 @@ import argparse
 import sys
 
 import quality
+import quality_whole
 
 from skim_runtime.command import run_command
 
@@ -15,6 +16,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python benchmarks", description=__doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
     quality.add_arguments(names.add_parser("quality", help="perplexity of quantization methods side by side"))
+    whole = names.add_parser("quality-whole", help="the same with embedding and head quantized, against GGUF mixtures")
+    quality_whole.add_arguments(whole)
     args = parser.parse_args()
     return run_command(f"benchmarks {args.name}", lambda: args.run(args))
 

@@ -1,132 +1,228 @@
-"""Perplexity of quantization methods side by side: linear layers quantized, embedding and head in full precision.
+"""Quantization methods side by side: linear layers quantized, embedding and head in full precision.
 
-All methods see the same calibration tokens and the same statistics; perplexity is measured in torch on the dequantized
-weights. The gap is the perplexity minus that of the full-precision model.
+All methods see the same calibration tokens and the same statistics. Models are compared in torch with dequantized
+weights; the gap is the perplexity minus that of the full-precision model.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
-import numpy.typing as npt
-from rich.console import Console
-from rich.table import Table
+from dense_baselines import DenseLinear, mxfp4, rtn_grouped, squeezellm_sparse
+from measuring import (
+    FullPrecision,
+    Job,
+    Quantized,
+    dense_quantized,
+    distances,
+    in_child,
+    peak_megabytes,
+    read_tokens,
+    torch_model,
+)
+from results import FULL, Results, Row, check_plot, plot, print_table
 
 from skim_export.budget import Budget
-from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, resolve
-from skim_export.modules import dequantized_model
+from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
+from skim_export.files import sha256
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.pipeline import calibration_tokens
+from skim_export.quantize import CodebookType, Method, even_bits
 from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics, quantize_linears
 from skim_export.statistics_store import StatisticsStore
-from skim_runtime.evaluation import compare
+from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.progress_bar import ProgressBar
-from skim_runtime.torch_reference import TorchReference
 
+__all__ = ["add_arguments", "add_common_arguments", "calibrate_once", "full_precision_row", "open_job", "run"]
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; `perplexity` by text."""
-
-    method: str
-    code_bits: float | None
-    effective_bits: float | None
-    perplexity: dict[str, float]
-    seconds: float | None
+METHODS = ["rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "skim"]
+BITS = [2, 2.25, 2.5, 3, 3.25, 3.5, 4]
+DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse")  # the others are exportable
+WHOLE_BITS_ONLY = ("rtn-g64",)
+ONE_WIDTH = ("mxfp4",)
+UNCALIBRATED = ("rtn", "rtn-g64", "mxfp4")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--text", type=Path, nargs="+", required=True, help="texts to measure on")
-    parser.add_argument("--calib", type=Path, help="calibration text; without it the model writes its own")
-    parser.add_argument("--methods", nargs="+", default=["rtn", "squeezellm", "skim"])
-    parser.add_argument("--bits", type=float, nargs="+", default=[3.0])
-    parser.add_argument("--codebook", default="int8")
-    parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=8192, help="of each text")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--json", type=Path, help="also write the table to this file")
+    add_common_arguments(parser)
+    parser.add_argument("--methods", nargs="+", default=METHODS, help=f"default: {' '.join(METHODS)}")
+    parser.add_argument("--bits", type=float, nargs="+", default=BITS, help="average widths of the codes")
+    parser.add_argument("--codebook", choices=get_args(CodebookType), default="int8")
+    parser.add_argument("--ratio-to", metavar="METHOD", help="show gaps divided by this method's at the same bits")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw perplexity over effective bits")
     parser.set_defaults(run=run)
 
 
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options that both tables have."""
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="texts to measure on")
+    parser.add_argument("--calib", type=Path, help="calibration text; without it the model writes its own")
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--tokens", type=int, default=8192, help="of each text")
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="write the rows, one by one; those that are there are not repeated"
+    )
+
+
 def run(args: argparse.Namespace) -> None:
-    """Measure, print the table, and write the JSON file."""
-    with ProgressBar() as progress, tempfile.TemporaryDirectory() as work:
-        checkpoint = Checkpoint(resolve(args.model, progress=progress))
-        architecture = architecture_of(checkpoint)
-        texts = {path.name: _tokens(checkpoint, path, args.tokens) for path in args.text}
-        full = dequantized_model(checkpoint, architecture, lambda name: None)
-        rows = [Row("full precision", None, None, _perplexities(full, texts, args.context), None)]
-        common = {"threads": args.threads, "progress": progress}
-        store = StatisticsStore(Path(work))
-        started = time.monotonic()
-        tokens = calibration_tokens(checkpoint, architecture, args.calib, seed=0, **common)
-        gather_statistics(checkpoint, architecture, tokens, store, **common)
-        calibration_seconds = time.monotonic() - started
-        for bits in args.bits:
-            for method in args.methods:
-                options = QuantizeOptions(method, codebook=args.codebook)
-                with tempfile.TemporaryDirectory() as directory:
-                    packed = PackedCheckpoint(Path(directory))
-                    started = time.monotonic()
-                    widths = allocate(checkpoint, architecture, store, options, Budget(bits), **common)
-                    quantize_linears(checkpoint, architecture, store, widths, packed, options, **common)
-                    seconds = time.monotonic() - started
-                    rows.append(_row(method, checkpoint, architecture, packed, texts, args.context, seconds))
-    _print(rows, calibration_seconds)
-    if args.json:
-        args.json.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+    """Measure what is not yet in the JSON file, print the table, and draw the plot."""
+    wanted = _wanted(args.methods, args.bits)
+    if args.ratio_to is not None and args.ratio_to not in args.methods:
+        raise UserError(f"--ratio-to {args.ratio_to}: must be one of --methods {' '.join(args.methods)}")
+    if args.plot:
+        check_plot(args.plot)
+    with tempfile.TemporaryDirectory() as work:
+        job, settings = open_job(args, Path(work))
+        results = Results(args.json, {**settings, "codebook": args.codebook})
+        missing = [key for key in wanted if results.find(*key) is None]
+        if results.find(FULL, None) is None:
+            results.add(in_child(full_precision_row, job))
+        if any(method not in UNCALIBRATED for method, _ in missing):
+            results.calibrated(*in_child(calibrate_once, job, args.calib))
+        for method, bits in missing:
+            results.add(in_child(_measure, job, method, bits, args.codebook))
+    rows = [row for key in [(FULL, None), *wanted] if (row := results.find(*key)) is not None]
+    title = f"calibration: {results.calibration['seconds']:.0f} s" if results.calibration else "no calibration"
+    print_table(rows, title, args.ratio_to)
+    if args.plot:
+        plot(rows, args.plot)
 
 
-def _tokens(checkpoint: Checkpoint, path: Path, count: int) -> npt.NDArray[np.int64]:
-    return np.array(checkpoint.tokenizer.encode(path.read_text("utf-8"), add_special_tokens=False)[:count])
+def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]:
+    """What rows are measured on, and the settings that make rows comparable."""
+    with ProgressBar() as progress:
+        model = resolve(args.model, progress=progress)
+    texts = read_tokens(Checkpoint(model), args.text, args.tokens, args.context)
+    if args.calib is not None and not args.calib.is_file():
+        raise UserError(f"--calib {args.calib}: there is no such file")
+    settings = {
+        "model": args.model,
+        "texts": {path.name: sha256(path) for path in args.text},
+        "calibration text": None if args.calib is None else sha256(args.calib),
+        "tokens": args.tokens,
+        "context": args.context,
+    }
+    return Job(model, texts, args.context, work, args.threads), settings
 
 
-def _row(
-    method: str,
+def full_precision_row(progress: Progress, job: Job) -> Row:
+    """The row of the full-precision model; its outputs stay in the work directory."""
+    reference = FullPrecision(*job.open(), job.work)
+    return Row(FULL, None, None, None, None, distances(reference, reference, job, progress))
+
+
+def calibrate_once(progress: Progress, job: Job, calib: Path | None) -> tuple[float, float]:
+    """Write calibration statistics to the work directory; the seconds and the peak memory that it took."""
+    started = time.monotonic()
+    checkpoint, architecture = job.open()
+    tokens = calibration_tokens(checkpoint, architecture, calib, seed=0, threads=job.threads, progress=progress)
+    store = StatisticsStore(job.work)
+    gather_statistics(checkpoint, architecture, tokens, store, threads=job.threads, progress=progress)
+    return time.monotonic() - started, peak_megabytes()
+
+
+def quantize_packed(
     checkpoint: Checkpoint,
     architecture: Architecture,
+    store: StatisticsStore,
     packed: PackedCheckpoint,
-    texts: dict[str, npt.NDArray[np.int64]],
-    context: int,
-    seconds: float,
-) -> Row:
+    method: str,
+    bits: float,
+    codebook: CodebookType,
+    *,
+    threads: int,
+    progress: Progress,
+) -> None:
+    """Quantize the linear layers with a method that can be exported, by the steps of `skim_export.pipeline.export`."""
+    options = QuantizeOptions(cast(Method, method), codebook=codebook)
+    widths = allocate(checkpoint, architecture, store, options, Budget(bits), threads=threads, progress=progress)
+    quantize_linears(checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress)
+
+
+def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | None]]:
+    """Methods and averages in the order of the table."""
+    known = [*get_args(Method), *DENSE]
+    for method in methods:
+        if method not in known:
+            raise UserError(f"--methods {method}: must be of {', '.join(known)}")
+    for average in bits:
+        if not 1 <= average <= 8:
+            raise UserError(f"--bits {average:g}: must be from 1 to 8")
+    wanted: list[tuple[str, float | None]] = [(method, None) for method in methods if method in ONE_WIDTH]
+    for average in bits:
+        for method in methods:
+            if method in ONE_WIDTH or (method in WHOLE_BITS_ONLY and not average.is_integer()):
+                continue
+            wanted.append((method, average))
+    return wanted
+
+
+def _measure(progress: Progress, job: Job, method: str, bits: float | None, codebook: CodebookType) -> Row:
+    checkpoint, architecture = job.open()
+    with tempfile.TemporaryDirectory(dir=job.work) as directory:
+        started = time.monotonic()
+        quantize = _quantized_dense if method in DENSE else _quantized_packed
+        quantized = quantize(checkpoint, architecture, job, Path(directory), method, bits, codebook, progress)
+        seconds, peak = time.monotonic() - started, peak_megabytes()
+        model = torch_model(checkpoint, architecture, quantized)
+        found = distances(model, FullPrecision(checkpoint, architecture, job.work), job, progress)
+    sizes = (quantized.code_bits, quantized.effective_bits, quantized.nbytes / 1e6)
+    return Row(method, bits, *sizes, found, seconds, peak)
+
+
+def _quantized_packed(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    job: Job,
+    directory: Path,
+    method: str,
+    bits: float | None,
+    codebook: CodebookType,
+    progress: Progress,
+) -> Quantized:
+    assert bits is not None  # see _wanted
+    packed = PackedCheckpoint(directory)
+    store = StatisticsStore(job.work)
+    quantize_packed(
+        checkpoint, architecture, store, packed, method, bits, codebook, threads=job.threads, progress=progress
+    )
     reports = [packed.report(linear.name) for linear in architecture.linears]
     weights = np.array([linear.out_features * linear.in_features for linear in architecture.linears])
     code_bits = float(np.average([report["code_bits"] for report in reports], weights=weights))
-    effective = float(8 * sum(report["bytes"] for report in reports) / weights.sum())
-    model = dequantized_model(checkpoint, architecture, lambda name: packed.read(name) if name in packed else None)
-    return Row(method, code_bits, effective, _perplexities(model, texts, context), seconds)
+    nbytes = sum(report["bytes"] for report in reports)
+    return Quantized(lambda name: packed.read(name) if name in packed else None, code_bits, int(weights.sum()), nbytes)
 
 
-def _perplexities(model: Any, texts: dict[str, npt.NDArray[np.int64]], context: int) -> dict[str, float]:
-    quantized = TorchReference(model)
-    return {name: compare(quantized, ids, None, context, Progress()).perplexity for name, ids in texts.items()}
+def _quantized_dense(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    job: Job,
+    directory: Path,
+    method: str,
+    bits: float | None,
+    codebook: CodebookType,
+    progress: Progress,
+) -> Quantized:
+    linears = {linear.name: linear for linear in architecture.linears}
 
+    def quantize(name: str) -> DenseLinear:
+        weight = linear_weight(checkpoint, linears[name])
+        if method == "mxfp4":
+            return mxfp4(weight)
+        assert bits is not None  # see _wanted
+        if method == "rtn-g64":
+            return rtn_grouped(weight, int(bits))
+        fisher, widths = StatisticsStore(job.work).read(name), even_bits(len(weight), bits)
+        return squeezellm_sparse(weight, fisher, widths, codebook=codebook, threads=job.threads, name=name)
 
-def _print(rows: list[Row], calibration_seconds: float) -> None:
-    table = Table(title=f"calibration: {calibration_seconds:.0f} s", box=None)
-    table.add_column("method")
-    texts = list(rows[0].perplexity)
-    for column in (
-        "code bits",
-        "effective bits",
-        *(f"{text}: {what}" for text in texts for what in ("ppl", "gap")),
-        "s",
-    ):
-        table.add_column(column, justify="right")
-    for row in rows:
-        cells = [f"{row.perplexity[t] - d:.3f}" for t in texts for d in (0.0, rows[0].perplexity[t])]
-        bits = ["" if value is None else f"{value:.3f}" for value in (row.code_bits, row.effective_bits)]
-        table.add_row(row.method, *bits, *cells, "" if row.seconds is None else f"{row.seconds:.0f}")
-    Console(width=160).print(table)
+    return dense_quantized(list(linears), quantize, directory, progress)

@@ -1,0 +1,179 @@
+"""The rows of a table: in a JSON file that grows row by row, on the terminal, and as a plot."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from measuring import Distances
+from rich.console import Console
+from rich.table import Table
+
+from skim_export.files import write_json
+from skim_runtime.errors import UserError
+
+__all__ = ["FULL", "Results", "Row", "check_plot", "gap", "plot", "print_table"]
+
+FULL = "full precision"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        method: what was measured; `FULL` is the full-precision model.
+        bits: average width of the codes that was asked for; None where a method leaves no choice.
+        code_bits: the width that the codes have.
+        effective_bits: everything that is stored for the quantized weights, in bits a weight.
+        megabytes: the same in 10^6 bytes.
+        texts: perplexity and distances by text.
+        seconds: time to quantize, without calibration.
+        peak_megabytes: largest resident memory of the process when it had quantized.
+    """
+
+    method: str
+    bits: float | None
+    code_bits: float | None
+    effective_bits: float | None
+    megabytes: float | None
+    texts: dict[str, Distances]
+    seconds: float | None = None
+    peak_megabytes: float | None = None
+
+
+class Results:
+    """Measured rows, those of an earlier run included.
+
+    Args:
+        path: JSON file; None keeps rows in memory only.
+        settings: what rows depend on beside method and bits.
+
+    Raises:
+        UserError: the file has rows of other settings, or is something else.
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        self.rows: list[Row] = []
+        self.calibration: dict[str, float] = {}
+        self._path, self._settings = path, settings
+        if path is None:
+            return
+        if not path.exists():
+            self._write()
+            return
+        try:
+            found = json.loads(path.read_text("utf-8"))
+            known, self.calibration, rows = found["settings"], found["calibration"], found["rows"]
+            self.rows = [
+                Row(**{**row, "texts": {name: Distances(**d) for name, d in row["texts"].items()}}) for row in rows
+            ]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"--json {path}: is no file of this benchmark, give another name") from error
+        for name in sorted(settings.keys() | known.keys()):
+            if (before := known.get(name)) != (now := settings.get(name)):
+                raise UserError(f"--json {path}: has rows with {name} {before}, not {now}; give another name")
+
+    def find(self, method: str, bits: float | None) -> Row | None:
+        """The row of a method and average, if it was measured."""
+        return next((row for row in self.rows if (row.method, row.bits) == (method, bits)), None)
+
+    def add(self, row: Row) -> None:
+        """Keep a row, on disk at once."""
+        self.rows.append(row)
+        self._write()
+
+    def calibrated(self, seconds: float, peak_megabytes: float) -> None:
+        """Note what calibration took."""
+        self.calibration = {"seconds": seconds, "peak_megabytes": peak_megabytes}
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None:
+            return
+        value = {
+            "settings": self._settings,
+            "calibration": self.calibration,
+            "rows": [asdict(row) for row in self.rows],
+        }
+        partial = self._path.with_name(self._path.name + ".partial")
+        try:
+            write_json(partial, value)
+            os.replace(partial, self._path)  # noqa: PTH105  (Path.replace would not say that it is atomic)
+        except OSError as error:
+            raise UserError(f"--json {self._path}: cannot be written: {error.strerror}") from error
+
+
+def gap(row: Row, full: Row, text: str) -> float:
+    """Perplexity minus that of the full-precision model."""
+    return row.texts[text].perplexity - full.texts[text].perplexity
+
+
+def print_table(rows: list[Row], title: str, ratio_to: str | None = None) -> None:
+    """Print rows, the first of which is the full-precision model.
+
+    `ratio_to` names the method whose gap at the same bits those of the others are divided by.
+    """
+    full, texts = rows[0], list(rows[0].texts)
+    headings = ["ppl", "gap", *([f"gap/{ratio_to}"] if ratio_to else []), "KL", "top-1"]
+    table = Table(title=title, box=None, header_style="")
+    table.add_column("method", no_wrap=True)
+    for heading in ("bits", "code bits", "eff. bits", "MB", *(f"{t}\n{h}" for t in texts for h in headings), "s", "MB"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    others = {row.bits: row for row in rows if row.method == ratio_to}
+    for row in rows:
+        cells = [_number(row.bits, "g"), *(_number(value, ".3f") for value in (row.code_bits, row.effective_bits))]
+        cells.append(_number(row.megabytes, ".2f"))
+        for text in texts:
+            found = row.texts[text]
+            cells += [_number(found.perplexity, ".3f"), "" if row is full else _number(gap(row, full, text), ".3f")]
+            if ratio_to:
+                other = others.get(row.bits)
+                ratio = gap(row, full, text) / gap(other, full, text) if other and row is not full else None
+                cells.append(_number(ratio, ".3f"))
+            cells += [_number(found.kl_mean, ".4f"), _number(found.top1_agreement, ".2%")]
+        cells += [_number(row.seconds, ".0f"), _number(row.peak_megabytes, ".0f")]
+        table.add_row(row.method, *cells)
+    Console(width=80 + 48 * len(texts)).print(table)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def check_plot(path: Path) -> None:
+    """Find out before hours of work whether the plot can be drawn.
+
+    Raises:
+        UserError: matplotlib is missing, or does not write such files.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UserError("--plot needs matplotlib: pip install 'skim-export[bench]'") from error
+    kinds = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:] not in kinds:
+        raise UserError(f"--plot {path}: the name must end in one of {', '.join('.' + kind for kind in sorted(kinds))}")
+
+
+def plot(rows: list[Row], path: Path) -> None:
+    """Draw perplexity over effective bits, a panel a text and a line a method; the first row is full precision."""
+    from matplotlib.figure import Figure
+
+    full, texts = rows[0], list(rows[0].texts)
+    figure = Figure(figsize=(6.4 * len(texts), 4.8), layout="constrained")
+    for axes, text in zip(figure.subplots(1, len(texts), squeeze=False)[0], texts, strict=True):
+        for method in dict.fromkeys(row.method for row in rows[1:]):
+            points = sorted(
+                (row.effective_bits or math.nan, row.texts[text].perplexity) for row in rows if row.method == method
+            )
+            axes.plot(*zip(*points, strict=True), marker="o", label=method)
+        axes.axhline(full.texts[text].perplexity, color="gray", linestyle=":", label=full.method)
+        axes.set(title=text, xlabel="effective bits per weight", ylabel="perplexity", yscale="log")
+        axes.grid(visible=True, which="both", alpha=0.3)
+        axes.legend()
+    figure.savefig(path)
