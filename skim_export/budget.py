@@ -14,9 +14,20 @@ from skim_export.packed import row_bytes
 from skim_export.quantize import AFFINE_BITS
 from skim_runtime.errors import UserError
 
-__all__ = ["Budget", "check_stated", "level_bytes", "unpacked_parameters", "widths_around"]
+__all__ = [
+    "Budget",
+    "check_stated",
+    "graph_bytes",
+    "level_bytes",
+    "linear_bytes",
+    "other_bytes",
+    "unpacked_parameters",
+    "widths_around",
+]
 
 GRAPH_BYTES = 1 << 20  # room for the graph itself when a size is asked for
+ROW_CLASS_BYTES = 1
+COLUMN_SCALE_BYTES = 2
 
 
 def level_bytes(bits: int, codebook: str, affine: bool) -> int:
@@ -65,10 +76,10 @@ class Budget:
             assert stated is not None  # see check_stated
             return cls(stated, stored=effective_bits is not None)
         weights = sum(linear.out_features * linear.in_features for linear in architecture.linears)
-        rest = _other_bytes(checkpoint, architecture, head_bits, codebook)
+        rest = other_bytes(checkpoint, architecture, head_bits, codebook) + GRAPH_BYTES
         if size <= rest + weights // 8:
             raise UserError(
-                f"--size {size / 1e6:.1f}MB: too small, the embedding and head at {head_bits} bits, norms and graph "
+                f"size of {size / 1e6:.1f}MB: too small, the embedding and head at {head_bits} bits, norms and graph "
                 f"take {rest / 1e6:.1f}MB, and the linear layers {weights / 8e6:.1f}MB at 1 bit"
             )
         return cls(min(12.0, 8 * (size - rest) / weights), stored=True)
@@ -76,7 +87,7 @@ class Budget:
     def total(self, shapes: Iterable[tuple[int, int]]) -> int:
         """Bits that the rows of all layers `(N, K)` may take together."""
         shapes = list(shapes)
-        column_scales = sum(16 * columns for _, columns in shapes) if self.stored else 0
+        column_scales = sum(8 * COLUMN_SCALE_BYTES * columns for _, columns in shapes) if self.stored else 0
         weights = sum(rows * columns for rows, columns in shapes)
         return int(self.bits * weights) - column_scales
 
@@ -91,10 +102,9 @@ class Budget:
         """
         if not self.stored:
             return np.array([bits * columns for bits in widths], np.int64)
-        row_class = 1
         return np.array(
             [
-                8 * (row_bytes(b, columns) + level_bytes(b, codebook, affine or b >= AFFINE_BITS) + row_class)
+                8 * (row_bytes(b, columns) + level_bytes(b, codebook, affine or b >= AFFINE_BITS) + ROW_CLASS_BYTES)
                 for b in widths
             ],
             np.int64,
@@ -133,8 +143,22 @@ def check_stated(bits: float | None, effective_bits: float | None, size: int | N
             raise UserError(f"{name} {value:g}: must be from 1 to {most}")
 
 
-def _other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: int, codebook: str) -> int:
-    """What the model takes beside its linear layers: embedding and head, norms, biases, rotary tables, graph."""
+def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str) -> int:
+    """Bytes stored for one linear layer of method "skim", its bias left out.
+
+    Args:
+        bits: width of each row, uint8 `[N]`.
+        columns: K.
+        codebook: type of codebook entries, "int8" or "float16".
+    """
+    widths, rows = np.unique(bits, return_counts=True)
+    per_row = [row_bytes(b, columns) + level_bytes(b, codebook, b >= AFFINE_BITS) for b in widths.tolist()]
+    row_classes = ROW_CLASS_BYTES * len(bits) if len(widths) > 1 else 0
+    return int(rows @ per_row) + row_classes + COLUMN_SCALE_BYTES * columns
+
+
+def other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: int, codebook: str) -> int:
+    """What the model takes beside linear layers and graph: embedding and head, norms, biases, rotary tables."""
     rows, columns = architecture.vocabulary_size, architecture.hidden_size
     row = row_bytes(head_bits, columns) + level_bytes(head_bits, codebook, head_bits >= AFFINE_BITS)
     matrices = 1 if architecture.tied else 2
@@ -142,4 +166,16 @@ def _other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: 
     config = checkpoint.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary = int(config.max_position_embeddings * head_size)  # cosines and sines of half the head each
-    return matrices * (rows * row + 2 * columns) + 4 * (floats + rotary) + GRAPH_BYTES
+    return matrices * rows * row + 4 * (floats + rotary)
+
+
+def graph_bytes(blocks: int, widths: int) -> int:
+    """About what the graph itself takes: its nodes, and the functions for stock ONNX Runtime.
+
+    The constants were fitted to exported models; they are right to a few KB.
+
+    Args:
+        blocks: number of decoder blocks.
+        widths: number of different widths in the whole model.
+    """
+    return 9_000 + 10_000 * blocks + 3_200 * widths

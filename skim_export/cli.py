@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,30 +18,20 @@ if TYPE_CHECKING:
     from skim_export.report import ExportReport
 
 METHODS = ("skim", "squeezellm", "rtn")
+SUBCOMMANDS = {"plan": "skim_export.cli_plan"}  # name -> module whose `main` takes the arguments after the name
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
-def parse_size(text: str) -> int:
-    """Bytes from a text such as `2.5GB` or `800 MiB`."""
+def parse_size(text: str, option: str = "--size") -> int:
+    """Bytes from a text such as `2.5GB` or `800 MiB`; `option` is named where it is none."""
     match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", text.strip())
     if match is None or match[2].upper() not in UNITS or match[1].count(".") > 1:
-        raise UserError(f"--size {text}: expected a number with a unit, such as 800MB or 2.5GB")
+        raise UserError(f"{option} {text}: expected a number with a unit, such as 800MB or 2.5GB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="skim-export",
-        description="Quantize a language model to any average bit-width and write it as an ONNX model.",
-        epilog=f"aliases: {', '.join(load_recipes())}",
-    )
-    parser.add_argument("--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory")
-    parser.add_argument("-o", "--output", required=True, type=Path, help="the ONNX file to write, e.g. DIR/model.onnx")
-    budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--bits", type=float, help="average width of the codes, 1 to 8, fractions too (default: 3)")
-    budget.add_argument("--effective-bits", type=float, help="the same with codebooks and scales counted in")
-    budget.add_argument("--size", help="size of the model's weights as a whole, e.g. 2.5GB")
-    parser.add_argument("--method", choices=METHODS, default="skim", help="default: skim")
+def add_quantizing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what an export and its plan share: how to store and calibrate the model."""
     parser.add_argument(
         "--head-bits", type=int, default=8, help="width of the embedding and the output head, 1 to 8 (default: 8)"
     )
@@ -49,6 +41,23 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--calib", type=Path, help="calibration text; without it the model writes its own")
     parser.add_argument("--seed", type=int, default=0, help="seed of the text that the model writes (default: 0)")
     parser.add_argument("--threads", type=int, help="threads to use (default: all); the result does not depend on it")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="skim-export",
+        description="Quantize a language model to any average bit-width and write it as an ONNX model. To see first "
+        "what each budget gives: skim-export plan --help.",
+        epilog=f"aliases: {', '.join(load_recipes())}",
+    )
+    parser.add_argument("--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory")
+    parser.add_argument("-o", "--output", required=True, type=Path, help="the ONNX file to write, e.g. DIR/model.onnx")
+    budget = parser.add_mutually_exclusive_group()
+    budget.add_argument("--bits", type=float, help="average width of the codes, 1 to 8, fractions too (default: 3)")
+    budget.add_argument("--effective-bits", type=float, help="the same with codebooks and scales counted in")
+    budget.add_argument("--size", help="size of the model's weights as a whole, e.g. 2.5GB")
+    parser.add_argument("--method", choices=METHODS, default="skim", help="default: skim")
+    add_quantizing_arguments(parser)
     parser.add_argument("--force", action="store_true", help="replace an output that exists")
     return parser
 
@@ -74,8 +83,12 @@ def _print_summary(report: ExportReport) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`skim-export`: quantize and export; returns the exit code."""
-    args = _parser().parse_args(argv)
+    """`skim-export`: quantize and export, or a subcommand; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and arguments[0] in SUBCOMMANDS:
+        code: int = import_module(SUBCOMMANDS[arguments[0]]).main(arguments[1:])
+        return code
+    args = _parser().parse_args(arguments)
 
     def command() -> None:
         size = None if args.size is None else parse_size(args.size)
