@@ -11,7 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.quantize import CodebookType, quantize_linear
+from skim_export.packed import PackedLinear
+from skim_export.quantize import CodebookType
+from skim_export.quantize.levels import fit_tables
+from skim_export.quantize.solver import Layer
 
 __all__ = ["DenseLinear", "mxfp4", "rtn_grouped", "squeezellm_sparse"]
 
@@ -94,7 +97,6 @@ def squeezellm_sparse(
     *,
     codebook: CodebookType = "int8",
     threads: int | None = None,
-    name: str = "weight",
 ) -> DenseLinear:
     """SqueezeLLM's dense-and-sparse decomposition (arXiv 2306.07629, section 4.2).
 
@@ -108,13 +110,11 @@ def squeezellm_sparse(
         bits: width of each row, uint8 `[N]`.
         codebook: type of codebook entries.
         threads: threads to use; None for all.
-        name: of the layer, for messages.
     """
     kept = _largest(fisher, SENSITIVE)
     kept |= _largest(np.where(kept, 0, np.abs(weight)), OUTLIERS)
-    dense = quantize_linear(
-        weight, np.where(kept, np.float32(0), fisher), bits, "squeezellm", codebook=codebook, threads=threads, name=name
-    ).pack()
+    codes, levels, _ = fit_tables(Layer(weight, np.where(kept, np.float32(0), fisher), None, threads), bits, codebook)
+    dense = PackedLinear.pack(codes, levels)
     restored = np.where(kept, weight.astype(np.float16).astype(np.float32), dense.dequantize())
     csr = int(kept.sum()) * (16 + 16) + 32 * (len(weight) + 1)
     return DenseLinear(restored, dense.code_bits, 8 * dense.nbytes + csr)

@@ -1,14 +1,12 @@
-"""How a quantized model is measured: in a process of its own, on cached outputs of the full-precision model."""
+"""How a quantized model is measured: against outputs of the full-precision model that are computed once."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +19,6 @@ from skim_export.packed import PackedLinear
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import Model, compare
 from skim_runtime.progress import Progress
-from skim_runtime.progress_bar import ProgressBar
 from skim_runtime.torch_reference import TorchReference
 
 __all__ = [
@@ -31,15 +28,12 @@ __all__ = [
     "Quantized",
     "dense_quantized",
     "distances",
-    "in_child",
-    "peak_megabytes",
     "read_tokens",
     "torch_model",
 ]
 
 Float32 = npt.NDArray[np.float32]
 Int64 = npt.NDArray[np.int64]
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -190,24 +184,3 @@ def read_tokens(checkpoint: Checkpoint, paths: list[Path], count: int, context: 
             raise UserError(f"--text {path}: has {len(ids)} tokens, --tokens asks for {count}")
         texts[path.name] = np.array(ids[:count], np.int64)
     return texts
-
-
-def in_child(function: Callable[..., Result], *args: Any) -> Result:
-    """Call a function with a `Progress` and `args` in a fresh process, so that its peak memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(_with_progress, function, *args).result()
-
-
-def _with_progress(function: Callable[..., Result], *args: Any) -> Result:
-    with ProgressBar() as progress:
-        return function(progress, *args)
-
-
-def peak_megabytes() -> float:
-    """Largest resident memory that this process had until now.
-
-    From /proc (Linux): ru_maxrss of a child would start at its parent's.
-    """
-    status = Path("/proc/self/status").read_text()
-    kilobytes = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
-    return int(kilobytes) * 1024 / 1e6

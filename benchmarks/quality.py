@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
+from child import in_child, peak_megabytes
 from dense_baselines import DenseLinear, mxfp4, rtn_grouped, squeezellm_sparse
 from measuring import (
     FullPrecision,
@@ -21,29 +22,36 @@ from measuring import (
     Quantized,
     dense_quantized,
     distances,
-    in_child,
-    peak_megabytes,
     read_tokens,
     torch_model,
 )
 from results import FULL, Results, Row, check_plot, plot, print_table
+from rich.console import Console
 
 from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
 from skim_export.files import sha256
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.pipeline import calibration_tokens
-from skim_export.quantize import CodebookType, Method, even_bits
+from skim_export.quantize import CodebookType, even_bits
 from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics, quantize_linears
 from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.progress_bar import ProgressBar
 
-__all__ = ["add_arguments", "add_common_arguments", "calibrate_once", "full_precision_row", "open_job", "run"]
+__all__ = [
+    "add_arguments",
+    "add_common_arguments",
+    "announce",
+    "calibrate_once",
+    "full_precision_row",
+    "open_job",
+    "run",
+]
 
 METHODS = ["rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "skim"]
-BITS = [2, 2.25, 2.5, 3, 3.25, 3.5, 4]
+BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
 DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse")  # the others are exportable
 WHOLE_BITS_ONLY = ("rtn-g64",)
 ONE_WIDTH = ("mxfp4",)
@@ -89,13 +97,19 @@ def run(args: argparse.Namespace) -> None:
             results.add(in_child(full_precision_row, job))
         if any(method not in UNCALIBRATED for method, _ in missing):
             results.calibrated(*in_child(calibrate_once, job, args.calib))
-        for method, bits in missing:
+        for i, (method, bits) in enumerate(missing):
+            announce(f"{i + 1} of {len(missing)}: {method}" + ("" if bits is None else f" at {bits:g} bits"))
             results.add(in_child(_measure, job, method, bits, args.codebook))
     rows = [row for key in [(FULL, None), *wanted] if (row := results.find(*key)) is not None]
     title = f"calibration: {results.calibration['seconds']:.0f} s" if results.calibration else "no calibration"
     print_table(rows, title, args.ratio_to)
     if args.plot:
         plot(rows, args.plot)
+
+
+def announce(row: str) -> None:
+    """Say on stderr which row comes next."""
+    Console(stderr=True).print(f"row {row}", highlight=False, markup=False, soft_wrap=True)
 
 
 def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]:
@@ -144,17 +158,16 @@ def quantize_packed(
     progress: Progress,
 ) -> None:
     """Quantize the linear layers with a method that can be exported, by the steps of `skim_export.pipeline.export`."""
-    options = QuantizeOptions(cast(Method, method), codebook=codebook)
+    options = QuantizeOptions(cast(Any, method), codebook=codebook)
     widths = allocate(checkpoint, architecture, store, options, Budget(bits), threads=threads, progress=progress)
     quantize_linears(checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress)
 
 
 def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | None]]:
     """Methods and averages in the order of the table."""
-    known = [*get_args(Method), *DENSE]
     for method in methods:
-        if method not in known:
-            raise UserError(f"--methods {method}: must be of {', '.join(known)}")
+        if method not in DENSE:
+            QuantizeOptions(cast(Any, method))  # refuses a method that is not known
     for average in bits:
         if not 1 <= average <= 8:
             raise UserError(f"--bits {average:g}: must be from 1 to 8")
@@ -164,7 +177,7 @@ def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | No
             if method in ONE_WIDTH or (method in WHOLE_BITS_ONLY and not average.is_integer()):
                 continue
             wanted.append((method, average))
-    return wanted
+    return list(dict.fromkeys(wanted))
 
 
 def _measure(progress: Progress, job: Job, method: str, bits: float | None, codebook: CodebookType) -> Row:
@@ -223,6 +236,6 @@ def _quantized_dense(
         if method == "rtn-g64":
             return rtn_grouped(weight, int(bits))
         fisher, widths = StatisticsStore(job.work).read(name), even_bits(len(weight), bits)
-        return squeezellm_sparse(weight, fisher, widths, codebook=codebook, threads=job.threads, name=name)
+        return squeezellm_sparse(weight, fisher, widths, codebook=codebook, threads=job.threads)
 
     return dense_quantized(list(linears), quantize, directory, progress)

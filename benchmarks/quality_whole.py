@@ -15,6 +15,7 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
+from child import in_child, peak_megabytes
 from dense_baselines import DenseLinear
 from k_quants import k_quantize
 from measuring import (
@@ -23,11 +24,9 @@ from measuring import (
     Quantized,
     dense_quantized,
     distances,
-    in_child,
-    peak_megabytes,
     torch_model,
 )
-from quality import add_common_arguments, calibrate_once, full_precision_row, open_job
+from quality import add_common_arguments, announce, calibrate_once, full_precision_row, open_job
 from results import FULL, Results, Row, print_table
 
 from skim_export.budget import unpacked_parameters
@@ -137,10 +136,12 @@ def run(args: argparse.Namespace) -> None:
         missing = {label: value for label, value in wanted.items() if results.find(label, None) is None}
         if any(importance != "none" for _, importance in missing.values()):
             results.calibrated(*in_child(calibrate_once, job, args.calib))
-        for label, (name, importance) in missing.items():
+        for i, (label, (name, importance)) in enumerate(missing.items()):
+            announce(f"{i + 1} of {len(missing)}: {label}")
             results.add(in_child(_measure_mixture, job, label, MIXTURES[name], importance))
         for label, directory in exports.items():
             if results.find(label, None) is None:
+                announce(label)
                 results.add(in_child(_measure_export, job, label, directory))
     found = [row for label in [*wanted, *exports] if (row := results.find(label, None)) is not None]
     full = results.find(FULL, None)

@@ -122,7 +122,8 @@ def print_table(rows: list[Row], title: str, ratio_to: str | None = None) -> Non
     headings = ["ppl", "gap", *([f"gap/{ratio_to}"] if ratio_to else []), "KL", "top-1"]
     table = Table(title=title, box=None, header_style="")
     table.add_column("method", no_wrap=True)
-    for heading in ("bits", "code bits", "eff. bits", "MB", *(f"{t}\n{h}" for t in texts for h in headings), "s", "MB"):
+    measured = [f"{text if i == 0 else ''}\n{heading}" for text in texts for i, heading in enumerate(headings)]
+    for heading in ("bits", "code bits", "eff. bits", "MB", *measured, "s", "peak MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     others = {row.bits: row for row in rows if row.method == ratio_to}
     for row in rows:
