@@ -40,6 +40,7 @@ from skim_runtime.progress import Progress
 
 __all__ = ["MIXTURES", "Mixture", "add_arguments", "run"]
 
+EXPORTED_FILES = ("model.onnx", "model.onnx.data")
 IMPORTANCES = ("none", "columns", "fisher")
 
 
@@ -121,8 +122,9 @@ def run(args: argparse.Namespace) -> None:
         if name not in MIXTURES:
             raise UserError(f"--mixtures {name}: must be of {'; '.join(MIXTURES)}")
     for directory in args.exported:
-        if not (directory / "model.onnx").is_file():
-            raise UserError(f"--exported {directory}: has no model.onnx")
+        for name in EXPORTED_FILES:
+            if not (directory / name).is_file():
+                raise UserError(f"--exported {directory}: has no {name}")
     wanted = {f"{name} ({importance})": (name, importance) for name in args.mixtures for importance in args.importance}
     # The same directory may hold another export next time.
     exports = {
@@ -200,12 +202,11 @@ def _quantized(
 
 def _measure_export(progress: Progress, job: Job, label: str, directory: Path) -> Row:
     checkpoint, architecture = job.open()
-    model = directory / "model.onnx"
-    packed = read_packed(model).values()
+    packed = read_packed(directory / EXPORTED_FILES[0]).values()
     weights = sum(linear.out_features * linear.in_features for linear in packed)
     code_bits = sum(linear.code_bits * linear.out_features * linear.in_features for linear in packed) / weights
     effective_bits = 8 * sum(linear.nbytes for linear in packed) / weights
-    nbytes = model.stat().st_size + model.with_name("model.onnx.data").stat().st_size
+    nbytes = sum((directory / name).stat().st_size for name in EXPORTED_FILES)
     session = Session(directory, threads=job.threads)
     found = distances(session, FullPrecision(checkpoint, architecture, job.work), job, progress)
     return Row(label, None, code_bits, effective_bits, nbytes / 1e6, found)

@@ -234,3 +234,11 @@ def test_mixtures_follow_their_rules():
     assert mixture.of_linear("q_proj", 0, 32) == "q3_k"
     small = quality_whole.MIXTURES["Q2_K_S"]
     assert [small.of_linear("down_proj", layer, 30) for layer in (2, 3)] == ["q4_k", "q2_k"]
+
+
+def test_mistakes_about_whole_models(files, calls, tmp_path):
+    with pytest.raises(UserError, match="--mixtures Q9: must be of Q2_K_S; "):
+        quality_whole.run(arguments(quality_whole, files, "--mixtures", "Q9"))
+    with pytest.raises(UserError, match=r"--exported .*: has no model.onnx"):
+        quality_whole.run(arguments(quality_whole, files, "--exported", tmp_path))
+    assert not calls
