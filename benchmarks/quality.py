@@ -11,11 +11,12 @@ import os
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, get_args
 
 import numpy as np
 from child import in_child, peak_megabytes
 from dense_baselines import DenseLinear, mxfp4, rtn_grouped, squeezellm_sparse
+from exportable import check_method, quantize_packed, sensitivity
 from measuring import (
     FullPrecision,
     Job,
@@ -28,13 +29,12 @@ from measuring import (
 from results import FULL, Results, Row, check_plot, plot, print_table
 from rich.console import Console
 
-from skim_export.budget import Budget
+from skim_export import pipeline
 from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
 from skim_export.files import sha256
 from skim_export.packed_checkpoint import PackedCheckpoint
-from skim_export.pipeline import calibration_tokens
 from skim_export.quantize import CodebookType, even_bits
-from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics, quantize_linears
+from skim_export.quantize_model import gather_statistics
 from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -123,6 +123,7 @@ def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]
         "model": args.model,
         "texts": {path.name: sha256(path) for path in args.text},
         "calibration text": None if args.calib is None else sha256(args.calib),
+        "calibration tokens": [pipeline.SEQUENCES, pipeline.SEQUENCE_LENGTH],
         "tokens": args.tokens,
         "context": args.context,
     }
@@ -139,35 +140,19 @@ def calibrate_once(progress: Progress, job: Job, calib: Path | None) -> tuple[fl
     """Write calibration statistics to the work directory; the seconds and the peak memory that it took."""
     started = time.monotonic()
     checkpoint, architecture = job.open()
-    tokens = calibration_tokens(checkpoint, architecture, calib, seed=0, threads=job.threads, progress=progress)
+    tokens = pipeline.calibration_tokens(
+        checkpoint, architecture, calib, seed=0, threads=job.threads, progress=progress
+    )
     store = StatisticsStore(job.work)
     gather_statistics(checkpoint, architecture, tokens, store, threads=job.threads, progress=progress)
     return time.monotonic() - started, peak_megabytes()
-
-
-def quantize_packed(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    store: StatisticsStore,
-    packed: PackedCheckpoint,
-    method: str,
-    bits: float,
-    codebook: CodebookType,
-    *,
-    threads: int,
-    progress: Progress,
-) -> None:
-    """Quantize the linear layers with a method that can be exported, by the steps of `skim_export.pipeline.export`."""
-    options = QuantizeOptions(cast(Any, method), codebook=codebook)
-    widths = allocate(checkpoint, architecture, store, options, Budget(bits), threads=threads, progress=progress)
-    quantize_linears(checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress)
 
 
 def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | None]]:
     """Methods and averages in the order of the table."""
     for method in methods:
         if method not in DENSE:
-            QuantizeOptions(cast(Any, method))  # refuses a method that is not known
+            check_method(method)
     for average in bits:
         if not 1 <= average <= 8:
             raise UserError(f"--bits {average:g}: must be from 1 to 8")
@@ -235,7 +220,7 @@ def _quantized_dense(
         assert bits is not None  # see _wanted
         if method == "rtn-g64":
             return rtn_grouped(weight, int(bits))
-        fisher, widths = StatisticsStore(job.work).read(name), even_bits(len(weight), bits)
+        fisher, widths = sensitivity(job.work, name), even_bits(len(weight), bits)
         return squeezellm_sparse(weight, fisher, widths, codebook=codebook, threads=job.threads)
 
     return dense_quantized(list(linears), quantize, directory, progress)

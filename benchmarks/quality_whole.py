@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from child import in_child, peak_megabytes
 from dense_baselines import DenseLinear
+from exportable import sensitivity
 from k_quants import k_quantize
 from measuring import (
     FullPrecision,
@@ -33,7 +34,6 @@ from skim_export.budget import unpacked_parameters
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.files import sha256
 from skim_export.graph.reader import read_packed
-from skim_export.statistics_store import StatisticsStore
 from skim_runtime import Session
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -182,7 +182,7 @@ def _quantized(
         if name in modules:
             return k_quantize(checkpoint.tensor(f"{name}.weight").numpy(), modules[name])
         linear, layer = layer_of[name]
-        fisher = None if importance == "none" else StatisticsStore(job.work).read(name)
+        fisher = None if importance == "none" else sensitivity(job.work, name)
         parts, start = [], 0
         for member in linear.members:
             weight = checkpoint.tensor(f"{member}.weight").numpy()
