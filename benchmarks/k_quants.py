@@ -27,6 +27,7 @@ SUPER_BLOCK = 256
 CHUNK = 1024  # super-blocks at a time: what they need stays in the cache
 SHIFTS = np.linspace(-0.9, 0.9, 13)  # candidates: the block's range is mapped to so many more codes than there are
 REFITS = 2
+NOTHING = 1e-30  # weights of this size are zero in a float16 factor anyway
 
 
 @dataclass(frozen=True)
@@ -238,7 +239,7 @@ def _as_float16(values: Float32) -> Float32:
 
 
 def _divide(numerator: Float32 | np.float32, denominator: Float32) -> Float32:
-    """The quotient, float32, and 0 where the denominator is 0."""
+    """The quotient, float32, and 0 where the denominator is 0 or so small that the quotient might overflow."""
     shape = np.broadcast_shapes(np.shape(numerator), denominator.shape)
     zero = np.zeros(shape, np.float32)
-    return np.divide(numerator, denominator, out=zero, where=denominator != 0)
+    return np.divide(numerator, denominator, out=zero, where=np.abs(denominator) > NOTHING)

@@ -122,6 +122,15 @@ def test_importance_counts(name):
     assert (importance * (weight - with_it) ** 2).sum() < 0.95 * (importance * (weight - without) ** 2).sum()
 
 
+@pytest.mark.parametrize("name", TYPES)
+@pytest.mark.parametrize("size", [1e-38, 1e-20, 1e3])
+@pytest.mark.filterwarnings("error")
+def test_sizes_of_any_kind(name, size):
+    weight = (random_blocks(3)[0] * size).astype(np.float32)
+    error = np.linalg.norm((k_quantize(weight, name).weight - weight) / size) / np.linalg.norm(weight / size)
+    assert error == pytest.approx(1) if size < 1e-10 else error < 0.4  # a float16 factor cannot be so small
+
+
 def test_importance_of_zero_counts_all_alike():
     values, _ = random_blocks(2)
     zeros, ones = (quantize_super_blocks(values, f(values), K_QUANTS["q4_k"]) for f in (np.zeros_like, np.ones_like))
