@@ -84,10 +84,11 @@ class Budget:
             )
         return cls(min(12.0, 8 * (size - rest) / weights), stored=True)
 
-    def total(self, shapes: Iterable[tuple[int, int]]) -> int:
-        """Bits that the rows of all layers `(N, K)` may take together."""
+    def total(self, shapes: Iterable[tuple[int, int]], *, column_scale: bool) -> int:
+        """Bits that the rows of all layers `(N, K)` may take together, beside their column scales if they have any."""
         shapes = list(shapes)
-        column_scales = sum(8 * COLUMN_SCALE_BYTES * columns for _, columns in shapes) if self.stored else 0
+        counted = self.stored and column_scale
+        column_scales = sum(8 * COLUMN_SCALE_BYTES * columns for _, columns in shapes) if counted else 0
         weights = sum(rows * columns for rows, columns in shapes)
         return int(self.bits * weights) - column_scales
 
@@ -144,7 +145,7 @@ def check_stated(bits: float | None, effective_bits: float | None, size: int | N
 
 
 def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str) -> int:
-    """Bytes stored for one linear layer of method "skim", its bias left out.
+    """Bytes stored for one linear layer with free codebooks and no column scale, its bias left out.
 
     Args:
         bits: width of each row, uint8 `[N]`.
@@ -154,7 +155,7 @@ def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str) -> in
     widths, rows = np.unique(bits, return_counts=True)
     per_row = [row_bytes(b, columns) + level_bytes(b, codebook, b >= AFFINE_BITS) for b in widths.tolist()]
     row_classes = ROW_CLASS_BYTES * len(bits) if len(widths) > 1 else 0
-    return int(rows @ per_row) + row_classes + COLUMN_SCALE_BYTES * columns
+    return int(rows @ per_row) + row_classes
 
 
 def other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: int, codebook: str) -> int:

@@ -17,7 +17,7 @@ from skim_runtime.errors import UserError
 if TYPE_CHECKING:
     from skim_export.report import ExportReport
 
-METHODS = ("skim", "squeezellm", "rtn")
+METHODS = ("skim+", "skim", "squeezellm", "gptq", "rtn")
 SUBCOMMANDS = {"plan": "skim_export.cli_plan"}  # name -> module whose `main` takes the arguments after the name
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -56,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--bits", type=float, help="average width of the codes, 1 to 8, fractions too (default: 3)")
     budget.add_argument("--effective-bits", type=float, help="the same with codebooks and scales counted in")
     budget.add_argument("--size", help="size of the model's weights as a whole, e.g. 2.5GB")
-    parser.add_argument("--method", choices=METHODS, default="skim", help="default: skim")
+    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help=f"default: {METHODS[0]}")
     add_quantizing_arguments(parser)
     parser.add_argument("--force", action="store_true", help="replace an output that exists")
     return parser

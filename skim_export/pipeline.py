@@ -22,11 +22,13 @@ from skim_export.files import staged_directory
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder
 from skim_export.packed_checkpoint import PackedCheckpoint
-from skim_export.quantize import CodebookType, Method
+from skim_export.quantize import CodebookType
 from skim_export.quantize_model import (
+    DEFAULT_METHOD,
     QuantizeOptions,
     allocate,
     gather_statistics,
+    method_named,
     quantize_embeddings,
     quantize_linears,
 )
@@ -49,7 +51,7 @@ def export(
     bits: float | None = None,
     effective_bits: float | None = None,
     size: int | None = None,
-    method: Method = "skim",
+    method: str = DEFAULT_METHOD,
     head_bits: int = 8,
     codebook: CodebookType = "int8",
     calib: str | Path | None = None,
@@ -69,7 +71,7 @@ def export(
             recipe says, or else 3.
         effective_bits: the same with everything stored for the linear layers counted in.
         size: bytes of the ONNX file and its data together.
-        method: "skim", "squeezellm" or "rtn".
+        method: a key of `skim_export.quantize.METHODS`.
         head_bits: width of embedding and output head, 1 to 8.
         codebook: type of codebook entries, "int8" or "float16".
         calib: a text file for calibration; without it the model writes its own text.
@@ -88,7 +90,7 @@ def export(
     progress = progress or Progress()
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
     output, calib = Path(output), None if calib is None else Path(calib)
-    options = QuantizeOptions(method, head_bits, codebook)
+    options = QuantizeOptions(method_named(method), head_bits, codebook)
     check_stated(bits, effective_bits, size)
     _check(output, force, calib, seed, threads)
     if bits is effective_bits is size is None:
@@ -109,7 +111,7 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".packed-", dir=stage) as work:
             packed = PackedCheckpoint(Path(work))
             store = StatisticsStore(Path(work))
-            if method != "rtn":
+            if options.method.objective is not None:
                 tokens = calibration_tokens(
                     checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress
                 )

@@ -106,10 +106,10 @@ def plan(
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Plan:
-    """Expect size and perplexity of method "skim" for a range of budgets, without quantizing.
+    """Expect size and perplexity of the default method for a range of budgets, without quantizing.
 
     The error curves that bit allocation needs are computed once, and every budget is allocated on them as `export`
-    would. Left out of the expected loss: what the column scales gain, the rounding of codebook entries, and the errors
+    would. Left out of the expected loss: what refinement gains, the rounding of codebook entries, and the errors
     of embedding and head.
 
     Args:
@@ -130,7 +130,7 @@ def plan(
     progress = progress or Progress()
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
     calib, text = None if calib is None else Path(calib), None if text is None else Path(text)
-    QuantizeOptions("skim", head_bits, codebook)  # checks them
+    QuantizeOptions(head_bits=head_bits, codebook=codebook)  # checks them
     _check(bits, sizes, calib, seed, text, threads)
     checkpoint = Checkpoint(resolve(model, progress=progress))
     checkpoint.require_tokenizer()
@@ -178,7 +178,7 @@ def _error_curves(
     curves = []
     progress.start("error curves", len(architecture.linears))
     for linear in architecture.linears:
-        weight, fisher = linear_weight(checkpoint, linear), store.read(linear.name)
+        weight, fisher = linear_weight(checkpoint, linear), store.fisher(linear.name)
         curves.append(width_errors(weight, fisher, widths, threads=threads))
         progress.step(linear.name)
     progress.finish()
@@ -202,7 +202,7 @@ def _row(
         columns = [widths.index(width) for width in chosen]
         layers.append(LayerCurves(errors[:, columns], np.array(chosen, np.uint8), costs))
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
-    allocated = allocate_bits(layers, budget.total(shapes))
+    allocated = allocate_bits(layers, budget.total(shapes, column_scale=False))
 
     weights = sum(rows * columns for rows, columns in shapes)
     code_bits = sum(int(b.sum()) * columns for b, (_, columns) in zip(allocated, shapes, strict=True))

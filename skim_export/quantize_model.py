@@ -13,6 +13,7 @@ from skim_export.calibration import calibrate
 from skim_export.checkpoint import Architecture, Checkpoint, Linear, linear_bias, linear_weight
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import (
+    METHODS,
     CodebookType,
     LayerCurves,
     Method,
@@ -27,7 +28,17 @@ from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["QuantizeOptions", "allocate", "gather_statistics", "quantize_embeddings", "quantize_linears"]
+__all__ = [
+    "DEFAULT_METHOD",
+    "QuantizeOptions",
+    "allocate",
+    "gather_statistics",
+    "method_named",
+    "quantize_embeddings",
+    "quantize_linears",
+]
+
+DEFAULT_METHOD = "skim+"
 
 
 @dataclass(frozen=True)
@@ -35,22 +46,31 @@ class QuantizeOptions:
     """How to quantize.
 
     Attributes:
-        method: "skim", "squeezellm" or "rtn".
+        method: what to quantize with, one of `METHODS` or one of other parts.
         head_bits: width of embedding and output head.
         codebook: type of codebook entries, "int8" or "float16".
     """
 
-    method: Method = "skim"
+    method: Method = METHODS[DEFAULT_METHOD]
     head_bits: int = 8
     codebook: CodebookType = "int8"
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(Method):
-            raise UserError(f"--method {self.method}: must be one of {', '.join(get_args(Method))}")
         if self.head_bits not in range(1, 9):
             raise UserError(f"--head-bits {self.head_bits}: must be a whole number from 1 to 8")
         if self.codebook not in get_args(CodebookType):
             raise UserError(f"--codebook {self.codebook}: must be one of {', '.join(get_args(CodebookType))}")
+
+
+def method_named(name: str) -> Method:
+    """One of `METHODS`.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise UserError(f"--method {name}: must be one of {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 def gather_statistics(
@@ -64,7 +84,7 @@ def gather_statistics(
 ) -> None:
     """Run the calibration tokens `[S, T]` through the model and keep the statistics of every linear layer."""
     for linear, statistics in calibrate(checkpoint, architecture, tokens, threads=threads, progress=progress):
-        store.write(linear.name, statistics.fisher)
+        store.write(linear.name, statistics)
 
 
 def allocate(
@@ -79,24 +99,26 @@ def allocate(
 ) -> dict[str, npt.NDArray[np.uint8]]:
     """The width of every row of every linear layer, uint8 `[N]` by name.
 
-    Method "skim" spends the budget greedily over all rows of the model, the others give every layer the same average.
+    Methods with allocation spend the budget greedily over all rows of the model, the others give every layer the same
+    average.
 
     Raises:
         UserError: the budget is too small.
     """
     linears = architecture.linears
     average = _even_average(linears, options, budget)
-    if options.method != "skim":
+    if not options.method.allocation:
         return {linear.name: even_bits(linear.out_features, average) for linear in linears}
     layers = []
     progress.start("error curves", len(linears))
     for linear in linears:
         widths, costs = budget.choices(widths_around(average), linear.in_features, options.codebook)
-        errors = width_errors(linear_weight(checkpoint, linear), store.read(linear.name), widths, threads=threads)
+        weight = linear_weight(checkpoint, linear)
+        errors = width_errors(weight, _sensitivity(store, linear, options.method), widths, threads=threads)
         layers.append(LayerCurves(errors, np.array(widths, np.uint8), costs))
         progress.step(linear.name)
     progress.finish()
-    bits = allocate_bits(layers, budget.total(_shapes(linears)))
+    bits = allocate_bits(layers, budget.total(_shapes(linears), column_scale=options.method.column_scale))
     return {linear.name: row_bits for linear, row_bits in zip(linears, bits, strict=True)}
 
 
@@ -120,9 +142,10 @@ def quantize_linears(
     for linear in architecture.linears:
         quantized = quantize_linear(
             linear_weight(checkpoint, linear),
-            None if options.method == "rtn" else store.read(linear.name),
+            _sensitivity(store, linear, options.method),
             bits[linear.name],
             options.method,
+            correlation=store.correlation(linear.name) if options.method.correlated else None,
             codebook=options.codebook,
             threads=threads,
             name=linear.name,
@@ -152,6 +175,16 @@ def quantize_embeddings(
     progress.finish()
 
 
+def _sensitivity(store: StatisticsStore, linear: Linear, method: Method) -> npt.NDArray[np.float32] | None:
+    """What the squared errors of the weights count, float32 `[N, K]`; None if all the same."""
+    if method.objective is None:
+        return None
+    if method.objective == "sensitivity":
+        return store.fisher(linear.name)
+    square = store.input_square(linear.name)
+    return np.ascontiguousarray(np.broadcast_to(square, (linear.out_features, square.size)))
+
+
 def _store(
     output: PackedCheckpoint, name: str, quantized: QuantizedLinear, bias: npt.NDArray[np.float32] | None
 ) -> None:
@@ -177,7 +210,7 @@ def _even_average(linears: list[Linear], options: QuantizeOptions, budget: Budge
     if not budget.stored:
         return budget.bits
     costs = [
-        budget.row_costs(range(1, 9), linear.in_features, options.codebook, affine=options.method == "rtn")
+        budget.row_costs(range(1, 9), linear.in_features, options.codebook, affine=options.method.levels == "range")
         for linear in linears
     ]
 
@@ -185,7 +218,7 @@ def _even_average(linears: list[Linear], options: QuantizeOptions, budget: Budge
         widths = [even_bits(linear.out_features, average) for linear in linears]
         return sum(int(row_costs[bits - 1].sum()) for row_costs, bits in zip(costs, widths, strict=True))
 
-    total = budget.total(_shapes(linears))
+    total = budget.total(_shapes(linears), column_scale=options.method.column_scale)
     affordable = [steps / 64 for steps in range(64, 8 * 64 + 1) if cost(steps / 64) <= total]
     if not affordable:
         raise UserError(f"{budget.bits:.3g} effective bits per weight are too few: codes of 1 bit take more")

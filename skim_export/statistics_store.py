@@ -7,25 +7,49 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from skim_export.calibration import LinearStatistics
 
 __all__ = ["StatisticsStore"]
 
 
 class StatisticsStore:
-    """The diagonal Fisher information of each linear, in bfloat16: its range matters, its last digits do not."""
+    """The statistics of each linear layer.
+
+    Half the bytes of float32 will do: bfloat16 for the Fisher information, whose range matters and last digits do not,
+    float16 for the correlations.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
+    def write(self, name: str, statistics: LinearStatistics) -> None:
+        """Keep the statistics of a linear layer."""
+        tensors = {
+            "fisher": torch.from_numpy(statistics.fisher).to(torch.bfloat16),
+            "input_square": torch.from_numpy(statistics.input_square),
+            "correlation": torch.from_numpy(statistics.correlation).to(torch.float16),
+        }
+        save_file(tensors, self._path(name))
+
+    def fisher(self, name: str) -> npt.NDArray[np.float32]:
+        """Fisher information of the weights, float32 `[N, K]`."""
+        return self._read(name, "fisher")
+
+    def input_square(self, name: str) -> npt.NDArray[np.float32]:
+        """Mean squares of the inputs, float32 `[K]`."""
+        return self._read(name, "input_square")
+
+    def correlation(self, name: str) -> npt.NDArray[np.float32]:
+        """Correlation of the inputs, float32 `[K, K]`."""
+        return self._read(name, "correlation")
+
     def _path(self, name: str) -> Path:
-        return self.directory / f"{name}.fisher"
+        return self.directory / f"{name}.statistics"
 
-    def write(self, name: str, fisher: npt.NDArray[np.float32]) -> None:
-        """Keep the Fisher information `[N, K]` of a linear."""
-        save_file({"fisher": torch.from_numpy(fisher).to(torch.bfloat16)}, self._path(name))
-
-    def read(self, name: str) -> npt.NDArray[np.float32]:
-        """Return what was kept, float32 `[N, K]`."""
-        fisher: npt.NDArray[np.float32] = load_file(self._path(name))["fisher"].to(torch.float32).numpy()
-        return fisher
+    def _read(self, name: str, tensor: str) -> npt.NDArray[np.float32]:
+        with safe_open(self._path(name), framework="pt") as file:
+            result: npt.NDArray[np.float32] = file.get_tensor(tensor).to(torch.float32).numpy()
+        return result

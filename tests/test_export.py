@@ -24,6 +24,7 @@ from skim_export.cli import main, parse_size
 from skim_export.files import staged_directory
 from skim_export.graph.reader import read_packed
 from skim_export.modules import dequantized_model
+from skim_export.quantize import METHODS
 from skim_runtime import Session
 from skim_runtime.errors import UserError
 
@@ -63,7 +64,7 @@ def run(*arguments):
     )
 
 
-@pytest.mark.parametrize("method", ["skim", "squeezellm", "rtn"])
+@pytest.mark.parametrize("method", list(METHODS))
 def test_an_export_runs_and_equals_its_weights(llama, calib, tmp_path, method):
     report = export(str(llama), tmp_path / "out" / "model.onnx", bits=3, method=method, calib=calib)
     assert report.parts[0].code_bits == pytest.approx(3, abs=0.01)

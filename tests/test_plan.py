@@ -19,6 +19,7 @@ from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.pipeline import calibration_tokens
 from skim_export.plan import BITS as DEFAULT_BITS
 from skim_export.plan import expected_loss, plan
+from skim_export.quantize import METHODS
 from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics, quantize_linears
 from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError
@@ -64,15 +65,17 @@ def test_the_quadratic_form_is_that_of_real_quantization(llama, calib, planned, 
     architecture, store = architecture_of(checkpoint), StatisticsStore(tmp_path)
     tokens = calibration_tokens(checkpoint, architecture, calib, seed=0, **COMMON)
     gather_statistics(checkpoint, architecture, tokens, store, **COMMON)
-    widths = allocate(checkpoint, architecture, store, QuantizeOptions(codebook="float16"), Budget(2.5), **COMMON)
+    widths = allocate(
+        checkpoint, architecture, store, QuantizeOptions(METHODS["skim"], codebook="float16"), Budget(2.5), **COMMON
+    )
     lost = {}
     for method in ("squeezellm", "skim"):
-        options, packed = QuantizeOptions(method, codebook="float16"), PackedCheckpoint(tmp_path)
+        options, packed = QuantizeOptions(METHODS[method], codebook="float16"), PackedCheckpoint(tmp_path)
         quantize_linears(checkpoint, architecture, store, widths, packed, options, **COMMON)
         lost[method] = 0.0
         for linear in architecture.linears:
             error = linear_weight(checkpoint, linear).astype(np.float64) - packed.read(linear.name).dequantize()
-            lost[method] += 0.5 * (store.read(linear.name) * error**2).sum()
+            lost[method] += 0.5 * (store.fisher(linear.name) * error**2).sum()
     assert row.quadratic == pytest.approx(lost["squeezellm"], rel=2e-3)  # entries are rounded to float16
     assert 0.5 * row.quadratic < lost["skim"] < row.quadratic
 

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 __all__ = ["LinearStatistics", "calibrate"]
 
-Squares: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"  # x^2 [T, K] and (dL/dy)^2 [T, N] of one sequence
+Factors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"  # x [T, K] and dL/dy [T, N] of one sequence
 
 # All three are fixed: they decide the order of summation, and with it the last bits of the results.
 HEAD_TOKENS = 128  # tokens whose logits are in memory at once
 GROUP = 16  # sequences whose activations and gradients are in memory at once
-FISHER_ROWS = 256  # rows of one piece of work
+ROWS = 256  # of one piece of work
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,16 @@ class LinearStatistics:
             and P the number of predicted tokens of all sequences. An error d in the weights raises the mean loss, in
             nats a token, by about 0.5 * sum F * d^2. The tokens are taken as independent; SqueezeLLM (arXiv
             2306.07629) squares the gradient of a whole sequence instead, and so needs many more sequences.
+        input_square: float32 `[K]`, the mean squares of the inputs.
+        correlation: float32 `[K, K]`, how the inputs go together: C[j, k] = sum_t w_t * x[t, j] * x[t, k], brought to 1
+            on its diagonal; 0 elsewhere for inputs that are always 0. A token's weight w_t is the root mean square of
+            dL/dy[t]: tokens that matter to the loss count more (GuidedQuant, arXiv 2505.07004, section 3, squares it,
+            but squared gradients have such heavy tails that few tokens would remain).
     """
 
     fisher: npt.NDArray[np.float32]
+    input_square: npt.NDArray[np.float32]
+    correlation: npt.NDArray[np.float32]
 
 
 def calibrate(
@@ -147,7 +154,7 @@ def _loss_gradient(
 
 
 class _BlockBackward:
-    """Back-propagation through one decoder block that keeps, of each linear layer, x^2 and (dL/dy)^2."""
+    """Back-propagation through one decoder block that sees, of each linear layer, x and dL/dy."""
 
     def __init__(self, linears: list[Linear], prefix: str, block: nn.Module) -> None:
         self._linears = linears
@@ -168,18 +175,19 @@ class _BlockBackward:
         ]
         sequences, length, _ = inputs.shape
         fisher = [torch.zeros(linear.out_features, linear.in_features) for linear in self._linears]
-        pieces = [
-            (i, slice(row, row + FISHER_ROWS))
-            for i, linear in enumerate(self._linears)
-            for row in range(0, linear.out_features, FISHER_ROWS)
-        ]
+        square = [torch.zeros(linear.in_features) for linear in self._linears]
+        hessian = [torch.zeros(linear.in_features, linear.in_features) for linear in self._linears]
         below = []
         for start in range(0, sequences, GROUP):
             group = range(start, min(start + GROUP, sequences))
             results = in_order(pool, lambda s: self._sequence(inputs[s : s + 1], gradient[s : s + 1], arguments), group)
             below += [result[0] for result in results]
-            squares = [result[1] for result in results]
-            in_order(pool, partial(_add_fisher, fisher, squares), pieces)
+            factors = [result[1] for result in results]
+            in_order(pool, partial(_add_fisher, fisher, factors), _pieces(fisher))
+            in_order(pool, partial(_add_hessian, hessian, factors), _pieces(hessian))
+            for of_sequence in factors:
+                for total, (x, _) in zip(square, of_sequence, strict=True):
+                    total += x.square().sum(dim=0)
         for handle in handles:
             handle.remove()
         for linear, f in zip(self._linears, fisher, strict=True):
@@ -188,15 +196,19 @@ class _BlockBackward:
                     f"the gradient of {linear.name} on the calibration text is not finite: weights out of range"
                 )
         predicted = sequences * (length - 1)
-        return torch.cat(below), [LinearStatistics(f.div_(predicted).numpy()) for f in fisher]
+        statistics = [
+            LinearStatistics(f.div_(predicted).numpy(), s.div_(predicted).numpy(), _correlation(h).numpy())
+            for f, s, h in zip(fisher, square, hessian, strict=True)
+        ]
+        return torch.cat(below), statistics
 
     def _see(self, name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         self._seen.layers[name] = (inputs[0], output)
 
     def _sequence(
         self, x: torch.Tensor, gradient: torch.Tensor, arguments: dict[str, Any]
-    ) -> tuple[torch.Tensor, list[Squares]]:
-        """One sequence `[1, T, hidden]`: the gradient of the input, and the squares of every linear layer."""
+    ) -> tuple[torch.Tensor, list[Factors]]:
+        """One sequence `[1, T, hidden]`: the gradient of the input, and the factors of every linear layer."""
         import torch
 
         x = x.clone().requires_grad_()
@@ -205,16 +217,36 @@ class _BlockBackward:
         names = [name for names in self._members for name in names]
         below, *gradients = torch.autograd.grad(output, [x, *(seen[name][1] for name in names)], gradient)
         by_name = dict(zip(names, gradients, strict=True))
-        squares = []
+        factors = []
         for members in self._members:
             dy = torch.cat([by_name[name][0] for name in members], dim=1)
-            squares.append((seen[members[0]][0][0].detach().square(), dy.square()))
-        return below, squares
+            factors.append((seen[members[0]][0][0].detach(), dy))
+        return below, factors
 
 
-def _add_fisher(fisher: list[torch.Tensor], squares: list[list[Squares]], piece: tuple[int, slice]) -> None:
+def _pieces(sums: list[torch.Tensor]) -> list[tuple[int, slice]]:
+    """The rows of all sums in pieces: index of the sum, rows."""
+    return [(i, slice(row, row + ROWS)) for i, total in enumerate(sums) for row in range(0, len(total), ROWS)]
+
+
+def _add_fisher(fisher: list[torch.Tensor], factors: list[list[Factors]], piece: tuple[int, slice]) -> None:
     """Add the sequences' shares, in their order, to a piece of the rows of one linear layer."""
     index, rows = piece
-    for of_sequence in squares:
-        x2, g2 = of_sequence[index]
-        fisher[index][rows].addmm_(g2[:, rows].T, x2)
+    for of_sequence in factors:
+        x, dy = of_sequence[index]
+        fisher[index][rows].addmm_(dy[:, rows].square().T, x.square())
+
+
+def _add_hessian(hessian: list[torch.Tensor], factors: list[list[Factors]], piece: tuple[int, slice]) -> None:
+    """The same for the second moments of the inputs, tokens weighted."""
+    index, rows = piece
+    for of_sequence in factors:
+        x, dy = of_sequence[index]
+        weight = dy.square().mean(dim=1, keepdim=True).sqrt()
+        hessian[index][rows].addmm_((weight * x[:, rows]).T, x)
+
+
+def _correlation(hessian: torch.Tensor) -> torch.Tensor:
+    inverse = hessian.diagonal().rsqrt()
+    inverse[~inverse.isfinite()] = 0
+    return (hessian * inverse * inverse[:, None]).fill_diagonal_(1)

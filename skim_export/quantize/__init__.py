@@ -4,6 +4,7 @@ from skim_export.quantize.allocation import LayerCurves, allocate_bits, even_bit
 from skim_export.quantize.levels import CodebookType
 from skim_export.quantize.methods import (
     AFFINE_BITS,
+    METHODS,
     Method,
     QuantizedLinear,
     quantize_linear,
@@ -13,6 +14,7 @@ from skim_export.quantize.methods import (
 
 __all__ = [
     "AFFINE_BITS",
+    "METHODS",
     "CodebookType",
     "LayerCurves",
     "Method",

@@ -10,13 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.packed import PackedLinear, RowLevels
-from skim_export.quantize.levels import CodebookType, fit_affine, fit_tables, range_affine
+from skim_export.quantize.levels import CodebookType, fit_affine, fit_tables, level_values, range_affine
+from skim_export.quantize.refinement import damped, feed_back, refine_tables
 from skim_export.quantize.scaling import fit_column_scale, unit_column_scale
-from skim_export.quantize.solver import Layer, error_curves
+from skim_export.quantize.solver import Layer, error_curves, refine
 from skim_runtime.errors import UserError
 
 __all__ = [
     "AFFINE_BITS",
+    "METHODS",
     "Method",
     "QuantizedLinear",
     "quantize_linear",
@@ -24,7 +26,35 @@ __all__ = [
     "width_errors",
 ]
 
-Method = Literal["skim", "squeezellm", "rtn"]
+
+@dataclass(frozen=True)
+class Method:
+    """What a method is made of.
+
+    Attributes:
+        objective: what weighs the squared errors of the weights: "sensitivity", the Fisher information of every weight
+            (SqueezeLLM, arXiv 2306.07629), "layer", the mean square of its input, or None, all alike.
+        levels: "table", free codebooks by exact k-means, or "range", even levels from the smallest to the largest
+            weight of a row.
+        allocation: rows get their widths greedily over the whole model (SKIM, arXiv 2412.04180, section 3.2).
+        column_scale: a trained scale of the columns (SKIM, section 3.3).
+        correlated: the errors of a row's weights are seen together (error feedback, and for tables coordinate descent).
+    """
+
+    objective: Literal["sensitivity", "layer"] | None
+    levels: Literal["table", "range"] = "table"
+    allocation: bool = False
+    column_scale: bool = False
+    correlated: bool = False
+
+
+METHODS = {
+    "skim+": Method("sensitivity", allocation=True, correlated=True),
+    "skim": Method("sensitivity", allocation=True, column_scale=True),
+    "squeezellm": Method("sensitivity"),
+    "gptq": Method("layer", levels="range", correlated=True),
+    "rtn": Method(None, levels="range"),
+}
 
 AFFINE_BITS = (
     7  # from this width on a free codebook gains next to nothing over even levels and costs ten times the time
@@ -87,28 +117,26 @@ def width_errors(
 
 def quantize_linear(
     weight: Float32,
-    fisher: Float32 | None,
+    sensitivity: Float32 | None,
     bits: UInt8,
     method: Method,
     *,
+    correlation: Float32 | None = None,
     codebook: CodebookType = "int8",
     threads: int | None = None,
     name: str = "weight",
 ) -> QuantizedLinear:
-    """Quantize one linear layer.
+    """Quantize one linear layer whose rows have their widths.
 
-    - `skim`: exact weighted k-means of W over a trained column scale (SKIM, arXiv 2412.04180).
-    - `squeezellm`: exact weighted k-means (the dense part of SqueezeLLM, arXiv 2306.07629).
-    - `rtn`: even levels from the smallest to the largest weight of a row, rounded to the nearest.
-
-    The first two take affine levels, fitted to the same objective, for rows of `AFFINE_BITS` and more.
+    Free codebooks are used below `AFFINE_BITS`; rows of more bits get affine levels, fitted to the same objective.
 
     Args:
         weight: W, float32 `[N, K]`.
-        fisher: diagonal Fisher information, float32 `[N, K]`, at least 0; `rtn` ignores it. A row of zeros is
-            quantized as if all its weights mattered alike.
+        sensitivity: weights of the squared errors, float32 `[N, K]`, at least 0; None if the method has no objective. A
+            row of zeros is quantized as if all its weights mattered alike.
         bits: width of each row, uint8 `[N]`, 1..8.
-        method: one of the above.
+        method: its objective and allocation are the caller's part.
+        correlation: of the columns, float32 `[K, K]`, 1 on its diagonal; for methods that are `correlated`.
         codebook: type of codebook entries.
         threads: threads to use; None for all. The result does not depend on it.
         name: of the layer, for messages.
@@ -116,13 +144,16 @@ def quantize_linear(
     Raises:
         UserError: a weight or a sensitivity is not finite.
     """
-    _check(weight, fisher, method, name)
-    if method == "skim" and fisher is not None:
-        scale = fit_column_scale(weight, fisher, bits, threads)
+    _check(weight, sensitivity, method, name)
+    if method.column_scale and sensitivity is not None:
+        scale = fit_column_scale(weight, sensitivity, bits, threads)
     else:
         scale = unit_column_scale(weight)
-    layer = Layer(weight, None if method == "rtn" else fisher, scale.astype(np.float32), threads)
-    return _quantized(range_affine(layer, bits) if method == "rtn" else _fit(layer, bits, codebook), scale)
+    layer = Layer(weight, sensitivity, scale.astype(np.float32), threads)
+    coupled = damped(correlation) if method.correlated and correlation is not None else None
+    if method.levels == "range":
+        return _quantized(_fit_range(layer, bits, coupled), scale)
+    return _quantized(_fit(layer, bits, codebook, coupled), scale)
 
 
 def quantize_uniform(
@@ -137,10 +168,10 @@ def quantize_uniform(
 
     Args and errors are those of `quantize_linear`.
     """
-    _check(weight, None, "rtn", name)
+    _check(weight, None, METHODS["rtn"], name)
     scale = unit_column_scale(weight)
     layer = Layer(weight, None, scale.astype(np.float32), threads)
-    return _quantized(_fit(layer, np.full(len(weight), bits, np.uint8), codebook), scale)
+    return _quantized(_fit(layer, np.full(len(weight), bits, np.uint8), codebook, None), scale)
 
 
 def _quantized(result: tuple[UInt8, RowLevels, Float64], scale: Float16) -> QuantizedLinear:
@@ -148,17 +179,29 @@ def _quantized(result: tuple[UInt8, RowLevels, Float64], scale: Float16) -> Quan
     return QuantizedLinear(codes, levels, scale, errors)
 
 
-def _fit(layer: Layer, bits: UInt8, codebook: CodebookType) -> tuple[UInt8, RowLevels, Float64]:
+def _fit_range(layer: Layer, bits: UInt8, correlation: Float32 | None) -> tuple[UInt8, RowLevels, Float64]:
+    """Even levels over the range of each row."""
+    codes, levels, errors = range_affine(layer, bits)
+    if correlation is not None:
+        values = level_values(levels)
+        codes = feed_back(layer, correlation, bits, values)
+        errors = refine(layer, correlation, bits, values, codes, rounds=1, sweeps=0, fit=False)[2]
+    return codes, levels, errors
+
+
+def _fit(
+    layer: Layer, bits: UInt8, codebook: CodebookType, correlation: Float32 | None
+) -> tuple[UInt8, RowLevels, Float64]:
     """Free codebooks for narrow rows, affine levels for wide ones."""
     wide = bits >= AFFINE_BITS
     if wide.all():
         return fit_affine(layer, bits)
     if not wide.any():
-        return fit_tables(layer, bits, codebook)
+        return _fit_tables(layer, bits, codebook, correlation)
     codes, errors = np.empty(layer.values.shape, np.uint8), np.empty(layer.rows)
     kind = np.empty(layer.rows, np.uint8)
     scale, offset = np.empty(layer.rows, np.float16), np.empty(layer.rows, np.float16)
-    free_codes, free, free_errors = fit_tables(layer.take(~wide), bits[~wide], codebook)
+    free_codes, free, free_errors = _fit_tables(layer.take(~wide), bits[~wide], codebook, correlation)
     even_codes, even, even_errors = fit_affine(layer.take(wide), bits[wide])
     entries = np.zeros((layer.rows, free.entries.shape[1]), free.entries.dtype)
     entries[~wide] = free.entries
@@ -173,14 +216,20 @@ def _fit(layer: Layer, bits: UInt8, codebook: CodebookType) -> tuple[UInt8, RowL
     return codes, RowLevels(bits, kind, entries, scale, offset), errors
 
 
-def _check(weight: Float32, fisher: Float32 | None, method: Method, name: str) -> None:
-    if method not in ("skim", "squeezellm", "rtn"):
-        raise UserError(f"method {method!r}: must be skim, squeezellm or rtn")
-    if fisher is None and method != "rtn":
-        raise UserError(f"{name}: method {method} needs the Fisher information of the weights")
-    for what, array in (("weight", weight), ("Fisher information", fisher)):
+def _fit_tables(
+    layer: Layer, bits: UInt8, codebook: CodebookType, correlation: Float32 | None
+) -> tuple[UInt8, RowLevels, Float64]:
+    if correlation is None:
+        return fit_tables(layer, bits, codebook)
+    return refine_tables(layer, correlation, bits, codebook)
+
+
+def _check(weight: Float32, sensitivity: Float32 | None, method: Method, name: str) -> None:
+    if sensitivity is None and method.objective is not None:
+        raise ValueError(f"{name}: a method with an objective needs sensitivities")
+    for what, array in (("weight", weight), ("sensitivity", sensitivity)):
         if array is not None and not np.isfinite(array).all():
             row, column = np.argwhere(~np.isfinite(array))[0].tolist()
             raise UserError(f"{name}: {what} at row {row}, column {column} is {array[row, column]}, must be finite")
-    if fisher is not None and fisher.min() < 0:
-        raise UserError(f"{name}: Fisher information must be at least 0, got {fisher.min():g}")
+    if sensitivity is not None and sensitivity.min() < 0:
+        raise UserError(f"{name}: sensitivities must be at least 0, got {sensitivity.min():g}")

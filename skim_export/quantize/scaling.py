@@ -21,6 +21,7 @@ UInt8 = npt.NDArray[np.uint8]
 
 _BOUND = 8.0  # a stays within 1/8..8 around its geometric mean
 _EXPONENTS = (-11, 12)  # of that mean, so that a is a normal float16 number
+_USUAL = range(-4, 7)  # exponents of the largest weight of a layer that needs no scale
 _TRIAL_ROWS = 256  # that starts are compared on
 _ROUNDS = 2
 _DESCENTS = 4  # steps with the same codes
@@ -28,13 +29,13 @@ _STRETCH = 2.0  # codes held fixed hold a back: go further in the same direction
 
 
 def unit_column_scale(weight: Float32) -> Float16:
-    """The same power of two for all columns, float16 `[K]`: brings the largest weight to 1/2..1.
+    """The same power of two for all columns, float16 `[K]`: 1 unless the weights are tiny or huge.
 
-    Without it, the float16 scales of layers with tiny weights would lose their precision.
+    Tiny weights are brought to 1/2..1, or else the float16 scales of their rows would lose precision.
     """
     largest = float(np.abs(weight).max())
     exponent = int(np.clip(np.frexp(largest)[1], *_EXPONENTS)) if largest > 0 else 0
-    return np.full(weight.shape[1], np.ldexp(1.0, exponent), np.float16)
+    return np.full(weight.shape[1], 1 if exponent in _USUAL else np.ldexp(1.0, exponent), np.float16)
 
 
 def fit_column_scale(weight: Float32, fisher: Float32, bits: UInt8, threads: int | None = None) -> Float16:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_BITS", "Layer", "assign", "assign_affine", "error_curves", "kmeans", "refit"]
+__all__ = ["MAX_BITS", "Layer", "assign", "assign_affine", "error_curves", "feedback", "kmeans", "refine", "refit"]
 
 MAX_BITS = 8
 _CHUNK_SECONDS = 0.25  # about as long as one call may take: Ctrl-C is seen between calls
@@ -87,6 +87,11 @@ class Layer:
         weights = None if self.weights is None else self.weights[rows]
         return Layer(self.values[rows], weights, self.column_scale, self.threads)
 
+    def permuted(self, columns: npt.NDArray[np.int64]) -> Layer:
+        """The layer with its columns in another order."""
+        weights = None if self.weights is None else self.weights[:, columns]
+        return Layer(self.values[:, columns], weights, self.column_scale[columns], self.threads)
+
     def native(self, rows: slice) -> _NativeLayer:
         """The C structure of some consecutive rows."""
         values = self.values[rows]
@@ -107,7 +112,7 @@ def _array(dtype: type, ndim: int) -> type:
 @cache
 def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(Path(__file__).with_name("libskim_solver.so")))
-    layer, number = ctypes.POINTER(_NativeLayer), ctypes.c_int32
+    layer, number, flag = ctypes.POINTER(_NativeLayer), ctypes.c_int32, ctypes.c_bool
     floats, doubles, vector = _array(np.float32, 2), _array(np.float64, 2), _array(np.float64, 1)
     bits, codes, singles = _array(np.uint8, 1), _array(np.uint8, 2), _array(np.float32, 1)
     signatures = {
@@ -116,6 +121,8 @@ def _library() -> ctypes.CDLL:
         "skim_assign": (layer, bits, floats, number, number, codes, vector),
         "skim_assign_affine": (layer, bits, singles, singles, number, codes, vector, vector, vector),
         "skim_refit": (layer, bits, codes, number, number, floats, vector, vector, vector),
+        "skim_feedback": (layer, floats, bits, floats, number, number, codes),
+        "skim_refine": (layer, floats, bits, number, number, number, flag, number, floats, codes, vector),
     }
     for name, arguments in signatures.items():
         function = getattr(library, name)
@@ -241,3 +248,68 @@ def refit(layer: Layer, bits: UInt8, codes: UInt8, centroids: Float32) -> tuple[
         "skim_refit", layer, everything, bits, codes, stride, layer.threads, centroids, numerator, denominator, errors
     )
     return centroids, errors, numerator, denominator
+
+
+def feedback(layer: Layer, factor: Float32, bits: UInt8, levels: Float32) -> UInt8:
+    """Codes chosen column after column, the error of each made up for in those to come (GPTQ, arXiv 2210.17323).
+
+    Args:
+        layer: the layer.
+        factor: upper Cholesky factor of the inverse of the columns' correlation, float32 `[K, K]`; see `refine`.
+        bits: width of each row, uint8 `[N]`.
+        levels: float32 `[N, 2^max(bits)]`, the first 2^b of each row ascending.
+
+    Returns:
+        codes, uint8 `[N, K]`.
+    """
+    bits, stride = _checked_bits(bits, layer.rows)
+    _check_shape("factor", factor, (layer.columns, layer.columns))
+    _check_shape("levels", levels, (layer.rows, stride))
+    codes = np.empty((layer.rows, layer.columns), np.uint8)
+    for rows in layer.chunks(layer.columns // 64 + 1):
+        _call("skim_feedback", layer, rows, factor, bits[rows], levels[rows], stride, layer.threads, codes[rows])
+    return codes
+
+
+def refine(
+    layer: Layer,
+    correlation: Float32,
+    bits: UInt8,
+    levels: Float32,
+    codes: UInt8,
+    *,
+    rounds: int,
+    sweeps: int,
+    fit: bool = True,
+) -> tuple[Float32, UInt8, Float64]:
+    """Improve levels and codes under the full objective of each row, in turn; the error never rises.
+
+    That is d^T S^1/2 C S^1/2 d for the error d [K] of a row, with S the diagonal of the layer's weights of that row and
+    C the correlation of the columns. The optimal levels for given codes have a closed form; the codes are improved by
+    coordinate descent (LNQ in GuidedQuant, arXiv 2505.07004, section 4; GANQ, arXiv 2501.12956).
+
+    Args:
+        layer: the layer.
+        correlation: C, float32 `[K, K]`, symmetric, positive definite, 1 on the diagonal.
+        bits: width of each row, uint8 `[N]`.
+        levels: float32 `[N, 2^max(bits)]`, the first 2^b of each row ascending.
+        codes: uint8 `[N, K]`.
+        rounds: alternations between levels and codes.
+        sweeps: over the codes, at most, in each round.
+        fit: whether the levels may change.
+
+    Returns:
+        levels, codes, and the error of each row, float64 `[N]`.
+    """
+    bits, stride = _checked_bits(bits, layer.rows)
+    _check_shape("correlation", correlation, (layer.columns, layer.columns))
+    _check_shape("levels", levels, (layer.rows, stride))
+    _check_shape("codes", codes, (layer.rows, layer.columns))
+    levels, codes = np.ascontiguousarray(levels).copy(), np.ascontiguousarray(codes).copy()
+    errors = np.empty(layer.rows, np.float64)
+    for rows in layer.chunks(layer.columns // 16 * rounds + 1):
+        _call(
+            "skim_refine", layer, rows, correlation, bits[rows], stride, rounds, sweeps, fit, layer.threads,
+            levels[rows], codes[rows], errors[rows],
+        )  # fmt: skip
+    return levels, codes, errors

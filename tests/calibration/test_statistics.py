@@ -63,7 +63,14 @@ def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArr
         for s in range(SEQUENCES):
             for t in range(LENGTH):
                 fisher += torch.outer(gradient[s, t], inputs[s, t]) ** 2
-        expected.append(LinearStatistics((fisher / predicted).numpy()))
+        square = (inputs**2).sum(dim=(0, 1)) / predicted
+        moments = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64)
+        for s in range(SEQUENCES):
+            for t in range(LENGTH):
+                moments += (gradient[s, t] ** 2).mean().sqrt() * torch.outer(inputs[s, t], inputs[s, t])
+        spread = moments.diagonal().sqrt()
+        correlation = moments / torch.outer(spread, spread)
+        expected.append(LinearStatistics((fisher / predicted).numpy(), square.numpy(), correlation.numpy()))
     return expected
 
 
@@ -79,8 +86,11 @@ def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[
     assert linears == [linear for block in reversed(architecture.blocks) for linear in block]
     for (linear, actual), expected in zip(results, whole_model(checkpoint, linears, tokens), strict=True):
         assert actual.fisher.shape == (linear.out_features, linear.in_features)
-        assert actual.fisher.dtype == np.float32
-        assert relative_error(actual.fisher, expected.fisher) < 1e-5, linear.name
+        assert actual.correlation.shape == (linear.in_features, linear.in_features)
+        for field in ("fisher", "input_square", "correlation"):
+            one, other = getattr(actual, field), getattr(expected, field)
+            assert one.dtype == np.float32
+            assert relative_error(one, other) < 1e-5, (linear.name, field)
 
 
 def test_the_sliding_window_matters(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
@@ -100,6 +110,7 @@ def test_bits_do_not_depend_on_threads(tmp_path: Path, kind: str, tokens: npt.ND
     for run in runs[1:]:
         for (linear, one), (_, other) in zip(runs[0], run, strict=True):
             np.testing.assert_array_equal(one.fisher, other.fisher, err_msg=linear.name)
+            np.testing.assert_array_equal(one.correlation, other.correlation, err_msg=linear.name)
 
 
 def test_threads_of_torch_are_the_callers_again(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:

@@ -44,3 +44,36 @@ def program_errors(values, weights, clusters):
         best = (best[:, None] + cost).min(axis=0)
         errors.append(best[n])
     return np.array(errors)
+
+
+def full_error(layer, correlation, levels, codes):
+    """d^T S^1/2 C S^1/2 d of every row."""
+    stored = np.take_along_axis(levels.astype(np.float64), codes.astype(np.int64), axis=1) * layer.column_scale
+    scaled = np.sqrt(layer.weights.astype(np.float64)) * (layer.values - stored)
+    return np.einsum("nj,jk,nk->n", scaled, correlation.astype(np.float64), scaled)
+
+
+def feed_back_row(values, weights, scale, correlation, levels):
+    """Codes of a row by error feedback as the paper derives it: after each column, the optimal change of all others."""
+    root = np.sqrt(weights.astype(np.float64))
+    hessian = root[:, None] * correlation.astype(np.float64) * root
+    rest = values.astype(np.float64).copy()
+    codes = np.zeros(values.size, np.int64)
+    for k in range(values.size):
+        codes[k] = np.argmin(np.abs(rest[k] / scale[k] - levels))
+        error = rest[k] - levels[codes[k]] * scale[k]
+        inverse = np.linalg.inv(hessian[k:, k:])
+        rest[k:] -= error / inverse[0, 0] * inverse[0]
+    return codes
+
+
+def best_levels(values, weights, scale, correlation, codes, count):
+    """Levels of a row with the least full error for these codes, by least squares; nan where no code is."""
+    root = np.sqrt(weights.astype(np.float64))
+    factor = np.linalg.cholesky(correlation.astype(np.float64)).T * root
+    used = np.unique(codes)
+    design = np.zeros((values.size, used.size))
+    design[np.arange(values.size), np.searchsorted(used, codes)] = scale
+    levels = np.full(count, np.nan)
+    levels[used] = np.linalg.lstsq(factor @ design, factor @ values.astype(np.float64), rcond=None)[0]
+    return levels

@@ -57,9 +57,9 @@ def test_layer_of_zeros(fisher):
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [(1.0, 2.0), (0.75, 1.0), (1e-2, 2.0**-6), (1e-9, 2.0**-11), (1e9, 2.0**12)]
+    ("size", "expected"), [(1.0, 1.0), (0.05, 1.0), (1e-2, 2.0**-6), (1e-9, 2.0**-11), (1e9, 2.0**12)]
 )
-def test_unit_scale_is_a_power_of_two_near_the_largest_weight(size, expected):
+def test_unit_scale_is_a_power_of_two_for_tiny_and_huge_weights(size, expected):
     weight = np.array([[0, size], [-size / 3, 0]], np.float32)
     np.testing.assert_array_equal(unit_column_scale(weight), [expected, expected])
 

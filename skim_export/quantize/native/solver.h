@@ -39,3 +39,17 @@ SKIM_EXPORT bool skim_assign_affine(const SkimLayer* layer, const uint8_t* bits,
 // carry no weight are left as they are.
 SKIM_EXPORT bool skim_refit(const SkimLayer* layer, const uint8_t* bits, const uint8_t* codes, int32_t stride,
                             int32_t threads, float* centroids, double* numerator, double* denominator, double* errors);
+
+// The full objective of a row is (w - c[q] a)^T diag(s)^1/2 C diag(s)^1/2 (w - c[q] a), with the layer's weights s and
+// a correlation C [columns, columns]: symmetric, positive definite, 1 on its diagonal. With C = 1 it is the error
+// above. Levels [rows, stride] are ascending in the first 2^bits[row].
+
+// Codes by error feedback, codes [rows, columns]. `factor` is the upper Cholesky factor of the inverse of C.
+SKIM_EXPORT bool skim_feedback(const SkimLayer* layer, const float* factor, const uint8_t* bits, float* levels,
+                               int32_t stride, int32_t threads, uint8_t* codes);
+
+// `rounds` times: the optimal levels for the codes, if `fit`, then up to `sweeps` sweeps of coordinate descent over the
+// codes. Levels [rows, stride] and codes [rows, columns] are changed in place; errors [rows] are those of the result.
+SKIM_EXPORT bool skim_refine(const SkimLayer* layer, const float* correlation, const uint8_t* bits, int32_t stride,
+                             int32_t rounds, int32_t sweeps, bool fit, int32_t threads, float* levels, uint8_t* codes,
+                             double* errors);
