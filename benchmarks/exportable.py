@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType
-from skim_export.quantize_model import QuantizeOptions, allocate, quantize_linears
+from skim_export.quantize_model import QuantizeOptions, allocate, method_named, quantize_linears
 from skim_export.statistics_store import StatisticsStore
 from skim_runtime.progress import Progress
 
@@ -25,12 +24,12 @@ def check_method(method: str) -> None:
     Raises:
         UserError: it does not.
     """
-    QuantizeOptions(cast(Any, method))
+    method_named(method)
 
 
 def sensitivity(directory: Path, name: str) -> npt.NDArray[np.float32]:
     """The diagonal Fisher information of a linear layer from the statistics in a directory, float32 `[N, K]`."""
-    return StatisticsStore(directory).read(name)
+    return StatisticsStore(directory).fisher(name)
 
 
 def quantize_packed(
@@ -58,6 +57,6 @@ def quantize_packed(
         threads: threads to use.
         progress: told of every step.
     """
-    options = QuantizeOptions(cast(Any, method), codebook=codebook)
+    options = QuantizeOptions(method_named(method), codebook=codebook)
     widths = allocate(checkpoint, architecture, store, options, Budget(bits), threads=threads, progress=progress)
     quantize_linears(checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress)

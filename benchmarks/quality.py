@@ -50,7 +50,7 @@ __all__ = [
     "run",
 ]
 
-METHODS = ["rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "skim"]
+METHODS = ["rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+"]
 BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
 DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse")  # the others are exportable
 WHOLE_BITS_ONLY = ("rtn-g64",)

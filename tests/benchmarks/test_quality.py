@@ -119,8 +119,8 @@ def test_every_method_and_the_order_of_rows(files, calls, tmp_path, capsys):
     more = ["--bits", 2.5, 4, "--json", tmp_path / "rows.json", "--ratio-to", "squeezellm"]
     quality.run(arguments(quality, files, *more, "--plot", tmp_path / "plot.svg"))
     rows = saved(tmp_path / "rows.json")
-    half = [(method, 2.5) for method in ("rtn", "squeezellm", "squeezellm-sparse", "skim")]
-    whole = [(method, 4.0) for method in ("rtn", "rtn-g64", "squeezellm", "squeezellm-sparse", "skim")]
+    half = [(method, 2.5) for method in ("rtn", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+")]
+    whole = [(method, 4.0) for method in ("rtn", "rtn-g64", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+")]
     assert list(rows) == [(FULL, None), ("mxfp4", None), *half, *whole]
     for (_, bits), row in list(rows.items())[2:]:
         assert row["code_bits"] == pytest.approx(bits, abs=0.03)
@@ -173,7 +173,7 @@ def test_rows_of_other_settings_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--methods", "awq"], "--method awq: must be one of skim"),
+        (["--methods", "awq"], "--method awq: must be one of "),
         (["--bits", "9"], "--bits 9: must be from 1 to 8"),
         (["--methods", "rtn", "--ratio-to", "skim"], "--ratio-to skim: must be one of --methods rtn"),
         (["--plot", "plot.xyz"], "--plot plot.xyz: the name must end in one of"),
