@@ -58,6 +58,9 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--size", help="size of the model's weights as a whole, e.g. 2.5GB")
     parser.add_argument("--method", choices=METHODS, default=METHODS[0], help=f"default: {METHODS[0]}")
     add_quantizing_arguments(parser)
+    parser.add_argument(
+        "--tune", action="store_true", help="fine-tune the quantized model: better below 4 bits, and takes much longer"
+    )
     parser.add_argument("--force", action="store_true", help="replace an output that exists")
     return parser
 
@@ -108,6 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 codebook=args.codebook,
                 calib=args.calib,
                 seed=args.seed,
+                tune=args.tune,
                 threads=args.threads,
                 force=args.force,
                 progress=progress,

@@ -120,6 +120,19 @@ class RowLevels:
     scale: npt.NDArray[np.float16]
     offset: npt.NDArray[np.float16]
 
+    def values(self) -> npt.NDArray[np.float32]:
+        """The levels of all rows, float32 `[N, 2^max(bits)]`; a row uses its first 2^b."""
+        count = 1 << int(self.bits.max())
+        scale = self.scale.astype(np.float32)[:, None]
+        values = np.zeros((len(self.bits), count), np.float32)
+        table = self.kind == LevelKind.TABLE
+        entries = self.entries[table, :count].astype(np.float32)
+        values[table, : entries.shape[1]] = entries if self.entries.dtype == np.float16 else entries * scale[table]
+        half = np.ldexp(np.float32(0.5), self.bits[~table].astype(np.int32))[:, None]
+        steps = np.arange(count, dtype=np.float32) - half
+        values[~table] = self.offset[~table].astype(np.float32)[:, None] + scale[~table] * steps
+        return values
+
     def table(self, row: int) -> npt.NDArray[np.float32]:
         """The 2^b levels of one row, float32."""
         b = int(self.bits[row])
@@ -237,33 +250,41 @@ class PackedLinear:
             return np.full(self.out_features, class_bits(int(np.argmax(self.rows_per_class))), np.uint8)
         return (self.row_class % 8 + 1).astype(np.uint8)
 
-    def dequantize(self) -> npt.NDArray[np.float32]:
-        """The weight matrix that is meant, float32 `[N, K]`: the reference that every kernel is compared with."""
-        stored = np.empty((self.out_features, self.in_features), np.float32)
+    def unpack(self) -> tuple[npt.NDArray[np.uint8], RowLevels]:
+        """Undo `pack`: codes, uint8 `[N, K]`, and levels."""
+        n, order = self.out_features, self.row_order()
+        tables = [class_bits(c) for c, m in enumerate(self.rows_per_class) if m and class_kind(c) == LevelKind.TABLE]
+        codes = np.empty((n, self.in_features), np.uint8)
+        entries = np.zeros((n, 1 << max(tables) if tables else 0), self.codebook.dtype)
+        kind = np.empty(n, np.uint8)
+        scale, offset = np.zeros(n, np.float16), np.zeros(n, np.float16)
         row = code_start = entry_start = scale_start = 0
         for c, count in enumerate(self.rows_per_class):
             if not count:
                 continue
-            b = class_bits(c)
+            b, rows = class_bits(c), order[row : row + count]
             size = count * row_bytes(b, self.in_features)
             packed = self.codes[code_start : code_start + size].reshape(count, -1)
-            codes = unpack_codes(packed, b, self.in_features)[:, : self.in_features]
+            codes[rows] = unpack_codes(packed, b, self.in_features)[:, : self.in_features]
             code_start += size
+            kind[rows] = class_kind(c)
             if class_kind(c) == LevelKind.AFFINE:
-                pairs = self.row_scale[scale_start : scale_start + 2 * count].astype(np.float32).reshape(count, 2)
+                pairs = self.row_scale[scale_start : scale_start + 2 * count].reshape(count, 2)
+                scale[rows], offset[rows] = pairs.T
                 scale_start += 2 * count
-                levels = pairs[:, 1:] + pairs[:, :1] * (np.arange(1 << b, dtype=np.float32) - np.float32(1 << (b - 1)))
             else:
-                entries = self.codebook[entry_start : entry_start + (count << b)]
-                levels = entries.astype(np.float32).reshape(count, 1 << b)
+                entries[rows, : 1 << b] = self.codebook[entry_start : entry_start + (count << b)].reshape(count, -1)
                 entry_start += count << b
                 if self.codebook.dtype == np.int8:
-                    levels = levels * self.row_scale[scale_start : scale_start + count].astype(np.float32)[:, None]
+                    scale[rows] = self.row_scale[scale_start : scale_start + count]
                     scale_start += count
-            stored[row : row + count] = np.take_along_axis(levels, codes.astype(np.int64), axis=1)
             row += count
-        weight = np.empty_like(stored)
-        weight[self.row_order()] = stored
+        return codes, RowLevels(self.row_bits(), kind, entries, scale, offset)
+
+    def dequantize(self) -> npt.NDArray[np.float32]:
+        """The weight matrix that is meant, float32 `[N, K]`: the reference that every kernel is compared with."""
+        codes, levels = self.unpack()
+        weight = np.take_along_axis(levels.values(), codes.astype(np.intp), axis=1)
         if self.column_scale.size:
             weight *= self.column_scale.astype(np.float32)
         return weight

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from skim_export.files import fsync
 from skim_export.packed import FORMAT_VERSION, PackedLinear
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["PackedCheckpoint"]
 
@@ -19,7 +23,7 @@ class PackedCheckpoint:
     """A directory of packed linears, written layer by layer.
 
     `<name>.safetensors` holds the six tensors of docs/format.md; its metadata the shape, the row counts and a report
-    of how the layer was made.
+    of how the layer was made. `parameters` holds whatever else is not as in the original checkpoint.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -28,6 +32,10 @@ class PackedCheckpoint:
 
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.safetensors"
+
+    @property
+    def _parameters(self) -> Path:
+        return self.directory / "parameters"
 
     def write(self, name: str, packed: PackedLinear, report: dict[str, Any]) -> None:
         """Store a layer; it appears under its name when all of it is on the disk."""
@@ -56,11 +64,34 @@ class PackedCheckpoint:
         packed.validate()
         return packed
 
+    def write_parameters(self, parameters: dict[str, torch.Tensor]) -> None:
+        """Store parameters that are not packed but differ from the original checkpoint's, by their names there."""
+        partial = self._parameters.with_suffix(".partial")
+        from safetensors.torch import save_file as save_torch_file
+
+        save_torch_file(parameters, partial)
+        fsync(partial)
+        partial.replace(self._parameters)
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """What `write_parameters` stored, or nothing."""
+        from safetensors.torch import load_file
+
+        return load_file(self._parameters) if self._parameters.is_file() else {}
+
     def report(self, name: str) -> dict[str, Any]:
         """The report that was stored with a layer."""
         with safe_open(self._path(name), framework="numpy") as file:
             report: dict[str, Any] = json.loads(file.metadata()["report"])
         return report
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a layer's tensors (files differ in the order of their metadata)."""
+        packed = self.read(name)
+        digest = hashlib.sha256(json.dumps([packed.out_features, packed.in_features, *packed.rows_per_class]).encode())
+        for tensor in PackedLinear.TENSORS:
+            digest.update(getattr(packed, tensor).tobytes())
+        return digest.hexdigest()
 
     def __contains__(self, name: str) -> bool:
         return self._path(name).exists()

@@ -9,6 +9,7 @@ import os
 import shutil
 import tempfile
 import time
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,14 +35,17 @@ from skim_export.quantize_model import (
 )
 from skim_export.report import REPORT_NAME, ExportReport, model_parts, write_report
 from skim_export.statistics_store import StatisticsStore
+from skim_export.tuning import HELD_OUT
+from skim_export.tuning import tune as tune_levels
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress
 
-__all__ = ["calibration_tokens", "emit", "export"]
+__all__ = ["calibration_tokens", "emit", "export", "tuning_tokens"]
 
 SEQUENCES = 32
 SEQUENCE_LENGTH = 256
+TUNING_SEQUENCES = HELD_OUT + 512  # of the same length
 
 
 def export(
@@ -56,6 +60,7 @@ def export(
     codebook: CodebookType = "int8",
     calib: str | Path | None = None,
     seed: int = 0,
+    tune: bool = False,
     threads: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
@@ -76,6 +81,8 @@ def export(
         codebook: type of codebook entries, "int8" or "float16".
         calib: a text file for calibration; without it the model writes its own text.
         seed: seed of that text.
+        tune: fine-tune the quantized model on more of the text. An export that was interrupted meanwhile leaves its
+            state beside the output directory, and goes on there when it is repeated.
         threads: threads to use, all by default; the result does not depend on it.
         force: replace an output that exists.
         progress: told of every step.
@@ -121,6 +128,12 @@ def export(
                 checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress
             )
             quantize_embeddings(checkpoint, architecture, packed, options, threads=threads, progress=progress)
+            tuned = None
+            if tune:
+                text = tuning_tokens(checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress)
+                state = tuning_state(output)
+                tuned = tune_levels(checkpoint, architecture, packed, text, state, threads=threads, progress=progress)
+                checkpoint = checkpoint.replacing(packed.parameters())
             emit(checkpoint, architecture, packed, stage / output.name, progress)
             layers = [packed.report(name) for name in packed.names()]
         parts = model_parts(architecture, checkpoint, layers, stage / output.name)
@@ -134,12 +147,32 @@ def export(
             "codebook": codebook,
             "calib": None if calib is None else calib.name,
             "seed": seed,
+            "tuned": None if tuned is None else asdict(tuned),
         }
         write_report(stage, recorded, parts, layers)
+    tuning_state(output).unlink(missing_ok=True)
     return ExportReport(output, parts, time.monotonic() - started)
 
 
 def calibration_tokens(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    calib: Path | None,
+    sequences: int = SEQUENCES,
+    *,
+    seed: int,
+    threads: int,
+    progress: Progress,
+) -> npt.NDArray[np.int64]:
+    """Calibration tokens, int64 `[sequences, SEQUENCE_LENGTH]`: from a text file, or written by the model itself."""
+    if calib is not None:
+        return tokens_from_file(checkpoint, calib, sequences, SEQUENCE_LENGTH)
+    return self_generated(
+        checkpoint, architecture, sequences, SEQUENCE_LENGTH, seed=seed, threads=threads, progress=progress
+    )
+
+
+def tuning_tokens(
     checkpoint: Checkpoint,
     architecture: Architecture,
     calib: Path | None,
@@ -148,12 +181,17 @@ def calibration_tokens(
     threads: int,
     progress: Progress,
 ) -> npt.NDArray[np.int64]:
-    """Calibration tokens, int64 `[SEQUENCES, SEQUENCE_LENGTH]`: from a text file, or written by the model itself."""
-    if calib is not None:
-        return tokens_from_file(checkpoint, calib, SEQUENCES, SEQUENCE_LENGTH)
-    return self_generated(
-        checkpoint, architecture, SEQUENCES, SEQUENCE_LENGTH, seed=seed, threads=threads, progress=progress
+    """Tokens to tune on, int64 `[TUNING_SEQUENCES, SEQUENCE_LENGTH]`, from the same source, shuffled."""
+    tokens = calibration_tokens(
+        checkpoint, architecture, calib, TUNING_SEQUENCES, seed=seed + 1, threads=threads, progress=progress
     )
+    return np.random.default_rng(seed).permutation(tokens)
+
+
+def tuning_state(output: Path) -> Path:
+    """The file beside the output directory in which tuning keeps its state."""
+    directory = output.parent.resolve()
+    return directory.with_name(f"{directory.name}.tuning")
 
 
 def emit(

@@ -18,13 +18,15 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from skim_export import export
+from skim_export import export, pipeline
 from skim_export.checkpoint import Checkpoint, architecture_of
 from skim_export.cli import main, parse_size
 from skim_export.files import staged_directory
 from skim_export.graph.reader import read_packed
 from skim_export.modules import dequantized_model
+from skim_export.pipeline import tuning_state
 from skim_export.quantize import METHODS
+from skim_export.tuning import HELD_OUT
 from skim_runtime import Session
 from skim_runtime.errors import UserError
 
@@ -76,6 +78,24 @@ def test_an_export_runs_and_equals_its_weights(llama, calib, tmp_path, method):
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(tmp_path / "out").logits(TOKENS)
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_a_tuned_export_is_what_was_tuned(llama, calib, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "TUNING_SEQUENCES", HELD_OUT + 16)
+    directory = tmp_path / "out"
+    export(str(llama), directory / "model.onnx", bits=2, calib=calib, tune=True)
+    assert not tuning_state(directory / "model.onnx").exists()
+    tuned = json.loads((directory / "export.json").read_text())["options"]["tuned"]
+    assert 0 < tuned["steps"] <= 4
+    assert 0 < tuned["after"] < tuned["before"]
+    # The graph holds the tuned norms: with those of the checkpoint the outputs would be others.
+    session, checkpoint = Session(directory), Checkpoint(llama)
+    packed = read_packed(directory / "model.onnx")
+    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    with torch.no_grad():
+        untuned = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    got = session.logits(TOKENS)
+    assert 1e-4 < np.abs(got - untuned).max() / np.abs(untuned).max() < 0.1
 
 
 def test_export_json_tells_the_truth(llama, calib, tmp_path):

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -16,20 +14,14 @@ from skim_export.checkpoint import Architecture, Checkpoint, Linear
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-from .workers import in_order, workers
+from .passes import BlockBackward, Factors, add_in_pieces, forward, head_gradient
+from .workers import workers
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
 __all__ = ["LinearStatistics", "calibrate"]
-
-Factors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"  # x [T, K] and dL/dy [T, N] of one sequence
-
-# All three are fixed: they decide the order of summation, and with it the last bits of the results.
-HEAD_TOKENS = 128  # tokens whose logits are in memory at once
-GROUP = 16  # sequences whose activations and gradients are in memory at once
-ROWS = 256  # of one piece of work
 
 
 @dataclass(frozen=True)
@@ -93,58 +85,35 @@ def calibrate(
         inputs = []  # of every block, [S, T, hidden]
         for index in range(blocks):
             inputs.append(hidden)
-            hidden = _forward(pool, model.load_block(index), hidden, arguments[index])
+            hidden = forward(pool, model.load_block(index), hidden, arguments[index])
             model.unload_block(index)
             progress.step(f"block {index} forward")
         gradient = _loss_gradient(pool, *model.load_head(), hidden, ids)
         model.unload_head()
         progress.step("loss")
     for index in reversed(range(blocks)):
+        linears = architecture.blocks[index]
         with workers(threads) as pool:  # not across the yield: the caller shall have torch's threads back
-            backward = _BlockBackward(
-                architecture.blocks[index], architecture.block_modules[index], model.load_block(index)
-            )
-            gradient, statistics = backward.run(pool, inputs.pop(), gradient, arguments[index])
+            sums = _Sums(pool, linears)
+            backward = BlockBackward(linears, architecture.block_modules[index], model.load_block(index))
+            gradient, _ = backward.run(pool, inputs.pop(), gradient, arguments[index], sums.add)
             model.unload_block(index)
         progress.step(f"block {index} backward")
-        yield from zip(architecture.blocks[index], statistics, strict=True)
+        yield from zip(linears, sums.statistics(predicted=ids[:, 1:].numel()), strict=True)
     progress.finish()
-
-
-def _forward(
-    pool: ThreadPoolExecutor, block: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]
-) -> torch.Tensor:
-    import torch
-
-    def run(sequence: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            output: torch.Tensor = block(sequence, **arguments)
-        return output
-
-    return torch.cat(in_order(pool, run, torch.split(hidden, 1)))
 
 
 def _loss_gradient(
     pool: ThreadPoolExecutor, norm: nn.Module, head: nn.Module, hidden: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
-    """Gradient of the summed next-token loss with respect to the last block's output, `[S, T, hidden]`."""
+    """Gradient of the summed next-token loss in the last block's output, `[S, T, hidden]`."""
     import torch
 
-    gradient = torch.zeros_like(hidden)
+    def loss(logits: torch.Tensor, sequence: int, rows: slice) -> torch.Tensor:
+        labels = tokens[sequence, 1:][rows]
+        return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
 
-    def run(sequence: int) -> float:
-        total = 0.0
-        targets = tokens[sequence, 1:]
-        for start in range(0, targets.numel(), HEAD_TOKENS):
-            labels = targets[start : start + HEAD_TOKENS]
-            rows = slice(start, start + labels.numel())
-            x = hidden[sequence, rows].clone().requires_grad_()
-            loss = torch.nn.functional.cross_entropy(head(norm(x)), labels, reduction="sum")
-            (gradient[sequence, rows],) = torch.autograd.grad(loss, x)
-            total += loss.item()
-        return total
-
-    losses = in_order(pool, run, range(len(tokens)))
+    losses, gradient, _ = head_gradient(pool, norm, head, hidden, loss)
     if not np.isfinite(losses).all():
         bad = int(np.flatnonzero(~np.isfinite(losses))[0])
         raise UserError(
@@ -153,100 +122,51 @@ def _loss_gradient(
     return gradient
 
 
-class _BlockBackward:
-    """Back-propagation through one decoder block that sees, of each linear layer, x and dL/dy."""
+class _Sums:
+    """What is summed over the tokens for the linear layers of a block."""
 
-    def __init__(self, linears: list[Linear], prefix: str, block: nn.Module) -> None:
-        self._linears = linears
-        self._members = [[name.removeprefix(f"{prefix}.") for name in linear.members] for linear in linears]
-        self._block = block
-        self._seen = threading.local()  # the workers share the block's modules
-
-    def run(
-        self, pool: ThreadPoolExecutor, inputs: torch.Tensor, gradient: torch.Tensor, arguments: dict[str, Any]
-    ) -> tuple[torch.Tensor, list[LinearStatistics]]:
-        """Inputs and gradient of the output `[S, T, hidden]` to the gradient of the input, and the statistics."""
+    def __init__(self, pool: ThreadPoolExecutor, linears: list[Linear]) -> None:
         import torch
 
-        handles = [
-            self._block.get_submodule(name).register_forward_hook(partial(self._see, name))
-            for names in self._members
-            for name in names
-        ]
-        sequences, length, _ = inputs.shape
-        fisher = [torch.zeros(linear.out_features, linear.in_features) for linear in self._linears]
-        square = [torch.zeros(linear.in_features) for linear in self._linears]
-        hessian = [torch.zeros(linear.in_features, linear.in_features) for linear in self._linears]
-        below = []
-        for start in range(0, sequences, GROUP):
-            group = range(start, min(start + GROUP, sequences))
-            results = in_order(pool, lambda s: self._sequence(inputs[s : s + 1], gradient[s : s + 1], arguments), group)
-            below += [result[0] for result in results]
-            factors = [result[1] for result in results]
-            in_order(pool, partial(_add_fisher, fisher, factors), _pieces(fisher))
-            in_order(pool, partial(_add_hessian, hessian, factors), _pieces(hessian))
-            for of_sequence in factors:
-                for total, (x, _) in zip(square, of_sequence, strict=True):
-                    total += x.square().sum(dim=0)
-        for handle in handles:
-            handle.remove()
-        for linear, f in zip(self._linears, fisher, strict=True):
-            if not torch.isfinite(f).all():
+        self._pool = pool
+        self._linears = linears
+        self._fisher = [torch.zeros(linear.out_features, linear.in_features) for linear in linears]
+        self._square = [torch.zeros(linear.in_features) for linear in linears]
+        self._moments = [torch.zeros(linear.in_features, linear.in_features) for linear in linears]
+
+    def add(self, factors: list[list[Factors]]) -> None:
+        """Add some sequences."""
+        add_in_pieces(self._pool, self._fisher, factors, _add_fisher)
+        add_in_pieces(self._pool, self._moments, factors, _add_moments)
+        for of_sequence in factors:
+            for total, (x, _) in zip(self._square, of_sequence, strict=True):
+                total += x.square().sum(dim=0)
+
+    def statistics(self, predicted: int) -> list[LinearStatistics]:
+        """The statistics of the layers after all sequences, with so many predicted tokens."""
+        import torch
+
+        for linear, fisher in zip(self._linears, self._fisher, strict=True):
+            if not torch.isfinite(fisher).all():
                 raise UserError(
                     f"the gradient of {linear.name} on the calibration text is not finite: weights out of range"
                 )
-        predicted = sequences * (length - 1)
-        statistics = [
-            LinearStatistics(f.div_(predicted).numpy(), s.div_(predicted).numpy(), _correlation(h).numpy())
-            for f, s, h in zip(fisher, square, hessian, strict=True)
+        return [
+            LinearStatistics(f.div_(predicted).numpy(), s.div_(predicted).numpy(), _correlation(m).numpy())
+            for f, s, m in zip(self._fisher, self._square, self._moments, strict=True)
         ]
-        return torch.cat(below), statistics
-
-    def _see(self, name: str, _: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        self._seen.layers[name] = (inputs[0], output)
-
-    def _sequence(
-        self, x: torch.Tensor, gradient: torch.Tensor, arguments: dict[str, Any]
-    ) -> tuple[torch.Tensor, list[Factors]]:
-        """One sequence `[1, T, hidden]`: the gradient of the input, and the factors of every linear layer."""
-        import torch
-
-        x = x.clone().requires_grad_()
-        seen = self._seen.layers = {}
-        output = self._block(x, **arguments)
-        names = [name for names in self._members for name in names]
-        below, *gradients = torch.autograd.grad(output, [x, *(seen[name][1] for name in names)], gradient)
-        by_name = dict(zip(names, gradients, strict=True))
-        factors = []
-        for members in self._members:
-            dy = torch.cat([by_name[name][0] for name in members], dim=1)
-            factors.append((seen[members[0]][0][0].detach(), dy))
-        return below, factors
 
 
-def _pieces(sums: list[torch.Tensor]) -> list[tuple[int, slice]]:
-    """The rows of all sums in pieces: index of the sum, rows."""
-    return [(i, slice(row, row + ROWS)) for i, total in enumerate(sums) for row in range(0, len(total), ROWS)]
+def _add_fisher(fisher: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
+    fisher.addmm_(dy[:, rows].square().T, x.square())
 
 
-def _add_fisher(fisher: list[torch.Tensor], factors: list[list[Factors]], piece: tuple[int, slice]) -> None:
-    """Add the sequences' shares, in their order, to a piece of the rows of one linear layer."""
-    index, rows = piece
-    for of_sequence in factors:
-        x, dy = of_sequence[index]
-        fisher[index][rows].addmm_(dy[:, rows].square().T, x.square())
+def _add_moments(moments: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
+    weight = dy.square().mean(dim=1, keepdim=True).sqrt()
+    moments.addmm_((weight * x[:, rows]).T, x)
 
 
-def _add_hessian(hessian: list[torch.Tensor], factors: list[list[Factors]], piece: tuple[int, slice]) -> None:
-    """The same for the second moments of the inputs, tokens weighted."""
-    index, rows = piece
-    for of_sequence in factors:
-        x, dy = of_sequence[index]
-        weight = dy.square().mean(dim=1, keepdim=True).sqrt()
-        hessian[index][rows].addmm_((weight * x[:, rows]).T, x)
-
-
-def _correlation(hessian: torch.Tensor) -> torch.Tensor:
-    inverse = hessian.diagonal().rsqrt()
+def _correlation(moments: torch.Tensor) -> torch.Tensor:
+    inverse = moments.diagonal().rsqrt()
     inverse[~inverse.isfinite()] = 0
-    return (hessian * inverse * inverse[:, None]).fill_diagonal_(1)
+    return (moments * inverse * inverse[:, None]).fill_diagonal_(1)

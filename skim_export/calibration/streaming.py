@@ -24,7 +24,7 @@ class StreamedModel:
         self._architecture = architecture
         self._model = skeleton(checkpoint)
         self._decoder = self._model.base_model
-        load_parameters(checkpoint, self._module(architecture.norm), architecture.norm)
+        load_parameters(checkpoint, self.module(architecture.norm), architecture.norm)
         self._head = architecture.head_linear.members[0]
 
     def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
@@ -37,9 +37,9 @@ class StreamedModel:
             The first block's input, float32 `[S, T, hidden]`, and the further arguments of every block, which are the
             same for all sequences.
         """
-        embedding = self._module(self._architecture.embedding)
+        embedding = self.module(self._architecture.embedding)
         load_parameters(self._checkpoint, embedding, self._architecture.embedding)
-        blocks = [self._module(name) for name in self._architecture.block_modules]
+        blocks = [self.module(name) for name in self._architecture.block_modules]
         recorded: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
         def record(hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
@@ -62,32 +62,33 @@ class StreamedModel:
     def load_block(self, index: int) -> nn.Module:
         """Read the weights of one decoder block."""
         name = self._architecture.block_modules[index]
-        block = self._module(name)
+        block = self.module(name)
         load_parameters(self._checkpoint, block, name)
         return block
 
     def unload_block(self, index: int) -> None:
         """Forget the weights of one decoder block."""
-        self._module(self._architecture.block_modules[index]).to("meta")
+        self.module(self._architecture.block_modules[index]).to("meta")
 
     def load_head(self) -> tuple[nn.Module, nn.Module]:
         """The norm and the language model head."""
-        head = self._module(self._architecture.head)
+        head = self.module(self._architecture.head)
         load_parameters(self._checkpoint, head, self._head)
-        return self._module(self._architecture.norm), head
+        return self.module(self._architecture.norm), head
 
     def unload_head(self) -> None:
         """Forget the weights of the head."""
-        self._module(self._architecture.head).to("meta")
+        self.module(self._architecture.head).to("meta")
 
     def load_all(self) -> Any:
         """Read everything: the transformers model, ready to be called."""
-        load_parameters(self._checkpoint, self._module(self._architecture.embedding), self._architecture.embedding)
+        load_parameters(self._checkpoint, self.module(self._architecture.embedding), self._architecture.embedding)
         for index in range(len(self._architecture.blocks)):
             self.load_block(index)
         self.load_head()
         return self._model
 
-    def _module(self, name: str) -> nn.Module:
+    def module(self, name: str) -> nn.Module:
+        """A module by its path, as it is now."""
         module: nn.Module = self._model.get_submodule(name)
         return module

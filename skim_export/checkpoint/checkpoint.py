@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,13 @@ class Checkpoint:
             raise UserError(f"model {path} is already quantized ({method}): give the full-precision checkpoint")
         self._files = {name: file for file in _safetensors(path) for name in _open(file).keys()}  # noqa: SIM118
         self._handles: dict[Path, Any] = {}
+        self._replaced: dict[str, torch.Tensor] = {}
+
+    def replacing(self, tensors: dict[str, torch.Tensor]) -> Checkpoint:
+        """The same checkpoint with other values, float32, in some of its tensors."""
+        other = copy(self)
+        other._replaced = self._replaced | tensors
+        return other
 
     @property
     def architecture_name(self) -> str:
@@ -91,6 +99,8 @@ class Checkpoint:
         """
         import torch
 
+        if name in self._replaced:
+            return self._replaced[name]
         if (dtype := self._slice(name).get_dtype()) not in FLOAT_TYPES:
             raise UserError(f"tensor {name} in {self._files[name]} has type {dtype}; expected {', '.join(FLOAT_TYPES)}")
         tensor: torch.Tensor = self._handle(name).get_tensor(name).float()

@@ -1,7 +1,7 @@
 """The quantizer: weights and sensitivities of one linear layer in, codes and levels out."""
 
 from skim_export.quantize.allocation import LayerCurves, allocate_bits, even_bits
-from skim_export.quantize.levels import CodebookType
+from skim_export.quantize.levels import CodebookType, round_levels
 from skim_export.quantize.methods import (
     AFFINE_BITS,
     METHODS,
@@ -23,5 +23,6 @@ __all__ = [
     "even_bits",
     "quantize_linear",
     "quantize_uniform",
+    "round_levels",
     "width_errors",
 ]

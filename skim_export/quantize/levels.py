@@ -14,7 +14,7 @@ import numpy.typing as npt
 from skim_export.packed import LevelKind, RowLevels
 from skim_export.quantize.solver import Layer, assign, assign_affine, kmeans
 
-__all__ = ["CodebookType", "Float16", "fit_affine", "fit_tables", "level_values", "range_affine", "round_levels"]
+__all__ = ["CodebookType", "Float16", "fit_affine", "fit_tables", "range_affine", "round_levels"]
 
 CodebookType = Literal["int8", "float16"]
 
@@ -41,7 +41,7 @@ def fit_tables(layer: Layer, bits: UInt8, codebook: CodebookType) -> tuple[UInt8
     """
     centroids, mass, _ = kmeans(layer, bits)
     levels = round_levels(centroids, mass, bits, codebook)
-    codes, errors = assign(layer, bits, level_values(levels))
+    codes, errors = assign(layer, bits, levels.values())
     return codes, levels, errors
 
 
@@ -61,17 +61,6 @@ def round_levels(centroids: Float32, mass: Float32, bits: UInt8, codebook: Codeb
         entries, scale = centroids.astype(np.float16), np.zeros(len(centroids), np.float16)
     kind = np.full(len(centroids), LevelKind.TABLE, np.uint8)
     return RowLevels(bits, kind, entries, scale, np.zeros(len(centroids), np.float16))
-
-
-def level_values(levels: RowLevels) -> Float32:
-    """What the codes of rows stand for, float32 `[N, 2^max(bits)]`; rows of one kind."""
-    scale = levels.scale.astype(np.float32)[:, None]
-    if levels.kind[0] == LevelKind.AFFINE:
-        half = np.ldexp(np.float32(0.5), levels.bits.astype(np.int32))[:, None]
-        steps = np.arange(1 << int(levels.bits.max()), dtype=np.float32)
-        return levels.offset.astype(np.float32)[:, None] + scale * (steps - half)
-    values = levels.entries.astype(np.float32)
-    return values * scale if levels.entries.dtype == np.int8 else values
 
 
 def _round_to_int8(centroids: Float64, mass: Float64) -> tuple[npt.NDArray[np.int8], Float16]:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.packed import PackedLinear, RowLevels
-from skim_export.quantize.levels import CodebookType, fit_affine, fit_tables, level_values, range_affine
+from skim_export.quantize.levels import CodebookType, fit_affine, fit_tables, range_affine
 from skim_export.quantize.refinement import damped, feed_back, refine_tables
 from skim_export.quantize.scaling import fit_column_scale, unit_column_scale
 from skim_export.quantize.solver import Layer, error_curves, refine
@@ -183,7 +183,7 @@ def _fit_range(layer: Layer, bits: UInt8, correlation: Float32 | None) -> tuple[
     """Even levels over the range of each row."""
     codes, levels, errors = range_affine(layer, bits)
     if correlation is not None:
-        values = level_values(levels)
+        values = levels.values()
         codes = feed_back(layer, correlation, bits, values)
         errors = refine(layer, correlation, bits, values, codes, rounds=1, sweeps=0, fit=False)[2]
     return codes, levels, errors

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.packed import RowLevels
-from skim_export.quantize.levels import CodebookType, level_values, round_levels
+from skim_export.quantize.levels import CodebookType, round_levels
 from skim_export.quantize.solver import Layer, feedback, kmeans, refine
 
 __all__ = ["damped", "feed_back", "refine_tables"]
@@ -74,9 +74,7 @@ def refine_tables(
     codes = feed_back(layer, correlation, bits, centroids)
     centroids, codes, _ = refine(layer, correlation, bits, centroids, codes, rounds=_ROUNDS, sweeps=_SWEEPS)
     levels = round_levels(centroids, _mass(layer, codes, centroids.shape[1]), bits, codebook)
-    _, codes, errors = refine(
-        layer, correlation, bits, level_values(levels), codes, rounds=1, sweeps=_SWEEPS, fit=False
-    )
+    _, codes, errors = refine(layer, correlation, bits, levels.values(), codes, rounds=1, sweeps=_SWEEPS, fit=False)
     return codes, levels, errors
 
 
