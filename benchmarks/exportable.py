@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +11,41 @@ import numpy.typing as npt
 from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.packed_checkpoint import PackedCheckpoint
-from skim_export.quantize import CodebookType
+from skim_export.quantize import CodebookType, Method
 from skim_export.quantize_model import QuantizeOptions, allocate, method_named, quantize_linears
 from skim_export.statistics_store import StatisticsStore
+from skim_export.tuning import tune
+from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["check_method", "quantize_packed", "sensitivity"]
+__all__ = ["CHANGES", "parse_method", "quantize_packed", "sensitivity"]
 
 
-def check_method(method: str) -> None:
-    """Refuse a method that the exporter does not know.
+# What may follow a method's name and a colon, separated by commas, beside "tune": the method with a part exchanged.
+CHANGES: dict[str, dict[str, object]] = {
+    "even": {"allocation": False},
+    "layer": {"objective": "layer"},
+    "scaled": {"column_scale": True},
+    "unscaled": {"column_scale": False},
+    "uncorrelated": {"correlated": False},
+}
+
+
+def parse_method(name: str) -> tuple[Method, bool]:
+    """A method of the exporter, such as `skim+` or `skim+:even,tune`, and whether it is tuned.
 
     Raises:
-        UserError: it does not.
+        UserError: there is none of that name.
     """
-    method_named(method)
+    base, *rest = name.split(":", 1)
+    changes = rest[0].split(",") if rest else []
+    for change in changes:
+        if change not in CHANGES and change != "tune":
+            raise UserError(f"--methods {name}: {change!r} must be one of {', '.join(CHANGES)}, tune")
+    method = method_named(base)
+    for change in changes:
+        method = replace(method, **CHANGES.get(change, {}))  # type: ignore[arg-type]
+    return method, "tune" in changes
 
 
 def sensitivity(directory: Path, name: str) -> npt.NDArray[np.float32]:
@@ -41,6 +62,7 @@ def quantize_packed(
     bits: float,
     codebook: CodebookType,
     *,
+    tuning_text: Path,
     threads: int,
     progress: Progress,
 ) -> None:
@@ -51,12 +73,17 @@ def quantize_packed(
         architecture: of the model.
         store: calibration statistics; empty for methods without.
         packed: where the packed layers go.
-        method: the method's name on the command line.
+        method: see `parse_method`.
         bits: average width of the codes.
         codebook: type of codebook entries.
+        tuning_text: file with the tokens to tune on.
         threads: threads to use.
         progress: told of every step.
     """
-    options = QuantizeOptions(method_named(method), codebook=codebook)
+    parts, tuned = parse_method(method)
+    options = QuantizeOptions(parts, codebook=codebook)
     widths = allocate(checkpoint, architecture, store, options, Budget(bits), threads=threads, progress=progress)
     quantize_linears(checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress)
+    if tuned:
+        state = packed.directory / "state"
+        tune(checkpoint, architecture, packed, np.load(tuning_text), state, threads=threads, progress=progress)

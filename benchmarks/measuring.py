@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -80,12 +80,14 @@ class Quantized:
         code_bits: mean width of the codes.
         weights: number of weights that were quantized.
         nbytes: everything that is stored for them.
+        parameters: what else is not as in full precision.
     """
 
     read: Callable[[str], PackedLinear | DenseLinear | None]
     code_bits: float
     weights: int
     nbytes: int
+    parameters: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
     def effective_bits(self) -> float:

@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 from child import in_child, peak_megabytes
 from dense_baselines import DenseLinear, mxfp4, rtn_grouped, squeezellm_sparse
-from exportable import check_method, quantize_packed, sensitivity
+from exportable import CHANGES, parse_method, quantize_packed, sensitivity
 from measuring import (
     FullPrecision,
     Job,
@@ -55,13 +55,20 @@ BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
 DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse")  # the others are exportable
 WHOLE_BITS_ONLY = ("rtn-g64",)
 ONE_WIDTH = ("mxfp4",)
+TUNING_TEXT = "tuning.npy"
 UNCALIBRATED = ("rtn", "rtn-g64", "mxfp4")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     add_common_arguments(parser)
-    parser.add_argument("--methods", nargs="+", default=METHODS, help=f"default: {' '.join(METHODS)}")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=METHODS,
+        help=f"of {' '.join(METHODS)}; those of the exporter may have other parts, such as skim+:tune or "
+        f"skim+:even,scaled (parts: {', '.join(CHANGES)}, tune)",
+    )
     parser.add_argument("--bits", type=float, nargs="+", default=BITS, help="average widths of the codes")
     parser.add_argument("--codebook", choices=get_args(CodebookType), default="int8")
     parser.add_argument("--ratio-to", metavar="METHOD", help="show gaps divided by this method's at the same bits")
@@ -96,7 +103,8 @@ def run(args: argparse.Namespace) -> None:
         if results.find(FULL, None) is None:
             results.add(in_child(full_precision_row, job))
         if any(method not in UNCALIBRATED for method, _ in missing):
-            results.calibrated(*in_child(calibrate_once, job, args.calib))
+            tuned = any(method.endswith("tune") for method, _ in missing)
+            results.calibrated(*in_child(calibrate_once, job, args.calib, tuned))
         for i, (method, bits) in enumerate(missing):
             announce(f"{i + 1} of {len(missing)}: {method}" + ("" if bits is None else f" at {bits:g} bits"))
             results.add(in_child(_measure, job, method, bits, args.codebook))
@@ -136,8 +144,8 @@ def full_precision_row(progress: Progress, job: Job) -> Row:
     return Row(FULL, None, None, None, None, distances(reference, reference, job, progress))
 
 
-def calibrate_once(progress: Progress, job: Job, calib: Path | None) -> tuple[float, float]:
-    """Write calibration statistics to the work directory; the seconds and the peak memory that it took."""
+def calibrate_once(progress: Progress, job: Job, calib: Path | None, tuned: bool) -> tuple[float, float]:
+    """Write calibration statistics, and text to tune on, to the work directory; seconds and peak memory of it."""
     started = time.monotonic()
     checkpoint, architecture = job.open()
     tokens = pipeline.calibration_tokens(
@@ -145,6 +153,9 @@ def calibrate_once(progress: Progress, job: Job, calib: Path | None) -> tuple[fl
     )
     store = StatisticsStore(job.work)
     gather_statistics(checkpoint, architecture, tokens, store, threads=job.threads, progress=progress)
+    if tuned:
+        text = pipeline.tuning_tokens(checkpoint, architecture, calib, seed=0, threads=job.threads, progress=progress)
+        np.save(job.work / TUNING_TEXT, text)
     return time.monotonic() - started, peak_megabytes()
 
 
@@ -152,7 +163,7 @@ def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | No
     """Methods and averages in the order of the table."""
     for method in methods:
         if method not in DENSE:
-            check_method(method)
+            parse_method(method)
     for average in bits:
         if not 1 <= average <= 8:
             raise UserError(f"--bits {average:g}: must be from 1 to 8")
@@ -172,7 +183,7 @@ def _measure(progress: Progress, job: Job, method: str, bits: float | None, code
         quantize = _quantized_dense if method in DENSE else _quantized_packed
         quantized = quantize(checkpoint, architecture, job, Path(directory), method, bits, codebook, progress)
         seconds, peak = time.monotonic() - started, peak_megabytes()
-        model = torch_model(checkpoint, architecture, quantized)
+        model = torch_model(checkpoint.replacing(quantized.parameters), architecture, quantized)
         found = distances(model, FullPrecision(checkpoint, architecture, job.work), job, progress)
     sizes = (quantized.code_bits, quantized.effective_bits, quantized.nbytes / 1e6)
     return Row(method, bits, *sizes, found, seconds, peak)
@@ -191,14 +202,30 @@ def _quantized_packed(
     assert bits is not None  # see _wanted
     packed = PackedCheckpoint(directory)
     store = StatisticsStore(job.work)
+    text, threads = job.work / TUNING_TEXT, job.threads
     quantize_packed(
-        checkpoint, architecture, store, packed, method, bits, codebook, threads=job.threads, progress=progress
+        checkpoint,
+        architecture,
+        store,
+        packed,
+        method,
+        bits,
+        codebook,
+        tuning_text=text,
+        threads=threads,
+        progress=progress,
     )
     reports = [packed.report(linear.name) for linear in architecture.linears]
     weights = np.array([linear.out_features * linear.in_features for linear in architecture.linears])
     code_bits = float(np.average([report["code_bits"] for report in reports], weights=weights))
     nbytes = sum(report["bytes"] for report in reports)
-    return Quantized(lambda name: packed.read(name) if name in packed else None, code_bits, int(weights.sum()), nbytes)
+    return Quantized(
+        lambda name: packed.read(name) if name in packed else None,
+        code_bits,
+        int(weights.sum()),
+        nbytes,
+        packed.parameters(),
+    )
 
 
 def _quantized_dense(

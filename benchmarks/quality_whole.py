@@ -137,7 +137,7 @@ def run(args: argparse.Namespace) -> None:
             results.add(in_child(full_precision_row, job))
         missing = {label: value for label, value in wanted.items() if results.find(label, None) is None}
         if any(importance != "none" for _, importance in missing.values()):
-            results.calibrated(*in_child(calibrate_once, job, args.calib))
+            results.calibrated(*in_child(calibrate_once, job, args.calib, False))
         for i, (label, (name, importance)) in enumerate(missing.items()):
             announce(f"{i + 1} of {len(missing)}: {label}")
             results.add(in_child(_measure_mixture, job, label, MIXTURES[name], importance))

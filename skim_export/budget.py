@@ -63,7 +63,7 @@ class Budget:
         bits: float | None,
         effective_bits: float | None,
         size: int | None,
-        head_bits: int,
+        head_bits: int | None,
         codebook: str,
     ) -> Budget:
         """The budget from the one way in which it was stated.
@@ -75,12 +75,14 @@ class Budget:
             stated = bits if effective_bits is None else effective_bits
             assert stated is not None  # see check_stated
             return cls(stated, stored=effective_bits is not None)
-        weights = sum(linear.out_features * linear.in_features for linear in architecture.linears)
+        linears = architecture.linears + ([] if head_bits else architecture.vocabulary_linears)
+        weights = sum(linear.out_features * linear.in_features for linear in linears)
         rest = other_bytes(checkpoint, architecture, head_bits, codebook) + GRAPH_BYTES
         if size <= rest + weights // 8:
+            head = f"the embedding and head at {head_bits} bits, " if head_bits else ""
             raise UserError(
-                f"size of {size / 1e6:.1f}MB: too small, the embedding and head at {head_bits} bits, norms and graph "
-                f"take {rest / 1e6:.1f}MB, and the linear layers {weights / 8e6:.1f}MB at 1 bit"
+                f"size of {size / 1e6:.1f}MB: too small, {head}norms and graph take {rest / 1e6:.1f}MB, and the "
+                f"{'linear layers' if head_bits else 'other weights'} {weights / 8e6:.1f}MB at 1 bit"
             )
         return cls(min(12.0, 8 * (size - rest) / weights), stored=True)
 
@@ -158,16 +160,18 @@ def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str) -> in
     return int(rows @ per_row) + row_classes
 
 
-def other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: int, codebook: str) -> int:
-    """What the model takes beside linear layers and graph: embedding and head, norms, biases, rotary tables."""
-    rows, columns = architecture.vocabulary_size, architecture.hidden_size
-    row = row_bytes(head_bits, columns) + level_bytes(head_bits, codebook, head_bits >= AFFINE_BITS)
-    matrices = 1 if architecture.tied else 2
+def other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: int | None, codebook: str) -> int:
+    """What the model takes beside budgeted layers and graph: embedding and head, norms, biases, rotary tables."""
+    head = 0
+    if head_bits is not None:
+        rows, columns = architecture.vocabulary_size, architecture.hidden_size
+        row = row_bytes(head_bits, columns) + level_bytes(head_bits, codebook, head_bits >= AFFINE_BITS)
+        head = len(architecture.vocabulary_linears) * rows * row
     floats = unpacked_parameters(checkpoint, architecture)
     config = checkpoint.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary = int(config.max_position_embeddings * head_size)  # cosines and sines of half the head each
-    return matrices * rows * row + 4 * (floats + rotary)
+    return head + 4 * (floats + rotary)
 
 
 def graph_bytes(blocks: int, widths: int) -> int:

@@ -30,10 +30,19 @@ def parse_size(text: str, option: str = "--size") -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
+def width_or_auto(text: str) -> int | None:
+    """A width, or None for `auto`."""
+    return None if text == "auto" else int(text)
+
+
 def add_quantizing_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what an export and its plan share: how to store and calibrate the model."""
     parser.add_argument(
-        "--head-bits", type=int, default=8, help="width of the embedding and the output head, 1 to 8 (default: 8)"
+        "--head-bits",
+        type=width_or_auto,
+        default=8,
+        help="width of the embedding and the output head, 1 to 8, or auto: as the budget, which is then theirs, too "
+        "(default: 8)",
     )
     parser.add_argument(
         "--codebook", choices=("int8", "float16"), default="int8", help="type of codebook entries (default: int8)"

@@ -43,9 +43,9 @@ from skim_runtime.progress import Progress
 
 __all__ = ["calibration_tokens", "emit", "export", "tuning_tokens"]
 
-SEQUENCES = 32
+SEQUENCES = 64
 SEQUENCE_LENGTH = 256
-TUNING_SEQUENCES = HELD_OUT + 512  # of the same length
+TUNING_SEQUENCES = HELD_OUT + 256  # of the same length
 
 
 def export(
@@ -56,7 +56,7 @@ def export(
     effective_bits: float | None = None,
     size: int | None = None,
     method: str = DEFAULT_METHOD,
-    head_bits: int = 8,
+    head_bits: int | None = 8,
     codebook: CodebookType = "int8",
     calib: str | Path | None = None,
     seed: int = 0,
@@ -77,7 +77,8 @@ def export(
         effective_bits: the same with everything stored for the linear layers counted in.
         size: bytes of the ONNX file and its data together.
         method: a key of `skim_export.quantize.METHODS`.
-        head_bits: width of embedding and output head, 1 to 8.
+        head_bits: width of embedding and output head, 1 to 8; None to let their rows take part in the allocation, and
+            the budget be for them, too.
         codebook: type of codebook entries, "int8" or "float16".
         calib: a text file for calibration; without it the model writes its own text.
         seed: seed of that text.
@@ -122,7 +123,10 @@ def export(
                 tokens = calibration_tokens(
                     checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress
                 )
-                gather_statistics(checkpoint, architecture, tokens, store, threads=threads, progress=progress)
+                vocabulary = options.head_bits is None
+                gather_statistics(
+                    checkpoint, architecture, tokens, store, vocabulary=vocabulary, threads=threads, progress=progress
+                )
             widths = allocate(checkpoint, architecture, store, options, budget, threads=threads, progress=progress)
             quantize_linears(
                 checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress

@@ -98,7 +98,7 @@ def plan(
     *,
     bits: Sequence[float] = BITS,
     sizes: Sequence[int] = (),
-    head_bits: int = 8,
+    head_bits: int | None = 8,
     codebook: CodebookType = "int8",
     calib: str | Path | None = None,
     seed: int = 0,
@@ -131,6 +131,8 @@ def plan(
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
     calib, text = None if calib is None else Path(calib), None if text is None else Path(text)
     QuantizeOptions(head_bits=head_bits, codebook=codebook)  # checks them
+    if head_bits is None:
+        raise UserError("--head-bits auto: is not planned for, give a width from 1 to 8")
     _check(bits, sizes, calib, seed, text, threads)
     checkpoint = Checkpoint(resolve(model, progress=progress))
     checkpoint.require_tokenizer()

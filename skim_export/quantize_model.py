@@ -47,19 +47,23 @@ class QuantizeOptions:
 
     Attributes:
         method: what to quantize with, one of `METHODS` or one of other parts.
-        head_bits: width of embedding and output head.
+        head_bits: width of embedding and output head; None if their rows take part in the allocation.
         codebook: type of codebook entries, "int8" or "float16".
     """
 
     method: Method = METHODS[DEFAULT_METHOD]
-    head_bits: int = 8
+    head_bits: int | None = 8
     codebook: CodebookType = "int8"
 
     def __post_init__(self) -> None:
-        if self.head_bits not in range(1, 9):
-            raise UserError(f"--head-bits {self.head_bits}: must be a whole number from 1 to 8")
+        if self.head_bits not in (None, *range(1, 9)):
+            raise UserError(f"--head-bits {self.head_bits}: must be a whole number from 1 to 8, or auto")
         if self.codebook not in get_args(CodebookType):
             raise UserError(f"--codebook {self.codebook}: must be one of {', '.join(get_args(CodebookType))}")
+
+    def budgeted(self, architecture: Architecture) -> list[Linear]:
+        """The linear layers that the budget is for."""
+        return architecture.linears + (architecture.vocabulary_linears if self.head_bits is None else [])
 
 
 def method_named(name: str) -> Method:
@@ -79,11 +83,17 @@ def gather_statistics(
     tokens: npt.NDArray[np.int64],
     store: StatisticsStore,
     *,
+    vocabulary: bool = False,
     threads: int,
     progress: Progress,
 ) -> None:
-    """Run the calibration tokens `[S, T]` through the model and keep the statistics of every linear layer."""
-    for linear, statistics in calibrate(checkpoint, architecture, tokens, threads=threads, progress=progress):
+    """Run the calibration tokens `[S, T]` through the model and keep the statistics of every linear layer.
+
+    With `vocabulary`, also of embedding and head.
+    """
+    for linear, statistics in calibrate(
+        checkpoint, architecture, tokens, vocabulary=vocabulary, threads=threads, progress=progress
+    ):
         store.write(linear.name, statistics)
 
 
@@ -97,7 +107,7 @@ def allocate(
     threads: int,
     progress: Progress,
 ) -> dict[str, npt.NDArray[np.uint8]]:
-    """The width of every row of every linear layer, uint8 `[N]` by name.
+    """The width of every row of every layer that the budget is for, uint8 `[N]` by name.
 
     Methods with allocation spend the budget greedily over all rows of the model, the others give every layer the same
     average.
@@ -105,7 +115,7 @@ def allocate(
     Raises:
         UserError: the budget is too small.
     """
-    linears = architecture.linears
+    linears = options.budgeted(architecture)
     average = _even_average(linears, options, budget)
     if not options.method.allocation:
         return {linear.name: even_bits(linear.out_features, average) for linear in linears}
@@ -133,13 +143,13 @@ def quantize_linears(
     threads: int,
     progress: Progress,
 ) -> None:
-    """Quantize the linear layers of the decoder blocks, one after the other, into a packed checkpoint.
+    """Quantize the layers that have their widths, one after the other, into a packed checkpoint.
 
     Raises:
         UserError: a weight is not finite.
     """
-    progress.start("quantizing", len(architecture.linears))
-    for linear in architecture.linears:
+    progress.start("quantizing", len(bits))
+    for linear in options.budgeted(architecture):
         quantized = quantize_linear(
             linear_weight(checkpoint, linear),
             _sensitivity(store, linear, options.method),
@@ -164,14 +174,16 @@ def quantize_embeddings(
     threads: int,
     progress: Progress,
 ) -> None:
-    """Quantize the embedding, and the head where it is another matrix, at one width for all rows."""
-    modules = [architecture.embedding] if architecture.tied else [architecture.embedding, architecture.head]
-    progress.start("embedding and head", len(modules))
-    for module in modules:
-        weight = checkpoint.tensor(f"{module}.weight").numpy()
-        quantized = quantize_uniform(weight, options.head_bits, codebook=options.codebook, threads=threads, name=module)
-        _store(output, module, quantized, None)
-        progress.step(module)
+    """Quantize embedding and head at one width for all rows, unless they took part in the allocation."""
+    if options.head_bits is None:
+        return
+    linears = architecture.vocabulary_linears
+    progress.start("embedding and head", len(linears))
+    for linear in linears:
+        weight, bits = linear_weight(checkpoint, linear), options.head_bits
+        quantized = quantize_uniform(weight, bits, codebook=options.codebook, threads=threads, name=linear.name)
+        _store(output, linear.name, quantized, None)
+        progress.step(linear.name)
     progress.finish()
 
 

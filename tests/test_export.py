@@ -49,7 +49,7 @@ def copy(llama, tmp_path):
 @pytest.fixture(scope="module")
 def calib(tmp_path_factory):
     path = tmp_path_factory.mktemp("calib") / "calib.txt"
-    path.write_text(TEXT * 90)
+    path.write_text(TEXT * 180)
     return path
 
 
@@ -140,6 +140,31 @@ def test_budgets_are_kept(llama, calib, tmp_path):
     by_effective = export(str(llama), tmp_path / "a" / "model.onnx", effective_bits=4.5, calib=calib)
     assert 4.4 <= by_effective.parts[0].effective_bits <= 4.5
     by_size = export(str(llama), tmp_path / "b" / "model.onnx", size=1_200_000, calib=calib)
+    assert by_size.parts[-1].nbytes <= 1_200_000
+
+
+@pytest.mark.parametrize(("make", "tie"), [(tiny_llama, True), (tiny_mistral, False)])
+def test_embedding_and_head_in_the_allocation(calib, tmp_path, make, tie):
+    path, directory = make(tmp_path / "hf", tie=tie), tmp_path / "out"
+    export(str(path), directory / "model.onnx", bits=3.25, head_bits=None, calib=calib)
+    packed = read_packed(directory / "model.onnx")
+    assert sum(layer.code_bits * layer.out_features * layer.in_features for layer in packed.values()) == pytest.approx(
+        3.25 * sum(layer.out_features * layer.in_features for layer in packed.values()), rel=1e-3
+    )
+    assert len(np.unique(packed["model.embed_tokens"].row_bits())) > 1
+    model = dequantized_model(Checkpoint(path), architecture_of(Checkpoint(path)), packed.get)
+    with torch.no_grad():
+        want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
+    got = Session(directory).logits(TOKENS)
+    assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_budgets_over_everything_are_kept(llama, calib, tmp_path):
+    by_effective = export(str(llama), tmp_path / "a" / "model.onnx", effective_bits=4.5, head_bits=None, calib=calib)
+    weights = sum(part.weights for part in by_effective.parts[:2])
+    stored = sum(part.nbytes for part in by_effective.parts[:2])
+    assert 4.4 <= 8 * stored / weights <= 4.5
+    by_size = export(str(llama), tmp_path / "b" / "model.onnx", size=1_200_000, head_bits=None, calib=calib)
     assert by_size.parts[-1].nbytes <= 1_200_000
 
 

@@ -39,7 +39,7 @@ def llama(tmp_path_factory):
 @pytest.fixture(scope="module")
 def calib(tmp_path_factory):
     path = tmp_path_factory.mktemp("calib") / "calib.txt"
-    path.write_text(TEXT * 90)
+    path.write_text(TEXT * 180)
     return path
 
 

@@ -109,6 +109,12 @@ class Architecture:
         return [linear for block in self.blocks for linear in block]
 
     @property
+    def vocabulary_linears(self) -> list[Linear]:
+        """The embedding, and the head where it is another matrix, as linear layers."""
+        names = [self.embedding] if self.tied else [self.embedding, self.head]
+        return [Linear(name, (name,), self.hidden_size, self.vocabulary_size) for name in names]
+
+    @property
     def head_linear(self) -> Linear:
         """The head as a linear layer; its member is the embedding if they are tied."""
         member = self.embedding if self.tied else self.head

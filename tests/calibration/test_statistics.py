@@ -93,6 +93,39 @@ def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[
             assert relative_error(one, other) < 1e-5, (linear.name, field)
 
 
+@pytest.mark.parametrize("tie", [True, False])
+def test_embedding_and_head(tmp_path: Path, tie: bool, tokens: npt.NDArray[np.int64]) -> None:
+    """Against one token after the other, in float64; what no token touched has a little of the mean."""
+    checkpoint = Checkpoint(tiny_llama(tmp_path / "model", tie=tie))
+    architecture = architecture_of(checkpoint)
+    results = list(calibrate(checkpoint, architecture, tokens, vocabulary=True, threads=2, progress=Progress()))
+    found = {linear.name: statistics for linear, statistics in results[-len(architecture.vocabulary_linears) :]}
+    assert list(found) == [linear.name for linear in architecture.vocabulary_linears]
+    plain = list(calibrate(checkpoint, architecture, tokens, threads=2, progress=Progress()))
+    assert len(plain) == len(results) - len(found)
+
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float64)
+    ids = torch.from_numpy(tokens)
+    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+    hidden = model.model(inputs_embeds=embedded).last_hidden_state
+    logits = model.lm_head(hidden)[:, :-1]
+    logits.retain_grad()
+    nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    predicted = SEQUENCES * (LENGTH - 1)
+    of_head, of_embedding = (torch.zeros(VOCABULARY, hidden.shape[-1], dtype=torch.float64) for _ in range(2))
+    for s in range(SEQUENCES):
+        for t in range(LENGTH):
+            of_embedding[ids[s, t]] += embedded.grad[s, t] ** 2 / predicted
+            if t < LENGTH - 1:
+                of_head += torch.outer(logits.grad[s, t], hidden[s, t].detach()) ** 2 / predicted
+    expected = [of_head + of_embedding] if tie else [of_embedding, of_head]
+    for statistics, fisher in zip(found.values(), expected, strict=True):
+        smoothed = fisher + 0.1 * fisher.mean(dim=0)
+        assert relative_error(statistics.fisher, smoothed.numpy()) < 1e-5
+        assert statistics.correlation.shape == (hidden.shape[-1],) * 2
+        np.testing.assert_allclose(np.diag(statistics.correlation), 1)
+
+
 def test_the_sliding_window_matters(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
     """Otherwise the test above would not see a window that was dropped."""
     fisher = []

@@ -1,0 +1,95 @@
+"""What calibration tells of a linear layer: how much the loss minds an error in each weight, and errors together."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.checkpoint import Linear
+from skim_runtime.errors import UserError
+
+from .passes import Factors, add_in_pieces
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["LinearStatistics", "LinearSums", "add_fisher", "add_moments", "correlation"]
+
+
+@dataclass(frozen=True)
+class LinearStatistics:
+    """What the calibration tokens t tell of one linear layer y = W x.
+
+    Attributes:
+        fisher: float32 `[N, K]`, the diagonal of the empirical Fisher information,
+            F[n, k] = 1/P * sum_t (dL/dy[t, n])^2 * x[t, k]^2, where L is the sum of the next-token losses of a sequence
+            and P the number of predicted tokens of all sequences. An error d in the weights raises the mean loss, in
+            nats a token, by about 0.5 * sum F * d^2. The tokens are taken as independent; SqueezeLLM (arXiv
+            2306.07629) squares the gradient of a whole sequence instead, and so needs many more sequences.
+        input_square: float32 `[K]`, the mean squares of the inputs.
+        correlation: float32 `[K, K]`, how the inputs go together: C[j, k] = sum_t w_t * x[t, j] * x[t, k], brought to 1
+            on its diagonal; 0 elsewhere for inputs that are always 0. A token's weight w_t is the root mean square of
+            dL/dy[t]: tokens that matter to the loss count more (GuidedQuant, arXiv 2505.07004, section 3, squares it,
+            but squared gradients have such heavy tails that few tokens would remain).
+    """
+
+    fisher: npt.NDArray[np.float32]
+    input_square: npt.NDArray[np.float32]
+    correlation: npt.NDArray[np.float32]
+
+
+class LinearSums:
+    """What is summed over the tokens for the linear layers of a block."""
+
+    def __init__(self, pool: ThreadPoolExecutor, linears: list[Linear]) -> None:
+        import torch
+
+        self._pool = pool
+        self._linears = linears
+        self._fisher = [torch.zeros(linear.out_features, linear.in_features) for linear in linears]
+        self._square = [torch.zeros(linear.in_features) for linear in linears]
+        self._moments = [torch.zeros(linear.in_features, linear.in_features) for linear in linears]
+
+    def add(self, factors: list[list[Factors]]) -> None:
+        """Add some sequences."""
+        add_in_pieces(self._pool, self._fisher, factors, add_fisher)
+        add_in_pieces(self._pool, self._moments, factors, add_moments)
+        for of_sequence in factors:
+            for total, (x, _) in zip(self._square, of_sequence, strict=True):
+                total += x.square().sum(dim=0)
+
+    def statistics(self, predicted: int) -> list[LinearStatistics]:
+        """The statistics of the layers after all sequences, with so many predicted tokens."""
+        import torch
+
+        for linear, fisher in zip(self._linears, self._fisher, strict=True):
+            if not torch.isfinite(fisher).all():
+                raise UserError(
+                    f"the gradient of {linear.name} on the calibration text is not finite: weights out of range"
+                )
+        return [
+            LinearStatistics(f.div_(predicted).numpy(), s.div_(predicted).numpy(), correlation(m).numpy())
+            for f, s, m in zip(self._fisher, self._square, self._moments, strict=True)
+        ]
+
+
+def add_fisher(fisher: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
+    """Add a sequence to some rows of the Fisher information."""
+    fisher.addmm_(dy[:, rows].square().T, x.square())
+
+
+def add_moments(moments: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
+    """Add a sequence to some rows of the weighted second moments of the inputs."""
+    weight = dy.square().mean(dim=1, keepdim=True).sqrt()
+    moments.addmm_((weight * x[:, rows]).T, x)
+
+
+def correlation(moments: torch.Tensor) -> torch.Tensor:
+    """Weighted second moments brought to 1 on the diagonal."""
+    inverse = moments.diagonal().rsqrt()
+    inverse[~inverse.isfinite()] = 0
+    return (moments * inverse * inverse[:, None]).fill_diagonal_(1)

@@ -1,0 +1,101 @@
+"""Statistics of embedding and head, whose rows are the tokens of the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.checkpoint import Architecture, Linear
+
+from .passes import HEAD_TOKENS, add_in_pieces
+from .sums import LinearStatistics, add_fisher, add_moments, correlation
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+__all__ = ["embedding_fisher", "head_statistics", "vocabulary_statistics"]
+
+_UNSEEN = 0.1  # part of the mean sensitivity that every token has at least: the text is a sample
+
+
+def head_statistics(
+    pool: ThreadPoolExecutor, norm: nn.Module, head: nn.Module, hidden: torch.Tensor, tokens: torch.Tensor
+) -> LinearStatistics:
+    """Statistics of the head as a linear layer.
+
+    Args:
+        pool: where the work is done.
+        norm: the norm in front of the head.
+        head: the head.
+        hidden: what the norm sees, float32 `[S, T, hidden]`.
+        tokens: int64 `[S, T]`.
+    """
+    import torch
+
+    weight: torch.Tensor = head.weight  # type: ignore[assignment]
+    vocabulary, columns = weight.shape
+    fisher, moments = torch.zeros(vocabulary, columns), torch.zeros(columns, columns)
+    square = torch.zeros(columns)
+    with torch.no_grad():
+        for sequence, labels in zip(hidden, tokens[:, 1:], strict=True):
+            for start in range(0, len(labels), HEAD_TOKENS):
+                rows = slice(start, min(start + HEAD_TOKENS, len(labels)))
+                x = norm(sequence[rows])
+                dy = pool.submit(_logit_gradient, head, x, labels[rows]).result()
+                add_in_pieces(pool, [fisher], [[(x, dy)]], add_fisher)
+                add_in_pieces(pool, [moments], [[(x, dy)]], add_moments)
+                square += x.square().sum(dim=0)
+    predicted = tokens[:, 1:].numel()
+    return LinearStatistics(
+        fisher.div_(predicted).numpy(), square.div_(predicted).numpy(), correlation(moments).numpy()
+    )
+
+
+def _logit_gradient(head: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    with torch.no_grad():
+        gradient: torch.Tensor = torch.softmax(head(x), dim=-1)
+        gradient[torch.arange(len(labels)), labels] -= 1
+    return gradient
+
+
+def embedding_fisher(tokens: torch.Tensor, gradient: torch.Tensor, vocabulary: int) -> npt.NDArray[np.float32]:
+    """Fisher information of the embedding, float32 `[vocabulary, hidden]`.
+
+    Args:
+        tokens: int64 `[S, T]`.
+        gradient: of the loss in the first block's input, float32 `[S, T, hidden]`.
+        vocabulary: number of tokens.
+    """
+    import torch
+
+    fisher = torch.zeros(vocabulary, gradient.shape[-1])
+    fisher.index_add_(0, tokens.flatten(), gradient.flatten(0, 1).square())
+    result: npt.NDArray[np.float32] = fisher.div_(tokens[:, 1:].numel()).numpy()
+    return result
+
+
+def vocabulary_statistics(
+    architecture: Architecture, head: LinearStatistics, embedding: npt.NDArray[np.float32]
+) -> Iterator[tuple[Linear, LinearStatistics]]:
+    """The statistics of embedding and head, or of the one matrix that is both."""
+    identity = np.eye(architecture.hidden_size, dtype=np.float32)
+    alone = LinearStatistics(embedding, np.ones(architecture.hidden_size, np.float32), identity)
+    if architecture.tied:
+        head = LinearStatistics(head.fisher + embedding, head.input_square, head.correlation)
+        found = [head]
+    else:
+        found = [alone, head]
+    for linear, statistics in zip(architecture.vocabulary_linears, found, strict=True):
+        yield linear, _smoothed(statistics)
+
+
+def _smoothed(statistics: LinearStatistics) -> LinearStatistics:
+    fisher = statistics.fisher + np.float32(_UNSEEN) * statistics.fisher.mean(axis=0)
+    return LinearStatistics(fisher, statistics.input_square, statistics.correlation)
