@@ -7,6 +7,7 @@ weights; the gap is the perplexity minus that of the full-precision model.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import tempfile
 import time
@@ -31,7 +32,7 @@ from rich.console import Console
 
 from skim_export import pipeline
 from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
-from skim_export.files import sha256
+from skim_export.files import sha256, write_json
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType, even_bits
 from skim_export.quantize_model import gather_statistics
@@ -73,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codebook", choices=get_args(CodebookType), default="int8")
     parser.add_argument("--ratio-to", metavar="METHOD", help="show gaps divided by this method's at the same bits")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw perplexity over effective bits")
+    parser.add_argument("--work", type=Path, metavar="DIR", help="keep what calibration finds here, for the next table")
     parser.set_defaults(run=run)
 
 
@@ -96,15 +98,17 @@ def run(args: argparse.Namespace) -> None:
         raise UserError(f"--ratio-to {args.ratio_to}: must be one of --methods {' '.join(args.methods)}")
     if args.plot:
         check_plot(args.plot)
-    with tempfile.TemporaryDirectory() as work:
-        job, settings = open_job(args, Path(work))
+    with tempfile.TemporaryDirectory() as temporary:
+        work = args.work or Path(temporary)
+        work.mkdir(parents=True, exist_ok=True)
+        job, settings = open_job(args, work)
         results = Results(args.json, {**settings, "codebook": args.codebook})
         missing = [key for key in wanted if results.find(*key) is None]
         if results.find(FULL, None) is None:
             results.add(in_child(full_precision_row, job))
         if any(method not in UNCALIBRATED for method, _ in missing):
             tuned = any(method.endswith("tune") for method, _ in missing)
-            results.calibrated(*in_child(calibrate_once, job, args.calib, tuned))
+            results.calibrated(*_calibration(job, settings, args.calib, tuned))
         for i, (method, bits) in enumerate(missing):
             announce(f"{i + 1} of {len(missing)}: {method}" + ("" if bits is None else f" at {bits:g} bits"))
             results.add(in_child(_measure, job, method, bits, args.codebook))
@@ -142,6 +146,19 @@ def full_precision_row(progress: Progress, job: Job) -> Row:
     """The row of the full-precision model; its outputs stay in the work directory."""
     reference = FullPrecision(*job.open(), job.work)
     return Row(FULL, None, None, None, None, distances(reference, reference, job, progress))
+
+
+def _calibration(job: Job, settings: dict[str, Any], calib: Path | None, tuned: bool) -> tuple[float, float]:
+    """What calibration took: now, or when the work directory was filled."""
+    marker = job.work / "calibration.json"
+    if marker.is_file():
+        kept = json.loads(marker.read_text())
+        if kept["settings"] == settings and kept["tuning text"] >= tuned:
+            return kept["seconds"], kept["peak megabytes"]
+    marker.unlink(missing_ok=True)
+    seconds, peak = in_child(calibrate_once, job, calib, tuned)
+    write_json(marker, {"settings": settings, "tuning text": tuned, "seconds": seconds, "peak megabytes": peak})
+    return seconds, peak
 
 
 def calibrate_once(progress: Progress, job: Job, calib: Path | None, tuned: bool) -> tuple[float, float]:

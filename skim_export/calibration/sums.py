@@ -83,13 +83,14 @@ def add_fisher(fisher: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Ten
 
 
 def add_moments(moments: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
-    """Add a sequence to some rows of the weighted second moments of the inputs."""
+    """Add a sequence to some rows of the weighted second moments of the inputs, up to the diagonal."""
     weight = dy.square().mean(dim=1, keepdim=True).sqrt()
-    moments.addmm_((weight * x[:, rows]).T, x)
+    moments[:, : rows.stop].addmm_((weight * x[:, rows]).T, x[:, : rows.stop])
 
 
 def correlation(moments: torch.Tensor) -> torch.Tensor:
-    """Weighted second moments brought to 1 on the diagonal."""
+    """Weighted second moments, of which the lower triangle is read, brought to 1 on the diagonal."""
+    moments = moments.tril() + moments.tril(-1).T
     inverse = moments.diagonal().rsqrt()
     inverse[~inverse.isfinite()] = 0
     return (moments * inverse * inverse[:, None]).fill_diagonal_(1)

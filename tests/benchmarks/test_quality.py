@@ -3,7 +3,9 @@
 import argparse
 import json
 import pickle
+from dataclasses import replace
 
+import exportable
 import numpy as np
 import pytest
 import quality
@@ -16,6 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from skim_export import export
 from skim_export.checkpoint import Checkpoint
+from skim_export.quantize import METHODS
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -158,6 +161,27 @@ def test_a_killed_table_is_continued(files, calls, tmp_path, monkeypatch):
     calls.clear()
     quality.run(arguments(quality, files, "--methods", "squeezellm", "mxfp4", "rtn", *options))
     assert not calls
+
+
+def test_calibration_can_be_kept(files, calls, tmp_path):
+    options = ["--bits", 2, "--work", tmp_path / "work", "--methods"]
+    quality.run(arguments(quality, files, *options, "squeezellm"))
+    calls.clear()
+    quality.run(arguments(quality, files, *options, "skim+"))
+    assert [name for name, *_ in calls] == ["full_precision_row", "_measure"]
+    calls.clear()
+    quality.run(arguments(quality, files, *options, "skim+", "--tokens", 80))
+    assert [name for name, *_ in calls] == ["full_precision_row", "calibrate_once", "_measure"]
+
+
+def test_methods_with_other_parts():
+    plain, tuned = exportable.parse_method("skim+")
+    assert (plain, tuned) == (METHODS["skim+"], False)
+    altered, tuned = exportable.parse_method("skim+:even,scaled,tune")
+    assert altered == replace(METHODS["skim+"], allocation=False, column_scale=True)
+    assert tuned
+    with pytest.raises(UserError, match=r"skim\+:odd: 'odd' must be one of even, .*, tune"):
+        exportable.parse_method("skim+:odd")
 
 
 def test_rows_of_other_settings_are_refused(tmp_path):
