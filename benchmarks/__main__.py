@@ -7,6 +7,7 @@ import sys
 
 import quality
 import quality_whole
+import quantizer
 
 from skim_runtime.command import run_command
 
@@ -18,6 +19,7 @@ def main() -> int:
     quality.add_arguments(names.add_parser("quality", help="perplexity of quantization methods side by side"))
     whole = names.add_parser("quality-whole", help="the same with embedding and head quantized, against GGUF mixtures")
     quality_whole.add_arguments(whole)
+    quantizer.add_arguments(names.add_parser("quantizer", help="seconds to quantize one layer"))
     args = parser.parse_args()
     return run_command(f"benchmarks {args.name}", lambda: args.run(args))
 
