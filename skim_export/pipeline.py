@@ -119,6 +119,8 @@ def export(
         with tempfile.TemporaryDirectory(prefix=".packed-", dir=stage) as work:
             packed = PackedCheckpoint(Path(work))
             store = StatisticsStore(Path(work))
+            if tune:  # before anything that takes long: the text may be too short
+                text = tuning_tokens(checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress)
             if options.method.objective is not None:
                 tokens = calibration_tokens(
                     checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress
@@ -134,7 +136,6 @@ def export(
             quantize_embeddings(checkpoint, architecture, packed, options, threads=threads, progress=progress)
             tuned = None
             if tune:
-                text = tuning_tokens(checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress)
                 state = tuning_state(output)
                 tuned = tune_levels(checkpoint, architecture, packed, text, state, threads=threads, progress=progress)
                 checkpoint = checkpoint.replacing(packed.parameters())

@@ -208,6 +208,12 @@ def refused(capsys, tmp_path, *arguments):
     return lines[0]
 
 
+def test_text_too_short_to_tune_on(capsys, tmp_path, llama, calib):
+    line = refused(capsys, tmp_path, "--model", llama, "--calib", calib, "--tune")
+    assert f"{pipeline.TUNING_SEQUENCES} windows" in line
+    assert calib.name in line
+
+
 def test_unknown_alias(capsys, tmp_path):
     line = refused(capsys, tmp_path, "--model", "mistal-7b")
     assert "mistal-7b" in line

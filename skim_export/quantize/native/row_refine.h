@@ -30,7 +30,7 @@ struct RefineTask {
 };
 
 // Codes one column after the other, the error of each made up for in the columns to come (GPTQ, arXiv 2210.17323,
-// section 3). `matrix` is the upper Cholesky factor of the inverse of H here; targets are overwritten.
+// section 3). `matrix` is the upper Cholesky factor of the inverse of H here; targets are overwritten, levels read.
 using Feedback = void (*)(const RefineTask& task);
 
 // `rounds` times: the optimal levels for the codes, if `fit`, then up to `sweeps` rounds of coordinate descent on the

@@ -179,12 +179,9 @@ void SKIM_REFINE_ROWS(const RefineTask& task, int32_t rounds, int32_t sweeps, bo
   for (int32_t round = 0; round < rounds; round++) {
     Project(task);
     for (int32_t r = 0; r < task.size; r++) {
-      if (fit) {
-        FitLevels(task.rows[r], task.columns);
-        // Levels are sorted after the residual: products follow the old names of the codes.
-      }
+      if (fit) FitLevels(task.rows[r], task.columns);
       SetResidual(task.rows[r], task.columns);
-      if (fit) Sort(task.rows[r], task.columns);
+      if (fit) Sort(task.rows[r], task.columns);  // now that nothing needs the products, which follow the old codes
     }
     for (int32_t sweep = 0; sweep < sweeps; sweep++) {
       if (Sweep(task) == 0) break;
