@@ -41,7 +41,7 @@ from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress
 
-__all__ = ["calibration_tokens", "emit", "export", "tuning_tokens"]
+__all__ = ["calibration_tokens", "check_calibration", "emit", "export", "tuning_tokens"]
 
 SEQUENCES = 64
 SEQUENCE_LENGTH = 256
@@ -100,7 +100,8 @@ def export(
     output, calib = Path(output), None if calib is None else Path(calib)
     options = QuantizeOptions(method_named(method), head_bits, codebook)
     check_stated(bits, effective_bits, size)
-    _check(output, force, calib, seed, threads)
+    check_calibration(calib, seed, threads)
+    _check_output(output, force)
     if bits is effective_bits is size is None:
         bits = default_bits(model)
     checkpoint = Checkpoint(resolve(model, progress=progress))
@@ -214,13 +215,21 @@ def emit(
     shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)
 
 
-def _check(output: Path, force: bool, calib: Path | None, seed: int, threads: int) -> None:
+def check_calibration(calib: Path | None, seed: int, threads: int) -> None:
+    """Check what calibration is given, before anything that takes long.
+
+    Raises:
+        UserError: something given is wrong.
+    """
     if threads < 1:
         raise UserError(f"--threads {threads}: must be at least 1")
     if seed < 0:
         raise UserError(f"--seed {seed}: must be at least 0")
     if calib is not None and not calib.is_file():
         raise UserError(f"--calib {calib}: no such file")
+
+
+def _check_output(output: Path, force: bool) -> None:
     if output.suffix != ".onnx":
         raise UserError(f"--output {output}: must name an .onnx file, such as {output / 'model.onnx'}")
     if output.is_dir():

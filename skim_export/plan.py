@@ -19,7 +19,7 @@ import numpy.typing as npt
 from skim_export.budget import Budget, check_stated, graph_bytes, linear_bytes, other_bytes, widths_around
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, linear_weight, resolve
-from skim_export.pipeline import calibration_tokens
+from skim_export.pipeline import calibration_tokens, check_calibration
 from skim_export.quantize import CodebookType, LayerCurves, allocate_bits, width_errors
 from skim_export.quantize_model import QuantizeOptions, gather_statistics
 from skim_export.statistics_store import StatisticsStore
@@ -133,7 +133,8 @@ def plan(
     QuantizeOptions(head_bits=head_bits, codebook=codebook)  # checks them
     if head_bits is None:
         raise UserError("--head-bits auto: is not planned for, give a width from 1 to 8")
-    _check(bits, sizes, calib, seed, text, threads)
+    check_calibration(calib, seed, threads)
+    _check(bits, sizes, text)
     checkpoint = Checkpoint(resolve(model, progress=progress))
     checkpoint.require_tokenizer()
     architecture = architecture_of(checkpoint)
@@ -259,20 +260,13 @@ def _text_tokens(checkpoint: Checkpoint, path: Path) -> npt.NDArray[np.int64]:
     return ids
 
 
-def _check(
-    bits: Iterable[float], sizes: Iterable[int], calib: Path | None, seed: int, text: Path | None, threads: int
-) -> None:
+def _check(bits: Iterable[float], sizes: Iterable[int], text: Path | None) -> None:
     for average in bits:
         check_stated(average, None, None)
     for size in sizes:
         check_stated(None, None, size)
-    if threads < 1:
-        raise UserError(f"--threads {threads}: must be at least 1")
-    if seed < 0:
-        raise UserError(f"--seed {seed}: must be at least 0")
-    for option, path in (("--calib", calib), ("--text", text)):
-        if path is not None and not path.is_file():
-            raise UserError(f"{option} {path}: no such file")
+    if text is not None and not text.is_file():
+        raise UserError(f"--text {text}: no such file")
 
 
 def _exp(nats: float) -> float:
