@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from measuring import Job
 
 from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint
@@ -18,8 +19,9 @@ from skim_export.tuning import tune
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["CHANGES", "parse_method", "quantize_packed", "sensitivity"]
+__all__ = ["CHANGES", "TUNING_TEXT", "parse_method", "quantize_packed", "sensitivity"]
 
+TUNING_TEXT = "tuning.npy"  # in the work directory
 
 # What may follow a method's name and a colon, separated by commas, beside "tune": the method with a part exchanged.
 CHANGES: dict[str, dict[str, object]] = {
@@ -56,14 +58,11 @@ def sensitivity(directory: Path, name: str) -> npt.NDArray[np.float32]:
 def quantize_packed(
     checkpoint: Checkpoint,
     architecture: Architecture,
-    store: StatisticsStore,
+    job: Job,
     packed: PackedCheckpoint,
     method: str,
     bits: float,
     codebook: CodebookType,
-    *,
-    tuning_text: Path,
-    threads: int,
     progress: Progress,
 ) -> None:
     """Quantize the linear layers by the steps of `skim_export.pipeline.export`.
@@ -71,19 +70,18 @@ def quantize_packed(
     Args:
         checkpoint: the model.
         architecture: of the model.
-        store: calibration statistics; empty for methods without.
+        job: its work directory holds calibration statistics and text to tune on, as far as methods need them.
         packed: where the packed layers go.
         method: see `parse_method`.
         bits: average width of the codes.
         codebook: type of codebook entries.
-        tuning_text: file with the tokens to tune on.
-        threads: threads to use.
         progress: told of every step.
     """
     parts, tuned = parse_method(method)
     options = QuantizeOptions(parts, codebook=codebook)
+    store, threads = StatisticsStore(job.work), job.threads
     widths = allocate(checkpoint, architecture, store, options, Budget(bits), threads=threads, progress=progress)
     quantize_linears(checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress)
     if tuned:
-        state = packed.directory / "state"
-        tune(checkpoint, architecture, packed, np.load(tuning_text), state, threads=threads, progress=progress)
+        text, state = np.load(job.work / TUNING_TEXT), packed.directory / "state"
+        tune(checkpoint, architecture, packed, text, state, threads=threads, progress=progress)

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import numpy as np
 from child import in_child, peak_megabytes
 from dense_baselines import DenseLinear, mxfp4, rtn_grouped, squeezellm_sparse
-from exportable import CHANGES, parse_method, quantize_packed, sensitivity
+from exportable import CHANGES, TUNING_TEXT, parse_method, quantize_packed, sensitivity
 from measuring import (
     FullPrecision,
     Job,
@@ -56,7 +56,6 @@ BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
 DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse")  # the others are exportable
 WHOLE_BITS_ONLY = ("rtn-g64",)
 ONE_WIDTH = ("mxfp4",)
-TUNING_TEXT = "tuning.npy"
 UNCALIBRATED = ("rtn", "rtn-g64", "mxfp4")
 
 
@@ -218,20 +217,7 @@ def _quantized_packed(
 ) -> Quantized:
     assert bits is not None  # see _wanted
     packed = PackedCheckpoint(directory)
-    store = StatisticsStore(job.work)
-    text, threads = job.work / TUNING_TEXT, job.threads
-    quantize_packed(
-        checkpoint,
-        architecture,
-        store,
-        packed,
-        method,
-        bits,
-        codebook,
-        tuning_text=text,
-        threads=threads,
-        progress=progress,
-    )
+    quantize_packed(checkpoint, architecture, job, packed, method, bits, codebook, progress)
     reports = [packed.report(linear.name) for linear in architecture.linears]
     weights = np.array([linear.out_features * linear.in_features for linear in architecture.linears])
     code_bits = float(np.average([report["code_bits"] for report in reports], weights=weights))
