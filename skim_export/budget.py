@@ -164,9 +164,10 @@ def other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: i
     """What the model takes beside budgeted layers and graph: embedding and head, norms, biases, rotary tables."""
     head = 0
     if head_bits is not None:
-        rows, columns = architecture.vocabulary_size, architecture.hidden_size
-        row = row_bytes(head_bits, columns) + level_bytes(head_bits, codebook, head_bits >= AFFINE_BITS)
-        head = len(architecture.vocabulary_linears) * rows * row
+        head = sum(
+            linear_bytes(np.full(linear.out_features, head_bits, np.uint8), linear.in_features, codebook)
+            for linear in architecture.vocabulary_linears
+        )
     floats = unpacked_parameters(checkpoint, architecture)
     config = checkpoint.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

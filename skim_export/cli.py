@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skim_export.checkpoint import load_recipes
+from skim_export.quantize import DEFAULT_METHOD, METHODS
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
 
 if TYPE_CHECKING:
     from skim_export.report import ExportReport
 
-METHODS = ("skim+", "skim", "squeezellm", "gptq", "rtn")
 SUBCOMMANDS = {"plan": "skim_export.cli_plan"}  # name -> module whose `main` takes the arguments after the name
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--bits", type=float, help="average width of the codes, 1 to 8, fractions too (default: 3)")
     budget.add_argument("--effective-bits", type=float, help="the same with codebooks and scales counted in")
     budget.add_argument("--size", help="size of the model's weights as a whole, e.g. 2.5GB")
-    parser.add_argument("--method", choices=METHODS, default=METHODS[0], help=f"default: {METHODS[0]}")
+    parser.add_argument("--method", choices=list(METHODS), default=DEFAULT_METHOD, help=f"default: {DEFAULT_METHOD}")
     add_quantizing_arguments(parser)
     parser.add_argument(
         "--tune", action="store_true", help="fine-tune the quantized model: better below 4 bits, and takes much longer"

@@ -23,9 +23,8 @@ from skim_export.files import staged_directory
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder
 from skim_export.packed_checkpoint import PackedCheckpoint
-from skim_export.quantize import CodebookType
+from skim_export.quantize import DEFAULT_METHOD, CodebookType
 from skim_export.quantize_model import (
-    DEFAULT_METHOD,
     QuantizeOptions,
     allocate,
     gather_statistics,

@@ -13,6 +13,7 @@ from skim_export.calibration import calibrate
 from skim_export.checkpoint import Architecture, Checkpoint, Linear, linear_bias, linear_weight
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import (
+    DEFAULT_METHOD,
     METHODS,
     CodebookType,
     LayerCurves,
@@ -29,7 +30,6 @@ from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
 __all__ = [
-    "DEFAULT_METHOD",
     "QuantizeOptions",
     "allocate",
     "gather_statistics",
@@ -37,8 +37,6 @@ __all__ = [
     "quantize_embeddings",
     "quantize_linears",
 ]
-
-DEFAULT_METHOD = "skim+"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,17 +86,12 @@ def vocabulary_statistics(
     architecture: Architecture, head: LinearStatistics, embedding: npt.NDArray[np.float32]
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """The statistics of embedding and head, or of the one matrix that is both."""
-    identity = np.eye(architecture.hidden_size, dtype=np.float32)
-    alone = LinearStatistics(embedding, np.ones(architecture.hidden_size, np.float32), identity)
     if architecture.tied:
-        head = LinearStatistics(head.fisher + embedding, head.input_square, head.correlation)
-        found = [head]
+        found = [replace(head, fisher=head.fisher + embedding)]
     else:
+        columns = architecture.hidden_size
+        alone = LinearStatistics(embedding, np.ones(columns, np.float32), np.eye(columns, dtype=np.float32))
         found = [alone, head]
     for linear, statistics in zip(architecture.vocabulary_linears, found, strict=True):
-        yield linear, _smoothed(statistics)
-
-
-def _smoothed(statistics: LinearStatistics) -> LinearStatistics:
-    fisher = statistics.fisher + np.float32(_UNSEEN) * statistics.fisher.mean(axis=0)
-    return LinearStatistics(fisher, statistics.input_square, statistics.correlation)
+        smoothed = statistics.fisher + np.float32(_UNSEEN) * statistics.fisher.mean(axis=0)
+        yield linear, replace(statistics, fisher=smoothed)

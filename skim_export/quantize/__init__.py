@@ -4,6 +4,7 @@ from skim_export.quantize.allocation import LayerCurves, allocate_bits, even_bit
 from skim_export.quantize.levels import CodebookType, round_levels
 from skim_export.quantize.methods import (
     AFFINE_BITS,
+    DEFAULT_METHOD,
     METHODS,
     Method,
     QuantizedLinear,
@@ -14,6 +15,7 @@ from skim_export.quantize.methods import (
 
 __all__ = [
     "AFFINE_BITS",
+    "DEFAULT_METHOD",
     "METHODS",
     "CodebookType",
     "LayerCurves",

@@ -18,6 +18,7 @@ from skim_runtime.errors import UserError
 
 __all__ = [
     "AFFINE_BITS",
+    "DEFAULT_METHOD",
     "METHODS",
     "Method",
     "QuantizedLinear",
@@ -55,6 +56,8 @@ METHODS = {
     "gptq": Method("layer", levels="range", correlated=True),
     "rtn": Method(None, levels="range"),
 }
+
+DEFAULT_METHOD = "skim+"
 
 AFFINE_BITS = (
     7  # from this width on a free codebook gains next to nothing over even levels and costs ten times the time

@@ -40,17 +40,27 @@ def feed_back(layer: Layer, correlation: Float32, bits: UInt8, levels: Float32) 
         bits: width of each row, uint8 `[N]`.
         levels: float32 `[N, 2^max(bits)]`, ascending.
     """
-    import torch  # for its Cholesky factorizations
-
     columns = np.arange(layer.columns)
     if layer.weights is not None:
         columns = np.argsort(-layer.weights.sum(axis=0, dtype=np.float64), kind="stable")
-    ordered = torch.from_numpy(correlation[np.ix_(columns, columns)])
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(ordered))
-    factor = torch.linalg.cholesky(inverse, upper=True).contiguous().numpy()
+    factor = _inverse_factor(correlation[np.ix_(columns, columns)])
     codes = np.empty(layer.values.shape, np.uint8)
     codes[:, columns] = feedback(layer.permuted(columns), factor, bits, levels)
     return codes
+
+
+def _inverse_factor(correlation: Float32) -> Float32:
+    """Upper Cholesky factor of the inverse, float32 `[K, K]`; on one thread, for their number changes the bits."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(correlation)))
+        factor: Float32 = torch.linalg.cholesky(inverse, upper=True).contiguous().numpy()
+    finally:
+        torch.set_num_threads(threads)
+    return factor
 
 
 def refine_tables(
