@@ -21,8 +21,8 @@ __all__ = ["main"]
 BAR_WIDTH = 20
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 NOTE = (
-    "Predicted, not measured: the loss rises by about 0.5 * sum F d^2, with F the Fisher information of the weights "
-    "and d their errors at the allocated widths; column scales and the errors of embedding and head are left out."
+    "Predicted, not measured: from 0.5 * sum F d^2, with F the Fisher information of the weights and d their errors at "
+    "the allocated widths, by a power law fitted to one model; the errors of embedding and head are left out."
 )
 
 

@@ -36,15 +36,17 @@ TOKENS = 8192  # of the text that the full-precision model is measured on
 CONTEXT = 1024
 
 # The one empirical part of the prediction: increase = LOSS_SCALE * quadratic ** LOSS_POWER, both in nats per token.
-LOSS_SCALE = 1.0
-LOSS_POWER = 1.0
+# Fitted to exports of the default method from 2 to 4 bits of one model (docs/results.md, "Planning").
+LOSS_SCALE = 0.67
+LOSS_POWER = 1.11
 
 
 def expected_loss(quadratic: float) -> float:
     """Expected increase of the mean loss, nats per token, from its quadratic form `0.5 * sum F d^2` in nats.
 
     The quadratic form is the second-order term of the loss with the Fisher information F for the Hessian and without
-    its off-diagonal part (Optimal Brain Damage). It holds for small errors d; the power law carries it on to wide ones.
+    its off-diagonal part (Optimal Brain Damage). The power law stands for what refinement gains, most at few errors, and
+    for errors too wide for a second-order term.
     """
     return LOSS_SCALE * math.pow(quadratic, LOSS_POWER)
 
@@ -109,8 +111,7 @@ def plan(
     """Expect size and perplexity of the default method for a range of budgets, without quantizing.
 
     The error curves that bit allocation needs are computed once, and every budget is allocated on them as `export`
-    would. Left out of the expected loss: what refinement gains, the rounding of codebook entries, and the errors
-    of embedding and head.
+    would. Left out of the expected loss: the rounding of codebook entries, and the errors of embedding and head.
 
     Args:
         model: alias of a recipe, Hugging Face id, or directory.
