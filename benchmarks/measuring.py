@@ -19,6 +19,7 @@ from skim_export.packed import PackedLinear
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import Model, compare
 from skim_runtime.progress import Progress
+from skim_runtime.text_file import read_text
 from skim_runtime.torch_reference import TorchReference
 
 __all__ = [
@@ -177,10 +178,7 @@ def read_tokens(checkpoint: Checkpoint, paths: list[Path], count: int, context: 
     for path in paths:
         if path.name in texts:
             raise UserError(f"--text {path}: there is another text of this name, rows could not be told apart")
-        try:
-            text = path.read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--text {path}: cannot be read as UTF-8 text: {error}") from error
+        text = read_text(path, "--text")
         ids = checkpoint.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         if len(ids) < count:
             raise UserError(f"--text {path}: has {len(ids)} tokens, --tokens asks for {count}")

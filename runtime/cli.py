@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skim_runtime.command import run_command
-from skim_runtime.errors import UserError
+from skim_runtime.text_file import read_text
 
 if TYPE_CHECKING:
     from skim_runtime.evaluation import Evaluation
@@ -116,7 +116,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from skim_runtime.progress_bar import ProgressBar
     from skim_runtime.session import Session
 
-    text = _read_text(arguments.text)
+    text = read_text(arguments.text, "--text")
     session = Session(arguments.directory, threads=arguments.threads)
     with ProgressBar() as progress:
         evaluation = evaluate(
@@ -131,15 +131,6 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         print(json.dumps({"kernel": session.kernel, **asdict(evaluation)}, indent=2))  # noqa: T201
     else:
         _print_table(evaluation, session.kernel)
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); give a text file") from None
 
 
 def _print_table(evaluation: Evaluation, kernel: str) -> None:

@@ -26,6 +26,7 @@ from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import compare
 from skim_runtime.progress import Progress
+from skim_runtime.text_file import read_text
 from skim_runtime.torch_reference import TorchReference
 
 __all__ = ["Plan", "PlanRow", "expected_loss", "plan"]
@@ -45,8 +46,8 @@ def expected_loss(quadratic: float) -> float:
     """Expected increase of the mean loss, nats per token, from its quadratic form `0.5 * sum F d^2` in nats.
 
     The quadratic form is the second-order term of the loss with the Fisher information F for the Hessian and without
-    its off-diagonal part (Optimal Brain Damage). The power law stands for what refinement gains, most at few errors, and
-    for errors too wide for a second-order term.
+    its off-diagonal part (Optimal Brain Damage). The power law stands for what refinement gains, and for errors too
+    wide for a second-order term.
     """
     return LOSS_SCALE * math.pow(quadratic, LOSS_POWER)
 
@@ -249,12 +250,7 @@ def _full_perplexity(checkpoint: Checkpoint, ids: npt.NDArray[np.int64], threads
 
 def _text_tokens(checkpoint: Checkpoint, path: Path) -> npt.NDArray[np.int64]:
     """The first tokens of a text, int64 `[at most TOKENS]`, without BOS."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text {path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise UserError(f"--text {path}: cannot be read ({error.strerror}); give a text file") from error
+    text = read_text(path, "--text")
     ids = np.array(checkpoint.tokenizer.encode(text, add_special_tokens=False, verbose=False)[:TOKENS], np.int64)
     if ids.size < 2:
         raise UserError(f"--text {path}: has {ids.size} tokens; at least 2 are needed")

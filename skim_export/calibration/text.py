@@ -11,6 +11,7 @@ import numpy.typing as npt
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
+from skim_runtime.text_file import read_text
 
 from .workers import in_order, workers
 
@@ -41,18 +42,13 @@ def tokens_from_file(checkpoint: Checkpoint, path: Path, sequences: int, length:
     Raises:
         UserError: the file cannot be read, is not UTF-8, or is too short.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"calibration text {path} is not UTF-8: byte {error.start} is invalid") from error
-    except OSError as error:
-        raise UserError(f"calibration text {path} cannot be read: {error.strerror}") from error
+    text = read_text(path, "--calib")
     bos = _bos(checkpoint.tokenizer)
     ids = np.array(checkpoint.tokenizer.encode(text, add_special_tokens=False, verbose=False), np.int64)
     window = length - len(bos)
     if ids.size < sequences * window:
         need = sequences * window
-        raise UserError(f"calibration text {path} has {ids.size} tokens; {sequences} windows of {length} need {need}")
+        raise UserError(f"--calib {path}: has {ids.size} tokens; {sequences} windows of {length} need {need}")
     starts = np.linspace(0, ids.size - window, sequences).astype(np.int64)
     return np.stack([np.concatenate([bos, ids[start : start + window]]) for start in starts])
 

@@ -66,14 +66,14 @@ def test_a_file_that_is_just_long_enough(checkpoint: Checkpoint, tmp_path: Path)
 
 
 def test_a_file_that_is_missing(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"absent\.txt cannot be read: No such file"):
+    with pytest.raises(UserError, match=r"absent\.txt: cannot be read \(No such file"):
         tokens_from_file(checkpoint, tmp_path / "absent.txt", 1, 20)
 
 
 def test_a_file_that_is_no_text(checkpoint: Checkpoint, tmp_path: Path) -> None:
     file = tmp_path / "latin1.txt"
     file.write_bytes(b"caf\xe9 au lait")
-    with pytest.raises(UserError, match=r"latin1\.txt is not UTF-8: byte 3 is invalid"):
+    with pytest.raises(UserError, match=r"--calib .*latin1\.txt: not UTF-8 text \(byte 3\)"):
         tokens_from_file(checkpoint, file, 1, 20)
 
 

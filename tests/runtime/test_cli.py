@@ -78,7 +78,11 @@ def test_eval_prints_a_table_for_people(fp32, text, capfd):
         (cli.run, ["nowhere", "hi"], "skim-run: error: nowhere: not a directory"),
         (cli.run, ["{fp32}", "hi", "--top-p", "2"], "skim-run: error: top_p must be above 0 and at most 1, got 2.0"),
         (cli.run, ["{fp32}", "hi", "--threads", "0"], "skim-run: error: threads must be at least 1, got 0"),
-        (cli.evaluate, ["{fp32}", "--text", "none.txt"], "skim-eval: error: none.txt: cannot be read (No such file"),
+        (
+            cli.evaluate,
+            ["{fp32}", "--text", "none.txt"],
+            "skim-eval: error: --text none.txt: cannot be read",
+        ),
         (cli.evaluate, ["{fp32}", "--text", "{binary}"], "binary: not UTF-8 text (byte 1)"),
         (cli.evaluate, ["{fp32}", "--text", "{text}", "--context", "64", "--reference", "smolm2-135m"], "smollm2-135m"),
     ],
