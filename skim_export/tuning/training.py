@@ -40,6 +40,7 @@ __all__ = ["HELD_OUT", "TuneReport", "tune"]
 
 HELD_OUT = 8  # sequences that are not trained on, but decide when to stop
 BATCH = 4  # sequences a step
+EPOCHS = 2  # over the text
 EVERY = 8  # steps between two looks at the held-out sequences
 PATIENCE = 3  # such looks without progress
 WARM_UP = 4  # steps
@@ -81,7 +82,8 @@ def tune(
         checkpoint: the full-precision model.
         architecture: of the model.
         packed: its quantized linear layers.
-        tokens: int64 `[S, T]`; the first `HELD_OUT` sequences are held out, and each of the others is seen once.
+        tokens: int64 `[S, T]`; the first `HELD_OUT` sequences are held out, and each of the others is seen
+            `EPOCHS` times, but for a rest that fills no batch.
         state: file that keeps the best state; the caller may remove it afterwards.
         threads: threads to use.
         progress: told of every step.
@@ -92,7 +94,8 @@ def tune(
     if len(tokens) < HELD_OUT + BATCH:
         raise UserError(f"tuning needs at least {HELD_OUT + BATCH} sequences of text, got {len(tokens)}")
     ids = torch.from_numpy(tokens)
-    steps = (len(ids) - HELD_OUT) // BATCH
+    batches = (len(ids) - HELD_OUT) // BATCH
+    steps = EPOCHS * batches
     with workers(threads) as pool:
         teacher = _final_states(pool, checkpoint, architecture, ids, progress)
         student = Student(checkpoint, architecture, packed, tokens)
@@ -104,7 +107,8 @@ def tune(
             best = first
         progress.start("tuning", steps)
         for step in range(first, steps):
-            batch = slice(HELD_OUT + step * BATCH, HELD_OUT + (step + 1) * BATCH)
+            start = HELD_OUT + step % batches * BATCH
+            batch = slice(start, start + BATCH)
             divergence = trainer.step(batch, _schedule(step, steps))
             progress.step(f"divergence {divergence:.4f}, held out {after:.4f}")
             if (step + 1) % EVERY and step + 1 < steps:
