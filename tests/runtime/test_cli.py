@@ -81,7 +81,7 @@ def test_eval_prints_a_table_for_people(fp32, text, capfd):
         (
             cli.evaluate,
             ["{fp32}", "--text", "none.txt"],
-            "skim-eval: error: --text none.txt: cannot be read",
+            "skim-eval: error: --text none.txt: cannot be read (No such file",
         ),
         (cli.evaluate, ["{fp32}", "--text", "{binary}"], "binary: not UTF-8 text (byte 1)"),
         (cli.evaluate, ["{fp32}", "--text", "{text}", "--context", "64", "--reference", "smolm2-135m"], "smollm2-135m"),
