@@ -19,9 +19,11 @@ from skim_export.tuning import tune
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["CHANGES", "TUNING_TEXT", "parse_method", "quantize_packed", "sensitivity"]
+__all__ = ["CHANGES", "TUNING_STATISTICS", "TUNING_TEXT", "parse_method", "quantize_packed", "sensitivity"]
 
-TUNING_TEXT = "tuning.npy"  # in the work directory
+# In the work directory: the text to tune on, and the statistics of that text but for what is held out.
+TUNING_TEXT = "tuning.npy"
+TUNING_STATISTICS = "tuning"
 
 # What may follow a method's name and a colon, separated by commas, beside "tune": the method with a part exchanged.
 CHANGES: dict[str, dict[str, object]] = {
@@ -79,7 +81,7 @@ def quantize_packed(
     """
     parts, tuned = parse_method(method)
     options = QuantizeOptions(parts, codebook=codebook)
-    store, threads = StatisticsStore(job.work), job.threads
+    store, threads = StatisticsStore(job.work / TUNING_STATISTICS if tuned else job.work), job.threads
     widths = allocate(checkpoint, architecture, store, options, Budget(bits), threads=threads, progress=progress)
     quantize_linears(checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress)
     if tuned:

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import numpy as np
 from child import in_child, peak_megabytes
 from dense_baselines import DenseLinear, mxfp4, rtn_grouped, squeezellm_sparse
-from exportable import CHANGES, TUNING_TEXT, parse_method, quantize_packed, sensitivity
+from exportable import CHANGES, TUNING_STATISTICS, TUNING_TEXT, parse_method, quantize_packed, sensitivity
 from measuring import (
     FullPrecision,
     Job,
@@ -37,6 +37,7 @@ from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType, even_bits
 from skim_export.quantize_model import gather_statistics
 from skim_export.statistics_store import StatisticsStore
+from skim_export.tuning import HELD_OUT
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.progress_bar import ProgressBar
@@ -172,6 +173,9 @@ def calibrate_once(progress: Progress, job: Job, calib: Path | None, tuned: bool
     if tuned:
         text = pipeline.tuning_tokens(checkpoint, architecture, calib, seed=0, threads=job.threads, progress=progress)
         np.save(job.work / TUNING_TEXT, text)
+        store = StatisticsStore(job.work / TUNING_STATISTICS)
+        store.directory.mkdir(exist_ok=True)
+        gather_statistics(checkpoint, architecture, text[HELD_OUT:], store, threads=job.threads, progress=progress)
     return time.monotonic() - started, peak_megabytes()
 
 

@@ -81,8 +81,8 @@ def export(
         codebook: type of codebook entries, "int8" or "float16".
         calib: a text file for calibration; without it the model writes its own text.
         seed: seed of that text.
-        tune: fine-tune the quantized model on more of the text. An export that was interrupted meanwhile leaves its
-            state beside the output directory, and goes on there when it is repeated.
+        tune: calibrate on four times as much text, and fine-tune the quantized model on it. An export that was
+            interrupted meanwhile leaves its state beside the output directory, and goes on there when it is repeated.
         threads: threads to use, all by default; the result does not depend on it.
         force: replace an output that exists.
         progress: told of every step.
@@ -122,9 +122,12 @@ def export(
             if tune:  # before anything that takes long: the text may be too short
                 text = tuning_tokens(checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress)
             if options.method.objective is not None:
-                tokens = calibration_tokens(
-                    checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress
-                )
+                if tune:  # there is more text, then
+                    tokens = text[HELD_OUT:]
+                else:
+                    tokens = calibration_tokens(
+                        checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress
+                    )
                 vocabulary = options.head_bits is None
                 gather_statistics(
                     checkpoint, architecture, tokens, store, vocabulary=vocabulary, threads=threads, progress=progress
