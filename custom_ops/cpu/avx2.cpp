@@ -12,7 +12,7 @@
 //     256 floats for each full superblock, one group of 32 columns for each code of a lane
 //     64 or 128 floats for a last superblock of 8 or 16 lanes: the groups are 32 consecutive columns
 //     256 floats for a last superblock of another size: lanes that do not exist have activations of 0
-//     the sum of all these, which affine rows need for their offset, and 7 floats of padding
+//     the sum of all these, which affine rows need for their offset, and 15 floats of padding
 //
 // This file is compiled for AVX2 as a whole. So nothing in it may have external linkage but `Avx2Kernels`: if the
 // linker merged an inline function with its copy in another file, an older CPU could meet an AVX2 instruction there.
@@ -35,7 +35,7 @@ constexpr int64_t kTileBlocks = 4;
 constexpr int64_t kFewTokens = 16;
 constexpr int kMicroTokens = 4;  // the micro kernel holds 4 x 3 sums in 12 of the 16 registers
 constexpr int kMicroRows = 3;
-constexpr int kTokenTail = 8;  // floats behind a prepared token: its sum, and padding
+constexpr int kTokenTail = 16;  // floats behind a prepared token: its sum, and padding
 
 constexpr bool TailIsDense(int lanes) { return lanes == 8 || lanes == 16; }
 
@@ -49,6 +49,8 @@ constexpr int64_t FloatsBefore(int64_t K, int64_t block) {
 }
 
 int64_t PreparedFloats(int64_t K) { return FloatsBefore(K, Superblocks(K)) + kTokenTail; }
+
+int64_t PreparedBytes(int64_t K) { return PreparedFloats(K) * static_cast<int64_t>(sizeof(float)); }
 
 constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -500,8 +502,9 @@ SKIM_INLINE void MultiplyColumnScale(const Layer& layer, int64_t first, int colu
   for (int i = 0; i < 4; ++i) f->v[i] = _mm256_mul_ps(f->v[i], scale.v[i]);
 }
 
-void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, float* prepared) {
+void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, void* out) {
   const int64_t K = layer.weights.K;
+  auto* prepared = static_cast<float*>(out);
   for (int64_t m = 0; m < M; ++m) {
     const char* token = static_cast<const char*>(x) + m * K * FloatBytes(type);
     __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
@@ -590,7 +593,8 @@ void MatmulTile(const Layer& layer, const float* prepared, int64_t M, int64_t be
   }
 }
 
-void Matmul(const Layer& layer, const float* prepared, int64_t M, int64_t begin, int64_t end, void* y, FloatType type) {
+void Matmul(const Layer& layer, const void* in, int64_t M, int64_t begin, int64_t end, void* y, FloatType type) {
+  const auto* prepared = static_cast<const float*>(in);
   if (M == 1) {
     for (int i = 0; i < layer.run_count; ++i) {
       const RowRun& run = layer.runs[i];
@@ -600,8 +604,8 @@ void Matmul(const Layer& layer, const float* prepared, int64_t M, int64_t begin,
     }
     return;
   }
-  float* tile = ThreadScratch(Scratch::kTile, kTileRows * kTileBlocks * kSuperblockColumns);
-  float* sums = ThreadScratch(Scratch::kSums, kTileRows * (M + kMicroTokens));
+  auto* tile = ThreadScratch<float>(Scratch::kTile, kTileRows * kTileBlocks * kSuperblockColumns);
+  auto* sums = ThreadScratch<float>(Scratch::kSums, kTileRows * (M + kMicroTokens));
   const int64_t rows = M <= kFewTokens ? kMicroRows : kTileRows;
   for (int64_t row = begin; row < end; row += rows) {
     MatmulTile(layer, prepared, M, row, Min(end - row, rows), tile, sums, y, type);
@@ -613,7 +617,7 @@ void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
   const RowRun* run = layer.runs;
   while (stored >= run->first + run->count) ++run;
   const int64_t row = stored - run->first;
-  float* levels = ThreadScratch(Scratch::kTile, PreparedFloats(K));
+  auto* levels = ThreadScratch<float>(Scratch::kTile, PreparedFloats(K));
   FunctionsOf(layer, *run).decode(*run, row, K, 0, Superblocks(K), levels);
   const RowScale row_scale = ScaleOf(*run, row);
   EachGroup(K, [&](int64_t first, int columns) {
@@ -632,7 +636,7 @@ void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
 }  // namespace
 
 const Kernels& Avx2Kernels() {
-  static const Kernels kernels{"avx2", PreparedFloats, Prepare, Matmul, Gather};
+  static const Kernels kernels{"avx2", {PreparedBytes, Prepare, Matmul}, ReferenceKernels().integer, Gather};
   return kernels;
 }
 

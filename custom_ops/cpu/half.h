@@ -1,12 +1,19 @@
-// float16 <-> float32 in plain integer arithmetic.
+// float16 <-> float32 in plain integer arithmetic, or by the instruction where the file is compiled for CPUs with one.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
+#ifdef __F16C__
+#include <immintrin.h>
+#endif
+
 namespace skim {
 
 static inline float HalfToFloat(uint16_t half) {
+#ifdef __F16C__
+  return _cvtsh_ss(half);
+#endif
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   uint32_t exponent = (half >> 10) & 0x1f;
   uint32_t mantissa = half & 0x3ff;
@@ -33,6 +40,9 @@ static inline float HalfToFloat(uint16_t half) {
 
 // Rounds to nearest, ties to even; too large values become infinite.
 static inline uint16_t FloatToHalf(float value) {
+#ifdef __F16C__
+  return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+#endif
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);
   const uint16_t sign = (bits >> 16) & 0x8000;

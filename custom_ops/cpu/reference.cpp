@@ -1,5 +1,6 @@
 // The reference kernel: the definition of docs/format.md in plain C++, for every width, kind and codebook.
 #include "half.h"
+#include "integer.h"
 #include "skim/kernels.h"
 
 namespace skim {
@@ -51,8 +52,7 @@ float Level(const RowRun& run, CodebookType type, int64_t row, int code) {
 
 // Levels [K] of a stored row, without the column scale.
 void DecodeRow(const Layer& layer, int64_t stored, float* levels) {
-  const RowRun* run = layer.runs;
-  while (stored >= run->first + run->count) ++run;
+  const RowRun* run = RunOf(layer.runs, stored);
   const int64_t row = stored - run->first;
   const int bits = ClassBits(run->row_class);
   float table[256];
@@ -62,33 +62,89 @@ void DecodeRow(const Layer& layer, int64_t stored, float* levels) {
   for (int64_t k = 0; k < K; ++k) levels[k] = table[CodeAt(codes, bits, K, k)];
 }
 
-int64_t PreparedFloats(int64_t K) { return K; }
-
-void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, float* prepared) {
+// A token as float32, multiplied by the column scale.
+void ScaleToken(const Layer& layer, const void* x, FloatType type, int64_t m, float* token) {
   const int64_t K = layer.weights.K;
+  for (int64_t k = 0; k < K; ++k) token[k] = LoadFloat(x, type, m * K + k) * ColumnScale(layer, k);
+}
+
+int64_t RoundUp(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
+
+// ---- exact: a prepared token is its floats
+
+int64_t FloatBytesPrepared(int64_t K) { return RoundUp(K * static_cast<int64_t>(sizeof(float))); }
+
+void PrepareFloats(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {
   for (int64_t m = 0; m < M; ++m) {
-    for (int64_t k = 0; k < K; ++k) prepared[m * K + k] = LoadFloat(x, type, m * K + k) * ColumnScale(layer, k);
+    char* token = static_cast<char*>(prepared) + m * FloatBytesPrepared(layer.weights.K);
+    ScaleToken(layer, x, type, m, reinterpret_cast<float*>(token));
   }
 }
 
-void Matmul(const Layer& layer, const float* prepared, int64_t M, int64_t begin, int64_t end, void* y, FloatType type) {
+void MatmulFloats(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t end, void* y,
+                  FloatType type) {
   const int64_t N = layer.weights.N, K = layer.weights.K;
-  float* levels = ThreadScratch(Scratch::kTile, K);
+  float* levels = ThreadScratch<float>(Scratch::kTile, K);
   for (int64_t stored = begin; stored < end; ++stored) {
     DecodeRow(layer, stored, levels);
     const int64_t n = layer.destination ? layer.destination[stored] : stored;
     const float bias = layer.weights.bias.size ? layer.weights.bias.data[n] : 0.0f;
     for (int64_t m = 0; m < M; ++m) {
+      const auto* token =
+          reinterpret_cast<const float*>(static_cast<const char*>(prepared) + m * FloatBytesPrepared(K));
       float sum = 0;
-      for (int64_t k = 0; k < K; ++k) sum += levels[k] * prepared[m * K + k];
+      for (int64_t k = 0; k < K; ++k) sum += levels[k] * token[k];
       StoreFloat(y, type, m * N + n, sum + bias);
+    }
+  }
+}
+
+// ---- integer: a prepared token is its meaning, then its digits [K] and [K]
+
+int64_t IntegerBytesPrepared(int64_t K) { return RoundUp(static_cast<int64_t>(sizeof(IntegerToken)) + 2 * K); }
+
+void PrepareIntegers(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {
+  const int64_t K = layer.weights.K;
+  float* floats = ThreadScratch<float>(Scratch::kToken, K);
+  for (int64_t m = 0; m < M; ++m) {
+    char* out = static_cast<char*>(prepared) + m * IntegerBytesPrepared(K);
+    auto* digits = reinterpret_cast<int8_t*>(out + sizeof(IntegerToken));
+    ScaleToken(layer, x, type, m, floats);
+    const IntegerToken token = QuantizeToken(floats, K, digits, digits + K);
+    std::memcpy(out, &token, sizeof token);
+  }
+}
+
+void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t end, void* y,
+                    FloatType type) {
+  const int64_t N = layer.weights.N, K = layer.weights.K;
+  for (int64_t stored = begin; stored < end; ++stored) {
+    const RowRun* run = RunOf(layer.runs, stored);
+    const int64_t row = stored - run->first;
+    const int bits = ClassBits(run->row_class);
+    const uint8_t* codes = run->codes + row * RowBytes(bits, K);
+    const RowEnd end_of_row = MakeRowEnd(layer, *run, row);
+    for (int64_t m = 0; m < M; ++m) {
+      const char* in = static_cast<const char*>(prepared) + m * IntegerBytesPrepared(K);
+      const auto* digits = reinterpret_cast<const int8_t*>(in + sizeof(IntegerToken));
+      IntegerToken token;
+      std::memcpy(&token, in, sizeof token);
+      int32_t high = 0, low = 0;
+      for (int64_t k = 0; k < K; ++k) {
+        const int code = CodeAt(codes, bits, K, k);
+        const int level = IsAffine(run->row_class) ? code - (1 << (bits - 1))
+                                                   : static_cast<const int8_t*>(run->codebook)[(row << bits) + code];
+        high += level * digits[k];
+        low += level * digits[K + k];
+      }
+      StoreFloat(y, type, m * N + end_of_row.n, FinishInteger(end_of_row, SumOfDigits(high, low), token));
     }
   }
 }
 
 void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
   const int64_t K = layer.weights.K;
-  float* levels = ThreadScratch(Scratch::kTile, K);
+  float* levels = ThreadScratch<float>(Scratch::kTile, K);
   DecodeRow(layer, stored, levels);
   for (int64_t k = 0; k < K; ++k) StoreFloat(y, type, k, levels[k] * ColumnScale(layer, k));
 }
@@ -96,7 +152,10 @@ void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
 }  // namespace
 
 const Kernels& ReferenceKernels() {
-  static const Kernels kernels{"reference", PreparedFloats, Prepare, Matmul, Gather};
+  static const Kernels kernels{"reference",
+                               {FloatBytesPrepared, PrepareFloats, MatmulFloats},
+                               {IntegerBytesPrepared, PrepareIntegers, MatmulIntegers},
+                               Gather};
   return kernels;
 }
 

@@ -8,41 +8,52 @@
 namespace skim {
 namespace {
 
-const Kernels& FastestKernels() {
-#ifdef SKIM_AVX2
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c")) {
-    return Avx2Kernels();
-  }
-#endif
-  return ReferenceKernels();
-}
-
 struct AlignedDelete {
-  void operator()(float* memory) const { ::operator delete[](memory, std::align_val_t{32}); }
+  void operator()(char* memory) const { ::operator delete[](memory, std::align_val_t{kAlignment}); }
 };
 
 struct Buffer {
-  std::unique_ptr<float[], AlignedDelete> memory;
-  int64_t floats = 0;
+  std::unique_ptr<char[], AlignedDelete> memory;
+  int64_t bytes = 0;
 };
 
 }  // namespace
 
-const Kernels* SelectKernels() {
-  const Kernels& fastest = FastestKernels();
-  const char* name = std::getenv("SKIM_KERNEL");
-  if (name == nullptr || *name == '\0' || std::strcmp(name, fastest.name) == 0) return &fastest;
-  return std::strcmp(name, ReferenceKernels().name) == 0 ? &ReferenceKernels() : nullptr;
+const std::vector<const Kernels*>& AvailableKernels() {
+  static const std::vector<const Kernels*> kernels = [] {
+    std::vector<const Kernels*> list;
+#ifdef SKIM_X86
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vnni")) {
+      list.push_back(&Avx512Kernels());
+    }
+    if (avx2) list.push_back(&Avx2Kernels());
+#endif
+    list.push_back(&ReferenceKernels());
+    return list;
+  }();
+  return kernels;
 }
 
-float* ThreadScratch(Scratch slot, int64_t floats) {
-  static thread_local Buffer buffers[3];
+const Kernels* SelectKernels() {
+  const char* name = std::getenv("SKIM_KERNEL");
+  if (name == nullptr || *name == '\0') return AvailableKernels().front();
+  for (const Kernels* kernels : AvailableKernels()) {
+    if (std::strcmp(name, kernels->name) == 0) return kernels;
+  }
+  return nullptr;
+}
+
+void* ThreadScratch(Scratch slot, int64_t bytes) {
+  static thread_local Buffer buffers[4];
   Buffer& buffer = buffers[static_cast<int>(slot)];
-  if (buffer.floats < floats) {
+  if (buffer.bytes < bytes) {
     buffer.memory.reset();
-    buffer.floats = 0;
-    buffer.memory.reset(static_cast<float*>(::operator new[](floats * sizeof(float), std::align_val_t{32})));
-    buffer.floats = floats;
+    buffer.bytes = 0;
+    buffer.memory.reset(static_cast<char*>(::operator new[](bytes, std::align_val_t{kAlignment})));
+    buffer.bytes = bytes;
   }
   return buffer.memory.get();
 }

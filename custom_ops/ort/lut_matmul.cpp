@@ -13,8 +13,10 @@ constexpr int64_t kTokenBlock = 256;
 // A task gets about this many multiply-adds (some microseconds of one thread) and a multiple of this many rows, so
 // that the rows of a kernel's tile are in one task. Neither depends on the number of threads.
 constexpr int64_t kTaskWork = 64 * 1024;
-constexpr int64_t kTaskRows = 24;
+constexpr int64_t kTaskRows = 48;
 constexpr int64_t kTaskTokens = 8;
+
+constexpr int64_t kInt8Accuracy = 4;  // the accuracy level of MatMulNBits that allows for integer arithmetic
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -22,16 +24,30 @@ class LutMatMul {
  public:
   LutMatMul(const Op& op, const OrtApi* api, const OrtKernelInfo* info)
       : api_(api),
-        kernels_(*op.kernels),
         type_(static_cast<FloatType>(op.activation_type)),
         node_(NodeText(api, info, "LutMatMul")),
-        layer_(ReadWeights(api, info, node_)) {}
+        layer_(ReadWeights(api, info, node_)),
+        arithmetic_(ChooseArithmetic(*op.kernels, info)) {}
 
   OrtStatus* Run(OrtKernelContext* context) const {
     return Guarded(api_, [&] { Compute(context); });
   }
 
  private:
+  // By the attribute accuracy_level, which may be missing. It means what it means for MatMulNBits.
+  const Arithmetic& ChooseArithmetic(const Kernels& kernels, const OrtKernelInfo* info) const {
+    int64_t level = 0;
+    if (OrtStatus* status = abi::KernelInfoGetAttribute_int64(api_, info, "accuracy_level", &level)) {
+      abi::ReleaseStatus(api_, status);
+      level = 0;
+    }
+    if (level < 0 || level > kInt8Accuracy) {
+      throw InvalidArgument(node_ + ": accuracy_level must be 0.." + std::to_string(kInt8Accuracy) + ", got " +
+                            std::to_string(level));
+    }
+    return level == kInt8Accuracy && FitsInteger(layer_.layer().weights) ? kernels.integer : kernels.exact;
+  }
+
   void Compute(OrtKernelContext* context) const {
     const Layer& layer = layer_.layer();
     const int64_t N = layer.weights.N, K = layer.weights.K;
@@ -52,29 +68,29 @@ class LutMatMul {
     const auto* x_data = static_cast<const char*>(TensorData(api_, x));
     auto* y_data = static_cast<char*>(TensorData(api_, y));
     const int64_t element = FloatBytes(type_);
-    const int64_t stride = kernels_.prepared_floats(K);
-    float* prepared = ThreadScratch(Scratch::kActivations, std::min(M, kTokenBlock) * stride);
+    const int64_t stride = arithmetic_.prepared_bytes(K);
+    char* prepared = ThreadScratch<char>(Scratch::kActivations, std::min(M, kTokenBlock) * stride);
     for (int64_t m = 0; m < M; m += kTokenBlock) {
       const int64_t tokens = std::min(M - m, kTokenBlock);
       const char* x_block = x_data + m * K * element;
       ParallelFor(api_, context, CeilDiv(tokens, kTaskTokens), [&](int64_t task) {
         const int64_t first = task * kTaskTokens;
-        kernels_.prepare(layer, x_block + first * K * element, type_, std::min(tokens - first, kTaskTokens),
-                         prepared + first * stride);
+        arithmetic_.prepare(layer, x_block + first * K * element, type_, std::min(tokens - first, kTaskTokens),
+                            prepared + first * stride);
       });
       const int64_t rows = CeilDiv(std::max<int64_t>(kTaskWork / (K * tokens), 1), kTaskRows) * kTaskRows;
       ParallelFor(api_, context, CeilDiv(N, rows), [&](int64_t task) {
-        kernels_.matmul(layer, prepared, tokens, task * rows, std::min(N, (task + 1) * rows), y_data + m * N * element,
-                        type_);
+        arithmetic_.matmul(layer, prepared, tokens, task * rows, std::min(N, (task + 1) * rows),
+                           y_data + m * N * element, type_);
       });
     }
   }
 
   const OrtApi* api_;
-  const Kernels& kernels_;
   FloatType type_;
   std::string node_;
   IndexedLayer layer_;
+  const Arithmetic& arithmetic_;
 };
 
 OrtStatus* Create(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {

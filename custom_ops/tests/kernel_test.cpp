@@ -163,13 +163,24 @@ void TestKernels(const Kernels& kernels, const Case& c, int64_t M, std::mt19937&
       want[m * N + n] = sum;
     }
   }
-  float* prepared = ThreadScratch(Scratch::kActivations, M * kernels.prepared_floats(K));
-  kernels.prepare(layer, x.data.get(), type, M, prepared);
-  const int64_t middle = N / 3;
-  kernels.matmul(layer, prepared, M, middle, N, y.data.get(), type);
-  kernels.matmul(layer, prepared, M, 0, middle, y.data.get(), type);
-  for (int64_t i = 0; i < M * N; ++i) got[i] = Value(y.data[i]);
+  const auto product = [&](const Arithmetic& arithmetic) {
+    std::memcpy(y.data.get(), std::vector<T>(M * N, nan).data(), M * N * sizeof(T));
+    void* prepared = ThreadScratch(Scratch::kActivations, M * arithmetic.prepared_bytes(K));
+    arithmetic.prepare(layer, x.data.get(), type, M, prepared);
+    const int64_t middle = N / 3;
+    arithmetic.matmul(layer, prepared, M, middle, N, y.data.get(), type);
+    arithmetic.matmul(layer, prepared, M, 0, middle, y.data.get(), type);
+    for (int64_t i = 0; i < M * N; ++i) got[i] = Value(y.data[i]);
+  };
+  product(kernels.exact);
   Check(RelativeError(got, want) < bound, "matmul", kernels.name, N, K, M);
+  if (FitsInteger(c.packed)) {
+    product(ReferenceKernels().integer);
+    Check(RelativeError(got, want) < 1e-3, "integer matmul of the reference", kernels.name, N, K, M);
+    const std::vector<double> reference = got;
+    product(kernels.integer);
+    Check(got == reference, "integer matmul", kernels.name, N, K, M);
+  }
 
   std::vector<double> rows(N * K);
   for (int64_t n = 0; n < N; ++n) {
@@ -199,8 +210,7 @@ void TestHalf() {
 int main() {
   std::mt19937 random(1);
   TestHalf();
-  std::vector<const Kernels*> tables{&ReferenceKernels()};
-  if (SelectKernels() != &ReferenceKernels()) tables.push_back(SelectKernels());
+  const std::vector<const Kernels*>& tables = AvailableKernels();
   int cases = 0;
   // Every number of lanes of the last superblock, with and without full ones before it.
   for (int64_t K : {1, 31, 32, 33, 64, 90, 128, 150, 192, 200, 225, 255, 256, 257, 320, 384, 576, 1000, 1300}) {

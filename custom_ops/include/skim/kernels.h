@@ -2,6 +2,8 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "skim/packed.h"
 
@@ -11,37 +13,62 @@ enum class FloatType : int32_t { kFloat32 = 1, kFloat16 = 10 };  // the ONNX num
 
 static constexpr int64_t FloatBytes(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }
 
-// Prepared activations: the tokens as float32, multiplied by the column scale, in the order that the kernel reads.
-struct Kernels {
-  const char* name;
+constexpr int64_t kAlignment = 64;  // bytes, of scratch memory and prepared activations
 
-  // Floats that the prepared form of one token takes.
-  int64_t (*prepared_floats)(int64_t K);
+// A way to multiply. Prepared activations are tokens, multiplied by the column scale, in the form and order that the
+// kernel reads.
+struct Arithmetic {
+  // Bytes that the prepared form of one token takes, a multiple of kAlignment.
+  int64_t (*prepared_bytes)(int64_t K);
 
-  // x [M, K] of `type` -> prepared [M, prepared_floats(K)], 32-byte aligned.
-  void (*prepare)(const Layer& layer, const void* x, FloatType type, int64_t M, float* prepared);
+  // x [M, K] of `type` -> prepared [M, prepared_bytes(K)], aligned. May throw std::bad_alloc.
+  void (*prepare)(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared);
 
   // The stored rows begin..end of Y = X W^T + bias, written to their places in y [M, N] of `type`. What is written for
   // a row does not depend on begin and end. May throw std::bad_alloc.
-  void (*matmul)(const Layer& layer, const float* prepared, int64_t M, int64_t begin, int64_t end, void* y,
+  void (*matmul)(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t end, void* y,
                  FloatType type);
+};
+
+static constexpr int64_t kMaxIntegerColumns = 65536;  // sums of products of two bytes a column fit into 32 bits
+
+// Whether a layer has integer arithmetic.
+static inline bool FitsInteger(const PackedLinear& weights) {
+  return weights.K <= kMaxIntegerColumns &&
+         (weights.codebook_type == CodebookType::kInt8 || weights.codebook.size == 0);
+}
+
+struct Kernels {
+  const char* name;
+
+  Arithmetic exact;    // float32 throughout
+  Arithmetic integer;  // activations of 16 bits, int8 levels (cpu/integer.h); for layers that `FitsInteger` accepts
 
   // Stored row `row` of W, column scale included -> y [K] of `type`. May throw std::bad_alloc.
   void (*gather)(const Layer& layer, int64_t row, void* y, FloatType type);
 };
 
 const Kernels& ReferenceKernels();
-#ifdef SKIM_AVX2
+#ifdef SKIM_X86
 const Kernels& Avx2Kernels();
+const Kernels& Avx512Kernels();
 #endif
 
-// The kernels that the environment variable SKIM_KERNEL names, or the fastest that the CPU can run if it is not set.
-// Null if SKIM_KERNEL has a value that is unknown, or that this CPU can't run.
+// The kernels that this CPU can run, the fastest first.
+const std::vector<const Kernels*>& AvailableKernels();
+
+// The kernels that the environment variable SKIM_KERNEL names, or the fastest if it is not set. Null if it has a value
+// that is unknown, or that this CPU can't run.
 const Kernels* SelectKernels();
 
-// The calling thread's scratch memory: at least `floats` floats, 32-byte aligned, valid until the same thread asks for
-// the same slot again. It only grows. Throws std::bad_alloc.
-enum class Scratch { kActivations, kTile, kSums };
-float* ThreadScratch(Scratch slot, int64_t floats);
+// The calling thread's scratch memory: at least `bytes` bytes, aligned, valid until the same thread asks for the same
+// slot again. It only grows. Throws std::bad_alloc.
+enum class Scratch { kActivations, kToken, kTile, kSums };
+void* ThreadScratch(Scratch slot, int64_t bytes);
+
+template <typename T>
+T* ThreadScratch(Scratch slot, int64_t count) {
+  return static_cast<T*>(ThreadScratch(slot, count * static_cast<int64_t>(sizeof(T))));
+}
 
 }  // namespace skim
