@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skim_runtime.errors import UserError
 
-__all__ = ["kernel_name", "library_path"]
+__all__ = ["kernel_name", "kernel_names", "library_path"]
 
 
 def library_path() -> Path:
@@ -25,16 +25,32 @@ def library_path() -> Path:
 
 
 def kernel_name(library: Path | None = None) -> str:
-    """Name of the kernels that a library, by default the installed one, uses on this CPU: `avx2` or `reference`.
+    """Name of the kernels that a library, by default the installed one, uses on this CPU.
 
-    The environment variable `SKIM_KERNEL` overrides the choice.
+    They are the first of `kernel_names`, unless the environment variable `SKIM_KERNEL` names others.
 
     Raises:
         UserError: the library has not been built, or `SKIM_KERNEL` names no kernel that this CPU can run.
     """
-    function = ctypes.CDLL(str(library or library_path())).SkimKernelName
-    function.restype = ctypes.c_char_p
-    name: bytes | None = function()
+    name = _call("SkimKernelName", library)
     if name is None:
-        raise UserError("the environment variable SKIM_KERNEL must be unset, or avx2 or reference as the CPU allows")
-    return name.decode()
+        names = " or ".join(kernel_names(library))
+        raise UserError(f"the environment variable SKIM_KERNEL must be unset, or {names} on this CPU")
+    return name
+
+
+def kernel_names(library: Path | None = None) -> list[str]:
+    """Names of all kernels of a library that this CPU can run, the fastest first.
+
+    Raises:
+        UserError: the library has not been built.
+    """
+    return (_call("SkimKernelNames", library) or "").split()
+
+
+def _call(function: str, library: Path | None) -> str | None:
+    """What an exported function without arguments says."""
+    call = getattr(ctypes.CDLL(str(library or library_path())), function)
+    call.restype = ctypes.c_char_p
+    text: bytes | None = call()
+    return None if text is None else text.decode()

@@ -14,6 +14,9 @@ from skim_runtime.errors import UserError
 __all__ = ["ModelDirectory"]
 
 OPERATOR = ("ai.skim", "LutMatMul")
+# When the operator library takes integer arithmetic: FitsInteger in custom_ops/include/skim/kernels.h, docs/format.md.
+INTEGER_ACCURACY = 4
+MAX_INTEGER_COLUMNS = 65536
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,15 @@ class Graph:
     Attributes:
         has_packed_weights: whether it has `ai.skim::LutMatMul` nodes.
         weight_bytes: bytes of packed weights that its `LutMatMul` nodes read for each generated token.
+        arithmetic: with which the operator library multiplies them, "integer arithmetic" or "exact arithmetic", and
+            where that is not the same for all, in how many it is exact.
         shared_cache: whether every `present` output comes from a GroupQueryAttention node, which can append to the
             past in place.
     """
 
     has_packed_weights: bool
     weight_bytes: int
+    arithmetic: str
     shared_cache: bool
 
     @classmethod
@@ -106,14 +112,34 @@ class Graph:
             raise UserError(f"{file}: not an ONNX file, or one without a graph")
         _check_external_data(file, model)
         sizes = {tensor.name: _tensor_bytes(tensor) for tensor in model.graph.initializer}
+        types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
         packed = [node for node in model.graph.node if (node.domain, node.op_type) == OPERATOR]
         producers = {output: node.op_type for node in model.graph.node for output in node.output}
         presents = [output.name for output in model.graph.output if output.name.startswith("present.")]
         return cls(
             has_packed_weights=bool(packed),
             weight_bytes=sum(sizes.get(name, 0) for node in packed for name in node.input),
+            arithmetic=_arithmetic(packed, sizes, types),
             shared_cache=all(producers[name] == "GroupQueryAttention" for name in presents),
         )
+
+
+def _arithmetic(nodes: list[Any], sizes: dict[str, int], types: dict[str, int]) -> str:
+    import onnx
+
+    def integer(node: Any) -> bool:
+        attributes = {attribute.name: attribute.i for attribute in node.attribute}
+        codebook = node.input[2]
+        return (
+            attributes.get("accuracy_level") == INTEGER_ACCURACY
+            and attributes.get("K", 0) <= MAX_INTEGER_COLUMNS
+            and (types.get(codebook) == onnx.TensorProto.INT8 or sizes.get(codebook) == 0)
+        )
+
+    exact = sum(not integer(node) for node in nodes)
+    if exact == len(nodes):
+        return "exact arithmetic"
+    return "integer arithmetic" + (f", exact in {exact} of {len(nodes)} products" if exact else "")
 
 
 def _external_data(tensor: Any) -> dict[str, str]:

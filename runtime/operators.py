@@ -25,7 +25,8 @@ def load(directory: ModelDirectory, loader: Callable[[Path], object]) -> tuple[P
         loader: loads a library, or raises.
 
     Returns:
-        The library that `loader` took, and the kernel that it chose for this CPU; without one None and `FALLBACK`.
+        The library that `loader` took, and the kernel that it chose for this CPU with its arithmetic; without one None
+        and `FALLBACK`.
     """
     paths, reasons = [], []
     if directory.custom_ops_library is not None:
@@ -40,7 +41,7 @@ def load(directory: ModelDirectory, loader: Callable[[Path], object]) -> tuple[P
         except Exception as error:  # onnxruntime's exceptions have no common base
             reasons.append(one_line(error))
         else:
-            return path, kernel_name(path)
+            return path, f"{kernel_name(path)}, {directory.graph.arithmetic}"
     text = "; ".join(reasons)
     warnings.warn(f"no operator library, the slow function fallback runs: {text}", RuntimeWarning, stacklevel=2)
     return None, FALLBACK

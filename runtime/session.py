@@ -26,8 +26,9 @@ class Session:
 
     Attributes:
         directory: the exported directory.
-        kernel: what multiplies packed weights: "avx2" or "reference" (our library), "function fallback" (standard
-            operators in a stock onnxruntime, slow), or "none" (the graph has no packed weights).
+        kernel: what multiplies packed weights: the kernels of our library and their arithmetic, such as "avx2, integer
+            arithmetic"; "function fallback" (standard operators in a stock onnxruntime, slow); or "none" (the graph has
+            no packed weights).
         weight_bytes: bytes of packed weights read for each generated token.
         vocabulary: number of logits of a token, V.
 

@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--tune", action="store_true", help="fine-tune the quantized model: better below 4 bits, and takes much longer"
     )
+    parser.add_argument(
+        "--accuracy-level",
+        type=int,
+        default=4,
+        help="of the products, as for MatMulNBits: with 4 (default) activations are rounded to 16 bits and multiplied "
+        "as integers, with 0 to 3 they are multiplied in float32",
+    )
     parser.add_argument("--force", action="store_true", help="replace an output that exists")
     return parser
 
@@ -118,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 method=args.method,
                 head_bits=args.head_bits,
                 codebook=args.codebook,
+                accuracy_level=args.accuracy_level,
                 calib=args.calib,
                 seed=args.seed,
                 tune=args.tune,

@@ -38,12 +38,14 @@ from skim_export.tuning import HELD_OUT
 from skim_export.tuning import tune as tune_levels
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
+from skim_runtime.model_directory import INTEGER_ACCURACY
 from skim_runtime.progress import Progress
 
 __all__ = ["calibration_tokens", "check_calibration", "emit", "export", "tuning_tokens"]
 
 SEQUENCES = 64
 SEQUENCE_LENGTH = 256
+ACCURACY_LEVELS = range(INTEGER_ACCURACY + 1)
 TUNING_SEQUENCES = HELD_OUT + 256  # of the same length
 
 
@@ -57,6 +59,7 @@ def export(
     method: str = DEFAULT_METHOD,
     head_bits: int | None = 8,
     codebook: CodebookType = "int8",
+    accuracy_level: int = INTEGER_ACCURACY,
     calib: str | Path | None = None,
     seed: int = 0,
     tune: bool = False,
@@ -79,6 +82,8 @@ def export(
         head_bits: width of embedding and output head, 1 to 8; None to let their rows take part in the allocation, and
             the budget be for them, too.
         codebook: type of codebook entries, "int8" or "float16".
+        accuracy_level: of the products in the graph, as for `MatMulNBits`: 4 lets a runtime round activations to
+            integers, others keep to floats (docs/format.md).
         calib: a text file for calibration; without it the model writes its own text.
         seed: seed of that text.
         tune: calibrate on four times as much text, and fine-tune the quantized model on it. An export that was
@@ -100,6 +105,8 @@ def export(
     options = QuantizeOptions(method_named(method), head_bits, codebook)
     check_stated(bits, effective_bits, size)
     check_calibration(calib, seed, threads)
+    if accuracy_level not in ACCURACY_LEVELS:
+        raise UserError(f"--accuracy-level {accuracy_level}: must be 0 to {ACCURACY_LEVELS[-1]}")
     _check_output(output, force)
     if bits is effective_bits is size is None:
         bits = default_bits(model)
@@ -142,7 +149,7 @@ def export(
                 state = tuning_state(output)
                 tuned = tune_levels(checkpoint, architecture, packed, text, state, threads=threads, progress=progress)
                 checkpoint = checkpoint.replacing(packed.parameters())
-            emit(checkpoint, architecture, packed, stage / output.name, progress)
+            emit(checkpoint, architecture, packed, stage / output.name, accuracy_level, progress)
             layers = [packed.report(name) for name in packed.names()]
         parts = model_parts(architecture, checkpoint, layers, stage / output.name)
         recorded = {
@@ -153,6 +160,7 @@ def export(
             "size": size,
             "head_bits": head_bits,
             "codebook": codebook,
+            "accuracy_level": accuracy_level,
             "calib": None if calib is None else calib.name,
             "seed": seed,
             "tuned": None if tuned is None else asdict(tuned),
@@ -203,7 +211,12 @@ def tuning_state(output: Path) -> Path:
 
 
 def emit(
-    checkpoint: Checkpoint, architecture: Architecture, packed: PackedCheckpoint, output: Path, progress: Progress
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    packed: PackedCheckpoint,
+    output: Path,
+    accuracy_level: int,
+    progress: Progress,
 ) -> None:
     """Write the ONNX model of a packed checkpoint, and beside it the configuration, tokenizer and operator library.
 
@@ -211,7 +224,7 @@ def emit(
         UserError: the model builder has another version, or the operator library is not built.
     """
     read = lru_cache(maxsize=1)(packed.read)  # the tensors of a layer are asked for one after the other
-    builder = DecoderBuilder(checkpoint, architecture, read, output)
+    builder = DecoderBuilder(checkpoint, architecture, read, output, accuracy_level)
     save_model(builder.build(), output, progress)
     builder.write_configuration()
     shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)

@@ -69,7 +69,7 @@ def run(*arguments):
 
 @pytest.mark.parametrize("method", list(METHODS))
 def test_an_export_runs_and_equals_its_weights(llama, calib, tmp_path, method):
-    report = export(str(llama), tmp_path / "out" / "model.onnx", bits=3, method=method, calib=calib)
+    report = export(str(llama), tmp_path / "out" / "model.onnx", bits=3, method=method, calib=calib, accuracy_level=0)
     assert report.parts[0].code_bits == pytest.approx(3, abs=0.01)
     assert report.parts[0].code_bits <= 3
     checkpoint = Checkpoint(llama)
@@ -79,6 +79,17 @@ def test_an_export_runs_and_equals_its_weights(llama, calib, tmp_path, method):
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(tmp_path / "out").logits(TOKENS)
     assert np.abs(got - want).max() <= 1e-4 * np.abs(want).max()
+
+
+def test_the_accuracy_level_chooses_the_arithmetic(llama, calib, tmp_path):
+    logits = {}
+    for level in (0, 4):
+        directory = tmp_path / str(level)
+        export(str(llama), directory / "model.onnx", bits=3, method="rtn", calib=calib, accuracy_level=level)
+        session = Session(directory)
+        assert ("integer" if level == 4 else "exact") in session.kernel
+        logits[level] = session.logits(TOKENS)
+    assert 0 < np.abs(logits[4] - logits[0]).max() < 5e-3 * np.abs(logits[0]).max()
 
 
 def test_a_tuned_export_is_what_was_tuned(llama, calib, tmp_path, monkeypatch):
@@ -127,7 +138,7 @@ def test_export_json_tells_the_truth(llama, calib, tmp_path):
 )
 @pytest.mark.parametrize("kernel", ["auto", "function"])
 def test_every_mixture_of_widths_and_types_runs(llama, calib, tmp_path, options, kernel):
-    export(str(llama), tmp_path / "out" / "model.onnx", calib=calib, **options)
+    export(str(llama), tmp_path / "out" / "model.onnx", calib=calib, accuracy_level=0, **options)
     checkpoint = Checkpoint(llama)
     packed = read_packed(tmp_path / "out" / "model.onnx")
     model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
@@ -147,7 +158,7 @@ def test_budgets_are_kept(llama, calib, tmp_path):
 @pytest.mark.parametrize(("make", "tie"), [(tiny_llama, True), (tiny_mistral, False)])
 def test_embedding_and_head_in_the_allocation(calib, tmp_path, make, tie):
     path, directory = make(tmp_path / "hf", tie=tie), tmp_path / "out"
-    export(str(path), directory / "model.onnx", bits=3.25, head_bits=None, calib=calib)
+    export(str(path), directory / "model.onnx", bits=3.25, head_bits=None, calib=calib, accuracy_level=0)
     packed = read_packed(directory / "model.onnx")
     assert sum(layer.code_bits * layer.out_features * layer.in_features for layer in packed.values()) == pytest.approx(
         3.25 * sum(layer.out_features * layer.in_features for layer in packed.values()), rel=1e-3
@@ -184,7 +195,8 @@ def test_the_seed_matters(llama, tmp_path):
 
 def test_mistral_with_sliding_window_and_its_own_head(calib, tmp_path):
     path = tiny_mistral(tmp_path / "hf", sliding_window=16, tie=False)
-    export(str(path), tmp_path / "out" / "model.onnx", bits=3.5, calib=calib, head_bits=6, codebook="float16")
+    options = {"bits": 3.5, "head_bits": 6, "codebook": "float16", "accuracy_level": 0}
+    export(str(path), tmp_path / "out" / "model.onnx", calib=calib, **options)
     checkpoint = Checkpoint(path)
     packed = read_packed(tmp_path / "out" / "model.onnx")
     assert {"lm_head", "model.embed_tokens"} <= set(packed)

@@ -38,6 +38,17 @@ const Registration& GetRegistration(const OrtApi* api, const Kernels* kernels) {
 
 #define SKIM_EXPORT extern "C" __attribute__((visibility("default")))
 
+// Names of the kernels that this CPU can run, the fastest first, with spaces between them.
+SKIM_EXPORT const char* SkimKernelNames() {
+  static const std::string names = [] {
+    std::string list;
+    for (const skim::Kernels* kernels : skim::AvailableKernels())
+      list += (list.empty() ? "" : " ") + std::string(kernels->name);
+    return list;
+  }();
+  return names.c_str();
+}
+
 // Registers LutMatMul and LutGather with the session options; called by the runtime's RegisterCustomOpsLibrary.
 SKIM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace skim;
@@ -52,9 +63,9 @@ SKIM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtAp
   return Guarded(api, [&] {
     const Kernels* kernels = SelectKernels();
     if (kernels == nullptr) {
-      throw InvalidArgument(
-          "the environment variable SKIM_KERNEL must be unset or name a kernel that this CPU can run: "
-          "avx2 or reference");
+      throw InvalidArgument(std::string("the environment variable SKIM_KERNEL must be unset or name a kernel that this "
+                                        "CPU can run: ") +
+                            SkimKernelNames());
     }
     Call(abi::AddCustomOpDomain, api, options, GetRegistration(api, kernels).domain);
   });

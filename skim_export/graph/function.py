@@ -221,7 +221,9 @@ def lut_functions(classes: Iterable[int], codebook: npt.DTypeLike) -> list[onnx.
     x = matmul.cast("X", onnx.TensorProto.FLOAT)
     y = matmul.op("MatMul", x, matmul.op("Transpose", dense, perm=[1, 0]))
     y = matmul.op("Add", y, matmul.filled("bias", weight.rows, 0, np.float32))
-    lut_matmul = matmul.function("LutMatMul", ["X", *WEIGHT_INPUTS], matmul.op("CastLike", y, "X"), attributes)
+    lut_matmul = matmul.function(
+        "LutMatMul", ["X", *WEIGHT_INPUTS], matmul.op("CastLike", y, "X"), [*attributes, "accuracy_level"]
+    )
 
     gather = _Body()
     rows = _Weight(gather, classes, codebook).dense(rows="ids")

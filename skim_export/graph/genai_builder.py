@@ -58,6 +58,7 @@ def _lut_model(base: type) -> type:
         skim_checkpoint: Checkpoint
         skim_architecture: Architecture
         skim_weights: Callable[[str], PackedLinear]
+        skim_accuracy_level: int
         skim_classes: set[int]
         skim_codebook: set[str]
 
@@ -112,7 +113,8 @@ def _lut_model(base: type) -> type:
             if unit == self.skim_architecture.head and self.skim_architecture.tied:
                 unit = self.skim_architecture.embedding
             output = "logits" if kwargs.get("logits") else f"{basename}/output_0"
-            self._lut_node("LutMatMul", unit, basename, root_input, output)
+            level = self.skim_accuracy_level
+            self._lut_node("LutMatMul", unit, basename, root_input, output, accuracy_level=level)
             seq_dim = kwargs.get("seq_dim", "sequence_length")
             shape = self.make_hidden_state_shape(seq_dim=seq_dim, last_dim=matmul.weight.shape[0])
             self.make_value(output, self.io_dtype, shape=shape)
@@ -148,13 +150,19 @@ class DecoderBuilder:
         architecture: its linear units.
         weights: returns the packed linear of a unit; called again when the graph is written, one unit at a time.
         output: the ONNX file to be; genai_config.json and the tokenizer files go beside it.
+        accuracy_level: of the products with packed weights.
 
     Raises:
         UserError: the installed onnxruntime-genai is not the one that this module was written for.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, architecture: Architecture, weights: Callable[[str], PackedLinear], output: Path
+        self,
+        checkpoint: Checkpoint,
+        architecture: Architecture,
+        weights: Callable[[str], PackedLinear],
+        output: Path,
+        accuracy_level: int,
     ) -> None:
         installed = metadata.version("onnxruntime-genai")
         if installed != BUILDER_VERSION:
@@ -186,6 +194,7 @@ class DecoderBuilder:
         self._model.skim_checkpoint = checkpoint
         self._model.skim_architecture = architecture
         self._model.skim_weights = weights
+        self._model.skim_accuracy_level = accuracy_level
         self._model.skim_classes = set()
         self._model.skim_codebook = set()
 

@@ -1,12 +1,9 @@
 import pytest
 
-from skim_runtime.library import kernel_name
-
-# The fastest kernels that this CPU runs, and the reference. On a CPU without AVX2 they are the same.
-KERNELS = list(dict.fromkeys([kernel_name(), "reference"]))
+from skim_runtime.library import kernel_names
 
 
-@pytest.fixture(params=KERNELS)
+@pytest.fixture(params=kernel_names())
 def kernel(request, monkeypatch):
     """Name of the kernels that sessions made in the test use."""
     monkeypatch.setenv("SKIM_KERNEL", request.param)

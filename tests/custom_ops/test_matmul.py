@@ -16,11 +16,11 @@ BOUND = {np.float32: 1e-5, np.float16: 1e-3}
 ALL = list(range(16))
 
 
-def check(rng, packed, tokens, dtype=np.float32):
+def check(rng, packed, tokens, dtype=np.float32, **attributes):
     n, k = packed.out_features, packed.in_features
     weight = packed.dequantize().astype(np.float64)
     bias = packed.bias.astype(np.float64) if packed.bias.size else 0
-    s = session(matmul_model(packed, dtype))
+    s = session(matmul_model(packed, dtype, **attributes))
     for m in tokens:
         x = rng.normal(size=(m, k)).astype(dtype)
         error = relative_error(run(s, x, (m, n), dtype), x.astype(np.float64) @ weight.T + bias)

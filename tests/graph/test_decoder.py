@@ -46,7 +46,7 @@ def exported(request, tmp_path_factory):
     units = random_units(checkpoint, architecture)
     output = path / "onnx" / "model.onnx"
     output.parent.mkdir()
-    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output)
+    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output, 0)
     save_model(builder.build(), output, Progress())
     return output, dequantized_model(checkpoint, architecture, units.__getitem__)
 

@@ -27,7 +27,7 @@ def build(hf: Path, output: Path, precision: str, provider: str) -> Path:
     return output
 
 
-def build_packed(hf: Path, output: Path) -> Path:
+def build_packed(hf: Path, output: Path, accuracy_level: int = 0) -> Path:
     """Export with random packed weights, the operator library beside them."""
     checkpoint = Checkpoint(hf)
     architecture = architecture_of(checkpoint)
@@ -40,7 +40,7 @@ def build_packed(hf: Path, output: Path) -> Path:
     for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
         units[name] = random_packed(rng, architecture.vocabulary_size, architecture.hidden_size, [15])
     output.mkdir()
-    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output / "model.onnx")
+    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output / "model.onnx", accuracy_level)
     save_model(builder.build(), output / "model.onnx", Progress())
     builder.write_configuration()
     shutil.copyfile(library_path(), output / LIBRARY_NAME)
@@ -67,6 +67,12 @@ def fp16(hf) -> Path:
 @pytest.fixture(scope="session")
 def packed(hf) -> Path:
     return build_packed(hf, hf.parent / "packed")
+
+
+@pytest.fixture(scope="session")
+def packed_integer(hf) -> Path:
+    """The weights of `packed`, in a graph that allows for integer arithmetic."""
+    return build_packed(hf, hf.parent / "packed_integer", accuracy_level=4)
 
 
 @pytest.fixture(scope="session")

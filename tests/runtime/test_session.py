@@ -54,13 +54,20 @@ def test_half_precision_gives_float32_logits(fp16, fp32):
     np.testing.assert_allclose(cached, want[-1:], atol=0.02 * np.abs(want).max())
 
 
-def test_the_kernel_is_named(fp32, packed):
+def test_the_kernel_is_named(fp32, packed, packed_integer):
     for kind in (Session, GenaiSession):
         assert kind(fp32).kernel == "none"
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            assert kind(packed).kernel == kernel_name()
+            assert kind(packed).kernel == f"{kernel_name()}, exact arithmetic"
+            assert kind(packed_integer).kernel == f"{kernel_name()}, integer arithmetic"
             assert kind(packed, kernel="function").kernel == "function fallback"
+
+
+@pytest.mark.parametrize("kind", [Session, GenaiSession])
+def test_integer_arithmetic_gives_nearly_the_same_logits(packed, packed_integer, kind):
+    want, got = kind(packed).step(TOKENS), kind(packed_integer).step(TOKENS)
+    assert 0 < np.abs(got - want).max() < 5e-3 * np.abs(want).max()
 
 
 @pytest.mark.parametrize("kind", [Session, GenaiSession])
@@ -81,7 +88,7 @@ def test_the_installed_library_stands_in_for_the_models_own(packed, copy, kind):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         session = kind(copy)
-    assert session.kernel == kernel_name()
+    assert session.kernel == f"{kernel_name()}, exact arithmetic"
     np.testing.assert_array_equal(session.step(TOKENS), kind(packed).step(TOKENS))
 
 
