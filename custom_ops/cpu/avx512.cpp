@@ -164,40 +164,40 @@ __attribute__((noinline)) void DenseCodes(const uint8_t* p, int lanes, __m512i* 
   }
 }
 
-// Hands the codes of the superblocks begin..end of kRows rows to `sink`, 64 of each row at a time, as an array of
-// registers. Only their lowest kBits bits count.
-template <int kBits, int kRows, typename Sink>
-SKIM_INLINE void EachCodes(const uint8_t* row, int64_t row_bytes, int64_t K, int64_t begin, int64_t end, Sink&& sink) {
+// Rows are short beside what the hardware's prefetcher needs to see of a stream, so we help it.
+constexpr int kPrefetch = 2048;  // bytes ahead; it does not matter what lies there
+
+// Hands the codes of the superblocks begin..end of a row to `sink(codes, parity)`, 64 at a time; `parity` is 0 and 1 in
+// turn, a constant of the compiler. Only the lowest kBits bits of a code count.
+template <int kBits, typename Sink>
+SKIM_INLINE void EachCodes(const uint8_t* row, int64_t K, int64_t begin, int64_t end, Sink&& sink) {
+  constexpr std::integral_constant<int, 0> even;
+  constexpr std::integral_constant<int, 1> odd;
   const int64_t full = Min(K / kSuperblockColumns, end);
   const int lanes = full < end ? TailLanes(K) : 0;
   const uint8_t* p = row + begin * kBits * kLanes;
-  const auto pair = [&](auto index, const uint8_t* q, int64_t stride) __attribute__((always_inline)) {
-    __m512i codes[kRows];
-    for (int r = 0; r < kRows; ++r) codes[r] = PairOf<kBits, decltype(index)::value>(q + r * stride);
-    sink(codes);
+  const auto superblock = [&](const uint8_t* q) __attribute__((always_inline)) {
+    sink(PairOf<kBits, 0>(q), even);
+    sink(PairOf<kBits, 1>(q), odd);
+    sink(PairOf<kBits, 2>(q), even);
+    sink(PairOf<kBits, 3>(q), odd);
   };
-  const auto superblock = [&](const uint8_t* q, int64_t stride) __attribute__((always_inline)) {
-    pair(std::integral_constant<int, 0>(), q, stride);
-    pair(std::integral_constant<int, 1>(), q, stride);
-    pair(std::integral_constant<int, 2>(), q, stride);
-    pair(std::integral_constant<int, 3>(), q, stride);
-  };
-  for (int64_t block = begin; block < full; ++block, p += kBits * kLanes) superblock(p, row_bytes);
+  for (int64_t block = begin; block < full; ++block, p += kBits * kLanes) {
+    for (int line = 0; line < kBits * kLanes; line += 64) {
+      _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetch + line, _MM_HINT_T0);
+    }
+    superblock(p);
+  }
   if (lanes == 0) return;
   if (TailIsDense(lanes)) {
-    __m512i dense[kRows][2];
-    for (int r = 0; r < kRows; ++r) DenseCodes<kBits>(p + r * row_bytes, lanes, dense[r]);
-    for (int i = 0; i < lanes / 8; ++i) {
-      __m512i codes[kRows];
-      for (int r = 0; r < kRows; ++r) codes[r] = dense[r][i];
-      sink(codes);
-    }
+    __m512i codes[2];
+    DenseCodes<kBits>(p, lanes, codes);
+    sink(codes[0], even);
+    if (lanes == 16) sink(codes[1], odd);
   } else {
-    uint8_t spread[kRows][kBits * kLanes] = {};
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < kBits; ++i) std::memcpy(spread[r] + i * kLanes, p + r * row_bytes + i * lanes, lanes);
-    }
-    superblock(spread[0], kBits * kLanes);
+    uint8_t spread[kBits * kLanes] = {};
+    for (int i = 0; i < kBits; ++i) std::memcpy(spread + i * kLanes, p + i * lanes, lanes);
+    superblock(spread);
   }
 }
 
@@ -433,8 +433,6 @@ SKIM_INLINE __m128 SumLanes(__m512 a, __m512 b, __m512 c, __m512 d) {
 
 // ---- rows
 
-constexpr int kDotRows = 2;  // decoded and multiplied at once for one token: they share the loads of activations
-
 // A prepared token of the integer kind: its meaning in the first kAlignment bytes, the high digits, the low digits.
 int64_t IntegerBytes(int64_t K) { return kAlignment + 2 * PaddedColumns(K); }
 
@@ -450,101 +448,79 @@ struct IntegerView {
   }
 };
 
-// One token and kRows rows from `row` on: their sums over the digits, [kTileRows] each, from place `at` on.
-template <typename Levels, int kRows>
-SKIM_INLINE void DotIntegers(const RowRun& run, int64_t row, int64_t K, const IntegerView& x, int32_t* high_sums,
-                             int32_t* low_sums) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
-  const Levels first(run, row), second(run, row + kRows - 1);
-  __m512i high[kDotRows] = {}, low[kDotRows] = {};
-  int64_t k = 0;
-  EachCodes<Levels::kWidth, kRows>(run.codes + row * row_bytes, row_bytes, K, 0, Superblocks(K),
-                                   [&](const __m512i(&codes)[kRows]) __attribute__((always_inline)) {
-                                     const __m512i h = Load(x.high + k), l = Load(x.low + k);
-                                     for (int r = 0; r < kRows; ++r) {
-                                       const __m512i levels = r == 0 ? first(codes[r]) : second(codes[r]);
-                                       high[r] = _mm512_dpbusd_epi32(high[r], levels, h);
-                                       low[r] = _mm512_dpbusd_epi32(low[r], levels, l);
-                                     }
-                                     k += kChunk;
-                                   });
-  const __m128i sums = SumLanes(high[0], high[1], low[0], low[1]);
-  if constexpr (kRows == 2) {
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(high_sums), sums);
-    _mm_storel_epi64(reinterpret_cast<__m128i*>(low_sums), _mm_unpackhi_epi64(sums, sums));
-  } else {
-    *high_sums = _mm_cvtsi128_si32(sums);
-    *low_sums = _mm_extract_epi32(sums, 2);
-  }
-}
-
+// One token: the sums over its digits of `count` rows from `row` on.
 template <typename Levels>
-void DotIntegerRows(const RowRun& run, int64_t row, int64_t count, int64_t K, const IntegerView& x, int32_t* high,
-                    int32_t* low) {
-  int64_t r = 0;
-  for (; r + kDotRows <= count; r += kDotRows) DotIntegers<Levels, kDotRows>(run, row + r, K, x, high + r, low + r);
-  if (r < count) DotIntegers<Levels, 1>(run, row + r, K, x, high + r, low + r);
+void DotIntegers(const RowRun& run, int64_t row, int64_t count, int64_t K, const IntegerView& x, int32_t* high_sums,
+                 int32_t* low_sums) {
+  const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
+  for (int64_t r = 0; r < count; ++r) {
+    const Levels levels(run, row + r);
+    const int8_t *x_high = x.high, *x_low = x.low;
+    __m512i high[2] = {}, low[2] = {};
+    EachCodes<Levels::kWidth>(run.codes + (row + r) * row_bytes, K, 0, superblocks,
+                              [&](__m512i codes, auto parity) __attribute__((always_inline)) {
+                                const __m512i bytes = levels(codes);
+                                high[parity] = _mm512_dpbusd_epi32(high[parity], bytes, Load(x_high));
+                                low[parity] = _mm512_dpbusd_epi32(low[parity], bytes, Load(x_low));
+                                x_high += kChunk;
+                                x_low += kChunk;
+                              });
+    const __m128i sums = SumLanes(high[0], high[1], low[0], low[1]);
+    high_sums[r] = _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 1);
+    low_sums[r] = _mm_extract_epi32(sums, 2) + _mm_extract_epi32(sums, 3);
+  }
 }
 
 // A prepared token of the exact kind: its floats, their sum and padding.
 constexpr int64_t ExactFloats(int64_t K) { return PaddedColumns(K) + kAlignment / 4; }
 
-// The same with floats: products [kTileRows].
-template <typename Levels, int kRows>
-SKIM_INLINE void DotFloats(const RowRun& run, int64_t row, int64_t K, const float* x, float* products) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
-  const Levels first(run, row), second(run, row + kRows - 1);
-  __m512 sums[kDotRows][4];
-  for (auto& of_row : sums) {
-    for (__m512& sum : of_row) sum = _mm512_setzero_ps();
-  }
-  EachCodes<Levels::kWidth, kRows>(run.codes + row * row_bytes, row_bytes, K, 0, Superblocks(K),
-                                   [&](const __m512i(&codes)[kRows]) __attribute__((always_inline)) {
-                                     for (int r = 0; r < kRows; ++r) {
-                                       const Floats64 levels = r == 0 ? first(codes[r]) : second(codes[r]);
-                                       for (int i = 0; i < 4; ++i) {
-                                         sums[r][i] =
-                                             _mm512_fmadd_ps(levels.v[i], _mm512_load_ps(x + 16 * i), sums[r][i]);
-                                       }
-                                     }
-                                     x += kChunk;
-                                   });
-  for (int r = 0; r < kRows; ++r) {
-    products[r] = _mm512_reduce_add_ps(
-        _mm512_add_ps(_mm512_add_ps(sums[r][0], sums[r][1]), _mm512_add_ps(sums[r][2], sums[r][3])));
-  }
-}
-
+// One token: its products with `count` rows from `row` on.
 template <typename Levels>
-void DotFloatRows(const RowRun& run, int64_t row, int64_t count, int64_t K, const float* x, float* products) {
-  int64_t r = 0;
-  for (; r + kDotRows <= count; r += kDotRows) DotFloats<Levels, kDotRows>(run, row + r, K, x, products + r);
-  if (r < count) DotFloats<Levels, 1>(run, row + r, K, x, products + r);
+void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const float* token, float* products) {
+  const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
+  for (int64_t r = 0; r < count; ++r) {
+    const Levels levels(run, row + r);
+    const float* x = token;
+    __m512 sums[2][4];
+    for (auto& half : sums) {
+      for (__m512& sum : half) sum = _mm512_setzero_ps();
+    }
+    EachCodes<Levels::kWidth>(run.codes + (row + r) * row_bytes, K, 0, superblocks,
+                              [&](__m512i codes, auto parity) __attribute__((always_inline)) {
+                                const Floats64 floats = levels(codes);
+                                for (int i = 0; i < 4; ++i) {
+                                  __m512& sum = sums[parity][i];
+                                  sum = _mm512_fmadd_ps(floats.v[i], _mm512_load_ps(x + 16 * i), sum);
+                                }
+                                x += kChunk;
+                              });
+    __m512 sum = _mm512_setzero_ps();
+    for (int i = 0; i < 4; ++i) sum = _mm512_add_ps(sum, _mm512_add_ps(sums[0][i], sums[1][i]));
+    products[r] = _mm512_reduce_add_ps(sum);
+  }
 }
 
 // The levels of the superblocks begin..end of a row as unsigned bytes.
 template <typename Levels>
 void DecodeBytes(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, uint8_t* out) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
   const Levels levels(run, row);
-  EachCodes<Levels::kWidth, 1>(run.codes + row * row_bytes, row_bytes, K, begin, end,
-                               [&](const __m512i(&codes)[1]) __attribute__((always_inline)) {
-                                 _mm512_store_si512(out, levels(codes[0]));
-                                 out += kChunk;
-                               });
+  EachCodes<Levels::kWidth>(run.codes + row * RowBytes(Levels::kWidth, K), K, begin, end,
+                            [&](__m512i codes, auto) __attribute__((always_inline)) {
+                              _mm512_store_si512(out, levels(codes));
+                              out += kChunk;
+                            });
 }
 
 // The same as floats, unscaled, in prepared order.
 template <typename Levels>
 void DecodeFloats(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, float* out) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
   const Levels levels(run, row);
-  EachCodes<Levels::kWidth, 1>(run.codes + row * row_bytes, row_bytes, K, begin, end,
-                               [&](const __m512i(&codes)[1]) __attribute__((always_inline)) {
-                                 const Floats64 floats = levels(codes[0]);
-                                 for (int i = 0; i < 4; ++i) _mm512_store_ps(out + 16 * i, floats.v[i]);
-                                 out += kChunk;
-                               });
+  EachCodes<Levels::kWidth>(run.codes + row * RowBytes(Levels::kWidth, K), K, begin, end,
+                            [&](__m512i codes, auto) __attribute__((always_inline)) {
+                              const Floats64 floats = levels(codes);
+                              for (int i = 0; i < 4; ++i) _mm512_store_ps(out + 16 * i, floats.v[i]);
+                              out += kChunk;
+                            });
 }
 
 struct FloatFunctions {
@@ -558,9 +534,9 @@ struct IntegerFunctions {
 };
 
 template <typename Levels>
-constexpr FloatFunctions kFloats{DotFloatRows<Levels>, DecodeFloats<Levels>};
+constexpr FloatFunctions kFloats{DotFloats<Levels>, DecodeFloats<Levels>};
 template <typename Levels>
-constexpr IntegerFunctions kIntegers{DotIntegerRows<Levels>, DecodeBytes<Levels>};
+constexpr IntegerFunctions kIntegers{DotIntegers<Levels>, DecodeBytes<Levels>};
 
 constexpr CodebookType kInt8 = CodebookType::kInt8, kHalf = CodebookType::kFloat16;
 constexpr FloatFunctions kFloatsOfInt8[kClasses] = {
