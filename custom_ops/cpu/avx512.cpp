@@ -348,26 +348,56 @@ struct FloatAffine {
 
 constexpr int64_t kTileRows = 16;
 
+constexpr __mmask16 FirstLanes(int64_t count) { return static_cast<__mmask16>((1u << count) - 1); }
+
+// Calls body(run, first row in it, rows, place among the rows) for the runs that rows begin..begin+rows belong to.
+template <typename Body>
+SKIM_INLINE void EachRun(const Layer& layer, int64_t begin, int64_t rows, Body&& body) {
+  const RowRun* run = layer.runs;
+  for (int64_t at = 0; at < rows;) {
+    run = RunOf(run, begin + at);
+    const int64_t row = begin + at - run->first, count = Min(rows - at, run->count - row);
+    body(*run, row, count, at);
+    at += count;
+  }
+}
+
+// `MakeRowEnd` of up to 16 rows at once.
 struct RowEnds {
-  alignas(64) float scale[kTileRows] = {};
-  alignas(64) float offset[kTileRows] = {};
-  alignas(64) float bias[kTileRows] = {};
-  alignas(64) int32_t zero[kTileRows] = {};  // what the kernel's unsigned levels are too large by
-  alignas(64) int64_t n[kTileRows] = {};     // original rows
+  alignas(64) float scale[kTileRows];
+  alignas(64) float offset[kTileRows];
+  alignas(64) float bias[kTileRows];
+  alignas(64) int32_t zero[kTileRows];  // what the kernel's unsigned levels are too large by
+  alignas(64) int32_t n[kTileRows];     // original rows
   int64_t count;
   bool consecutive;  // the original rows
 
   RowEnds(const Layer& layer, int64_t begin, int64_t rows) : count(rows), consecutive(layer.destination == nullptr) {
-    const RowRun* run = layer.runs;
-    for (int64_t r = 0; r < rows; ++r) {
-      run = RunOf(run, begin + r);
-      const RowEnd end = MakeRowEnd(layer, *run, begin + r - run->first);
-      scale[r] = end.scale;
-      offset[r] = end.offset;
-      bias[r] = end.bias;
-      zero[r] = IsAffine(run->row_class) ? 1 << (ClassBits(run->row_class) - 1) : 128;
-      n[r] = end.n;
+    EachRun(layer, begin, rows, [&](const RowRun& run, int64_t row, int64_t of_run, int64_t at) {
+      const __mmask16 mask = FirstLanes(of_run);
+      __m512 scales = _mm512_set1_ps(1.0f), offsets = _mm512_setzero_ps();
+      if (IsAffine(run.row_class)) {
+        const __m512i pairs = _mm512_maskz_loadu_epi32(mask, run.row_scale + 2 * row);
+        scales = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pairs));
+        offsets = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pairs, 16)));
+      } else if (run.row_scale) {
+        scales = _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(mask, run.row_scale + row));
+      }
+      _mm512_mask_storeu_ps(scale + at, mask, scales);
+      _mm512_mask_storeu_ps(offset + at, mask, offsets);
+      const int of_class = IsAffine(run.row_class) ? 1 << (ClassBits(run.row_class) - 1) : 128;
+      _mm512_mask_storeu_epi32(zero + at, mask, _mm512_set1_epi32(of_class));
+    });
+    const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __mmask16 mask = FirstLanes(rows);
+    const __m512i original = layer.destination ? _mm512_maskz_loadu_epi32(mask, layer.destination + begin)
+                                               : _mm512_add_epi32(lane, _mm512_set1_epi32(static_cast<int32_t>(begin)));
+    _mm512_store_si512(n, original);
+    __m512 biases = _mm512_setzero_ps();
+    if (layer.weights.bias.size) {
+      biases = _mm512_mask_i32gather_ps(biases, mask, original, layer.weights.bias.data, sizeof(float));
     }
+    _mm512_store_ps(bias, biases);
   }
 
   // Writes the results of one token, `scale` its own, for products [16] of the rows; `y` is the token's.
@@ -376,7 +406,7 @@ struct RowEnds {
     const __m512 rest =
         _mm512_add_ps(_mm512_mul_ps(_mm512_load_ps(offset), _mm512_set1_ps(token_sum)), _mm512_load_ps(bias));
     const __m512 results = _mm512_add_ps(_mm512_mul_ps(products, scales), rest);
-    const auto mask = static_cast<__mmask16>((1u << count) - 1);
+    const __mmask16 mask = FirstLanes(count);
     const __m256i halves = _mm512_cvtps_ph(results, _MM_FROUND_TO_NEAREST_INT);
     if (consecutive) {
       if (type == FloatType::kFloat32) {
@@ -412,6 +442,13 @@ struct RowEnds {
   }
 };
 
+// The type that the compiler itself gives these sums: arrays of __m512i it would keep in memory.
+typedef int Int32x16 __attribute__((vector_size(64)));
+
+SKIM_INLINE Int32x16 DotBytes(Int32x16 sums, __m512i levels, __m512i digits) {
+  return reinterpret_cast<Int32x16>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), levels, digits));
+}
+
 // The sums of the lanes of four registers.
 SKIM_INLINE __m128i SumLanes(__m512i a, __m512i b, __m512i c, __m512i d) {
   const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
@@ -419,6 +456,11 @@ SKIM_INLINE __m128i SumLanes(__m512i a, __m512i b, __m512i c, __m512i d) {
   const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
   const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
   return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+SKIM_INLINE __m128i SumLanes(const Int32x16 (&v)[4]) {
+  return SumLanes(reinterpret_cast<__m512i>(v[0]), reinterpret_cast<__m512i>(v[1]), reinterpret_cast<__m512i>(v[2]),
+                  reinterpret_cast<__m512i>(v[3]));
 }
 
 SKIM_INLINE __m128 SumLanes(__m512 a, __m512 b, __m512 c, __m512 d) {
@@ -448,35 +490,61 @@ struct IntegerView {
   }
 };
 
-// One token: the sums over its digits of `count` rows from `row` on.
+// The sums of 16 rows, each in the lanes of a register that are yet to be added up.
+template <typename T>
+struct Lanes {
+  alignas(64) T of_row[kTileRows][16] = {};
+};
+
+SKIM_INLINE __m512i SumRows(const Lanes<int32_t>& lanes) {
+  const auto four = [&](int r) __attribute__((always_inline)) {
+    return SumLanes(Load(lanes.of_row[r]), Load(lanes.of_row[r + 1]), Load(lanes.of_row[r + 2]),
+                    Load(lanes.of_row[r + 3]));
+  };
+  const __m256i lower = _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
+  const __m256i upper = _mm256_inserti128_si256(_mm256_castsi128_si256(four(8)), four(12), 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1);
+}
+
+SKIM_INLINE __m512 SumRows(const Lanes<float>& lanes) {
+  const auto four = [&](int r) __attribute__((always_inline)) {
+    return SumLanes(_mm512_load_ps(lanes.of_row[r]), _mm512_load_ps(lanes.of_row[r + 1]),
+                    _mm512_load_ps(lanes.of_row[r + 2]), _mm512_load_ps(lanes.of_row[r + 3]));
+  };
+  const __m256 lower = _mm256_insertf128_ps(_mm256_castps128_ps256(four(0)), four(4), 1);
+  const __m256 upper = _mm256_insertf128_ps(_mm256_castps128_ps256(four(8)), four(12), 1);
+  return _mm512_insertf32x8(_mm512_castps256_ps512(lower), upper, 1);
+}
+
+// One token: the sums over its digits of `count` rows from `row` on, to the places from `at` on.
 template <typename Levels>
-void DotIntegers(const RowRun& run, int64_t row, int64_t count, int64_t K, const IntegerView& x, int32_t* high_sums,
-                 int32_t* low_sums) {
+void DotIntegers(const RowRun& run, int64_t row, int64_t count, int64_t K, const IntegerView& x, int64_t at,
+                 Lanes<int32_t>& high_lanes, Lanes<int32_t>& low_lanes) {
   const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
   for (int64_t r = 0; r < count; ++r) {
     const Levels levels(run, row + r);
     const int8_t *x_high = x.high, *x_low = x.low;
-    __m512i high[2] = {}, low[2] = {};
+    Int32x16 high[2] = {}, low[2] = {};
     EachCodes<Levels::kWidth>(run.codes + (row + r) * row_bytes, K, 0, superblocks,
                               [&](__m512i codes, auto parity) __attribute__((always_inline)) {
                                 const __m512i bytes = levels(codes);
-                                high[parity] = _mm512_dpbusd_epi32(high[parity], bytes, Load(x_high));
-                                low[parity] = _mm512_dpbusd_epi32(low[parity], bytes, Load(x_low));
+                                high[parity] = DotBytes(high[parity], bytes, Load(x_high));
+                                low[parity] = DotBytes(low[parity], bytes, Load(x_low));
                                 x_high += kChunk;
                                 x_low += kChunk;
                               });
-    const __m128i sums = SumLanes(high[0], high[1], low[0], low[1]);
-    high_sums[r] = _mm_cvtsi128_si32(sums) + _mm_extract_epi32(sums, 1);
-    low_sums[r] = _mm_extract_epi32(sums, 2) + _mm_extract_epi32(sums, 3);
+    _mm512_store_si512(high_lanes.of_row[at + r], reinterpret_cast<__m512i>(high[0] + high[1]));
+    _mm512_store_si512(low_lanes.of_row[at + r], reinterpret_cast<__m512i>(low[0] + low[1]));
   }
 }
 
 // A prepared token of the exact kind: its floats, their sum and padding.
 constexpr int64_t ExactFloats(int64_t K) { return PaddedColumns(K) + kAlignment / 4; }
 
-// One token: its products with `count` rows from `row` on.
+// One token: its products with `count` rows from `row` on, to the places from `at` on.
 template <typename Levels>
-void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const float* token, float* products) {
+void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const float* token, int64_t at,
+               Lanes<float>& lanes) {
   const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
   for (int64_t r = 0; r < count; ++r) {
     const Levels levels(run, row + r);
@@ -496,7 +564,7 @@ void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const f
                               });
     __m512 sum = _mm512_setzero_ps();
     for (int i = 0; i < 4; ++i) sum = _mm512_add_ps(sum, _mm512_add_ps(sums[0][i], sums[1][i]));
-    products[r] = _mm512_reduce_add_ps(sum);
+    _mm512_store_ps(lanes.of_row[at + r], sum);
   }
 }
 
@@ -524,12 +592,13 @@ void DecodeFloats(const RowRun& run, int64_t row, int64_t K, int64_t begin, int6
 }
 
 struct FloatFunctions {
-  void (*dot)(const RowRun&, int64_t row, int64_t count, int64_t K, const float* x, float* products);
+  void (*dot)(const RowRun&, int64_t row, int64_t count, int64_t K, const float* x, int64_t at, Lanes<float>& lanes);
   void (*decode)(const RowRun&, int64_t row, int64_t K, int64_t begin, int64_t end, float* out);
 };
 
 struct IntegerFunctions {
-  void (*dot)(const RowRun&, int64_t row, int64_t count, int64_t K, const IntegerView& x, int32_t* high, int32_t* low);
+  void (*dot)(const RowRun&, int64_t row, int64_t count, int64_t K, const IntegerView& x, int64_t at,
+              Lanes<int32_t>& high, Lanes<int32_t>& low);
   void (*decode)(const RowRun&, int64_t row, int64_t K, int64_t begin, int64_t end, uint8_t* out);
 };
 
@@ -654,31 +723,31 @@ void PrepareFloats(const Layer& layer, const void* x, FloatType type, int64_t M,
 
 constexpr int kMicroRows = 4;
 
+SKIM_INLINE void AddFour(int32_t* out, __m128i more) {
+  auto* four = reinterpret_cast<__m128i*>(out);
+  _mm_store_si128(four, _mm_add_epi32(_mm_load_si128(four), more));
+}
+
 // Sums of the products of kTokens tokens, `x_stride` bytes apart, with four rows of a tile over `columns` columns,
 // added to sums[token * 2 * kTileRows] (high digits) and kTileRows behind (low digits).
 template <int kTokens>
 void MicroIntegers(const int8_t* high, const int8_t* low, int64_t x_stride, const uint8_t* tile, int64_t columns,
                    int32_t* sums) {
-  __m512i high_sums[kTokens][kMicroRows] = {}, low_sums[kTokens][kMicroRows] = {};
+  Int32x16 high_sums[kTokens][kMicroRows] = {}, low_sums[kTokens][kMicroRows] = {};
   for (int64_t k = 0; k < columns; k += kChunk) {
     __m512i levels[kMicroRows];
     for (int r = 0; r < kMicroRows; ++r) levels[r] = _mm512_load_si512(tile + r * columns + k);
     for (int t = 0; t < kTokens; ++t) {
       const __m512i h = Load(high + t * x_stride + k), l = Load(low + t * x_stride + k);
       for (int r = 0; r < kMicroRows; ++r) {
-        high_sums[t][r] = _mm512_dpbusd_epi32(high_sums[t][r], levels[r], h);
-        low_sums[t][r] = _mm512_dpbusd_epi32(low_sums[t][r], levels[r], l);
+        high_sums[t][r] = DotBytes(high_sums[t][r], levels[r], h);
+        low_sums[t][r] = DotBytes(low_sums[t][r], levels[r], l);
       }
     }
   }
-  const auto add = [](const __m512i* of_rows, int32_t* out) __attribute__((always_inline)) {
-    auto* four = reinterpret_cast<__m128i*>(out);
-    _mm_store_si128(four,
-                    _mm_add_epi32(_mm_load_si128(four), SumLanes(of_rows[0], of_rows[1], of_rows[2], of_rows[3])));
-  };
   for (int t = 0; t < kTokens; ++t) {
-    add(high_sums[t], sums + t * 2 * kTileRows);
-    add(low_sums[t], sums + t * 2 * kTileRows + kTileRows);
+    AddFour(sums + t * 2 * kTileRows, SumLanes(high_sums[t]));
+    AddFour(sums + t * 2 * kTileRows + kTileRows, SumLanes(low_sums[t]));
   }
 }
 
@@ -792,34 +861,22 @@ void TileFloats(const Layer& layer, const float* x, int64_t M, int64_t begin, in
 
 // ---- the table of entry points
 
-// Calls body(run, first row in it, rows, place in the tile) for the runs that rows begin..begin+rows belong to.
-template <typename Body>
-SKIM_INLINE void EachRun(const Layer& layer, int64_t begin, int64_t rows, Body&& body) {
-  const RowRun* run = layer.runs;
-  for (int64_t at = 0; at < rows;) {
-    run = RunOf(run, begin + at);
-    const int64_t row = begin + at - run->first, count = Min(rows - at, run->count - row);
-    body(*run, row, count, at);
-    at += count;
-  }
-}
-
 void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t end, void* y,
                     FloatType type) {
   const int64_t K = layer.weights.K;
+  const IntegerView x(prepared, 0, K);
+  Lanes<int32_t> high, low;
   for (int64_t first = begin; first < end; first += kTileRows) {
     const int64_t rows = Min(end - first, kTileRows);
     if (M > 1) {
       TileIntegers(layer, prepared, M, first, rows, y, type);
       continue;
     }
-    const IntegerView x(prepared, 0, K);
-    alignas(64) int32_t high[kTileRows] = {}, low[kTileRows] = {};
     EachRun(layer, first, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t at) {
-      kIntegersOf[run.row_class].dot(run, row, count, K, x, high + at, low + at);
+      kIntegersOf[run.row_class].dot(run, row, count, K, x, at, high, low);
     });
     const RowEnds ends(layer, first, rows);
-    ends.StoreIntegers(_mm512_load_si512(high), _mm512_load_si512(low), x.token, y, type);
+    ends.StoreIntegers(SumRows(high), SumRows(low), x.token, y, type);
   }
 }
 
@@ -827,18 +884,18 @@ void MatmulFloats(const Layer& layer, const void* prepared, int64_t M, int64_t b
                   FloatType type) {
   const int64_t K = layer.weights.K;
   const auto* x = static_cast<const float*>(prepared);
+  Lanes<float> lanes;
   for (int64_t first = begin; first < end; first += kTileRows) {
     const int64_t rows = Min(end - first, kTileRows);
     if (M > 1) {
       TileFloats(layer, x, M, first, rows, y, type);
       continue;
     }
-    alignas(64) float products[kTileRows] = {};
     EachRun(layer, first, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t at) {
-      FloatsOf(layer, run).dot(run, row, count, K, x, products + at);
+      FloatsOf(layer, run).dot(run, row, count, K, x, at, lanes);
     });
     const RowEnds ends(layer, first, rows);
-    ends.Store(_mm512_load_ps(products), 1.0f, x[PaddedColumns(K)], y, type);
+    ends.Store(SumRows(lanes), 1.0f, x[PaddedColumns(K)], y, type);
   }
 }
 
