@@ -21,6 +21,7 @@
 
 #include "integer.h"
 #include "skim/kernels.h"
+#include "swiglu.h"
 
 #define SKIM_INLINE inline __attribute__((always_inline))
 
@@ -934,7 +935,7 @@ int64_t ExactBytes(int64_t K) { return ExactFloats(K) * static_cast<int64_t>(siz
 
 const Kernels& Avx512Kernels() {
   static const Kernels kernels{
-      "avx512", {ExactBytes, PrepareFloats, MatmulFloats}, {IntegerBytes, PrepareIntegers, MatmulIntegers}, Gather};
+      "avx512", {ExactBytes, PrepareFloats, MatmulFloats}, {IntegerBytes, PrepareIntegers, MatmulIntegers}, Swiglu, Gather};
   return kernels;
 }
 

@@ -2,6 +2,7 @@
 #include "half.h"
 #include "integer.h"
 #include "skim/kernels.h"
+#include "swiglu.h"
 
 namespace skim {
 namespace {
@@ -155,6 +156,7 @@ const Kernels& ReferenceKernels() {
   static const Kernels kernels{"reference",
                                {FloatBytesPrepared, PrepareFloats, MatmulFloats},
                                {IntegerBytesPrepared, PrepareIntegers, MatmulIntegers},
+                               Swiglu,
                                Gather};
   return kernels;
 }

@@ -71,10 +71,6 @@ class LutGather {
   IndexedLayer layer_;
 };
 
-OrtStatus* Create(const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
-  return Guarded(api, [&] { *kernel = new LutGather(*static_cast<const Op*>(op), api, info); });
-}
-
 }  // namespace
 
 void AddLutGather(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
@@ -86,11 +82,7 @@ void AddLutGather(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops)
     op.GetOutputType = [](const OrtCustomOp*, size_t) -> int32_t { return abi::kUndefined; };
     op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return abi::kVariadic; };
     op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
-    op.CreateKernelV2 = Create;
-    op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
-      return static_cast<const LutGather*>(kernel)->Run(context);
-    };
-    op.KernelDestroy = [](void* kernel) { delete static_cast<LutGather*>(kernel); };
+    SetKernel<LutGather>(op);
     op.InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
       const OrtApi* api = static_cast<const Op*>(op)->api;
       return Guarded(api, [&] {

@@ -3,6 +3,7 @@
 #include <cstring>
 
 #include "api.h"
+#include "weights.h"
 
 namespace skim {
 namespace {
@@ -10,16 +11,15 @@ namespace {
 const Op& AsOp(const OrtCustomOp* op) { return *static_cast<const Op*>(op); }
 
 int32_t InputType(const OrtCustomOp* op, size_t index) {
-  switch (index) {
-    case 0:
-      return AsOp(op).activation_type;
-    case 1:  // codes
-    case 4:  // row_class
+  if (index == 0) return AsOp(op).activation_type;
+  switch ((index - 1) % kWeightInputs) {
+    case 0:  // codes
+    case 3:  // row_class
       return abi::kUint8;
-    case 2:
+    case 1:
       return AsOp(op).codebook_type;
-    case 3:  // row_scale
-    case 5:  // column_scale
+    case 2:  // row_scale
+    case 4:  // column_scale
       return abi::kFloat16;
     default:  // bias
       return abi::kFloat32;
@@ -37,7 +37,7 @@ Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, in
   op.codebook_type = codebook_type;
   op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
   op.GetInputType = InputType;
-  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 7; };
+  op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 1 + kWeightInputs; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return abi::kRequired; };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return abi::kRequired; };

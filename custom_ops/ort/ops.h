@@ -3,6 +3,7 @@
 
 #include <list>
 
+#include "api.h"
 #include "skim/kernels.h"
 #include "skim/ort_abi.h"
 
@@ -16,8 +17,20 @@ struct Op : OrtCustomOp {
   int32_t codebook_type;
 };
 
-// The fields that do not depend on the operator: inputs 1..6, one output, memory on the CPU.
+// The fields that most operators share: inputs 1..6, one output, memory on the CPU.
 Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, int32_t codebook_type);
+
+// The callbacks of a kernel class that is made from (op, api, info) and has a Run(context).
+template <typename Kernel>
+void SetKernel(Op& op) {
+  op.CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi* api, const OrtKernelInfo* info, void** kernel) {
+    return Guarded(api, [&] { *kernel = new Kernel(*static_cast<const Op*>(op), api, info); });
+  };
+  op.KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+    return static_cast<const Kernel*>(kernel)->Run(context);
+  };
+  op.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+}
 
 // An integer attribute of the node whose output is inferred.
 int64_t InferenceAttribute(const OrtApi* api, const OrtShapeInferContext* context, const char* name);
@@ -28,6 +41,7 @@ void InferOutput(const OrtApi* api, OrtShapeInferContext* context, int32_t type,
 
 // Append all combinations of types. A list, since the runtime keeps pointers to its elements.
 void AddLutMatMul(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
+void AddLutSwiglu(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
 void AddLutGather(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
 
 }  // namespace skim

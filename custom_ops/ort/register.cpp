@@ -24,6 +24,7 @@ const Registration& GetRegistration(const OrtApi* api, const Kernels* kernels) {
   if (registration.domain == nullptr) {
     registration.ops.clear();
     AddLutMatMul(api, kernels, registration.ops);
+    AddLutSwiglu(api, kernels, registration.ops);
     AddLutGather(api, kernels, registration.ops);
     OrtCustomOpDomain* domain = nullptr;
     Call(abi::CreateCustomOpDomain, api, "ai.skim", &domain);
@@ -49,7 +50,8 @@ SKIM_EXPORT const char* SkimKernelNames() {
   return names.c_str();
 }
 
-// Registers LutMatMul and LutGather with the session options; called by the runtime's RegisterCustomOpsLibrary.
+// Registers LutMatMul, LutSwiglu and LutGather with the session options; called by the runtime's
+// RegisterCustomOpsLibrary.
 SKIM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace skim;
   const OrtApi* api = base->GetApi(abi::kApiVersion);

@@ -8,10 +8,13 @@
 
 namespace skim {
 
-// The packed linear that inputs 1..6 and the attributes of a node describe. The tensors stay where the runtime holds
-// them. Throws InvalidArgument, naming the node and the tensor, if an input is no initializer or the format is
-// violated.
-PackedLinear ReadWeights(const OrtApi* api, const OrtKernelInfo* info, const std::string& node);
+constexpr size_t kWeightInputs = 6;
+
+// The packed linear that six inputs of a node, from `first` on, and its attributes describe. `prefix` stands before the
+// names of what a node has several of. The tensors stay where the runtime holds them. Throws InvalidArgument, naming
+// the node and the tensor, if an input is no initializer or the format is violated.
+PackedLinear ReadWeights(const OrtApi* api, const OrtKernelInfo* info, const std::string& node, size_t first = 1,
+                         const std::string& prefix = "");
 
 // "LutMatMul node 'name'", for messages.
 std::string NodeText(const OrtApi* api, const OrtKernelInfo* info, const char* op);

@@ -44,6 +44,9 @@ struct Kernels {
   Arithmetic exact;    // float32 throughout
   Arithmetic integer;  // activations of 16 bits, int8 levels (cpu/integer.h); for layers that `FitsInteger` accepts
 
+  // silu(gates) * ups, `count` floats of each -> y of `type`; silu(x) = x / (1 + exp(-x)).
+  void (*swiglu)(const float* gates, const float* ups, int64_t count, void* y, FloatType type);
+
   // Stored row `row` of W, column scale included -> y [K] of `type`. May throw std::bad_alloc.
   void (*gather)(const Layer& layer, int64_t row, void* y, FloatType type);
 };

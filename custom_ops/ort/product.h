@@ -1,0 +1,68 @@
+// Products with packed weights, as LutMatMul and LutSwiglu have them: what they read of a node, and how work is cut.
+#pragma once
+
+#include <algorithm>
+#include <string>
+
+#include "api.h"
+#include "ops.h"
+#include "skim/kernels.h"
+
+namespace skim {
+
+// Tokens for which weights are decoded once: bounds the scratch memory, and 256 make decoding cheap.
+constexpr int64_t kTokenBlock = 256;
+
+static inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Tokens that one task prepares.
+constexpr int64_t kTaskTokens = 8;
+
+// The arithmetic that the attribute accuracy_level, which may be missing, allows for. It means what it means for
+// MatMulNBits.
+const Arithmetic& ChooseArithmetic(const Kernels& kernels, const PackedLinear& weights, const OrtApi* api,
+                                   const OrtKernelInfo* info, const std::string& node);
+
+// The activations of a product: the input X of a node, and the shape of an output of N columns.
+struct Activations {
+  const char* data;
+  int64_t M;
+  std::vector<int64_t> output_shape;
+};
+
+// Input 0 of a node, whose last dimension must be K. Throws InvalidArgument otherwise.
+Activations ReadActivations(const OrtApi* api, const OrtKernelContext* context, const Layer& layer,
+                            const std::string& node);
+
+// Calls body(first token, tokens) on the session's threads for all tokens, a few at a time.
+template <typename Body>
+void EachTokens(const OrtApi* api, const OrtKernelContext* context, int64_t tokens, Body&& body) {
+  ParallelFor(api, context, CeilDiv(tokens, kTaskTokens), [&](int64_t task) {
+    const int64_t first = task * kTaskTokens;
+    body(first, std::min(tokens - first, kTaskTokens));
+  });
+}
+
+// How the rows of a layer are cut into tasks: so many bytes of weights for one token, fewer for several, and a multiple
+// of so many rows that the tiles of all kernels are in one task. Neither depends on the number of threads.
+class RowTasks {
+ public:
+  RowTasks(const Layer& layer, int64_t tokens) : N_(layer.weights.N) {
+    const int64_t row_bytes = CeilDiv(layer.weights.codes.size, N_);
+    rows_ = CeilDiv(std::max<int64_t>(kBytes / (row_bytes * tokens), 1), kRows) * kRows;
+  }
+
+  int64_t count() const { return CeilDiv(N_, rows_); }
+  int64_t begin(int64_t task) const { return task * rows_; }
+  int64_t end(int64_t task) const { return std::min(N_, (task + 1) * rows_); }
+
+ private:
+  static constexpr int64_t kBytes = 32 * 1024;
+  static constexpr int64_t kRows = 48;
+  int64_t N_, rows_;
+};
+
+// Fills in what operators with an input X share: their types and the shape of their output.
+void DescribeProduct(Op& op);
+
+}  // namespace skim
