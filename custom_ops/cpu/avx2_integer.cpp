@@ -33,6 +33,7 @@ template <int kBits>
 struct TableLevels {
   static constexpr int kWidth = kBits, kZero = 128;
   static constexpr int kTables = kBits <= 4 ? 1 : 1 << (kBits - 4);
+  static constexpr int kDotRows = kTables == 1 ? 2 : 1;  // multiplied at once: as many as have place in the registers
   __m256i tables[kTables];
 
   SKIM_INLINE TableLevels(const RowRun& run, int64_t row) {
@@ -49,7 +50,7 @@ struct TableLevels {
 
 template <int kBits>
 struct AffineLevels {
-  static constexpr int kWidth = kBits, kZero = 1 << (kBits - 1);
+  static constexpr int kWidth = kBits, kZero = 1 << (kBits - 1), kDotRows = 2;
 
   SKIM_INLINE AffineLevels(const RowRun&, int64_t) {}
 
@@ -60,6 +61,12 @@ SKIM_INLINE __m256i EvenBytes(__m256i bytes) { return _mm256_and_si256(bytes, _m
 SKIM_INLINE __m256i OddBytes(__m256i bytes) { return _mm256_srli_epi16(bytes, 8); }
 
 SKIM_INLINE __m256i Load(const int16_t* p) { return _mm256_load_si256(reinterpret_cast<const __m256i*>(p)); }
+
+// Adds to a sum right away: GCC would change the order of integer additions, and keep the products in memory till then.
+SKIM_INLINE void Accumulate(__m256i& sum, __m256i products) {
+  sum = _mm256_add_epi32(sum, products);
+  asm("" : "+x"(sum));
+}
 
 // ---- the ends of rows
 
@@ -115,8 +122,8 @@ SKIM_INLINE void Dot(const Layer& layer, const RowRun& run, int64_t row, int64_t
           const __m256i even = Load(x), odd = Load(x + kGroup / 2);
           for (int r = 0; r < kRows; ++r) {
             const __m256i w = r == 0 ? first(codes[r]) : last(codes[r]);
-            sums[r] = _mm256_add_epi32(
-                sums[r], _mm256_add_epi32(_mm256_madd_epi16(EvenBytes(w), even), _mm256_madd_epi16(OddBytes(w), odd)));
+            Accumulate(sums[r],
+                       _mm256_add_epi32(_mm256_madd_epi16(EvenBytes(w), even), _mm256_madd_epi16(OddBytes(w), odd)));
           }
           x += kGroup;
         });
@@ -133,10 +140,13 @@ void DotRows(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, 
              FloatType type) {
   const IntegerToken meaning = MeaningOf(token);
   const int16_t* x = token + kHeader;
-  // Two streams of codes: the memory is read ahead in each, while in rows side by side it is not.
-  const int64_t half = (end - begin) / 2;
-  for (int64_t row = begin; row < begin + half; ++row) Dot<Levels, 2>(layer, run, row, half, x, meaning, y, type);
-  if (begin + 2 * half < end) Dot<Levels, 1>(layer, run, end - 1, 0, x, meaning, y, type);
+  if constexpr (Levels::kDotRows == 2) {
+    // Two streams of codes: memory is read ahead in each of them, in rows side by side it is not.
+    const int64_t half = (end - begin) / 2;
+    for (int64_t row = begin; row < begin + half; ++row) Dot<Levels, 2>(layer, run, row, half, x, meaning, y, type);
+    begin += 2 * half;
+  }
+  for (int64_t row = begin; row < end; ++row) Dot<Levels, 1>(layer, run, row, 0, x, meaning, y, type);
 }
 
 // The levels of the superblocks begin..end of a row, in prepared order.
@@ -205,26 +215,30 @@ void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, void*
 // ---- several tokens
 
 constexpr int kMicroTokens = 4;
-#ifndef MR
-#define MR 2
-#endif
-constexpr int kMicroRows = MR;
+constexpr int kMicroRows = 3;
 
+// The unrolling keeps the sums in registers.
 template <int kTokens, int kRows>
 void MicroKernel(const int16_t* x, int64_t x_stride, const int16_t* tile, int64_t columns, double* sums,
                  int64_t sums_stride) {
   __m256i sum[kRows][kMicroTokens];
+#pragma GCC unroll 3
   for (auto& row : sum) {
+#pragma GCC unroll 4
     for (__m256i& s : row) s = _mm256_setzero_si256();
   }
   for (int64_t k = 0; k < columns; k += 16) {
+    __m256i weights[kRows];
+#pragma GCC unroll 3
+    for (int r = 0; r < kRows; ++r) weights[r] = Load(tile + r * columns + k);
+#pragma GCC unroll 4
     for (int t = 0; t < kTokens; ++t) {
       const __m256i token = Load(x + t * x_stride + k);
-      for (int r = 0; r < kRows; ++r) {
-        sum[r][t] = _mm256_add_epi32(sum[r][t], _mm256_madd_epi16(Load(tile + r * columns + k), token));
-      }
+#pragma GCC unroll 3
+      for (int r = 0; r < kRows; ++r) Accumulate(sum[r][t], _mm256_madd_epi16(weights[r], token));
     }
   }
+#pragma GCC unroll 3
   for (int r = 0; r < kRows; ++r) {
     const __m256d ab = _mm256_hadd_pd(ToDoubles(sum[r][0]), ToDoubles(sum[r][1]));
     const __m256d cd = _mm256_hadd_pd(ToDoubles(sum[r][2]), ToDoubles(sum[r][3]));
@@ -235,10 +249,10 @@ void MicroKernel(const int16_t* x, int64_t x_stride, const int16_t* tile, int64_
 }
 
 constexpr MicroFunction<int16_t, double> kMicroKernels[kMicroTokens][kMicroRows] = {
-    {MicroKernel<1, 1>, MicroKernel<1, 2>},
-    {MicroKernel<2, 1>, MicroKernel<2, 2>},
-    {MicroKernel<3, 1>, MicroKernel<3, 2>},
-    {MicroKernel<4, 1>, MicroKernel<4, 2>}};
+    {MicroKernel<1, 1>, MicroKernel<1, 2>, MicroKernel<1, 3>},
+    {MicroKernel<2, 1>, MicroKernel<2, 2>, MicroKernel<2, 3>},
+    {MicroKernel<3, 1>, MicroKernel<3, 2>, MicroKernel<3, 3>},
+    {MicroKernel<4, 1>, MicroKernel<4, 2>, MicroKernel<4, 3>}};
 
 struct Integer {
   using Value = int16_t;
