@@ -314,12 +314,14 @@ struct Exact {
   // 24 rows of 4 superblocks take 96 KiB, and stay in the L2 cache for all tokens; the 16 KiB of 4 tokens stay in the
   // L1 cache for all rows.
   static constexpr int64_t kBlocks = 4;
+  static constexpr int64_t kDotLimit = 3;
 
   static int64_t Stride(int64_t K) { return PreparedFloats(K); }
   static End EndOf(const Layer& layer, const RowRun& run, int64_t row) { return skim::EndOf(layer, run, row); }
-  static void Dot(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const float* token, void* y,
-                  FloatType type) {
-    FunctionsOf(layer, run).dot(layer, run, begin, end, token, y, type);
+  static int64_t DotTokens(int64_t) { return 1; }
+  static void Dot(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const float* prepared, int64_t,
+                  void* y, FloatType type) {
+    FunctionsOf(layer, run).dot(layer, run, begin, end, prepared, y, type);
   }
   static void Decode(const Layer& layer, const RowRun& run, int64_t row, int64_t begin, int64_t end, float* out) {
     FunctionsOf(layer, run).decode(run, row, layer.weights.K, begin, end, out);

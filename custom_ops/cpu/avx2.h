@@ -271,6 +271,7 @@ SKIM_INLINE void StoreFloat(void* y, FloatType type, int64_t i, float value) {
 // then it is the rows of one micro kernel.
 constexpr int64_t kTileRows = 24;
 constexpr int64_t kFewTokens = 16;
+constexpr int64_t kDotRows = 32;
 
 // Sums of the products of several tokens, `x_stride` values apart, with several rows of `columns` columns, added to
 // sums[row * sums_stride + token].
@@ -327,21 +328,38 @@ void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_
   }
 }
 
+// Up to Path::kDotLimit tokens: rows are decoded again for every few of them, the codes are still in a cache.
+template <typename Path>
+void MatmulDots(const Layer& layer, const typename Path::Value* prepared, int64_t M, int64_t begin, int64_t end,
+                void* y, FloatType type) {
+  const int64_t N = layer.weights.N, stride = Path::Stride(layer.weights.K);
+  for (int64_t m = 0; m < M;) {
+    const int64_t tokens = Path::DotTokens(M - m);
+    void* out = static_cast<char*>(y) + m * N * FloatBytes(type);
+    const RowRun* run = layer.runs;
+    for (int64_t row = begin; row < end;) {
+      run = RunOf(run, row);
+      const int64_t run_end = Min(end, run->first + run->count);
+      Path::Dot(layer, *run, row - run->first, run_end - run->first, prepared + m * stride, tokens, out, type);
+      row = run_end;
+    }
+    m += tokens;
+  }
+}
+
 template <typename Path>
 void Matmul(const Layer& layer, const void* in, int64_t M, int64_t begin, int64_t end, void* y, FloatType type) {
   const auto* prepared = static_cast<const typename Path::Value*>(in);
-  if (M > 1) {
-    const int64_t rows = M <= kFewTokens ? Path::kRows : kTileRows;
+  if (M <= Path::kDotLimit) {
+    const int64_t rows = Path::DotTokens(M) == M ? end - begin : kDotRows;
     for (int64_t row = begin; row < end; row += rows) {
-      MatmulTile<Path>(layer, prepared, M, row, Min(end - row, rows), y, type);
+      MatmulDots<Path>(layer, prepared, M, row, Min(end, row + rows), y, type);
     }
     return;
   }
-  for (int i = 0; i < layer.run_count; ++i) {
-    const RowRun& run = layer.runs[i];
-    const int64_t first = begin > run.first ? begin - run.first : 0;
-    const int64_t last = Min(end - run.first, run.count);
-    if (first < last) Path::Dot(layer, run, first, last, prepared, y, type);
+  const int64_t rows = M <= kFewTokens ? Path::kRows : kTileRows;
+  for (int64_t row = begin; row < end; row += rows) {
+    MatmulTile<Path>(layer, prepared, M, row, Min(end - row, rows), y, type);
   }
 }
 

@@ -103,50 +103,62 @@ SKIM_INLINE double Sum(__m256d v) {
 
 // ---- rows
 
-// One token and kRows rows, the second one `apart` behind `row`, decoded and multiplied at once: they share the loads
-// of activations.
-template <typename Levels, int kRows>
-SKIM_INLINE void Dot(const Layer& layer, const RowRun& run, int64_t row, int64_t apart, const int16_t* x,
-                     const IntegerToken& meaning, void* y, FloatType type) {
-  const int64_t K = layer.weights.K;
+// kTokens tokens and kRows rows, the second one `apart` behind `row`, decoded and multiplied at once.
+template <typename Levels, int kRows, int kTokens>
+SKIM_INLINE void Dot(const Layer& layer, const RowRun& run, int64_t row, int64_t apart, const int16_t* tokens, void* y,
+                     FloatType type) {
+  const int64_t N = layer.weights.N, K = layer.weights.K, stride = PreparedWords(K);
   const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
   const Levels first(run, row), last(run, row + (kRows - 1) * apart);
-  __m256d totals[kRows];
-  for (__m256d& total : totals) total = _mm256_setzero_pd();
+  const int16_t* x = tokens + kHeader;
+  __m256d totals[kRows][kTokens];
+  for (auto& of_row : totals) {
+    for (__m256d& total : of_row) total = _mm256_setzero_pd();
+  }
   for (int64_t block = 0; block < superblocks; block += kFlushBlocks) {
-    __m256i sums[kRows];
-    for (__m256i& sum : sums) sum = _mm256_setzero_si256();
+    __m256i sums[kRows][kTokens];
+    for (auto& of_row : sums) {
+      for (__m256i& sum : of_row) sum = _mm256_setzero_si256();
+    }
     EachCodes<Levels::kWidth, kRows>(
         run.codes + row * row_bytes, apart * row_bytes, K, block, Min(block + kFlushBlocks, superblocks),
         [&](const __m256i(&codes)[kRows]) __attribute__((always_inline)) {
-          const __m256i even = Load(x), odd = Load(x + kGroup / 2);
+#pragma GCC unroll 2
           for (int r = 0; r < kRows; ++r) {
-            const __m256i w = r == 0 ? first(codes[r]) : last(codes[r]);
-            Accumulate(sums[r],
-                       _mm256_add_epi32(_mm256_madd_epi16(EvenBytes(w), even), _mm256_madd_epi16(OddBytes(w), odd)));
+            const __m256i levels = r == 0 ? first(codes[r]) : last(codes[r]);
+            const __m256i even = EvenBytes(levels), odd = OddBytes(levels);
+#pragma GCC unroll 4
+            for (int t = 0; t < kTokens; ++t) {
+              Accumulate(sums[r][t], _mm256_add_epi32(_mm256_madd_epi16(even, Load(x + t * stride)),
+                                                      _mm256_madd_epi16(odd, Load(x + t * stride + kGroup / 2))));
+            }
           }
           x += kGroup;
         });
-    for (int r = 0; r < kRows; ++r) totals[r] = _mm256_add_pd(totals[r], ToDoubles(sums[r]));
+    for (int r = 0; r < kRows; ++r) {
+      for (int t = 0; t < kTokens; ++t) totals[r][t] = _mm256_add_pd(totals[r][t], ToDoubles(sums[r][t]));
+    }
   }
   for (int r = 0; r < kRows; ++r) {
     const IntegerEnd end = EndOf(layer, run, row + r * apart);
-    StoreFloat(y, type, end.n, FinishUnsigned(end, Sum(totals[r]), meaning));
+    for (int t = 0; t < kTokens; ++t) {
+      const float value = FinishUnsigned(end, Sum(totals[r][t]), MeaningOf(tokens + t * stride));
+      StoreFloat(y, type, t * N + end.n, value);
+    }
   }
 }
 
-template <typename Levels>
-void DotRows(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* token, void* y,
+// kTokens tokens: rows begin..end of a run.
+template <typename Levels, int kTokens>
+void DotRows(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* tokens, void* y,
              FloatType type) {
-  const IntegerToken meaning = MeaningOf(token);
-  const int16_t* x = token + kHeader;
-  if constexpr (Levels::kDotRows == 2) {
+  if constexpr (kTokens == 1 && Levels::kDotRows == 2) {
     // Two streams of codes: memory is read ahead in each of them, in rows side by side it is not.
     const int64_t half = (end - begin) / 2;
-    for (int64_t row = begin; row < begin + half; ++row) Dot<Levels, 2>(layer, run, row, half, x, meaning, y, type);
+    for (int64_t row = begin; row < begin + half; ++row) Dot<Levels, 2, 1>(layer, run, row, half, tokens, y, type);
     begin += 2 * half;
   }
-  for (int64_t row = begin; row < end; ++row) Dot<Levels, 1>(layer, run, row, 0, x, meaning, y, type);
+  for (int64_t row = begin; row < end; ++row) Dot<Levels, 1, kTokens>(layer, run, row, 0, tokens, y, type);
 }
 
 // The levels of the superblocks begin..end of a row, in prepared order.
@@ -165,12 +177,14 @@ void DecodeRow(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t
 }
 
 struct RowFunctions {
-  void (*dot)(const Layer&, const RowRun&, int64_t begin, int64_t end, const int16_t* token, void* y, FloatType type);
+  using Dot = void (*)(const Layer&, const RowRun&, int64_t begin, int64_t end, const int16_t* tokens, void* y,
+                       FloatType);
+  Dot dot, dot2, dot4;  // with 1, 2 and 4 tokens
   void (*decode)(const RowRun&, int64_t row, int64_t K, int64_t begin, int64_t end, int16_t* out);
 };
 
 template <typename Levels>
-constexpr RowFunctions kFunctions{DotRows<Levels>, DecodeRow<Levels>};
+constexpr RowFunctions kFunctions{DotRows<Levels, 1>, DotRows<Levels, 2>, DotRows<Levels, 4>, DecodeRow<Levels>};
 
 constexpr RowFunctions kFunctionsOf[kClasses] = {
     kFunctions<TableLevels<1>>,  kFunctions<TableLevels<2>>,  kFunctions<TableLevels<3>>,  kFunctions<TableLevels<4>>,
@@ -259,13 +273,16 @@ struct Integer {
   using Sum = double;
   using End = IntegerEnd;
   static constexpr int64_t kHeader = skim::kHeader, kTokens = kMicroTokens, kRows = kMicroRows;
+  static constexpr int64_t kDotLimit = 8;
   static constexpr int64_t kBlocks = kFlushBlocks;  // 96 KiB of rows, as in exact arithmetic
 
   static int64_t Stride(int64_t K) { return PreparedWords(K); }
   static End EndOf(const Layer& layer, const RowRun& run, int64_t row) { return skim::EndOf(layer, run, row); }
-  static void Dot(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* token, void* y,
-                  FloatType type) {
-    kFunctionsOf[run.row_class].dot(layer, run, begin, end, token, y, type);
+  static int64_t DotTokens(int64_t tokens) { return tokens >= 4 ? 4 : tokens >= 2 ? 2 : 1; }
+  static void Dot(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* prepared,
+                  int64_t tokens, void* y, FloatType type) {
+    const RowFunctions& f = kFunctionsOf[run.row_class];
+    (tokens == 4 ? f.dot4 : tokens == 2 ? f.dot2 : f.dot)(layer, run, begin, end, prepared, y, type);
   }
   static void Decode(const Layer& layer, const RowRun& run, int64_t row, int64_t begin, int64_t end, int16_t* out) {
     kFunctionsOf[run.row_class].decode(run, row, layer.weights.K, begin, end, out);
