@@ -267,11 +267,8 @@ SKIM_INLINE void StoreFloat(void* y, FloatType type, int64_t i, float value) {
   }
 }
 
-// Rows that are decoded at a time for more than one token. Few tokens don't repay the way to the L2 cache and back:
-// then it is the rows of one micro kernel.
-constexpr int64_t kTileRows = 24;
-constexpr int64_t kFewTokens = 16;
-constexpr int64_t kDotRows = 32;
+constexpr int64_t kTileRows = 24;  // decoded at a time for many tokens: they stay in the L2 cache
+constexpr int64_t kDotRows = 32;   // decoded several times for few tokens: their codes stay in a cache
 
 // Sums of the products of several tokens, `x_stride` values apart, with several rows of `columns` columns, added to
 // sums[row * sums_stride + token].
@@ -279,20 +276,27 @@ template <typename Value, typename Sum>
 using MicroFunction = void (*)(const Value* x, int64_t x_stride, const Value* tile, int64_t columns, Sum* sums,
                                int64_t sums_stride);
 
-// Up to kTileRows stored rows from `begin` on, for several tokens. A `Path` is what differs between exact and integer
-// arithmetic:
+// A `Path` is what differs between exact and integer arithmetic:
 //
-//     Value, Sum           of a prepared token and a decoded level; of their products
-//     End                  what is known of a row
-//     kTokens, kRows       the most that a micro kernel takes
-//     kBlocks              superblocks that are decoded at a time
-//     Stride(K)            values of a prepared token
+//     Value, Sum        of a prepared token and a decoded level; of their products
+//     kHeader           values before a token's columns
+//     Stride(K)         values of a prepared token
+//     End, EndOf        what is known of a row
+//     Finish            from a sum to a result
+//     kDotLimit         as many tokens are few
+//     DotTokens, Dot    how many of them are multiplied while rows are decoded; this
+//     Decode            rows, as values
+//     kBlocks           superblocks of a row that are decoded at a time
+//     kTokens, kRows    the most that a micro kernel takes
+//     Micro             the micro kernel for as many
+
+// Stored rows begin..end, up to kTileRows, for many tokens.
 template <typename Path>
-void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_t M, int64_t begin, int64_t rows,
+void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_t M, int64_t begin, int64_t end,
                 void* y, FloatType type) {
   using Value = typename Path::Value;
   using Sum = typename Path::Sum;
-  const int64_t N = layer.weights.N, K = layer.weights.K;
+  const int64_t N = layer.weights.N, K = layer.weights.K, rows = end - begin;
   const int64_t superblocks = Superblocks(K), stride = Path::Stride(K);
   const int64_t sums_stride = (M + Path::kTokens - 1) / Path::kTokens * Path::kTokens;
   auto* tile = ThreadScratch<Value>(Scratch::kTile, kTileRows * Path::kBlocks * kSuperblockColumns);
@@ -328,7 +332,7 @@ void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_
   }
 }
 
-// Up to Path::kDotLimit tokens: rows are decoded again for every few of them, the codes are still in a cache.
+// Stored rows begin..end for few tokens.
 template <typename Path>
 void MatmulDots(const Layer& layer, const typename Path::Value* prepared, int64_t M, int64_t begin, int64_t end,
                 void* y, FloatType type) {
@@ -350,16 +354,10 @@ void MatmulDots(const Layer& layer, const typename Path::Value* prepared, int64_
 template <typename Path>
 void Matmul(const Layer& layer, const void* in, int64_t M, int64_t begin, int64_t end, void* y, FloatType type) {
   const auto* prepared = static_cast<const typename Path::Value*>(in);
-  if (M <= Path::kDotLimit) {
-    const int64_t rows = Path::DotTokens(M) == M ? end - begin : kDotRows;
-    for (int64_t row = begin; row < end; row += rows) {
-      MatmulDots<Path>(layer, prepared, M, row, Min(end, row + rows), y, type);
-    }
-    return;
-  }
-  const int64_t rows = M <= kFewTokens ? Path::kRows : kTileRows;
+  const bool few = M <= Path::kDotLimit;
+  const int64_t rows = !few ? kTileRows : Path::DotTokens(M) < M ? kDotRows : end - begin;
   for (int64_t row = begin; row < end; row += rows) {
-    MatmulTile<Path>(layer, prepared, M, row, Min(end - row, rows), y, type);
+    (few ? MatmulDots<Path> : MatmulTile<Path>)(layer, prepared, M, row, Min(end, row + rows), y, type);
   }
 }
 

@@ -152,10 +152,11 @@ SKIM_INLINE void Dot(const Layer& layer, const RowRun& run, int64_t row, int64_t
 template <typename Levels, int kTokens>
 void DotRows(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* tokens, void* y,
              FloatType type) {
-  if constexpr (kTokens == 1 && Levels::kDotRows == 2) {
+  if constexpr (kTokens <= 2 && Levels::kDotRows == 2) {
     // Two streams of codes: memory is read ahead in each of them, in rows side by side it is not.
     const int64_t half = (end - begin) / 2;
-    for (int64_t row = begin; row < begin + half; ++row) Dot<Levels, 2, 1>(layer, run, row, half, tokens, y, type);
+    for (int64_t row = begin; row < begin + half; ++row)
+      Dot<Levels, 2, kTokens>(layer, run, row, half, tokens, y, type);
     begin += 2 * half;
   }
   for (int64_t row = begin; row < end; ++row) Dot<Levels, 1, kTokens>(layer, run, row, 0, tokens, y, type);
