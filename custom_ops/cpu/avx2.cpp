@@ -271,7 +271,7 @@ void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, void*
   }
 }
 
-// ---- several tokens
+// ---- many tokens
 
 constexpr int kMicroTokens = 4;  // the micro kernel holds 4 x 3 sums in 12 of the 16 registers
 constexpr int kMicroRows = 3;
@@ -309,12 +309,11 @@ struct Exact {
   using Value = float;
   using Sum = float;
   using End = RowEnd;
-  static constexpr int64_t kHeader = 0;
-  static constexpr int64_t kTokens = kMicroTokens, kRows = kMicroRows;
+  static constexpr int64_t kHeader = 0, kTokens = kMicroTokens, kRows = kMicroRows;
   // 24 rows of 4 superblocks take 96 KiB, and stay in the L2 cache for all tokens; the 16 KiB of 4 tokens stay in the
   // L1 cache for all rows.
   static constexpr int64_t kBlocks = 4;
-  static constexpr int64_t kDotLimit = 3;
+  static constexpr int64_t kFewTokens = 3;  // one after the other they are as fast as together
 
   static int64_t Stride(int64_t K) { return PreparedFloats(K); }
   static End EndOf(const Layer& layer, const RowRun& run, int64_t row) { return skim::EndOf(layer, run, row); }

@@ -267,8 +267,12 @@ SKIM_INLINE void StoreFloat(void* y, FloatType type, int64_t i, float value) {
   }
 }
 
-constexpr int64_t kTileRows = 24;  // decoded at a time for many tokens: they stay in the L2 cache
-constexpr int64_t kDotRows = 32;   // decoded several times for few tokens: their codes stay in a cache
+// Few tokens are multiplied while rows are decoded, some of them at a time, so rows may be decoded more than once;
+// their codes then are in a cache. For more tokens rows are decoded to a tile: for many it has as many rows as the L2
+// cache takes, for some those of one micro kernel, as they don't repay the way to L2.
+constexpr int64_t kFewTokensRows = 32;
+constexpr int64_t kSomeTokens = 16;
+constexpr int64_t kTileRows = 24;
 
 // Sums of the products of several tokens, `x_stride` values apart, with several rows of `columns` columns, added to
 // sums[row * sums_stride + token].
@@ -278,19 +282,17 @@ using MicroFunction = void (*)(const Value* x, int64_t x_stride, const Value* ti
 
 // A `Path` is what differs between exact and integer arithmetic:
 //
-//     Value, Sum        of a prepared token and a decoded level; of their products
-//     kHeader           values before a token's columns
-//     Stride(K)         values of a prepared token
-//     End, EndOf        what is known of a row
-//     Finish            from a sum to a result
-//     kDotLimit         as many tokens are few
-//     DotTokens, Dot    how many of them are multiplied while rows are decoded; this
-//     Decode            rows, as values
-//     kBlocks           superblocks of a row that are decoded at a time
-//     kTokens, kRows    the most that a micro kernel takes
-//     Micro             the micro kernel for as many
+//     Value, Sum          of a prepared token and a decoded level; of their products
+//     Stride(K), kHeader  values of a prepared token, and those before its columns
+//     End, EndOf, Finish  what is known of a row; from its sum to a result
+//     kFewTokens          as many are few
+//     DotTokens(M), Dot   how many of M few tokens are multiplied at a time, and this, for rows of a run
+//     Decode              superblocks of a row to values
+//     kBlocks             superblocks that a tile holds
+//     kTokens, kRows      the most that a micro kernel takes
+//     Micro               the micro kernel for some tokens and rows
 
-// Stored rows begin..end, up to kTileRows, for many tokens.
+// Stored rows begin..end, up to kTileRows, by way of a tile.
 template <typename Path>
 void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_t M, int64_t begin, int64_t end,
                 void* y, FloatType type) {
@@ -334,8 +336,8 @@ void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_
 
 // Stored rows begin..end for few tokens.
 template <typename Path>
-void MatmulDots(const Layer& layer, const typename Path::Value* prepared, int64_t M, int64_t begin, int64_t end,
-                void* y, FloatType type) {
+void MatmulFew(const Layer& layer, const typename Path::Value* prepared, int64_t M, int64_t begin, int64_t end, void* y,
+               FloatType type) {
   const int64_t N = layer.weights.N, stride = Path::Stride(layer.weights.K);
   for (int64_t m = 0; m < M;) {
     const int64_t tokens = Path::DotTokens(M - m);
@@ -354,10 +356,11 @@ void MatmulDots(const Layer& layer, const typename Path::Value* prepared, int64_
 template <typename Path>
 void Matmul(const Layer& layer, const void* in, int64_t M, int64_t begin, int64_t end, void* y, FloatType type) {
   const auto* prepared = static_cast<const typename Path::Value*>(in);
-  const bool few = M <= Path::kDotLimit;
-  const int64_t rows = !few ? kTileRows : Path::DotTokens(M) < M ? kDotRows : end - begin;
+  const bool few = M <= Path::kFewTokens;
+  const int64_t tile_rows = M <= kSomeTokens ? Path::kRows : kTileRows;
+  const int64_t rows = !few ? tile_rows : Path::DotTokens(M) < M ? kFewTokensRows : end - begin;
   for (int64_t row = begin; row < end; row += rows) {
-    (few ? MatmulDots<Path> : MatmulTile<Path>)(layer, prepared, M, row, Min(end, row + rows), y, type);
+    (few ? MatmulFew<Path> : MatmulTile<Path>)(layer, prepared, M, row, Min(end, row + rows), y, type);
   }
 }
 

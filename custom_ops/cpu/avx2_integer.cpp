@@ -1,12 +1,12 @@
 // The integer arithmetic of the AVX2 kernels.
 //
-// A register of 32 codes becomes one of 32 levels, unsigned bytes that are `kZero` too large. Seen as 16 words its even
-// and odd bytes are taken out with one instruction each, and _mm256_madd_epi16 multiplies them with activations of 16
-// bits and adds pairs. (Products with the two digits of activations would take twice the instructions: AVX2 can add two
-// of them to 16 bits, but those have to be widened at once.) A prepared token is
+// A register of 32 codes becomes one of 32 levels, unsigned bytes. Taken for 16 words, its even and odd bytes come out
+// with one instruction each, and _mm256_madd_epi16 multiplies them with activations of 16 bits and adds pairs: six
+// instructions for 32 columns. The two digits of the activations would take nine, as the sum of two products of bytes
+// fills 16 bits, and has to be widened at once. A prepared token is
 //
-//     its `Meaning`, in the first kAlignment bytes
-//     of every group of 32 columns: q of the 16 even ones, q of the 16 odd ones
+//     its `IntegerToken`, in the first kAlignment bytes
+//     q of the 16 even columns, then of the 16 odd ones of every group of 32 columns
 //
 // Nothing in this file may have external linkage but `Avx2Integer` (see avx2.h).
 #include <limits>
@@ -27,13 +27,13 @@ int64_t PreparedWords(int64_t K) { return kHeader + PaddedColumns(K); }
 
 int64_t PreparedBytes(int64_t K) { return PreparedWords(K) * static_cast<int64_t>(sizeof(int16_t)); }
 
-// ---- levels: 32 codes to 32 unsigned bytes, `kZero` more than they are
+// ---- levels: 32 codes to 32 unsigned bytes; `IntegerEnd` knows what they are too large by
 
 template <int kBits>
 struct TableLevels {
-  static constexpr int kWidth = kBits, kZero = 128;
+  static constexpr int kWidth = kBits;
   static constexpr int kTables = kBits <= 4 ? 1 : 1 << (kBits - 4);
-  static constexpr int kDotRows = kTables == 1 ? 2 : 1;  // multiplied at once: as many as have place in the registers
+  static constexpr int kDotRows = kTables == 1 ? 2 : 1;  // as many as have place in the registers
   __m256i tables[kTables];
 
   SKIM_INLINE TableLevels(const RowRun& run, int64_t row) {
@@ -50,7 +50,7 @@ struct TableLevels {
 
 template <int kBits>
 struct AffineLevels {
-  static constexpr int kWidth = kBits, kZero = 1 << (kBits - 1), kDotRows = 2;
+  static constexpr int kWidth = kBits, kDotRows = 2;
 
   SKIM_INLINE AffineLevels(const RowRun&, int64_t) {}
 
@@ -71,7 +71,7 @@ SKIM_INLINE void Accumulate(__m256i& sum, __m256i products) {
 // ---- the ends of rows
 
 struct IntegerEnd : RowEnd {
-  double zero;  // what the unsigned levels are too large by
+  double zero;  // the unsigned level that stands for 0
 };
 
 IntegerEnd EndOf(const Layer& layer, const RowRun& run, int64_t row) {
@@ -101,7 +101,7 @@ SKIM_INLINE double Sum(__m256d v) {
   return _mm_cvtsd_f64(_mm_add_sd(pair, _mm_unpackhi_pd(pair, pair)));
 }
 
-// ---- rows
+// ---- few tokens: multiplied while rows are decoded
 
 // kTokens tokens and kRows rows, the second one `apart` behind `row`, decoded and multiplied at once.
 template <typename Levels, int kRows, int kTokens>
@@ -148,21 +148,23 @@ SKIM_INLINE void Dot(const Layer& layer, const RowRun& run, int64_t row, int64_t
   }
 }
 
-// kTokens tokens: rows begin..end of a run.
+// The same for rows begin..end of a run.
 template <typename Levels, int kTokens>
 void DotRows(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* tokens, void* y,
              FloatType type) {
   if constexpr (kTokens <= 2 && Levels::kDotRows == 2) {
-    // Two streams of codes: memory is read ahead in each of them, in rows side by side it is not.
+    // Two rows share the loads of activations. They come from the two halves of all rows: the CPU reads ahead in two
+    // long streams of codes, but not in two rows side by side, which took more than twice the time.
     const int64_t half = (end - begin) / 2;
-    for (int64_t row = begin; row < begin + half; ++row)
+    for (int64_t row = begin; row < begin + half; ++row) {
       Dot<Levels, 2, kTokens>(layer, run, row, half, tokens, y, type);
+    }
     begin += 2 * half;
   }
   for (int64_t row = begin; row < end; ++row) Dot<Levels, 1, kTokens>(layer, run, row, 0, tokens, y, type);
 }
 
-// The levels of the superblocks begin..end of a row, in prepared order.
+// The levels of the superblocks begin..end of a row as words, in prepared order.
 template <typename Levels>
 void DecodeRow(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, int16_t* out) {
   const int64_t row_bytes = RowBytes(Levels::kWidth, K);
@@ -227,12 +229,12 @@ void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, void*
   }
 }
 
-// ---- several tokens
+// ---- many tokens
 
 constexpr int kMicroTokens = 4;
 constexpr int kMicroRows = 3;
 
-// The unrolling keeps the sums in registers.
+// Each sum gets at most the products of kFlushBlocks superblocks. Only the unrolling keeps the sums in registers.
 template <int kTokens, int kRows>
 void MicroKernel(const int16_t* x, int64_t x_stride, const int16_t* tile, int64_t columns, double* sums,
                  int64_t sums_stride) {
@@ -274,12 +276,12 @@ struct Integer {
   using Sum = double;
   using End = IntegerEnd;
   static constexpr int64_t kHeader = skim::kHeader, kTokens = kMicroTokens, kRows = kMicroRows;
-  static constexpr int64_t kDotLimit = 8;
+  static constexpr int64_t kFewTokens = 8;
   static constexpr int64_t kBlocks = kFlushBlocks;  // 96 KiB of rows, as in exact arithmetic
 
   static int64_t Stride(int64_t K) { return PreparedWords(K); }
   static End EndOf(const Layer& layer, const RowRun& run, int64_t row) { return skim::EndOf(layer, run, row); }
-  static int64_t DotTokens(int64_t tokens) { return tokens >= 4 ? 4 : tokens >= 2 ? 2 : 1; }
+  static int64_t DotTokens(int64_t M) { return M >= 4 ? 4 : M >= 2 ? 2 : 1; }
   static void Dot(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* prepared,
                   int64_t tokens, void* y, FloatType type) {
     const RowFunctions& f = kFunctionsOf[run.row_class];
