@@ -78,6 +78,17 @@ static inline IntegerToken QuantizeToken(const float* x, int64_t count, int8_t* 
   return {scale, scale * static_cast<float>(kDigitBase * high_sum + low_sum), high_sum, low_sum};
 }
 
+// The same with q as it is; `low_sum` is the sum of q, and `high_sum` 0.
+static inline IntegerToken QuantizeToken(const float* x, int64_t count, int16_t* q) {
+  const float scale = QuantizationScale(x, count), inverse = InverseScale(scale);
+  int32_t sum = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    q[k] = static_cast<int16_t>(Quantize(x[k], inverse));
+    sum += q[k];
+  }
+  return {scale, scale * static_cast<float>(sum), 0, sum};
+}
+
 // D from the sums over the digits.
 static inline double SumOfDigits(int32_t high, int32_t low) { return double{kDigitBase} * high + low; }
 

@@ -1,6 +1,7 @@
 // Compares the kernels with a definition written down once more, on heap blocks of exactly the tensors' sizes: built
 // with AddressSanitizer, every read or write outside of a tensor is an error. Prints each failure; exits with 1 if
 // there is one.
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -112,6 +113,21 @@ struct Case {
     packed.column_scale = halves[2].tensor();
     packed.bias = floats[0].tensor();
   }
+
+  // Makes all levels the largest of a byte, 127, or the smallest, -128, times 2^-7; affine rows add 2^-7. Column scales
+  // become 1. For an int8 codebook, and K that need no padding.
+  void MakeExtreme(bool largest) {
+    const auto fill = [](const auto& block, int value) { std::fill_n(block.data.get(), block.size, value); };
+    fill(bytes[0], largest ? 0xff : 0);
+    fill(bytes[1], largest ? 127 : 0x80);
+    fill(halves[1], FloatToHalf(0x1p-7f));
+    fill(halves[2], FloatToHalf(1.0f));
+    for (int64_t n = 0; n < packed.N; ++n) {
+      const int row_class = packed.row_class.data[n], half = 1 << (ClassBits(row_class) - 1);
+      const int level = !IsAffine(row_class) ? (largest ? 127 : -128) : (largest ? half - 1 : -half) + 1;
+      std::fill_n(weights.begin() + n * packed.K, packed.K, 0x1p-7 * level);
+    }
+  }
 };
 
 template <typename T>
@@ -134,8 +150,12 @@ double RelativeError(const std::vector<double>& got, const std::vector<double>& 
   return std::sqrt(difference / norm);  // NaN, from an element that was not written, fails every comparison
 }
 
+using Draw = float (*)(std::mt19937& random);  // an activation
+float Normal(std::mt19937& random) { return std::normal_distribution<float>()(random); }
+float One(std::mt19937&) { return 1; }
+
 template <typename T>
-void TestKernels(const Kernels& kernels, const Case& c, int64_t M, std::mt19937& random) {
+void TestKernels(const Kernels& kernels, const Case& c, int64_t M, std::mt19937& random, Draw draw = Normal) {
   const FloatType type = sizeof(T) == 4 ? FloatType::kFloat32 : FloatType::kFloat16;
   const double bound = sizeof(T) == 4 ? 1e-5 : 1e-3;
   const int64_t N = c.packed.N, K = c.packed.K;
@@ -144,7 +164,7 @@ void TestKernels(const Kernels& kernels, const Case& c, int64_t M, std::mt19937&
 
   std::vector<T> x_values(M * K);
   for (T& x : x_values) {
-    const float value = std::normal_distribution<float>()(random);
+    const float value = draw(random);
     if constexpr (sizeof(T) == 4) {
       x = value;
     } else {
@@ -221,13 +241,22 @@ int main() {
         const Case c(classes == kClasses ? 50 : 5, K, list, type, random);
         Check(c.packed.Validate().empty(), "validation", "none", c.packed.N, K, 0);
         for (const Kernels* kernels : tables) {
-          for (int64_t M : {1, 2, 3, 7}) TestKernels<float>(*kernels, c, M, random);
-          TestKernels<uint16_t>(*kernels, c, 1, random);
-          TestKernels<uint16_t>(*kernels, c, 5, random);
+          for (int64_t M : {1, 2, 3, 7, 9, 11}) TestKernels<float>(*kernels, c, M, random);
+          for (int64_t M : {1, 5, 10}) TestKernels<uint16_t>(*kernels, c, M, random);
         }
         ++cases;
       }
     }
+  }
+  // Integer sums that are as large as they can be.
+  for (bool largest : {false, true}) {
+    Case c(12, kMaxIntegerColumns, {2, 3, 7, 10, 15}, CodebookType::kInt8, random);
+    c.MakeExtreme(largest);
+    Check(c.packed.Validate().empty(), "validation of extreme levels", "none", c.packed.N, c.packed.K, 0);
+    for (const Kernels* kernels : tables) {
+      for (int64_t M : {1, 3, 9}) TestKernels<float>(*kernels, c, M, random, One);
+    }
+    ++cases;
   }
   std::printf("%d cases, %d failures, kernels:", cases, failures);
   for (const Kernels* kernels : tables) std::printf(" %s", kernels->name);
