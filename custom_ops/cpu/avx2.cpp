@@ -13,6 +13,8 @@
 // Nothing in this file may have external linkage but `Avx2Kernels` (see avx2.h).
 #include "avx2.h"
 
+#include "swiglu.h"
+
 namespace skim {
 namespace {
 
@@ -354,7 +356,7 @@ void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
 }  // namespace
 
 const Kernels& Avx2Kernels() {
-  static const Kernels kernels{"avx2", {PreparedBytes, Prepare, Matmul<Exact>}, Avx2Integer(), Gather};
+  static const Kernels kernels{"avx2", {PreparedBytes, Prepare, Matmul<Exact>}, Avx2Integer(), Swiglu, Gather};
   return kernels;
 }
 

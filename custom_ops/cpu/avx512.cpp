@@ -934,8 +934,11 @@ int64_t ExactBytes(int64_t K) { return ExactFloats(K) * static_cast<int64_t>(siz
 }  // namespace
 
 const Kernels& Avx512Kernels() {
-  static const Kernels kernels{
-      "avx512", {ExactBytes, PrepareFloats, MatmulFloats}, {IntegerBytes, PrepareIntegers, MatmulIntegers}, Swiglu, Gather};
+  static const Kernels kernels{"avx512",
+                               {ExactBytes, PrepareFloats, MatmulFloats},
+                               {IntegerBytes, PrepareIntegers, MatmulIntegers},
+                               Swiglu,
+                               Gather};
   return kernels;
 }
 
