@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+import kernels
 import quality
 import quality_whole
 import quantizer
@@ -20,6 +21,9 @@ def main() -> int:
     whole = names.add_parser("quality-whole", help="the same with embedding and head quantized, against GGUF mixtures")
     quality_whole.add_arguments(whole)
     quantizer.add_arguments(names.add_parser("quantizer", help="seconds to quantize one layer"))
+    kernels.add_arguments(
+        names.add_parser("kernels", help="milliseconds of one linear layer, beside onnxruntime's own")
+    )
     args = parser.parse_args()
     return run_command(f"benchmarks {args.name}", lambda: args.run(args))
 
