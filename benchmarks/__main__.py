@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+import instructions
 import kernels
 import quality
 import quality_whole
@@ -24,6 +25,8 @@ def main() -> int:
     kernels.add_arguments(
         names.add_parser("kernels", help="milliseconds of one linear layer, beside onnxruntime's own")
     )
+    counting = names.add_parser("instructions", help="instructions for one weight, by width and arithmetic")
+    instructions.add_arguments(counting)
     args = parser.parse_args()
     return run_command(f"benchmarks {args.name}", lambda: args.run(args))
 
