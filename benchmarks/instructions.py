@@ -81,8 +81,8 @@ def run(args: argparse.Namespace) -> None:
         def counted(case: tuple[int, str, int]) -> float:
             row_class, arithmetic, tokens = case
             command = [valgrind, str(loop), str(row_class), str(rows), str(columns), str(tokens), arithmetic]
-            some, none = (_instructions(command, args.kernel, n) for n in (args.repetitions, 0))
-            return float(some - none) / (args.repetitions * rows * columns)
+            some, none = (_instructions(command, str(args.kernel), n) for n in (int(args.repetitions), 0))
+            return (some - none) / (int(args.repetitions) * rows * columns)
 
         for case, found in zip(cases, pool.map(counted, cases), strict=True):
             counts.append(Count(*case, found))
