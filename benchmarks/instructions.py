@@ -1,8 +1,9 @@
 """Instructions for one weight, by width and arithmetic: the same on every run, whatever else the machine does.
 
 A native loop (custom_ops/tests/kernel_loop.cpp) runs under valgrind, so neither Python nor onnxruntime is counted. What
-some repetitions take more than none is divided by their weights. Preparing the activations is included, as a node of
-the graph does it on every call. valgrind cannot run AVX-512, so the kernels counted are those for AVX2 by default.
+some repetitions take more than one is divided by their weights: what happens only once is left out. Preparing the
+activations is included, as a node of the graph does it on every call. valgrind cannot run AVX-512, so the kernels
+counted are those for AVX2 by default.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classes", nargs="+", type=int, default=list(range(CLASSES)), metavar="C", help="row classes; default: all"
     )
-    parser.add_argument("--repetitions", type=int, default=2, help="of the multiplication (%(default)s)")
+    parser.add_argument("--repetitions", type=int, default=2, help="that are counted (%(default)s)")
     parser.add_argument("--kernel", choices=("avx2", "reference"), default="avx2", help="default: avx2")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a JSON file")
     parser.set_defaults(run=run)
@@ -81,8 +82,9 @@ def run(args: argparse.Namespace) -> None:
         def counted(case: tuple[int, str, int]) -> float:
             row_class, arithmetic, tokens = case
             command = [valgrind, str(loop), str(row_class), str(rows), str(columns), str(tokens), arithmetic]
-            some, none = (_instructions(command, str(args.kernel), n) for n in (int(args.repetitions), 0))
-            return (some - none) / (int(args.repetitions) * rows * columns)
+            repetitions: int = args.repetitions
+            one, more = (_instructions(command, args.kernel, n) for n in (1, 1 + repetitions))
+            return (more - one) / (repetitions * rows * columns)
 
         for case, found in zip(cases, pool.map(counted, cases), strict=True):
             counts.append(Count(*case, found))
