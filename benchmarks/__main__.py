@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import sys
 
+import decode
+import instructions
+import kernels
 import quality
 import quality_whole
 import quantizer
@@ -20,6 +23,12 @@ def main() -> int:
     whole = names.add_parser("quality-whole", help="the same with embedding and head quantized, against GGUF mixtures")
     quality_whole.add_arguments(whole)
     quantizer.add_arguments(names.add_parser("quantizer", help="seconds to quantize one layer"))
+    kernels.add_arguments(
+        names.add_parser("kernels", help="milliseconds of one linear layer, beside onnxruntime's own")
+    )
+    counting = names.add_parser("instructions", help="instructions for one weight, by width and arithmetic")
+    instructions.add_arguments(counting)
+    decode.add_arguments(names.add_parser("decode", help="tokens per second of a whole model, beside other exports"))
     args = parser.parse_args()
     return run_command(f"benchmarks {args.name}", lambda: args.run(args))
 

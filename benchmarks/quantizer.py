@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import time
 
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
+from speed import parse_shape
 
 from skim_export.quantize import METHODS, quantize_linear, width_errors
-from skim_runtime.errors import UserError
 
 __all__ = ["add_arguments", "run"]
 
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     for column in ("rows", "columns", "what", "seconds", "ns a weight"):
         table.add_column(column, justify="left" if column == "what" else "right")
     for shape in args.shapes:
-        rows, columns = _parsed(shape)
+        rows, columns = parse_shape(shape)
         weight, sensitivity, correlation = _random_layer(rows, columns)
         bits = np.full(rows, args.bits, np.uint8)
         started = time.perf_counter()
@@ -54,13 +53,6 @@ def run(args: argparse.Namespace) -> None:
         for what, seconds in timed:
             table.add_row(str(rows), str(columns), what, f"{seconds:.1f}", f"{1e9 * seconds / weight.size:.0f}")
     Console(width=100).print(table)
-
-
-def _parsed(shape: str) -> tuple[int, int]:
-    match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", shape)
-    if match is None:
-        raise UserError(f"--shapes {shape}: must be rows and columns, such as 4096x4096")
-    return int(match[1]), int(match[2])
 
 
 def _random_layer(

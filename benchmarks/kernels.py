@@ -1,0 +1,376 @@
+"""Milliseconds of one linear layer inside onnxruntime, every width of ours against onnxruntime's own operators.
+
+What is measured: a model has so many copies of the node, each with weights of its own, that the weights together take
+several times the last-level cache, and one call of the session runs all of them one after the other, as a decoder runs
+its layers. A time is that of the call divided by the number of copies. All copies write to one output buffer that was
+there before, so nothing is allocated. From 32 tokens on, arithmetic takes longer than reading, and one copy is enough.
+
+What it costs to run a node that does nothing, the share of the call included, is measured the same way and printed.
+
+All sessions live in one process and take turns. Threads of a session go on spinning for about 35 ms after a call, which
+would take a core from the next contender; `session.force_spinning_stop` ends that with the call, while they still spin
+between the nodes of a call as they do by default (without any spinning two threads lose much of their worth). So
+threads are woken once a call, and a call has many nodes.
+
+Each contender is compared with numpy before it is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime as ort
+from random_layers import RandomLayer, dense_layer, model_of, model_of_nothing, nbits_layer, packed_layer
+from rich.console import Console
+from rich.table import Table
+from speed import at_least, last_level_cache, machine, number, parse_shape, read_bandwidth, save_json
+
+from skim_runtime.errors import UserError
+from skim_runtime.library import kernel_name, library_path
+from skim_runtime.progress import Progress
+from skim_runtime.progress_bar import ProgressBar
+
+__all__ = ["WIDTHS", "Row", "add_arguments", "run"]
+
+COLUMNS = 64  # columns must be a multiple: the blocks of the 2-bit operator
+MANY_TOKENS = 32
+COLD = 3  # times the last-level cache
+MODEL_LIMIT = 1_500_000_000  # bytes: onnx has models of 2 GiB at most
+NOTHING_NODES = 256
+BOUNDS = {None: 1e-4, 0: 1e-4, 4: 5e-2}  # relative error by accuracy level
+LUT_ROWS = 128  # onnxruntime takes its table path only for multiples of these
+
+
+# What `--bits` takes: the share of rows of each class (docs/format.md).
+WIDTHS: dict[str, dict[int, float]] = {
+    **{str(bits): {bits - 1: 1.0} for bits in range(1, 9)},
+    "7-affine": {14: 1.0},
+    "8-affine": {15: 1.0},
+    "mixed-3": {1: 0.25, 2: 0.5, 3: 0.25},
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A way to multiply.
+
+    Attributes:
+        name: what the table calls it.
+        level: the attribute accuracy_level; None if the operator has none.
+        layer: makes random weights `[N, K]`.
+        options: session options.
+    """
+
+    name: str
+    level: int | None
+    layer: Callable[[np.random.Generator, int, int], RandomLayer]
+    options: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        shape: NxK.
+        threads: threads of the session.
+        tokens: M.
+        contender: name of what was measured.
+        level: its accuracy level.
+        nbytes: bytes of the weights, scales and codebooks included.
+        copies: nodes with weights of their own in one call.
+        error: relative error against numpy.
+        milliseconds: median over the rounds.
+        fastest: the fastest round.
+        gigabytes_per_second: of weights.
+        bandwidth_share: the same over the read bandwidth of as many threads.
+        to_nbits4: how many times as fast as MatMulNBits with 4 bits at level 4.
+        to_lut2: how many times as fast as MatMulNBits with 2 bits and `mlas.use_lut_gemm`.
+    """
+
+    shape: str
+    threads: int
+    tokens: int
+    contender: str
+    level: int | None
+    nbytes: int
+    copies: int
+    error: float
+    milliseconds: float
+    fastest: float
+    gigabytes_per_second: float
+    bandwidth_share: float
+    to_nbits4: float | None
+    to_lut2: float | None
+
+
+NBITS4 = Contender("MatMulNBits 4 bits", 4, lambda random, n, k: nbits_layer(random, n, k, 4, 32))
+LUT2 = Contender(
+    "MatMulNBits 2 bits, LUT",
+    4,
+    lambda random, n, k: nbits_layer(random, n, k, 2, 64),
+    (("mlas.use_lut_gemm", "1"),),
+)
+OTHERS = [
+    NBITS4,
+    Contender(NBITS4.name, 0, NBITS4.layer),
+    LUT2,
+    Contender("MatMul float32", None, dense_layer),
+]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--shapes", nargs="+", default=["14336x4096"], metavar="NxK", help="default: 14336x4096")
+    parser.add_argument("--bits", nargs="+", default=list(WIDTHS), choices=list(WIDTHS), help="default: all")
+    parser.add_argument("--levels", nargs="+", type=int, default=[4, 0], choices=[4, 0], help="accuracy levels of ours")
+    parser.add_argument("--tokens", nargs="+", type=int, default=[1, 4, 8, 128], metavar="M", help="default: 1 4 8 128")
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2], metavar="T", help="default: 1 2")
+    parser.add_argument("--rounds", type=int, default=7, help="medians are over so many (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=0.05, help="of one contender in a round (%(default)s)")
+    parser.add_argument(
+        "--cold-mb", type=float, metavar="MB", help=f"weights read in turn; default: {COLD} times the last-level cache"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a JSON file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure and print a table for each shape, number of threads and number of tokens."""
+    shapes = {shape: parse_shape(shape, COLUMNS) for shape in args.shapes}
+    at_least("--tokens", 1, *args.tokens)
+    at_least("--threads", 1, *args.threads)
+    at_least("--rounds", 1, args.rounds)
+    if not args.seconds >= 0:
+        raise UserError(f"--seconds {args.seconds}: must be at least 0")
+    if args.cold_mb is not None and not args.cold_mb > 0:
+        raise UserError(f"--cold-mb {args.cold_mb}: must be positive")
+    cold = COLD * last_level_cache() if args.cold_mb is None else int(args.cold_mb * 1e6)
+    library, kernel = library_path(), kernel_name()
+
+    report: dict[str, Any] = {
+        "machine": machine(),
+        "kernel": kernel,
+        "cold_bytes": cold,
+        "rounds": args.rounds,
+        "seconds": args.seconds,
+        "bandwidth": {},
+        "nothing_microseconds": {},
+        "rows": [],
+    }
+    save_json(args.json, report)
+    console = Console(width=130)
+    for threads in dict.fromkeys(args.threads):
+        found, way = read_bandwidth(threads, max(2 * cold, 1 << 20))
+        report["bandwidth"][threads] = {"bytes_per_second": found, "way": way}
+        nothing = report["nothing_microseconds"][threads] = 1e6 * _nothing(threads, args.rounds)
+        console.print(
+            f"{threads} threads: {found / 1e9:.1f} GB/s read by {way}; a node that does nothing takes {nothing:.2f} us"
+        )
+    contenders = [_ours(bits, level) for level in args.levels for bits in args.bits] + OTHERS
+    for shape, (rows, columns) in shapes.items():
+        for threads in dict.fromkeys(args.threads):
+            for few in (True, False):
+                tokens = [m for m in dict.fromkeys(args.tokens) if (m < MANY_TOKENS) == few]
+                if not tokens:
+                    continue
+                with ProgressBar() as progress:
+                    entries = _enter(contenders, rows, columns, cold if few else 1, threads, library, progress)
+                    times = {m: _take_turns(entries, m, args.rounds, args.seconds, progress) for m in tokens}
+                bandwidth = report["bandwidth"][threads]["bytes_per_second"]
+                for m in tokens:
+                    table = _rows(shape, threads, m, entries, times[m], bandwidth)
+                    report["rows"] += [asdict(row) for row in table]
+                    console.print(_printed(table, f"\n{shape}, {m} tokens, {threads} threads, kernel {kernel}"))
+                save_json(args.json, report)
+
+
+def _ours(bits: str, level: int) -> Contender:
+    name = f"{bits} bits" if bits.isdigit() else bits.replace("-", " bits ") if "affine" in bits else "2, 3 and 4 bits"
+    return Contender(name, level, lambda random, n, k: packed_layer(random, n, k, WIDTHS[bits]))
+
+
+class Entry:
+    """A contender with its session.
+
+    Attributes:
+        contender: what it is.
+        nbytes: bytes of the weights of one copy.
+        copies: nodes with weights of their own.
+        error: relative error of the first node against numpy.
+    """
+
+    def __init__(
+        self, contender: Contender, rows: int, columns: int, cold: int, threads: int, library: Path, seed: int
+    ) -> None:
+        random = np.random.default_rng(seed)
+        layers = [contender.layer(random, rows, columns)]
+        self.contender, self.nbytes = contender, layers[0].nbytes
+        while len(layers) * self.nbytes < min(cold, MODEL_LIMIT):
+            layers.append(contender.layer(random, rows, columns))
+        self.copies = len(layers)
+        level = {} if contender.level is None else {"accuracy_level": contender.level}
+        self._session = _session(model_of(layers, **level), threads, library, contender.options)
+        self._rows, self._columns = rows, columns
+        self.error = self._checked(layers[0])
+
+    def _checked(self, layer: RandomLayer) -> float:
+        """Relative error for a few tokens, or an exception: the figures of a wrong result are worth nothing."""
+        x = _activations(3, self._columns)
+        rows, weight = layer.sample()
+        got = self._session.run(["Y0"], {"X": x})[0][:, rows]
+        want = x.astype(np.float64) @ weight.T.astype(np.float64)
+        error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+        if not error < BOUNDS[self.contender.level]:
+            raise RuntimeError(
+                f"{self.contender.name}, level {self.contender.level}: off by {error:.2g}, more than rounding explains"
+            )
+        return error
+
+    def call(self, tokens: int) -> Callable[[], None]:
+        """A call of all nodes on random activations of so many tokens."""
+        return _bound(self._session, _activations(tokens, self._columns), (tokens, self._rows))
+
+
+def _enter(
+    contenders: Sequence[Contender],
+    rows: int,
+    columns: int,
+    cold: int,
+    threads: int,
+    library: Path,
+    progress: Progress,
+) -> list[Entry]:
+    entries = []
+    progress.start("loading", len(contenders))
+    for i, contender in enumerate(contenders):
+        if contender is not LUT2 or rows % LUT_ROWS == 0:
+            entries.append(Entry(contender, rows, columns, cold, threads, library, seed=i))
+        progress.step(contender.name)
+    progress.finish()
+    return entries
+
+
+def _take_turns(
+    entries: Sequence[Entry], tokens: int, rounds: int, seconds: float, progress: Progress
+) -> list[list[float]]:
+    """Seconds of one node by contender and round."""
+    calls = [entry.call(tokens) for entry in entries]
+    times: list[list[float]] = [[] for _ in entries]
+    progress.start(f"{tokens} tokens", rounds)
+    for number_of_round in range(rounds):
+        for entry, call, found in zip(entries, calls, times, strict=True):
+            found.append(_seconds(call, seconds) / entry.copies)
+        progress.step(f"round {number_of_round + 1}")
+    progress.finish()
+    return times
+
+
+def _seconds(call: Callable[[], None], seconds: float) -> float:
+    """Mean seconds of a call, of as many as take `seconds`; the first one counts only if it takes that long itself."""
+    started = time.perf_counter()
+    call()
+    first = time.perf_counter() - started
+    if first >= seconds:
+        return first
+    count, started = 0, time.perf_counter()
+    while True:
+        call()
+        count += 1
+        taken = time.perf_counter() - started
+        if taken >= seconds:
+            return taken / count
+
+
+def _nothing(threads: int, rounds: int) -> float:
+    """Seconds of a node that does nothing."""
+    session = _session(model_of_nothing(NOTHING_NODES), threads, None, ())
+    call = _bound(session, _activations(1, 1), (1, 1))
+    return statistics.median(_seconds(call, 0.01) for _ in range(rounds)) / NOTHING_NODES
+
+
+def _session(model: bytes, threads: int, library: Path | None, more: Sequence[tuple[str, str]]) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    for key, value in more:
+        options.add_session_config_entry(key, value)
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _bound(session: ort.InferenceSession, x: npt.NDArray[np.float32], shape: tuple[int, int]) -> Callable[[], None]:
+    """A call with all outputs in one buffer: the nodes run one after the other, and nobody reads what they write."""
+    y = np.empty(shape, np.float32)
+    binding = session.io_binding()
+    binding.bind_cpu_input("X", x)
+    for output in session.get_outputs():
+        binding.bind_output(output.name, "cpu", 0, np.float32, shape, y.ctypes.data)
+
+    def call(kept: tuple[npt.NDArray[np.float32], ...] = (x, y)) -> None:  # the binding knows no owner
+        session.run_with_iobinding(binding)
+
+    return call
+
+
+def _activations(tokens: int, columns: int) -> npt.NDArray[np.float32]:
+    return np.random.default_rng(tokens).standard_normal((tokens, columns), np.float32)
+
+
+def _rows(
+    shape: str, threads: int, tokens: int, entries: Sequence[Entry], times: Sequence[list[float]], bandwidth: float
+) -> list[Row]:
+    medians = [statistics.median(found) for found in times]
+    reference = {entry.contender: median for entry, median in zip(entries, medians, strict=True)}
+    nbits4, lut2 = reference[NBITS4], reference.get(LUT2)
+    return [
+        Row(
+            shape=shape,
+            threads=threads,
+            tokens=tokens,
+            contender=entry.contender.name,
+            level=entry.contender.level,
+            nbytes=entry.nbytes,
+            copies=entry.copies,
+            error=entry.error,
+            milliseconds=1e3 * median,
+            fastest=1e3 * min(found),
+            gigabytes_per_second=entry.nbytes / median / 1e9,
+            bandwidth_share=entry.nbytes / median / bandwidth,
+            to_nbits4=nbits4 / median,
+            to_lut2=None if lut2 is None else lut2 / median,
+        )
+        for entry, found, median in zip(entries, times, medians, strict=True)
+    ]
+
+
+def _printed(rows: Sequence[Row], title: str) -> Table:
+    table = Table(title=title, box=None, header_style="", title_justify="left")
+    table.add_column("weights", no_wrap=True)
+    headings = ("level", "MB", "copies", "error", "ms", "fastest", "GB/s", "of bandwidth")
+    for heading in (*headings, "times NBits 4", "times LUT 2"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.contender,
+            number(row.level, "d"),
+            f"{row.nbytes / 1e6:.2f}",
+            str(row.copies),
+            f"{row.error:.1e}",
+            f"{row.milliseconds:.3f}",
+            f"{row.fastest:.3f}",
+            f"{row.gigabytes_per_second:.1f}",
+            f"{row.bandwidth_share:.0%}",
+            number(row.to_nbits4, ".2f"),
+            number(row.to_lut2, ".2f"),
+        )
+    return table
