@@ -3,7 +3,6 @@
 //     integer: levels as signed bytes times the two digits of the activations, products of 16 bits added up in pairs
 //     exact: a level is known by 16 bits, the upper half of a small whole number's float or a float16. Each of their
 //            bytes is looked up; put together they are widened by one instruction
-//
 #include "neon_integer.h"
 
 namespace skim {
@@ -61,16 +60,17 @@ SKIM_INLINE uint16x8x2_t LoadEntries(const RowRun& run, int64_t row, int64_t fir
 template <int kBits, Entries kEntries>
 struct FloatTable {
   static constexpr int kWidth = kBits, kClean = TableClean(kBits);
-  static constexpr int kRows = kBits <= 5 ? 2 : 1;  // whose tables fit into the registers
-  ByteTable<kBits> low, high;                       // the bytes of 16 bits
+  ByteTable<kBits> low, high;  // the bytes of 16 bits
 
   SKIM_INLINE FloatTable(const RowRun& run, int64_t row) {
-    for (int i = 0; i < ByteTable<kBits>::kRegisters; ++i) {
-      const uint16x8x2_t entries = LoadEntries<kBits, kEntries>(run, row, 16 * i);
-      const uint8x16_t a = vreinterpretq_u8_u16(entries.val[0]), b = vreinterpretq_u8_u16(entries.val[1]);
-      low.tables[i] = vuzp1q_u8(a, b);
-      high.tables[i] = vuzp2q_u8(a, b);
-    }
+    const auto fill = [&](ByteTable<kBits>& table, auto&& bytes) __attribute__((always_inline)) {
+      table.Fill([&](int i) __attribute__((always_inline)) {
+        const uint16x8x2_t entries = LoadEntries<kBits, kEntries>(run, row, 16 * i);
+        return bytes(vreinterpretq_u8_u16(entries.val[0]), vreinterpretq_u8_u16(entries.val[1]));
+      });
+    };
+    fill(low, [](uint8x16_t a, uint8x16_t b) __attribute__((always_inline)) { return vuzp1q_u8(a, b); });
+    fill(high, [](uint8x16_t a, uint8x16_t b) __attribute__((always_inline)) { return vuzp2q_u8(a, b); });
   }
 
   SKIM_INLINE Floats16 operator()(uint8x16_t codes) const {
@@ -94,7 +94,7 @@ struct FloatTable {
 // Signed bytes, converted.
 template <typename Bytes>
 struct WideBytes {
-  static constexpr int kWidth = Bytes::kWidth, kClean = Bytes::kClean, kRows = Bytes::kRows;
+  static constexpr int kWidth = Bytes::kWidth, kClean = Bytes::kClean;
   Bytes bytes;
 
   SKIM_INLINE WideBytes(const RowRun& run, int64_t row) : bytes(run, row) {}
@@ -110,37 +110,21 @@ constexpr int64_t ExactFloats(int64_t K) { return PaddedColumns(K) + kAlignment 
 
 int64_t ExactBytes(int64_t K) { return ExactFloats(K) * static_cast<int64_t>(sizeof(float)); }
 
-// The products of kRows rows from `row` on.
-template <typename Levels, int kRows>
-SKIM_INLINE void DotFloats(const RowRun& run, int64_t row, int64_t K, const float* x, float* products) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
-  const Levels first(run, row), second(run, row + kRows - 1);
-  Floats16 sums[kRows];
-  for (Floats16& of_row : sums) {
-    for (float32x4_t& sum : of_row.v) sum = vdupq_n_f32(0);
-  }
-  EachCodes<Levels::kWidth, Levels::kClean, kRows>(
-      run.codes + row * row_bytes, row_bytes, K, 0, Superblocks(K),
-      [&](const uint8x16_t(&codes)[kRows], int64_t column) __attribute__((always_inline)) {
-        for (int r = 0; r < kRows; ++r) {
-          const Floats16 levels = r == 0 ? first(codes[r]) : second(codes[r]);
-          for (int i = 0; i < 4; ++i) {
-            sums[r].v[i] = vfmaq_f32(sums[r].v[i], levels.v[i], vld1q_f32(x + column + 4 * i));
-          }
-        }
-      });
-  for (int r = 0; r < kRows; ++r) {
-    const float32x4_t* sum = sums[r].v;
-    products[r] = vaddvq_f32(vaddq_f32(vaddq_f32(sum[0], sum[1]), vaddq_f32(sum[2], sum[3])));
-  }
-}
-
 template <typename Levels>
-void DotFloatRows(const RowRun& run, int64_t row, int64_t count, int64_t K, const float* x, float* products) {
-  constexpr int kRows = Levels::kRows;
-  int64_t r = 0;
-  for (; r + kRows <= count; r += kRows) DotFloats<Levels, kRows>(run, row + r, K, x, products + r);
-  if (r < count) DotFloats<Levels, 1>(run, row + r, K, x, products + r);
+void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const float* x, float* products) {
+  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
+  for (int64_t r = 0; r < count; ++r) {
+    const Levels levels(run, row + r);
+    float32x4_t sums[4];
+    for (float32x4_t& sum : sums) sum = vdupq_n_f32(0);
+    EachCodes<Levels::kWidth, Levels::kClean, 1>(
+        run.codes + (row + r) * row_bytes, row_bytes, K, 0, Superblocks(K),
+        [&](const uint8x16_t(&codes)[1], int64_t column) __attribute__((always_inline)) {
+          const Floats16 floats = levels(codes[0]);
+          for (int i = 0; i < 4; ++i) sums[i] = vfmaq_f32(sums[i], floats.v[i], vld1q_f32(x + column + 4 * i));
+        });
+    products[r] = vaddvq_f32(vaddq_f32(vaddq_f32(sums[0], sums[1]), vaddq_f32(sums[2], sums[3])));
+  }
 }
 
 // ---- several tokens
@@ -195,7 +179,7 @@ struct FloatFunctions {
 };
 
 template <typename Levels>
-constexpr FloatFunctions kFloats{DotFloatRows<Levels>, DecodeFloats<Levels>};
+constexpr FloatFunctions kFloats{DotFloats<Levels>, DecodeFloats<Levels>};
 template <int kBits>
 constexpr FloatFunctions kInt8Table = kFloats<FloatTable<kBits, Entries::kInt8>>;
 template <int kBits>

@@ -101,10 +101,10 @@ SKIM_INLINE void EachCode(Body&& body) {
 
 constexpr int kTailBytes = kSuperblockColumns + 8;  // the last of 8 lanes are stored as 16
 
-// The codes of a last superblock, in the order of the padded columns. Not inlined: it is short beside a row, and there
-// would be a copy for every kind of levels.
+// The codes of a last superblock, in the order of the padded columns; returns how many there are. Not inlined: it is
+// short beside a row, and there would be a copy for every kind of levels.
 template <int kBits, int kClean>
-__attribute__((noinline)) void TailCodes(const uint8_t* p, int lanes, uint8_t* codes) {
+__attribute__((noinline)) int64_t TailCodes(const uint8_t* p, int lanes, uint8_t* codes) {
   // What lies behind the row is not ours to read.
   uint8_t spread[kBits * kLanes] = {};
   const int64_t stride = lanes <= 16 ? 16 : kLanes;
@@ -118,6 +118,7 @@ __attribute__((noinline)) void TailCodes(const uint8_t* p, int lanes, uint8_t* c
       vst1q_u8(codes + kJ * step + lane, CodeOf<kBits, kClean, kJ>(spread + lane, stride));
     });
   }
+  return 8 * step;
 }
 
 // Calls sink(codes, column) for each 16 columns of the superblocks begin..end of kRows rows: their codes as an array of
@@ -139,8 +140,9 @@ SKIM_INLINE void EachCodes(const uint8_t* row, int64_t row_bytes, int64_t K, int
   }
   if (full == end) return;
   uint8_t tails[kRows][kTailBytes];
-  for (int r = 0; r < kRows; ++r) TailCodes<kBits, kClean>(p + r * row_bytes, TailLanes(K), tails[r]);
-  for (int64_t k = 0; k < 8 * SpreadLanes(TailLanes(K)); k += kGroup) {
+  int64_t columns = 0;
+  for (int r = 0; r < kRows; ++r) columns = TailCodes<kBits, kClean>(p + r * row_bytes, TailLanes(K), tails[r]);
+  for (int64_t k = 0; k < columns; k += kGroup) {
     uint8x16_t codes[kRows];
     for (int r = 0; r < kRows; ++r) codes[r] = vld1q_u8(tails[r] + k);
     sink(codes, column + k);
@@ -166,36 +168,46 @@ SKIM_INLINE uint8x16_t Repeat(const void* p) {
   }
 }
 
+// Registers that one instruction looks up in. They must be consecutive, so compilers have to know them as one.
+template <int kCount>
+struct Registers;
+template <>
+struct Registers<1> {
+  struct Type {
+    uint8x16_t val[1];
+  };
+};
+template <>
+struct Registers<2> {
+  using Type = uint8x16x2_t;
+};
+template <>
+struct Registers<4> {
+  using Type = uint8x16x4_t;
+};
+
 // A table of 2^kBits bytes. A code's bits from TableClean(kBits) on must be 0.
 template <int kBits>
 struct ByteTable {
-  static constexpr int kRegisters = kBits <= 4 ? 1 : 1 << (kBits - 4);
-  uint8x16_t tables[kRegisters];
+  static constexpr int kAtOnce = kBits <= 4 ? 1 : kBits == 5 ? 2 : 4;
+  static constexpr int kParts = kBits <= 6 ? 1 : 1 << (kBits - 6);
+  typename Registers<kAtOnce>::Type parts[kParts];
 
-  SKIM_INLINE ByteTable() {}
-  SKIM_INLINE explicit ByteTable(const void* entries) {
-    constexpr int bytes = kBits <= 4 ? 1 << kBits : 16;
-    for (int i = 0; i < kRegisters; ++i) tables[i] = Repeat<bytes>(static_cast<const uint8_t*>(entries) + 16 * i);
-  }
-
-  template <int kFirst>
-  SKIM_INLINE uint8x16x4_t Four() const {
-    return {{tables[kFirst], tables[kFirst + 1], tables[kFirst + 2], tables[kFirst + 3]}};
+  // Of 16 entries from `16 i` on, entries(i).
+  template <typename Load>
+  SKIM_INLINE void Fill(Load&& entries) {
+    for (int i = 0; i < kParts; ++i) {
+      for (int j = 0; j < kAtOnce; ++j) parts[i].val[j] = entries(i * kAtOnce + j);
+    }
   }
 
   SKIM_INLINE uint8x16_t operator()(uint8x16_t codes) const {
-    if constexpr (kBits <= 4) {
-      return vqtbl1q_u8(tables[0], codes);
-    } else if constexpr (kBits == 5) {
-      return vqtbl2q_u8({{tables[0], tables[1]}}, codes);
-    } else {
-      // Indices beyond a table give 0, or leave what is there.
-      uint8x16_t bytes = vqtbl4q_u8(Four<0>(), codes);
-      if constexpr (kBits >= 7) bytes = vqtbx4q_u8(bytes, Four<4>(), vsubq_u8(codes, vdupq_n_u8(64)));
-      if constexpr (kBits == 8) {
-        bytes = vqtbx4q_u8(bytes, Four<8>(), vsubq_u8(codes, vdupq_n_u8(128)));
-        bytes = vqtbx4q_u8(bytes, Four<12>(), vsubq_u8(codes, vdupq_n_u8(192)));
-      }
+    if constexpr (kBits <= 4) return vqtbl1q_u8(parts[0].val[0], codes);
+    if constexpr (kBits == 5) return vqtbl2q_u8(parts[0], codes);
+    if constexpr (kBits >= 6) {
+      uint8x16_t bytes = vqtbl4q_u8(parts[0], codes);
+      // Indices beyond a table leave what is there.
+      for (int i = 1; i < kParts; ++i) bytes = vqtbx4q_u8(bytes, parts[i], vsubq_u8(codes, vdupq_n_u8(64 * i)));
       return bytes;
     }
   }
@@ -209,8 +221,10 @@ struct TableBytes {
   static constexpr int kRows = kBits <= 6 ? 2 : 1;  // whose tables fit into the registers
   ByteTable<kBits> table;
 
-  SKIM_INLINE TableBytes(const RowRun& run, int64_t row)
-      : table(static_cast<const int8_t*>(run.codebook) + (row << kBits)) {}
+  SKIM_INLINE TableBytes(const RowRun& run, int64_t row) {
+    const int8_t* entries = static_cast<const int8_t*>(run.codebook) + (row << kBits);
+    table.Fill([&](int i) __attribute__((always_inline)) { return Repeat<Min(16, 1 << kBits)>(entries + 16 * i); });
+  }
   SKIM_INLINE int8x16_t operator()(uint8x16_t codes) const { return vreinterpretq_s8_u8(table(codes)); }
 };
 
