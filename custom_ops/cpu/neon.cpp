@@ -115,8 +115,7 @@ void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const f
   const int64_t row_bytes = RowBytes(Levels::kWidth, K);
   for (int64_t r = 0; r < count; ++r) {
     const Levels levels(run, row + r);
-    float32x4_t sums[4];
-    for (float32x4_t& sum : sums) sum = vdupq_n_f32(0);
+    float32x4_t sums[4] = {};
     EachCodes<Levels::kWidth, Levels::kClean, 1>(
         run.codes + (row + r) * row_bytes, row_bytes, K, 0, Superblocks(K),
         [&](const uint8x16_t(&codes)[1], int64_t column) __attribute__((always_inline)) {
@@ -148,23 +147,21 @@ void DecodeFloats(const RowRun& run, int64_t row, int64_t K, int64_t begin, int6
 // to sums[token * kTileRows].
 template <int kTokens>
 void MicroFloats(const float* x, int64_t stride, const float* tile, int64_t columns, float* sums) {
-  float32x4_t of[kTokens][kMicroRows];
-  for (auto& of_token : of) {
-    for (float32x4_t& sum : of_token) sum = vdupq_n_f32(0);
-  }
+  float32x4_t of[kTokens][kMicroRows] = {};
   for (int64_t k = 0; k < columns; k += 4) {
     float32x4_t levels[kMicroRows];
-    for (int r = 0; r < kMicroRows; ++r) levels[r] = vld1q_f32(tile + r * columns + k);
-    for (int t = 0; t < kTokens; ++t) {
+    Unroll<kMicroRows>([&](auto r) __attribute__((always_inline)) { levels[r] = vld1q_f32(tile + r * columns + k); });
+    Unroll<kTokens>([&](auto t) __attribute__((always_inline)) {
       const float32x4_t token = vld1q_f32(x + t * stride + k);
-      for (int r = 0; r < kMicroRows; ++r) of[t][r] = vfmaq_f32(of[t][r], levels[r], token);
-    }
+      Unroll<kMicroRows>([&](auto r)
+                             __attribute__((always_inline)) { of[t][r] = vfmaq_f32(of[t][r], levels[r], token); });
+    });
   }
-  for (int t = 0; t < kTokens; ++t) {
+  Unroll<kTokens>([&](auto t) __attribute__((always_inline)) {
     float* out = sums + t * kTileRows;
     const float32x4_t total = vpaddq_f32(vpaddq_f32(of[t][0], of[t][1]), vpaddq_f32(of[t][2], of[t][3]));
     vst1q_f32(out, vaddq_f32(vld1q_f32(out), total));
-  }
+  });
 }
 
 constexpr int kFloatTokens = 4;

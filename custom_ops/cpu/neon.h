@@ -85,18 +85,12 @@ SKIM_INLINE uint8x16_t CodeOf(const uint8_t* p, int64_t lanes) {
   return code;
 }
 
-// Calls body(j) for j = 0..7, constants.
-template <typename Body>
-SKIM_INLINE void EachCode(Body&& body) {
-  using std::integral_constant;
-  body(integral_constant<int, 0>());
-  body(integral_constant<int, 1>());
-  body(integral_constant<int, 2>());
-  body(integral_constant<int, 3>());
-  body(integral_constant<int, 4>());
-  body(integral_constant<int, 5>());
-  body(integral_constant<int, 6>());
-  body(integral_constant<int, 7>());
+// Calls body(i) for i = 0..kCount-1, constants. What arrays hold stays in registers that way; after a loop, which is
+// written out late, GCC stores it.
+template <int kCount, typename Body>
+SKIM_INLINE void Unroll(Body&& body) {
+  if constexpr (kCount > 1) Unroll<kCount - 1>(body);
+  body(std::integral_constant<int, kCount - 1>());
 }
 
 constexpr int kTailBytes = kSuperblockColumns + 8;  // the last of 8 lanes are stored as 16
@@ -113,7 +107,7 @@ __attribute__((noinline)) int64_t TailCodes(const uint8_t* p, int lanes, uint8_t
   }
   const int step = SpreadLanes(lanes);
   for (int64_t lane = 0; lane < step; lane += kGroup) {
-    EachCode([&](auto j) __attribute__((always_inline)) {
+    Unroll<8>([&](auto j) __attribute__((always_inline)) {
       constexpr int kJ = decltype(j)::value;
       vst1q_u8(codes + kJ * step + lane, CodeOf<kBits, kClean, kJ>(spread + lane, stride));
     });
@@ -130,7 +124,7 @@ SKIM_INLINE void EachCodes(const uint8_t* row, int64_t row_bytes, int64_t K, int
   int64_t column = 0;
   for (int64_t block = begin; block < full; ++block, p += kBits * kLanes, column += kSuperblockColumns) {
     for (int lane = 0; lane < kLanes; lane += kGroup) {
-      EachCode([&](auto j) __attribute__((always_inline)) {
+      Unroll<8>([&](auto j) __attribute__((always_inline)) {
         constexpr int kJ = decltype(j)::value;
         uint8x16_t codes[kRows];
         for (int r = 0; r < kRows; ++r) codes[r] = CodeOf<kBits, kClean, kJ>(p + r * row_bytes + lane, kLanes);
@@ -309,7 +303,7 @@ SKIM_INLINE void StoreFloat(void* data, FloatType type, int64_t i, float value) 
 }
 
 // Token m of x as PaddedColumns(K) floats, multiplied by the column scale.
-__attribute__((unused)) void ScaleToken(const Layer& layer, const void* x, FloatType type, int64_t m, float* out) {
+void ScaleToken(const Layer& layer, const void* x, FloatType type, int64_t m, float* out) {
   const int64_t K = layer.weights.K;
   const uint16_t* scale = layer.weights.column_scale.size ? layer.weights.column_scale.data : nullptr;
   EachStretch(K, [&](int64_t first, int64_t present, int64_t columns) {

@@ -23,7 +23,7 @@ struct MatrixProducts {
 
   template <int kRows>
   struct Sums {
-    int32x4_t sums = vdupq_n_s32(0);
+    int32x4_t sums = {};
 
     SKIM_INLINE void Add(int8x16x2_t rows, int8x16x2_t digits) {
       sums = vmmlaq_s32(sums, rows.val[0], digits.val[0]);

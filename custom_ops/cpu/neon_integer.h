@@ -44,16 +44,13 @@ struct RowProducts {
 
   template <int kRows>
   struct Sums {
-    int32x4_t high[kRows], low[kRows];
+    int32x4_t high[kRows] = {}, low[kRows] = {};
 
-    SKIM_INLINE Sums() {
-      for (int r = 0; r < kRows; ++r) high[r] = low[r] = vdupq_n_s32(0);
-    }
     SKIM_INLINE void Add(int8x16x2_t rows, int8x16x2_t digits) {
-      for (int r = 0; r < kRows; ++r) {
+      Unroll<kRows>([&](auto r) __attribute__((always_inline)) {
         high[r] = Multiply(high[r], rows.val[r], digits.val[0]);
         low[r] = Multiply(low[r], rows.val[r], digits.val[1]);
-      }
+      });
     }
     // high and low of the first row, high and low of the second
     SKIM_INLINE int32x4_t Total() const {
@@ -115,18 +112,18 @@ void MicroIntegers(const int8_t* digits, int64_t stride, const int8_t* tile, int
   typename Products::template Sums<2> products[kTokens][kPairs];
   for (int64_t k = 0; k < columns; k += kGroup) {
     int8x16x2_t rows[kPairs];
-    for (int p = 0; p < kPairs; ++p) rows[p] = LoadPair(tile + 2 * (p * columns + k));
-    for (int t = 0; t < kTokens; ++t) {
+    Unroll<kPairs>([&](auto p) __attribute__((always_inline)) { rows[p] = LoadPair(tile + 2 * (p * columns + k)); });
+    Unroll<kTokens>([&](auto t) __attribute__((always_inline)) {
       const int8x16x2_t token = LoadPair(digits + t * stride + 2 * k);
-      for (int p = 0; p < kPairs; ++p) products[t][p].Add(rows[p], token);
-    }
+      Unroll<kPairs>([&](auto p) __attribute__((always_inline)) { products[t][p].Add(rows[p], token); });
+    });
   }
-  for (int t = 0; t < kTokens; ++t) {
-    for (int p = 0; p < kPairs; ++p) {
+  Unroll<kTokens>([&](auto t) __attribute__((always_inline)) {
+    Unroll<kPairs>([&](auto p) __attribute__((always_inline)) {
       int32_t* out = sums + t * 2 * kTileRows + 4 * p;
       vst1q_s32(out, vaddq_s32(vld1q_s32(out), products[t][p].Total()));
-    }
-  }
+    });
+  });
 }
 
 using IntegerMicro = void (*)(const int8_t*, int64_t, const int8_t*, int64_t, int32_t*);
@@ -209,7 +206,7 @@ void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t
     EachEnd(layer, first, rows, [&](int64_t r, const RowRun& run, const RowEnd& end_of_row) {
       const int zero = kIntegersOf<Products>[run.row_class].zero;
       for (int64_t m = 0; m < M; ++m) {
-        const IntegerToken& token = IntegerView(prepared, m, K).token;
+        const IntegerToken token = IntegerView(prepared, m, K).token;
         const int32_t* of_row = sums + 2 * (m * kTileRows + r);
         const double D = SumOfDigits(of_row[0] - zero * token.high_sum, of_row[1] - zero * token.low_sum);
         StoreFloat(y, type, m * N + end_of_row.n, FinishInteger(end_of_row, D, token));
