@@ -126,6 +126,7 @@ void MicroIntegers(const int8_t* digits, int64_t stride, const int8_t* tile, int
   });
 }
 
+// For 1 to kTokens tokens.
 using IntegerMicro = void (*)(const int8_t*, int64_t, const int8_t*, int64_t, int32_t*);
 template <typename Products>
 constexpr IntegerMicro kIntegerMicros[] = {MicroIntegers<Products, 1>, MicroIntegers<Products, 2>,
