@@ -13,6 +13,10 @@ namespace skim {
 static inline float HalfToFloat(uint16_t half) {
 #ifdef __F16C__
   return _cvtsh_ss(half);
+#elif defined(__aarch64__)
+  __fp16 value16;
+  std::memcpy(&value16, &half, sizeof half);
+  return value16;
 #endif
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
   uint32_t exponent = (half >> 10) & 0x1f;
@@ -42,6 +46,11 @@ static inline float HalfToFloat(uint16_t half) {
 static inline uint16_t FloatToHalf(float value) {
 #ifdef __F16C__
   return _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  const auto value16 = static_cast<__fp16>(value);
+  uint16_t half;
+  std::memcpy(&half, &value16, sizeof half);
+  return half;
 #endif
   uint32_t bits;
   std::memcpy(&bits, &value, sizeof bits);

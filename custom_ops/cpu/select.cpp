@@ -5,6 +5,10 @@
 
 #include "skim/kernels.h"
 
+#ifdef SKIM_ARM64
+#include <sys/auxv.h>
+#endif
+
 namespace skim {
 namespace {
 
@@ -30,6 +34,12 @@ const std::vector<const Kernels*>& AvailableKernels() {
       list.push_back(&Avx512Kernels());
     }
     if (avx2) list.push_back(&Avx2Kernels());
+#endif
+#ifdef SKIM_ARM64
+    const bool dotprod = getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+    if (dotprod && getauxval(AT_HWCAP2) & HWCAP2_I8MM) list.push_back(&NeonI8mmKernels());
+    if (dotprod) list.push_back(&NeonDotprodKernels());
+    list.push_back(&NeonKernels());
 #endif
     list.push_back(&ReferenceKernels());
     return list;

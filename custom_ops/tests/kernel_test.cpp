@@ -1,9 +1,12 @@
-// Compares the kernels with a definition written down once more, on heap blocks of exactly the tensors' sizes: built
-// with AddressSanitizer, every read or write outside of a tensor is an error. Prints each failure; exits with 1 if
-// there is one.
+// Compares the kernels with a definition written down once more, on blocks of exactly the tensors' sizes: a read or
+// write behind a tensor ends the program; built with AddressSanitizer, any outside of one. Prints each failure; exits
+// with 1 if there is one.
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <random>
@@ -24,12 +27,40 @@ void Check(bool ok, const char* what, const char* kernel, int64_t N, int64_t K, 
   std::printf("FAILED: %s, kernel %s, N=%ld, K=%ld, M=%ld\n", what, kernel, long{N}, long{K}, long{M});
 }
 
-// A heap block of exactly `size` elements: a vector may own more.
+// Memory with nothing behind it that may be touched. AddressSanitizer does that better with the heap's.
+#ifdef __SANITIZE_ADDRESS__
+template <typename T>
+std::unique_ptr<T[]> Allocate(int64_t size) {
+  return std::unique_ptr<T[]>(new T[size]);
+}
+#else
+constexpr int64_t kPage = 65536;  // no system's pages are larger
+
+struct Unmap {
+  void* start;
+  int64_t bytes;
+  void operator()(void*) const { munmap(start, bytes); }
+};
+
+template <typename T>
+std::unique_ptr<T[], Unmap> Allocate(int64_t size) {
+  const int64_t bytes = size * static_cast<int64_t>(sizeof(T)), usable = (bytes + kPage - 1) / kPage * kPage;
+  void* start = mmap(nullptr, usable + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (start == MAP_FAILED || mprotect(static_cast<char*>(start) + usable, kPage, PROT_NONE) != 0) {
+    std::perror("guarded memory");
+    std::exit(1);
+  }
+  T* data = reinterpret_cast<T*>(static_cast<char*>(start) + usable - bytes);
+  return {data, Unmap{start, usable + kPage}};
+}
+#endif
+
+// A block of exactly `size` elements: a vector may own more.
 template <typename T>
 struct Block {
-  std::unique_ptr<T[]> data;
+  decltype(Allocate<T>(0)) data;
   int64_t size;
-  explicit Block(const std::vector<T>& values) : data(new T[values.size()]), size(values.size()) {
+  explicit Block(const std::vector<T>& values) : data(Allocate<T>(values.size())), size(values.size()) {
     for (int64_t i = 0; i < size; ++i) data[i] = values[i];
   }
   Tensor<T> tensor() const { return {data.get(), size}; }
@@ -211,6 +242,36 @@ void TestKernels(const Kernels& kernels, const Case& c, int64_t M, std::mt19937&
   Check(RelativeError(rows, c.weights) < bound, "gather", kernels.name, N, K, M);
 }
 
+// silu(gate) * up against double, and the same bits from all kernels; lengths that fill no vector are among them.
+void TestSwiglu(const std::vector<const Kernels*>& tables, std::mt19937& random) {
+  for (int64_t count : {1, 7, 16, 100, 1000}) {
+    std::vector<float> gates(count), ups(count);
+    for (int64_t i = 0; i < count; ++i) {
+      gates[i] = std::normal_distribution<float>(0, i % 2 ? 3.0f : 60.0f)(random);
+      ups[i] = std::normal_distribution<float>()(random);
+    }
+    gates[0] = -200;  // beyond what exp can tell from 0
+    const Block<float> gate(gates), up(ups);
+    std::vector<double> want(count);
+    for (int64_t i = 0; i < count; ++i) want[i] = gates[i] / (1 + std::exp(-double{gates[i]})) * ups[i];
+    std::vector<double> reference;
+    for (const Kernels* kernels : tables) {
+      const Block<float> y(std::vector<float>(count, std::nanf("")));
+      const Block<uint16_t> half(std::vector<uint16_t>(count, 0xffff));
+      kernels->swiglu(gate.data.get(), up.data.get(), count, y.data.get(), FloatType::kFloat32);
+      kernels->swiglu(gate.data.get(), up.data.get(), count, half.data.get(), FloatType::kFloat16);
+      std::vector<double> got(count);
+      for (int64_t i = 0; i < count; ++i) {
+        got[i] = y.data[i];
+        Check(half.data[i] == FloatToHalf(y.data[i]), "swiglu in float16", kernels->name, count, 0, 0);
+        Check(std::abs(got[i] - want[i]) <= 1e-6 * std::abs(want[i]) + 1e-30, "swiglu", kernels->name, count, i, 0);
+      }
+      if (reference.empty()) reference = got;
+      Check(got == reference, "swiglu, the same bits", kernels->name, count, 0, 0);
+    }
+  }
+}
+
 // All float16 values survive a round trip, and rounding goes to the nearest.
 void TestHalf() {
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -231,6 +292,7 @@ int main() {
   std::mt19937 random(1);
   TestHalf();
   const std::vector<const Kernels*>& tables = AvailableKernels();
+  TestSwiglu(tables, random);
   int cases = 0;
   // Every number of lanes of the last superblock, with and without full ones before it.
   for (int64_t K : {1, 31, 32, 33, 64, 90, 128, 150, 192, 200, 225, 255, 256, 257, 320, 384, 576, 1000, 1300}) {

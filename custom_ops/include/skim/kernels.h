@@ -56,6 +56,11 @@ const Kernels& ReferenceKernels();
 const Kernels& Avx2Kernels();
 const Kernels& Avx512Kernels();
 #endif
+#ifdef SKIM_ARM64
+const Kernels& NeonKernels();
+const Kernels& NeonDotprodKernels();
+const Kernels& NeonI8mmKernels();
+#endif
 
 // The kernels that this CPU can run, the fastest first.
 const std::vector<const Kernels*>& AvailableKernels();
@@ -70,7 +75,7 @@ enum class Scratch { kActivations, kToken, kTile, kSums };
 void* ThreadScratch(Scratch slot, int64_t bytes);
 
 template <typename T>
-T* ThreadScratch(Scratch slot, int64_t count) {
+static T* ThreadScratch(Scratch slot, int64_t count) {
   return static_cast<T*>(ThreadScratch(slot, count * static_cast<int64_t>(sizeof(T))));
 }
 

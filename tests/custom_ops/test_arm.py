@@ -1,0 +1,47 @@
+"""The kernels for Arm: cross-compiled, and run under emulation on a CPU of each kind that they tell apart."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Kept between runs, like that of test_sanitizers.py.
+BUILD = ROOT / "build" / "arm"
+COMPILER = "aarch64-linux-gnu-g++"
+EMULATOR = "qemu-aarch64"
+
+KERNELS = {
+    "cortex-a72": "neon reference",
+    "cortex-a76": "neon-dotprod neon reference",
+    "max": "neon-i8mm neon-dotprod neon reference",
+}
+
+
+@pytest.fixture(scope="module")
+def kernel_test():
+    """Path of the kernel test's program."""
+    missing = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
+    if missing:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {' and '.join(missing)}")
+    options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}"]
+    # Static, as the emulator has no Arm libraries to load.
+    options += ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXE_LINKER_FLAGS=-static", "-DSKIM_BUILD_TESTS=ON"]
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    for command in (
+        ["cmake", *generator, "-S", str(ROOT), "-B", str(BUILD), *options],
+        # The operator library is built too, though only its kernels are run.
+        ["cmake", "--build", str(BUILD), "--parallel", "2", "--target", "skim_ops", "skim_kernel_test"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return BUILD / "custom_ops" / "skim_kernel_test"
+
+
+@pytest.mark.parametrize("cpu", KERNELS)
+def test_kernels_under_emulation(kernel_test, cpu):
+    done = subprocess.run([EMULATOR, "-cpu", cpu, str(kernel_test)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == f"648 cases, 0 failures, kernels: {KERNELS[cpu]}\n"
