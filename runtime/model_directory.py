@@ -13,10 +13,12 @@ from skim_runtime.errors import UserError
 
 __all__ = ["ModelDirectory"]
 
-OPERATOR = ("ai.skim", "LutMatMul")
+DOMAIN = "ai.skim"
+PRODUCTS = ("LutMatMul", "LutSwiglu")
 # When the operator library takes integer arithmetic: FitsInteger in custom_ops/include/skim/kernels.h, docs/format.md.
 INTEGER_ACCURACY = 4
 MAX_INTEGER_COLUMNS = 65536
+WEIGHT_INPUTS = 6  # of a product for each packed linear, behind the input X; the second is the codebook
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class Graph:
     """What an ONNX file says.
 
     Attributes:
-        has_packed_weights: whether it has `ai.skim::LutMatMul` nodes.
-        weight_bytes: bytes of packed weights that its `LutMatMul` nodes read for each generated token.
+        has_packed_weights: whether it has products with packed weights, `ai.skim::LutMatMul` or `LutSwiglu` nodes.
+        weight_bytes: bytes of packed weights that these read for each generated token.
         arithmetic: with which the operator library multiplies them, "integer arithmetic" or "exact arithmetic", and
             where that is not the same for all, in how many it is exact.
         shared_cache: whether every `present` output comes from a GroupQueryAttention node, which can append to the
@@ -113,7 +115,7 @@ class Graph:
         _check_external_data(file, model)
         sizes = {tensor.name: _tensor_bytes(tensor) for tensor in model.graph.initializer}
         types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        packed = [node for node in model.graph.node if (node.domain, node.op_type) == OPERATOR]
+        packed = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in PRODUCTS]
         producers = {output: node.op_type for node in model.graph.node for output in node.output}
         presents = [output.name for output in model.graph.output if output.name.startswith("present.")]
         return cls(
@@ -129,11 +131,13 @@ def _arithmetic(nodes: list[Any], sizes: dict[str, int], types: dict[str, int]) 
 
     def integer(node: Any) -> bool:
         attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        codebook = node.input[2]
         return (
             attributes.get("accuracy_level") == INTEGER_ACCURACY
             and attributes.get("K", 0) <= MAX_INTEGER_COLUMNS
-            and (types.get(codebook) == onnx.TensorProto.INT8 or sizes.get(codebook) == 0)
+            and all(
+                types.get(codebook) == onnx.TensorProto.INT8 or sizes.get(codebook) == 0
+                for codebook in node.input[2::WEIGHT_INPUTS]
+            )
         )
 
     exact = sum(not integer(node) for node in nodes)

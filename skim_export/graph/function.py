@@ -1,4 +1,4 @@
-"""`LutMatMul` and `LutGather` written in standard operators, as functions that travel inside the model.
+"""`LutMatMul`, `LutSwiglu` and `LutGather` written in standard operators, as functions that travel inside the model.
 
 A stock ONNX Runtime inlines them, so the model runs (slowly) where our library is missing. They follow docs/format.md;
 the place of every bit is taken from `skim_export.packed.FIELDS`.
@@ -73,7 +73,7 @@ class _Body:
 
     def function(self, name: str, inputs: list[str], output: str, attributes: Iterable[str]) -> onnx.FunctionProto:
         self.nodes.append(helper.make_node("Identity", [output], ["Y"]))
-        opsets = [helper.make_opsetid("", OPSET)]
+        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)]
         return helper.make_function(DOMAIN, name, inputs, ["Y"], self.nodes, opsets, list(attributes))
 
 
@@ -225,8 +225,24 @@ def lut_functions(classes: Iterable[int], codebook: npt.DTypeLike) -> list[onnx.
         "LutMatMul", ["X", *WEIGHT_INPUTS], matmul.op("CastLike", y, "X"), [*attributes, "accuracy_level"]
     )
 
+    swiglu = _Body()
+    parts = {part: [f"{part}_{name}" for name in WEIGHT_INPUTS] for part in ("gate", "up")}
+    products = {part: swiglu.op("LutMatMul", "X", *names, domain=DOMAIN) for part, names in parts.items()}
+    for node, part in zip(swiglu.nodes, parts, strict=True):
+        for name in attributes:
+            kind = onnx.AttributeProto.INTS if name == "rows_per_class" else onnx.AttributeProto.INT
+            outer = f"{part}_{name}" if name == "rows_per_class" else name
+            node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=outer, type=kind))
+    gate = swiglu.op("Mul", products["gate"], swiglu.op("Sigmoid", products["gate"]))
+    lut_swiglu = swiglu.function(
+        "LutSwiglu",
+        ["X", *parts["gate"], *parts["up"]],
+        swiglu.op("Mul", gate, products["up"]),
+        ["version", "N", "K", "gate_rows_per_class", "up_rows_per_class", "accuracy_level"],
+    )
+
     gather = _Body()
     rows = _Weight(gather, classes, codebook).dense(rows="ids")
     output = gather.attribute("dtype", onnx.AttributeProto.INT, "Cast", "to", rows)
     lut_gather = gather.function("LutGather", ["ids", *WEIGHT_INPUTS], output, [*attributes, "dtype"])
-    return [lut_matmul, lut_gather]
+    return [lut_matmul, lut_swiglu, lut_gather]

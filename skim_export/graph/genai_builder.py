@@ -2,7 +2,8 @@
 
 This is the only module that touches the builder, which is no stable interface: it is tied to one version. What the
 subclass changes: linear layers and the embedding become `LutMatMul` and `LutGather` nodes on packed weights, and the
-weights of linear layers are never loaded, so memory holds the norms and biases only.
+weights of linear layers are never loaded, so memory holds the norms and biases only; gate and up of a feed-forward
+network gated by SiLU become one `LutSwiglu` node.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ __all__ = ["LIBRARY_NAME", "DecoderBuilder"]
 
 BUILDER_VERSION = "0.18.0"
 LIBRARY_NAME = "libskim_ops.so"
+SILU = ("silu", "swish")
 MODEL_CLASSES = {"LlamaForCausalLM": "LlamaModel", "MistralForCausalLM": "MistralModel"}
 
 log = logging.getLogger(__name__)
@@ -93,8 +95,15 @@ def _lut_model(base: type) -> type:
         def _load(self, unit: str, tensor: str) -> Any:
             return ir.tensor(getattr(self.skim_weights(unit), tensor))
 
-        def _lut_node(self, op_type: str, unit: str, name: str, value: str, output: str, **attributes: Any) -> None:
-            packed, inputs = self._weight_inputs(unit)
+        def _lut_node(
+            self, op_type: str, units: dict[str, str], name: str, value: str, output: str, **attributes: Any
+        ) -> None:
+            """A node on the packed weights of units, which are all of one shape; the keys are attributes' prefixes."""
+            inputs = []
+            for prefix, unit in units.items():
+                packed, names = self._weight_inputs(unit)
+                inputs += names
+                attributes[f"{prefix}rows_per_class"] = list(packed.rows_per_class)
             self.make_node(
                 op_type,
                 inputs=[value, *inputs],
@@ -104,7 +113,6 @@ def _lut_model(base: type) -> type:
                 version=FORMAT_VERSION,
                 N=packed.out_features,
                 K=packed.in_features,
-                rows_per_class=list(packed.rows_per_class),
                 **attributes,
             )
 
@@ -114,7 +122,7 @@ def _lut_model(base: type) -> type:
                 unit = self.skim_architecture.embedding
             output = "logits" if kwargs.get("logits") else f"{basename}/output_0"
             level = self.skim_accuracy_level
-            self._lut_node("LutMatMul", unit, basename, root_input, output, accuracy_level=level)
+            self._lut_node("LutMatMul", {"": unit}, basename, root_input, output, accuracy_level=level)
             seq_dim = kwargs.get("seq_dim", "sequence_length")
             shape = self.make_hidden_state_shape(seq_dim=seq_dim, last_dim=matmul.weight.shape[0])
             self.make_value(output, self.io_dtype, shape=shape)
@@ -131,8 +139,22 @@ def _lut_model(base: type) -> type:
             name = f"{basename}/LutGather"
             output = f"{name}/output_0"
             unit = self.skim_architecture.embedding
-            self._lut_node("LutGather", unit, name, self.input_names["input_ids"], output, dtype=int(self.io_dtype))
+            ids = self.input_names["input_ids"]
+            self._lut_node("LutGather", {"": unit}, name, ids, output, dtype=int(self.io_dtype))
             return output
+
+        def make_mlp_proj(self, layer_id: int, mlp: Any, root_input: str) -> None:
+            if self.activation not in SILU:
+                super().make_mlp_proj(layer_id, mlp, root_input)
+                return
+            basename = f"/model/layers.{layer_id}/mlp"
+            units = {f"{part}_": _unit_name(f"{basename}/{part}_proj/MatMul") for part in ("gate", "up")}
+            gated = f"{basename}/LutSwiglu"
+            output = f"{gated}/output_0"
+            self._lut_node("LutSwiglu", units, gated, root_input, output, accuracy_level=self.skim_accuracy_level)
+            self.make_value(output, self.io_dtype, shape=self.make_hidden_state_shape(last_dim=self.intermediate_size))
+            down = self.make_matmul(mlp.down_proj, f"{basename}/down_proj/MatMul", output)  # adds its bias itself
+            self.mlp_attrs["output_0"] = f"{down}/output_0"
 
         def update_genai_config(self, genai_config: dict[str, Any]) -> None:
             super().update_genai_config(genai_config)

@@ -26,14 +26,17 @@ def read_packed(path: Path) -> dict[str, PackedLinear]:
         if node.domain != DOMAIN:
             continue
         attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
-        names = node.input[1 : 1 + len(WEIGHT_INPUTS)]
-        arrays = [numpy_helper.to_array(initializers[name]) for name in names]
-        packed = PackedLinear(
-            attributes["N"],
-            attributes["K"],
-            tuple(attributes["rows_per_class"]),
-            **dict(zip(WEIGHT_INPUTS, arrays, strict=True)),
-        )
-        packed.validate()
-        units[names[0].removesuffix(f".{WEIGHT_INPUTS[0]}")] = packed
+        prefixes = ["gate_", "up_"] if node.op_type == "LutSwiglu" else [""]
+        for i, prefix in enumerate(prefixes):
+            first = 1 + i * len(WEIGHT_INPUTS)
+            names = node.input[first : first + len(WEIGHT_INPUTS)]
+            arrays = [numpy_helper.to_array(initializers[name]) for name in names]
+            packed = PackedLinear(
+                attributes["N"],
+                attributes["K"],
+                tuple(attributes[f"{prefix}rows_per_class"]),
+                **dict(zip(WEIGHT_INPUTS, arrays, strict=True)),
+            )
+            packed.validate()
+            units[names[0].removesuffix(f".{WEIGHT_INPUTS[0]}")] = packed
     return units

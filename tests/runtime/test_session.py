@@ -110,7 +110,7 @@ def test_without_a_library_a_warning_says_why(packed, copy, kind, monkeypatch):
 def test_weight_bytes_are_those_of_the_packed_tensors(packed, fp32):
     model = onnx.load(packed / "model.onnx")
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    read = [name for node in model.graph.node if node.op_type == "LutMatMul" for name in node.input[1:]]
+    read = [name for node in model.graph.node if node.op_type in ("LutMatMul", "LutSwiglu") for name in node.input[1:]]
     assert Session(packed).weight_bytes == sum(tensors[name].nbytes for name in read) > 0
     assert Session(fp32).weight_bytes == 0
 
