@@ -862,12 +862,42 @@ void TileFloats(const Layer& layer, const float* x, int64_t M, int64_t begin, in
 
 // ---- the table of entry points
 
+SKIM_INLINE void PrefetchBytes(const void* p, int64_t bytes) {
+  for (int64_t line = 0; line < bytes; line += 64) _mm_prefetch(static_cast<const char*>(p) + line, _MM_HINT_T0);
+}
+
+// What is read of up to 16 rows beside their codes. Short streams, too, and a row can't begin without its codebook.
+void PrefetchRows(const Layer& layer, int64_t begin, int64_t end) {
+  if (begin >= end) return;
+  const int64_t rows = Min(end - begin, kTileRows);
+  const int entry = layer.weights.codebook_type == kInt8 ? 1 : 2;
+  EachRun(layer, begin, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t) {
+    const int bits = ClassBits(run.row_class);
+    if (run.codebook) {
+      PrefetchBytes(static_cast<const char*>(run.codebook) + (row << bits) * entry, (count << bits) * entry);
+    }
+    if (run.row_scale) PrefetchBytes(run.row_scale + (run.codebook ? row : 2 * row), count * (run.codebook ? 2 : 4));
+  });
+  if (layer.destination) PrefetchBytes(layer.destination + begin, rows * 4);
+}
+
+// The same for the first rows of a range, with the codes that `EachCodes` does not prefetch.
+void PrefetchRange(const Layer& layer, int64_t begin, int64_t end) {
+  PrefetchRows(layer, begin, end);
+  PrefetchRows(layer, begin + kTileRows, end);
+  const RowRun* run = RunOf(layer.runs, begin);
+  const int64_t row_bytes = RowBytes(ClassBits(run->row_class), layer.weights.K);
+  PrefetchBytes(run->codes + (begin - run->first) * row_bytes, kPrefetch);
+}
+
 void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t end, void* y,
                     FloatType type) {
   const int64_t K = layer.weights.K;
   const IntegerView x(prepared, 0, K);
   Lanes<int32_t> high, low;
+  PrefetchRange(layer, begin, end);
   for (int64_t first = begin; first < end; first += kTileRows) {
+    PrefetchRows(layer, first + 2 * kTileRows, end);
     const int64_t rows = Min(end - first, kTileRows);
     if (M > 1) {
       TileIntegers(layer, prepared, M, first, rows, y, type);
@@ -886,7 +916,9 @@ void MatmulFloats(const Layer& layer, const void* prepared, int64_t M, int64_t b
   const int64_t K = layer.weights.K;
   const auto* x = static_cast<const float*>(prepared);
   Lanes<float> lanes;
+  PrefetchRange(layer, begin, end);
   for (int64_t first = begin; first < end; first += kTileRows) {
+    PrefetchRows(layer, first + 2 * kTileRows, end);
     const int64_t rows = Min(end - first, kTileRows);
     if (M > 1) {
       TileFloats(layer, x, M, first, rows, y, type);

@@ -57,7 +57,7 @@ class RowTasks {
   int64_t end(int64_t task) const { return std::min(N_, (task + 1) * rows_); }
 
  private:
-  static constexpr int64_t kBytes = 32 * 1024;
+  static constexpr int64_t kBytes = 8 * 1024;
   static constexpr int64_t kRows = 48;
   int64_t N_, rows_;
 };
