@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+import arithmetic
 import decode
 import instructions
 import kernels
@@ -28,6 +29,8 @@ def main() -> int:
     )
     counting = names.add_parser("instructions", help="instructions for one weight, by width and arithmetic")
     instructions.add_arguments(counting)
+    costs = names.add_parser("arithmetic", help="perplexity of an exported model in integers and in float32")
+    arithmetic.add_arguments(costs)
     decode.add_arguments(names.add_parser("decode", help="tokens per second of a whole model, beside other exports"))
     args = parser.parse_args()
     return run_command(f"benchmarks {args.name}", lambda: args.run(args))

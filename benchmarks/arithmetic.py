@@ -1,0 +1,111 @@
+"""What integer arithmetic costs: an exported model with accuracy level 4 against the same weights with level 0.
+
+The graph is copied with each level; both copies use the exported weights where they lie.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import onnx
+from rich.console import Console
+from rich.table import Table
+from speed import save_json
+
+from skim_runtime import Session
+from skim_runtime.evaluation import Evaluation, evaluate
+from skim_runtime.model_directory import DOMAIN, INTEGER_ACCURACY, PRODUCTS, ModelDirectory
+from skim_runtime.progress_bar import ProgressBar
+from skim_runtime.text_file import read_text
+
+__all__ = ["Row", "add_arguments", "run", "with_accuracy_level"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One text.
+
+    Attributes:
+        text: name of its file.
+        evaluation: of the model with integer arithmetic; the reference is the same with float32.
+        cost: how much the former's perplexity is higher, a share of the latter's.
+    """
+
+    text: str
+    evaluation: Evaluation
+    cost: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--exported", type=Path, required=True, metavar="DIR", help="what skim-export wrote")
+    parser.add_argument("--text", type=Path, nargs="+", required=True, help="texts to measure on")
+    parser.add_argument("--tokens", type=int, default=8192, help="of each text (%(default)s)")
+    parser.add_argument("--context", type=int, default=1024, help="tokens of a window (%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a JSON file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate both and print the table."""
+    directory = ModelDirectory.open(args.exported)
+    texts = {path: read_text(path, "--text") for path in args.text}
+    rows = []
+    with tempfile.TemporaryDirectory(dir=directory.path.parent) as temporary:
+        integer, exact = (
+            Session(with_accuracy_level(directory, Path(temporary) / str(level), level))
+            for level in (INTEGER_ACCURACY, 0)
+        )
+        with ProgressBar() as progress:
+            for path, text in texts.items():
+                found = evaluate(
+                    integer, text, reference=exact, context=args.context, max_tokens=args.tokens, progress=progress
+                )
+                assert found.reference_perplexity is not None
+                rows.append(Row(path.name, found, found.perplexity / found.reference_perplexity - 1))
+        kernels = [exact.kernel, integer.kernel]
+    save_json(args.json, {"kernels": kernels, "rows": [asdict(row) for row in rows]})
+    _print(rows, " against ".join(reversed(kernels)))
+
+
+def with_accuracy_level(source: ModelDirectory, target: Path, level: int) -> Path:
+    """A copy of an exported directory whose products have this accuracy level; its weights are linked, not copied."""
+    target.mkdir()
+    for file in source.path.iterdir():
+        if file == source.model_file or not file.is_file():
+            continue
+        if file.name.endswith(".data"):
+            os.link(file, target / file.name)
+        else:
+            shutil.copyfile(file, target / file.name)
+    model = onnx.load(source.model_file, load_external_data=False)
+    for node in model.graph.node:
+        if node.domain == DOMAIN and node.op_type in PRODUCTS:
+            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+            del node.attribute[:]
+            node.attribute.extend([*kept, onnx.helper.make_attribute("accuracy_level", level)])
+    onnx.save(model, target / source.model_file.name)
+    return target
+
+
+def _print(rows: list[Row], title: str) -> None:
+    table = Table(title=title, box=None, pad_edge=False)
+    for name in ("text", "tokens", "float32 perplexity", "integer perplexity", "cost", "KL, nats", "top-1"):
+        table.add_column(name, justify="left" if name == "text" else "right", no_wrap=True)
+    for row in rows:
+        found = row.evaluation
+        table.add_row(
+            row.text,
+            str(found.tokens),
+            f"{found.reference_perplexity:.4f}",
+            f"{found.perplexity:.4f}",
+            f"{100 * row.cost:+.3f} %",
+            f"{found.kl_mean:.2e}",
+            f"{100 * (found.top1_agreement or 0):.2f} %",
+        )
+    Console(width=120).print(table)
