@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.packed import PackedLinear
-from skim_export.quantize import CodebookType
+from skim_export.quantize import METHODS, CodebookType, quantize_linear
 from skim_export.quantize.levels import fit_tables
 from skim_export.quantize.solver import Layer
 
@@ -114,7 +114,41 @@ def squeezellm_sparse(
     kept = _largest(fisher, SENSITIVE)
     kept |= _largest(np.where(kept, 0, np.abs(weight)), OUTLIERS)
     codes, levels, _ = fit_tables(Layer(weight, np.where(kept, np.float32(0), fisher), None, threads), bits, codebook)
-    dense = PackedLinear.pack(codes, levels)
+    return _restored(weight, kept, PackedLinear.pack(codes, levels))
+
+
+def skim_sparse(
+    weight: Float32,
+    fisher: Float32,
+    correlation: Float32,
+    bits: UInt8,
+    *,
+    codebook: CodebookType = "int8",
+    threads: int | None = None,
+) -> DenseLinear:
+    """Method `skim+` with a sparse part of the same size: the weights that plain k-means does the most harm to.
+
+    That is F d^2, with d the error of k-means; it sees sensitivity and distance from all levels at once.
+
+    Args:
+        weight: W, float32 `[N, K]`, with K at most 65536.
+        fisher: diagonal Fisher information, float32 `[N, K]`.
+        correlation: of the columns, float32 `[K, K]`.
+        bits: width of each row, uint8 `[N]`.
+        codebook: type of codebook entries.
+        threads: threads to use; None for all.
+    """
+    plain = quantize_linear(weight, fisher, bits, METHODS["squeezellm"], codebook=codebook, threads=threads)
+    error = weight - plain.pack().dequantize()
+    kept = _largest(fisher * error * error, SENSITIVE + OUTLIERS)
+    rest = np.where(kept, np.float32(0), fisher)
+    method = METHODS["skim+"]
+    dense = quantize_linear(weight, rest, bits, method, correlation=correlation, codebook=codebook, threads=threads)
+    return _restored(weight, kept, dense.pack())
+
+
+def _restored(weight: Float32, kept: npt.NDArray[np.bool_], dense: PackedLinear) -> DenseLinear:
+    """A packed linear in which some weights have their values in float16 from a CSR matrix."""
     restored = np.where(kept, weight.astype(np.float16).astype(np.float32), dense.dequantize())
     csr = int(kept.sum()) * (16 + 16) + 32 * (len(weight) + 1)
     return DenseLinear(restored, dense.code_bits, 8 * dense.nbytes + csr)

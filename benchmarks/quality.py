@@ -16,7 +16,7 @@ from typing import Any, get_args
 
 import numpy as np
 from child import in_child, peak_megabytes
-from dense_baselines import DenseLinear, mxfp4, rtn_grouped, squeezellm_sparse
+from dense_baselines import DenseLinear, mxfp4, rtn_grouped, skim_sparse, squeezellm_sparse
 from exportable import CHANGES, TUNING_STATISTICS, TUNING_TEXT, parse_method, quantize_packed, sensitivity
 from measuring import (
     FullPrecision,
@@ -31,11 +31,12 @@ from results import FULL, Results, Row, check_plot, plot, print_table
 from rich.console import Console
 
 from skim_export import pipeline
+from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
 from skim_export.files import sha256, write_json
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType, even_bits
-from skim_export.quantize_model import gather_statistics
+from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics
 from skim_export.statistics_store import StatisticsStore
 from skim_export.tuning import HELD_OUT
 from skim_runtime.errors import UserError
@@ -54,7 +55,7 @@ __all__ = [
 
 METHODS = ["rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+"]
 BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
-DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse")  # the others are exportable
+DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse", "skim+-sparse")  # the others are exportable
 WHOLE_BITS_ONLY = ("rtn-g64",)
 ONE_WIDTH = ("mxfp4",)
 UNCALIBRATED = ("rtn", "rtn-g64", "mxfp4")
@@ -67,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         default=METHODS,
-        help=f"of {' '.join(METHODS)}; those of the exporter may have other parts, such as skim+:tune or "
+        help=f"of {' '.join(METHODS)} skim+-sparse; those of the exporter may have other parts, such as skim+:tune or "
         f"skim+:even,scaled (parts: {', '.join(CHANGES)}, tune)",
     )
     parser.add_argument("--bits", type=float, nargs="+", default=BITS, help="average widths of the codes")
@@ -246,6 +247,11 @@ def _quantized_dense(
     progress: Progress,
 ) -> Quantized:
     linears = {linear.name: linear for linear in architecture.linears}
+    store = StatisticsStore(job.work)
+    if method == "skim+-sparse":
+        assert bits is not None  # see _wanted
+        options, budget = QuantizeOptions(codebook=codebook), Budget(bits)
+        widths = allocate(checkpoint, architecture, store, options, budget, threads=job.threads, progress=progress)
 
     def quantize(name: str) -> DenseLinear:
         weight = linear_weight(checkpoint, linears[name])
@@ -254,7 +260,11 @@ def _quantized_dense(
         assert bits is not None  # see _wanted
         if method == "rtn-g64":
             return rtn_grouped(weight, int(bits))
-        fisher, widths = sensitivity(job.work, name), even_bits(len(weight), bits)
-        return squeezellm_sparse(weight, fisher, widths, codebook=codebook, threads=job.threads)
+        fisher = sensitivity(job.work, name)
+        if method == "squeezellm-sparse":
+            even = even_bits(len(weight), bits)
+            return squeezellm_sparse(weight, fisher, even, codebook=codebook, threads=job.threads)
+        correlation = store.correlation(name)
+        return skim_sparse(weight, fisher, correlation, widths[name], codebook=codebook, threads=job.threads)
 
     return dense_quantized(list(linears), quantize, directory, progress)

@@ -2,9 +2,10 @@
 
 import numpy as np
 import pytest
-from dense_baselines import mxfp4, rtn_grouped, squeezellm_sparse
+from dense_baselines import mxfp4, rtn_grouped, skim_sparse, squeezellm_sparse
 
 from skim_export.packed import PackedLinear, row_bytes
+from skim_export.quantize import METHODS, quantize_linear
 from skim_export.quantize.levels import fit_tables
 from skim_export.quantize.solver import Layer
 
@@ -103,3 +104,20 @@ def test_squeezellm_sparse_beats_its_dense_part():
     dense = PackedLinear.pack(codes, levels).dequantize()
     sparse = squeezellm_sparse(weight, fisher, bits).weight
     assert (fisher * (weight - sparse) ** 2).sum() < 0.9 * (fisher * (weight - dense) ** 2).sum()
+
+
+def test_skim_sparse_keeps_what_k_means_harms_most_and_beats_its_dense_part():
+    rng = np.random.default_rng(3)
+    weight, fisher = random_weight(40, 100), np.exp(rng.normal(-8, 2, (40, 100))).astype(np.float32)
+    bits, correlation = np.full(40, 3, np.uint8), np.eye(100, dtype=np.float32)
+    got = skim_sparse(weight, fisher, correlation, bits)
+
+    codes, levels, _ = fit_tables(Layer(weight, fisher), bits, "int8")
+    plain = PackedLinear.pack(codes, levels).dequantize()
+    kept = np.zeros(4000, bool)
+    kept[np.argsort(-(fisher * (weight - plain) ** 2).ravel())[:18]] = True  # 0.45 % of 4000
+    kept = kept.reshape(40, 100)
+    np.testing.assert_array_equal(got.weight[kept], weight[kept].astype(np.float16))
+    assert got.bits == 40 * (8 * row_bytes(3, 100) + 8 * 8 + 16) + 18 * 32 + 41 * 32
+    dense = quantize_linear(weight, fisher, bits, METHODS["skim+"], correlation=correlation).pack().dequantize()
+    assert (fisher * (weight - got.weight) ** 2).sum() < 0.9 * (fisher * (weight - dense) ** 2).sum()
