@@ -226,7 +226,7 @@ void TileFloats(const Layer& layer, const float* x, int64_t M, int64_t begin, in
   auto* tile = ThreadScratch<float>(Scratch::kTile, kTileRows * kFloatBlocks * kSuperblockColumns);
   std::memset(products, 0, M * kTileRows * sizeof *products);
   EachPiece(K, kFloatBlocks, [&](int64_t block, int64_t end, int64_t first, int64_t columns) {
-    EachTileRow(layer, begin, rows, [&](int64_t r, const RowRun& run, int64_t row) {
+    EachTileRow(layer, begin, rows, kMicroRows, [&](int64_t r, const RowRun& run, int64_t row) {
       FloatsOf(layer, run).decode(run, row, K, block, end, tile + r * columns);
     });
     for (int64_t m = 0; m < M; m += kFloatTokens) {
@@ -267,15 +267,7 @@ void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
   const int64_t row = stored - run->first;
   auto* levels = ThreadScratch<float>(Scratch::kTile, PaddedColumns(K));
   FloatsOf(layer, *run).decode(*run, row, K, 0, Superblocks(K), levels);
-  const RowEnd end = MakeRowEnd(layer, *run, row);
-  const uint16_t* scale = layer.weights.column_scale.size ? layer.weights.column_scale.data : nullptr;
-  EachStretch(K, [&](int64_t first, int64_t present, int64_t columns) {
-    for (int64_t k = 0; k < present; ++k) {
-      const float level = end.offset + end.scale * levels[k];
-      StoreFloat(y, type, first + k, scale ? level * HalfToFloat(scale[first + k]) : level);
-    }
-    levels += columns;
-  });
+  StoreWeights(layer, *run, row, levels, y, type);
 }
 
 }  // namespace

@@ -177,7 +177,7 @@ void TileIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t b
   const int8_t* digits = IntegerView(prepared, 0, K).digits;
   std::memset(sums, 0, M * 2 * kTileRows * sizeof *sums);
   EachPiece(K, kIntegerBlocks, [&](int64_t block, int64_t end, int64_t first, int64_t columns) {
-    EachTileRow(layer, begin, rows, [&](int64_t r, const RowRun& run, int64_t row) {
+    EachTileRow(layer, begin, rows, kMicroRows, [&](int64_t r, const RowRun& run, int64_t row) {
       kIntegersOf<Products>[run.row_class].decode(run, row, K, block, end, tile + r / 2 * 2 * columns, r % 2);
     });
     for (int64_t m = 0; m < M; m += Products::kTokens) {

@@ -7,19 +7,6 @@
 namespace skim {
 namespace {
 
-float LoadFloat(const void* data, FloatType type, int64_t i) {
-  return type == FloatType::kFloat32 ? static_cast<const float*>(data)[i]
-                                     : HalfToFloat(static_cast<const uint16_t*>(data)[i]);
-}
-
-void StoreFloat(void* data, FloatType type, int64_t i, float value) {
-  if (type == FloatType::kFloat32) {
-    static_cast<float*>(data)[i] = value;
-  } else {
-    static_cast<uint16_t*>(data)[i] = FloatToHalf(value);
-  }
-}
-
 float ColumnScale(const Layer& layer, int64_t k) {
   return layer.weights.column_scale.size ? HalfToFloat(layer.weights.column_scale.data[k]) : 1.0f;
 }
