@@ -275,8 +275,7 @@ void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_
   using Value = typename Path::Value;
   using Sum = typename Path::Sum;
   const int64_t N = layer.weights.N, K = layer.weights.K, rows = end - begin;
-  const int64_t superblocks = Superblocks(K), stride = Path::Stride(K);
-  const int64_t sums_stride = CeilDiv(M, Path::kTokens) * Path::kTokens;
+  const int64_t stride = Path::Stride(K), sums_stride = CeilDiv(M, Path::kTokens) * Path::kTokens;
   auto* tile = ThreadScratch<Value>(Scratch::kTile, kTileRows * Path::kBlocks * kSuperblockColumns);
   auto* sums = ThreadScratch<Sum>(Scratch::kSums, kTileRows * sums_stride);
   const RowRun* run_of[kTileRows];
@@ -288,9 +287,7 @@ void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_
     end_of[r] = Path::EndOf(layer, *run, begin + r - run->first);
   }
   std::memset(sums, 0, rows * sums_stride * sizeof(Sum));
-  for (int64_t block = 0; block < superblocks; block += Path::kBlocks) {
-    const int64_t block_end = Min(block + Path::kBlocks, superblocks);
-    const int64_t first = ColumnsBefore(K, block), columns = ColumnsBefore(K, block_end) - first;
+  EachPiece(K, Path::kBlocks, [&](int64_t block, int64_t block_end, int64_t first, int64_t columns) {
     for (int64_t r = 0; r < rows; ++r) {
       Path::Decode(layer, *run_of[r], begin + r - run_of[r]->first, block, block_end, tile + r * columns);
     }
@@ -301,7 +298,7 @@ void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_
         micro(x, stride, tile + r * columns, columns, sums + r * sums_stride + m, sums_stride);
       }
     }
-  }
+  });
   for (int64_t m = 0; m < M; ++m) {
     for (int64_t r = 0; r < rows; ++r) {
       const float value = Path::Finish(end_of[r], sums[r * sums_stride + m], prepared + m * stride, K);
@@ -318,13 +315,9 @@ void MatmulFew(const Layer& layer, const typename Path::Value* prepared, int64_t
   for (int64_t m = 0; m < M;) {
     const int64_t tokens = Path::DotTokens(M - m);
     void* out = static_cast<char*>(y) + m * N * FloatBytes(type);
-    const RowRun* run = layer.runs;
-    for (int64_t row = begin; row < end;) {
-      run = RunOf(run, row);
-      const int64_t run_end = Min(end, run->first + run->count);
-      Path::Dot(layer, *run, row - run->first, run_end - run->first, prepared + m * stride, tokens, out, type);
-      row = run_end;
-    }
+    EachRun(layer, begin, end - begin, [&](const RowRun& run, int64_t row, int64_t count, int64_t) {
+      Path::Dot(layer, run, row, row + count, prepared + m * stride, tokens, out, type);
+    });
     m += tokens;
   }
 }
