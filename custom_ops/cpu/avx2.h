@@ -1,4 +1,4 @@
-// What the AVX2 kernels share: codes, 32 at a time, the activations that belong to them, and the way through the rows.
+// What the AVX2 kernels share: codes, 32 at a time, the activations that belong to them, and tiles of rows.
 //
 // Codes and activations come in groups of 32 columns:
 //

@@ -3,8 +3,7 @@
 // Shifted into their places in 32-bit lanes, codes of up to 4 bits are looked up as floats, and those of any width if
 // the codebook is float16; int8 levels of other widths are looked up as bytes, and widened.
 //
-// 32-bit lane d of byte b holds column 4 d + b of each 64: activations are prepared in that order. A prepared token is
-// its floats, then the sum of all of them, which affine rows need for their offset, and padding.
+// 32-bit lane d of byte b holds column 4 d + b of each 64: activations are prepared in that order.
 //
 // Nothing in this file may have external linkage but `Avx512Kernels` (see avx2.h).
 #include "avx512.h"
@@ -14,11 +13,7 @@
 namespace skim {
 namespace {
 
-constexpr int64_t ExactFloats(int64_t K) { return PaddedColumns(K) + kAlignment / 4; }
-
-int64_t ExactBytes(int64_t K) { return ExactFloats(K) * static_cast<int64_t>(sizeof(float)); }
-
-// ---- levels as floats: 64 codes to 64 floats, 16 of each byte of the 32-bit lanes; `ScaleOf` makes them a row's.
+// ---- levels as floats: 64 codes to 64 floats, 16 of each byte of the 32-bit lanes; `RowEnds` makes them a row's
 
 struct Floats64 {
   __m512 v[4];

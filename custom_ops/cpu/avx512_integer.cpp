@@ -1,8 +1,5 @@
 // The integer arithmetic of the AVX-512 kernels: levels as unsigned bytes times the two digits of the activations,
-// _mm512_dpbusd_epi32. A prepared token is
-//
-//     its `IntegerToken`, in the first kAlignment bytes
-//     the high digits of all columns, in their order, then the low ones
+// _mm512_dpbusd_epi32. A prepared token has the high digits of all columns, in their order, then the low ones.
 //
 // Nothing in this file may have external linkage but `Avx512Integer` (see avx2.h).
 #include "avx512.h"
@@ -11,16 +8,14 @@
 namespace skim {
 namespace {
 
-int64_t IntegerBytes(int64_t K) { return kAlignment + 2 * PaddedColumns(K); }
-
 struct IntegerView {
   IntegerToken token;
   const int8_t *high, *low;
 
   IntegerView(const void* prepared, int64_t m, int64_t K) {
-    const char* start = static_cast<const char*>(prepared) + m * IntegerBytes(K);
-    std::memcpy(&token, start, sizeof token);
-    high = reinterpret_cast<const int8_t*>(start) + kAlignment;
+    const int8_t* start = static_cast<const int8_t*>(prepared) + m * IntegerBytes(K);
+    token = MeaningOf(start);
+    high = start + kAlignment;
     low = high + PaddedColumns(K);
   }
 };

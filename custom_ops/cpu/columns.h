@@ -1,8 +1,8 @@
-// The order in which the kernels of all instruction sets have the columns of a row: how its last superblock is padded.
+// The columns of a row as the kernels have them, of activations and of decoded levels: its last superblock is padded.
 //
-// Columns that are contiguous stay so: those of full superblocks, and of a last one that the kernels read as it is. Any
-// other last superblock is spread out: each of its eight codes gets more lanes, of which those that do not exist have
-// activations of 0. Within these stretches kernels may have their own order.
+// A last superblock of 8 or 16 lanes, 64 or 128 columns, is dense: it is read as it is. One of another size is spread
+// out to more lanes, of which those that do not exist have activations of 0. The order within 64 columns is up to the
+// instruction set.
 //
 // Every function is `static`: the files of the kernels are compiled for different CPUs, and must not share code.
 #pragma once
@@ -10,7 +10,7 @@
 #include <cstdint>
 
 #include "inline.h"
-#include "skim/packed.h"
+#include "skim/kernels.h"
 
 namespace skim {
 
@@ -20,10 +20,9 @@ static constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b;
 // Superblocks of a row, the last, shorter one included.
 static constexpr int64_t Superblocks(int64_t K) { return CeilDiv(K, kSuperblockColumns); }
 
-// Whether a last superblock is read as it is, 64 or 128 columns.
 static constexpr bool TailIsDense(int lanes) { return lanes == 8 || lanes == 16; }
 
-// Lanes that narrower ones are spread out to; more are spread out to those of a full superblock.
+// Lanes that fewer ones are spread out to; more of them are spread out to those of a full superblock.
 #ifdef __aarch64__
 static constexpr int kSpreadLanes = 16;
 #else
@@ -45,8 +44,13 @@ static constexpr int64_t ColumnsBefore(int64_t K, int64_t block) {
 
 static constexpr int64_t PaddedColumns(int64_t K) { return ColumnsBefore(K, Superblocks(K)); }
 
+// A prepared token of exact arithmetic: its floats, then the sum of all of them, which affine rows need for their
+// offset, and padding.
+static constexpr int64_t ExactFloats(int64_t K) { return PaddedColumns(K) + kAlignment / 4; }
+static constexpr int64_t ExactBytes(int64_t K) { return ExactFloats(K) * 4; }
+
 // Calls body(first column, columns that exist, columns) for each stretch of a row: all full superblocks, then a last
-// one that is not spread out, or each code of one that is.
+// one that is not spread out, or each of the eight codes of one that is.
 template <typename Body>
 static SKIM_INLINE void EachStretch(int64_t K, Body&& body) {
   const int64_t tail = K - K % kSuperblockColumns;

@@ -1,8 +1,7 @@
-// What the NEON kernels of all instruction sets share: the order of the columns, codes and byte tables.
+// What the NEON kernels of all instruction sets share: codes, 16 at a time, tables of bytes, and activations.
 //
-// Codes come 16 at a time, those of 16 consecutive columns: code j of one half of a superblock's 32 lanes. So the
-// columns stay in their order, and only a last superblock of fewer lanes may be padded: one of 8 or 16 lanes is 64 or
-// 128 columns; others are spread out to 16 or 32 lanes, of which those that do not exist have activations of 0.
+// Codes come in groups of 16 consecutive columns: code j of one half of a superblock's 32 lanes. So the columns stay in
+// their order.
 //
 // Files that include this are compiled for different CPUs. So nothing here may have external linkage.
 #pragma once
@@ -177,12 +176,12 @@ struct ByteTable {
 // ---- levels as signed bytes, `kZero` more than they are
 
 template <int kBits>
-struct TableBytes {
+struct SignedTable {
   static constexpr int kWidth = kBits, kClean = TableClean(kBits), kZero = 0;
   static constexpr int kRows = kBits <= 6 ? 2 : 1;  // whose tables fit into the registers
   ByteTable<kBits> table;
 
-  SKIM_INLINE TableBytes(const RowRun& run, int64_t row) {
+  SKIM_INLINE SignedTable(const RowRun& run, int64_t row) {
     const int8_t* entries = static_cast<const int8_t*>(run.codebook) + (row << kBits);
     table.Fill([&](int i) __attribute__((always_inline)) { return Repeat<Min(16, 1 << kBits)>(entries + 16 * i); });
   }
@@ -190,11 +189,11 @@ struct TableBytes {
 };
 
 template <int kBits>
-struct AffineBytes {
+struct SignedAffine {
   static constexpr int kWidth = kBits, kClean = kBits, kZero = kBits < 8 ? 1 << (kBits - 1) : 0;
   static constexpr int kRows = 2;
 
-  SKIM_INLINE AffineBytes(const RowRun&, int64_t) {}
+  SKIM_INLINE SignedAffine(const RowRun&, int64_t) {}
   SKIM_INLINE int8x16_t operator()(uint8x16_t codes) const {
     return vreinterpretq_s8_u8(kBits == 8 ? veorq_u8(codes, vdupq_n_u8(128)) : codes);
   }

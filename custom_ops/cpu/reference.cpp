@@ -115,8 +115,7 @@ void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t
     for (int64_t m = 0; m < M; ++m) {
       const char* in = static_cast<const char*>(prepared) + m * IntegerBytesPrepared(K);
       const auto* digits = reinterpret_cast<const int8_t*>(in + sizeof(IntegerToken));
-      IntegerToken token;
-      std::memcpy(&token, in, sizeof token);
+      const IntegerToken token = MeaningOf(in);
       int32_t high = 0, low = 0;
       for (int64_t k = 0; k < K; ++k) {
         const int code = CodeAt(codes, bits, K, k);
