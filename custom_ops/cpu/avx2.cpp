@@ -1,4 +1,4 @@
-// The AVX2 kernel: exact float32 arithmetic. Integer arithmetic is in avx2_integer.cpp.
+// The AVX2 kernels: exact float32 arithmetic. Integer arithmetic is in avx2_integer.cpp.
 //
 // A register of 32 codes becomes four registers of 8 floats with hardly a conversion: the bytes of the float32 levels
 // are looked up one byte plane at a time (`FloatTable`), put together to 16-bit halves of floats, and even and odd
