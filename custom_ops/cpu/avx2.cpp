@@ -1,14 +1,12 @@
-// The AVX2 kernel: exact float32 arithmetic. Integer arithmetic is in avx2_integer.cpp.
+// The AVX2 kernels: exact float32 arithmetic. Integer arithmetic is in avx2_integer.cpp.
 //
 // A register of 32 codes becomes four registers of 8 floats with hardly a conversion: the bytes of the float32 levels
-// are looked up one byte plane at a time (`TableLevels`), put together to 16-bit halves of floats, and even and odd
+// are looked up one byte plane at a time (`FloatTable`), put together to 16-bit halves of floats, and even and odd
 // halves are moved into their places. The floats come out in the order
 //
 //     columns 0 2 4 6 16 18 20 22 | 1 3 5 7 17 19 21 23 | 8 10 12 14 24 26 28 30 | 9 11 13 15 25 27 29 31
 //
-// of every group of 32 columns, and the activations are prepared in that order too: a dot product does not mind. A
-// prepared token is its floats, then the sum of all of them, which affine rows need for their offset, and 15 floats of
-// padding.
+// of every group of 32 columns, and the activations are prepared in that order too: a dot product does not mind.
 //
 // Nothing in this file may have external linkage but `Avx2Kernels` (see avx2.h).
 #include "avx2.h"
@@ -18,13 +16,7 @@
 namespace skim {
 namespace {
 
-constexpr int kTokenTail = 16;  // floats behind a prepared token: its sum, and padding
-
-int64_t PreparedFloats(int64_t K) { return PaddedColumns(K) + kTokenTail; }
-
-int64_t PreparedBytes(int64_t K) { return PreparedFloats(K) * static_cast<int64_t>(sizeof(float)); }
-
-// ---- levels: 32 codes to 32 floats, in prepared order; `EndOf` makes them a row's.
+// ---- levels: 32 codes to 32 floats, in prepared order; `EndOf` makes them a row's
 
 // The floats whose upper halves are given, 32 of them in the order in which _mm256_unpack{lo,hi}_epi8 leave columns;
 // their lower halves are 0.
@@ -61,13 +53,13 @@ SKIM_INLINE void LoadEntries(const void* codebook, int64_t entry, __m256* low, _
 // Free codebooks of up to 6 bits: a lookup for each byte plane of the float32 entries. The lowest byte of an entry is
 // always 0, and that of an int8 value the two lowest.
 template <int kBits, CodebookType kType>
-struct TableLevels {
+struct FloatTable {
   static constexpr int kWidth = kBits;
   static constexpr int kPlanes = kType == CodebookType::kInt8 ? 2 : 3;
   static constexpr int kTables = kBits <= 4 ? 1 : 1 << (kBits - 4);
   __m256i tables[3][kTables];  // byte 1, 2 and 3 of 16 entries, in both halves
 
-  SKIM_INLINE TableLevels(const RowRun& run, int64_t row) {
+  SKIM_INLINE FloatTable(const RowRun& run, int64_t row) {
     constexpr int count = kBits <= 4 ? 1 << kBits : 16;
     const __m256i byte = _mm256_set1_epi16(0xff);
     for (int t = 0; t < kTables; ++t) {
@@ -100,10 +92,10 @@ struct TableLevels {
 
 // Evenly spaced levels of any width: (code - 2^(b-1)) * 2^24, an integer whose top byte is converted.
 template <int kBits>
-struct AffineLevels {
+struct FloatAffine {
   static constexpr int kWidth = kBits;
 
-  SKIM_INLINE AffineLevels(const RowRun&, int64_t) {}
+  SKIM_INLINE FloatAffine(const RowRun&, int64_t) {}
 
   SKIM_INLINE Floats32 operator()(__m256i codes) const {
     const __m256i zero = _mm256_setzero_si256();
@@ -117,11 +109,11 @@ constexpr float kAffineUnit = 1.0f / (1 << 24);
 
 // Free codebooks of 7 and 8 bits: gathers from a table of floats. Slow, and rarely of use (see docs/format.md).
 template <int kBits, CodebookType kType>
-struct WideLevels {
+struct GatheredTable {
   static constexpr int kWidth = kBits;
   alignas(32) float table[1 << kBits];
 
-  SKIM_INLINE WideLevels(const RowRun& run, int64_t row) {
+  SKIM_INLINE GatheredTable(const RowRun& run, int64_t row) {
     for (int i = 0; i < 1 << kBits; i += 16) {
       __m256 low, high;
       LoadEntries<kType, 16>(run.codebook, (row << kBits) + i, &low, &high);
@@ -154,8 +146,8 @@ float Sum(__m256 v) {
 
 // One token: rows begin..end of a run, decoded and multiplied at once.
 template <typename Levels>
-void DotRows(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const float* token, void* y,
-             FloatType type) {
+void DotFloats(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const float* token, void* y,
+               FloatType type) {
   const int64_t K = layer.weights.K;
   const int64_t row_bytes = RowBytes(Levels::kWidth, K);
   const int64_t superblocks = Superblocks(K);
@@ -180,7 +172,7 @@ void DotRows(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, 
 
 // The levels of the superblocks begin..end of a row, unscaled, in prepared order.
 template <typename Levels>
-void DecodeRow(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, float* out) {
+void DecodeFloats(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, float* out) {
   const int64_t row_bytes = RowBytes(Levels::kWidth, K);
   const Levels levels(run, row);
   EachCodes<Levels::kWidth, 1>(run.codes + row * row_bytes, row_bytes, K, begin, end,
@@ -191,26 +183,26 @@ void DecodeRow(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t
                                });
 }
 
-struct RowFunctions {
+struct FloatFunctions {
   void (*dot)(const Layer&, const RowRun&, int64_t begin, int64_t end, const float* token, void* y, FloatType type);
   void (*decode)(const RowRun&, int64_t row, int64_t K, int64_t begin, int64_t end, float* out);
 };
 
 template <typename Levels>
-constexpr RowFunctions kFunctions{DotRows<Levels>, DecodeRow<Levels>};
+constexpr FloatFunctions kFloats{DotFloats<Levels>, DecodeFloats<Levels>};
 
 template <CodebookType kType>
-constexpr RowFunctions kFunctionsOf[kClasses] = {
-    kFunctions<TableLevels<1, kType>>, kFunctions<TableLevels<2, kType>>, kFunctions<TableLevels<3, kType>>,
-    kFunctions<TableLevels<4, kType>>, kFunctions<TableLevels<5, kType>>, kFunctions<TableLevels<6, kType>>,
-    kFunctions<WideLevels<7, kType>>,  kFunctions<WideLevels<8, kType>>,  kFunctions<AffineLevels<1>>,
-    kFunctions<AffineLevels<2>>,       kFunctions<AffineLevels<3>>,       kFunctions<AffineLevels<4>>,
-    kFunctions<AffineLevels<5>>,       kFunctions<AffineLevels<6>>,       kFunctions<AffineLevels<7>>,
-    kFunctions<AffineLevels<8>>};
+constexpr FloatFunctions kFloatsOf[kClasses] = {
+    kFloats<FloatTable<1, kType>>,    kFloats<FloatTable<2, kType>>,    kFloats<FloatTable<3, kType>>,
+    kFloats<FloatTable<4, kType>>,    kFloats<FloatTable<5, kType>>,    kFloats<FloatTable<6, kType>>,
+    kFloats<GatheredTable<7, kType>>, kFloats<GatheredTable<8, kType>>, kFloats<FloatAffine<1>>,
+    kFloats<FloatAffine<2>>,          kFloats<FloatAffine<3>>,          kFloats<FloatAffine<4>>,
+    kFloats<FloatAffine<5>>,          kFloats<FloatAffine<6>>,          kFloats<FloatAffine<7>>,
+    kFloats<FloatAffine<8>>};
 
-const RowFunctions& FunctionsOf(const Layer& layer, const RowRun& run) {
-  return layer.weights.codebook_type == CodebookType::kInt8 ? kFunctionsOf<CodebookType::kInt8>[run.row_class]
-                                                            : kFunctionsOf<CodebookType::kFloat16>[run.row_class];
+const FloatFunctions& FloatsOf(const Layer& layer, const RowRun& run) {
+  return layer.weights.codebook_type == CodebookType::kInt8 ? kFloatsOf<CodebookType::kInt8>[run.row_class]
+                                                            : kFloatsOf<CodebookType::kFloat16>[run.row_class];
 }
 
 // ---- activations
@@ -254,10 +246,10 @@ SKIM_INLINE Floats32 FromPrepared(const Floats32& f) {
   return result;
 }
 
-void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, void* out) {
+void PrepareFloats(const Layer& layer, const void* x, FloatType type, int64_t M, void* out) {
   const int64_t K = layer.weights.K;
-  auto* prepared = static_cast<float*>(out);
   for (int64_t m = 0; m < M; ++m) {
+    float* prepared = static_cast<float*>(out) + m * ExactFloats(K);
     const char* token = static_cast<const char*>(x) + m * K * FloatBytes(type);
     __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
     EachGroup(K, [&](int64_t first, int columns) {
@@ -269,19 +261,18 @@ void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, void*
       prepared += kGroup;
     });
     *prepared = Sum(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
-    prepared += kTokenTail;
   }
 }
 
-// ---- many tokens
+// ---- several tokens
 
-constexpr int kMicroTokens = 4;  // the micro kernel holds 4 x 3 sums in 12 of the 16 registers
+constexpr int kFloatTokens = 4;  // the micro kernel holds 4 x 3 sums in 12 of the 16 registers
 constexpr int kMicroRows = 3;
 
 template <int kTokens, int kRows>
-void MicroKernel(const float* x, int64_t x_stride, const float* tile, int64_t columns, float* sums,
+void MicroFloats(const float* x, int64_t x_stride, const float* tile, int64_t columns, float* sums,
                  int64_t sums_stride) {
-  __m256 sum[kRows][kMicroTokens];
+  __m256 sum[kRows][kFloatTokens];
   for (auto& row : sum) {
     for (__m256& s : row) s = _mm256_setzero_ps();
   }
@@ -301,33 +292,33 @@ void MicroKernel(const float* x, int64_t x_stride, const float* tile, int64_t co
   }
 }
 
-constexpr MicroFunction<float, float> kMicroKernels[kMicroTokens][kMicroRows] = {
-    {MicroKernel<1, 1>, MicroKernel<1, 2>, MicroKernel<1, 3>},
-    {MicroKernel<2, 1>, MicroKernel<2, 2>, MicroKernel<2, 3>},
-    {MicroKernel<3, 1>, MicroKernel<3, 2>, MicroKernel<3, 3>},
-    {MicroKernel<4, 1>, MicroKernel<4, 2>, MicroKernel<4, 3>}};
+constexpr MicroFunction<float, float> kFloatMicros[kFloatTokens][kMicroRows] = {
+    {MicroFloats<1, 1>, MicroFloats<1, 2>, MicroFloats<1, 3>},
+    {MicroFloats<2, 1>, MicroFloats<2, 2>, MicroFloats<2, 3>},
+    {MicroFloats<3, 1>, MicroFloats<3, 2>, MicroFloats<3, 3>},
+    {MicroFloats<4, 1>, MicroFloats<4, 2>, MicroFloats<4, 3>}};
 
 struct Exact {
   using Value = float;
   using Sum = float;
   using End = RowEnd;
-  static constexpr int64_t kHeader = 0, kTokens = kMicroTokens, kRows = kMicroRows;
+  static constexpr int64_t kHeader = 0, kTokens = kFloatTokens, kRows = kMicroRows;
   // 24 rows of 4 superblocks take 96 KiB, and stay in the L2 cache for all tokens; the 16 KiB of 4 tokens stay in the
   // L1 cache for all rows.
   static constexpr int64_t kBlocks = 4;
   static constexpr int64_t kFewTokens = 3;  // one after the other they are as fast as together
 
-  static int64_t Stride(int64_t K) { return PreparedFloats(K); }
+  static int64_t Stride(int64_t K) { return ExactFloats(K); }
   static End EndOf(const Layer& layer, const RowRun& run, int64_t row) { return skim::EndOf(layer, run, row); }
   static int64_t DotTokens(int64_t) { return 1; }
   static void Dot(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const float* prepared, int64_t,
                   void* y, FloatType type) {
-    FunctionsOf(layer, run).dot(layer, run, begin, end, prepared, y, type);
+    FloatsOf(layer, run).dot(layer, run, begin, end, prepared, y, type);
   }
   static void Decode(const Layer& layer, const RowRun& run, int64_t row, int64_t begin, int64_t end, float* out) {
-    FunctionsOf(layer, run).decode(run, row, layer.weights.K, begin, end, out);
+    FloatsOf(layer, run).decode(run, row, layer.weights.K, begin, end, out);
   }
-  static MicroFunction<float, float> Micro(int64_t tokens, int64_t rows) { return kMicroKernels[tokens - 1][rows - 1]; }
+  static MicroFunction<float, float> Micro(int64_t tokens, int64_t rows) { return kFloatMicros[tokens - 1][rows - 1]; }
   static float Finish(const RowEnd& end, float product, const float* token, int64_t K) {
     return skim::Finish(end, product, token[PaddedColumns(K)]);
   }
@@ -338,7 +329,7 @@ void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
   const RowRun* run = RunOf(layer.runs, stored);
   const int64_t row = stored - run->first;
   auto* levels = ThreadScratch<float>(Scratch::kTile, PaddedColumns(K));
-  FunctionsOf(layer, *run).decode(*run, row, K, 0, Superblocks(K), levels);
+  FloatsOf(layer, *run).decode(*run, row, K, 0, Superblocks(K), levels);
   const RowEnd row_end = EndOf(layer, *run, row);
   EachGroup(K, [&](int64_t first, int columns) {
     Floats32 f;
@@ -356,7 +347,7 @@ void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
 }  // namespace
 
 const Kernels& Avx2Kernels() {
-  static const Kernels kernels{"avx2", {PreparedBytes, Prepare, Matmul<Exact>}, Avx2Integer(), Swiglu, Gather};
+  static const Kernels kernels{"avx2", {ExactBytes, PrepareFloats, Matmul<Exact>}, Avx2Integer(), Swiglu, Gather};
   return kernels;
 }
 

@@ -1,4 +1,4 @@
-// What the AVX2 kernels share: codes, 32 at a time, the activations that belong to them, and the way through the rows.
+// What the AVX2 kernels share: codes, 32 at a time, the activations that belong to them, and tiles of rows.
 //
 // Codes and activations come in groups of 32 columns:
 //
@@ -19,8 +19,6 @@
 #include "row.h"
 #include "skim/kernels.h"
 
-#define SKIM_INLINE inline __attribute__((always_inline))
-
 namespace skim {
 
 Arithmetic Avx2Integer();  // avx2_integer.cpp
@@ -28,20 +26,6 @@ Arithmetic Avx2Integer();  // avx2_integer.cpp
 namespace {
 
 constexpr int kGroup = 32;  // columns whose levels are looked up at once
-
-constexpr bool TailIsDense(int lanes) { return lanes == 8 || lanes == 16; }
-constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Superblocks of a row, the last, shorter one included.
-constexpr int64_t Superblocks(int64_t K) { return (K + kSuperblockColumns - 1) / kSuperblockColumns; }
-
-// Columns, those that do not exist included, of the superblocks before `block`.
-constexpr int64_t ColumnsBefore(int64_t K, int64_t block) {
-  const bool dense_tail = TailIsDense(TailLanes(K)) && block == Superblocks(K);
-  return dense_tail ? (block - 1) * kSuperblockColumns + 8 * TailLanes(K) : block * kSuperblockColumns;
-}
-
-constexpr int64_t PaddedColumns(int64_t K) { return ColumnsBefore(K, Superblocks(K)); }
 
 // ---- codes
 
@@ -259,14 +243,6 @@ SKIM_INLINE Floats32 ScaledColumns(const Layer& layer, const void* token, FloatT
 
 // ---- rows
 
-SKIM_INLINE void StoreFloat(void* y, FloatType type, int64_t i, float value) {
-  if (type == FloatType::kFloat32) {
-    static_cast<float*>(y)[i] = value;
-  } else {
-    static_cast<uint16_t*>(y)[i] = _cvtss_sh(value, _MM_FROUND_TO_NEAREST_INT);
-  }
-}
-
 // Few tokens are multiplied while rows are decoded, some of them at a time, so rows may be decoded more than once;
 // their codes then are in a cache. For more tokens rows are decoded to a tile: for many it has as many rows as the L2
 // cache takes, for some those of one micro kernel, as they don't repay the way to L2.
@@ -299,8 +275,7 @@ void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_
   using Value = typename Path::Value;
   using Sum = typename Path::Sum;
   const int64_t N = layer.weights.N, K = layer.weights.K, rows = end - begin;
-  const int64_t superblocks = Superblocks(K), stride = Path::Stride(K);
-  const int64_t sums_stride = (M + Path::kTokens - 1) / Path::kTokens * Path::kTokens;
+  const int64_t stride = Path::Stride(K), sums_stride = CeilDiv(M, Path::kTokens) * Path::kTokens;
   auto* tile = ThreadScratch<Value>(Scratch::kTile, kTileRows * Path::kBlocks * kSuperblockColumns);
   auto* sums = ThreadScratch<Sum>(Scratch::kSums, kTileRows * sums_stride);
   const RowRun* run_of[kTileRows];
@@ -312,9 +287,7 @@ void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_
     end_of[r] = Path::EndOf(layer, *run, begin + r - run->first);
   }
   std::memset(sums, 0, rows * sums_stride * sizeof(Sum));
-  for (int64_t block = 0; block < superblocks; block += Path::kBlocks) {
-    const int64_t block_end = Min(block + Path::kBlocks, superblocks);
-    const int64_t first = ColumnsBefore(K, block), columns = ColumnsBefore(K, block_end) - first;
+  EachPiece(K, Path::kBlocks, [&](int64_t block, int64_t block_end, int64_t first, int64_t columns) {
     for (int64_t r = 0; r < rows; ++r) {
       Path::Decode(layer, *run_of[r], begin + r - run_of[r]->first, block, block_end, tile + r * columns);
     }
@@ -325,7 +298,7 @@ void MatmulTile(const Layer& layer, const typename Path::Value* prepared, int64_
         micro(x, stride, tile + r * columns, columns, sums + r * sums_stride + m, sums_stride);
       }
     }
-  }
+  });
   for (int64_t m = 0; m < M; ++m) {
     for (int64_t r = 0; r < rows; ++r) {
       const float value = Path::Finish(end_of[r], sums[r * sums_stride + m], prepared + m * stride, K);
@@ -342,13 +315,9 @@ void MatmulFew(const Layer& layer, const typename Path::Value* prepared, int64_t
   for (int64_t m = 0; m < M;) {
     const int64_t tokens = Path::DotTokens(M - m);
     void* out = static_cast<char*>(y) + m * N * FloatBytes(type);
-    const RowRun* run = layer.runs;
-    for (int64_t row = begin; row < end;) {
-      run = RunOf(run, row);
-      const int64_t run_end = Min(end, run->first + run->count);
-      Path::Dot(layer, *run, row - run->first, run_end - run->first, prepared + m * stride, tokens, out, type);
-      row = run_end;
-    }
+    EachRun(layer, begin, end - begin, [&](const RowRun& run, int64_t row, int64_t count, int64_t) {
+      Path::Dot(layer, run, row, row + count, prepared + m * stride, tokens, out, type);
+    });
     m += tokens;
   }
 }

@@ -3,10 +3,8 @@
 // A register of 32 codes becomes one of 32 levels, unsigned bytes. Taken for 16 words, its even and odd bytes come out
 // with one instruction each, and _mm256_madd_epi16 multiplies them with activations of 16 bits and adds pairs: six
 // instructions for 32 columns. The two digits of the activations would take nine, as the sum of two products of bytes
-// fills 16 bits, and has to be widened at once. A prepared token is
-//
-//     its `IntegerToken`, in the first kAlignment bytes
-//     q of the 16 even columns, then of the 16 odd ones of every group of 32 columns
+// fills 16 bits, and has to be widened at once. A prepared token has
+// q of the 16 even columns, then of the 16 odd ones of every group of 32 columns.
 //
 // Nothing in this file may have external linkage but `Avx2Integer` (see avx2.h).
 #include <limits>
@@ -23,20 +21,18 @@ constexpr int kHeader = kAlignment / sizeof(int16_t);  // words before a token's
 constexpr int64_t kFlushBlocks = 8;
 static_assert(255 * int64_t{32512} * kFlushBlocks * kSuperblockColumns / 8 <= std::numeric_limits<int32_t>::max());
 
-int64_t PreparedWords(int64_t K) { return kHeader + PaddedColumns(K); }
-
-int64_t PreparedBytes(int64_t K) { return PreparedWords(K) * static_cast<int64_t>(sizeof(int16_t)); }
+constexpr int64_t IntegerWords(int64_t K) { return kHeader + PaddedColumns(K); }
 
 // ---- levels: 32 codes to 32 unsigned bytes; `IntegerEnd` knows what they are too large by
 
 template <int kBits>
-struct TableLevels {
+struct UnsignedTable {
   static constexpr int kWidth = kBits;
   static constexpr int kTables = kBits <= 4 ? 1 : 1 << (kBits - 4);
   static constexpr int kDotRows = kTables == 1 ? 2 : 1;  // as many as have place in the registers
   __m256i tables[kTables];
 
-  SKIM_INLINE TableLevels(const RowRun& run, int64_t row) {
+  SKIM_INLINE UnsignedTable(const RowRun& run, int64_t row) {
     const int8_t* entries = static_cast<const int8_t*>(run.codebook) + (row << kBits);
     for (int i = 0; i < kTables; ++i) {
       __m128i bytes = _mm_setzero_si128();
@@ -49,10 +45,10 @@ struct TableLevels {
 };
 
 template <int kBits>
-struct AffineLevels {
+struct UnsignedAffine {
   static constexpr int kWidth = kBits, kDotRows = 2;
 
-  SKIM_INLINE AffineLevels(const RowRun&, int64_t) {}
+  SKIM_INLINE UnsignedAffine(const RowRun&, int64_t) {}
 
   SKIM_INLINE __m256i operator()(__m256i codes) const { return codes; }
 };
@@ -79,12 +75,6 @@ IntegerEnd EndOf(const Layer& layer, const RowRun& run, int64_t row) {
   return {MakeRowEnd(layer, run, row), zero};
 }
 
-IntegerToken MeaningOf(const int16_t* token) {
-  IntegerToken meaning;
-  std::memcpy(&meaning, token, sizeof meaning);
-  return meaning;
-}
-
 // `D`: the sum with unsigned levels.
 SKIM_INLINE float FinishUnsigned(const IntegerEnd& end, double D, const IntegerToken& token) {
   return FinishInteger(end, D - end.zero * SumOfDigits(token.high_sum, token.low_sum), token);
@@ -105,9 +95,9 @@ SKIM_INLINE double Sum(__m256d v) {
 
 // kTokens tokens and kRows rows, the second one `apart` behind `row`, decoded and multiplied at once.
 template <typename Levels, int kRows, int kTokens>
-SKIM_INLINE void Dot(const Layer& layer, const RowRun& run, int64_t row, int64_t apart, const int16_t* tokens, void* y,
-                     FloatType type) {
-  const int64_t N = layer.weights.N, K = layer.weights.K, stride = PreparedWords(K);
+SKIM_INLINE void DotIntegers(const Layer& layer, const RowRun& run, int64_t row, int64_t apart, const int16_t* tokens,
+                             void* y, FloatType type) {
+  const int64_t N = layer.weights.N, K = layer.weights.K, stride = IntegerWords(K);
   const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
   const Levels first(run, row), last(run, row + (kRows - 1) * apart);
   const int16_t* x = tokens + kHeader;
@@ -150,23 +140,23 @@ SKIM_INLINE void Dot(const Layer& layer, const RowRun& run, int64_t row, int64_t
 
 // The same for rows begin..end of a run.
 template <typename Levels, int kTokens>
-void DotRows(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* tokens, void* y,
-             FloatType type) {
+void DotIntegerRows(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* tokens, void* y,
+                    FloatType type) {
   if constexpr (kTokens <= 2 && Levels::kDotRows == 2) {
     // Two rows share the loads of activations. They come from the two halves of all rows: the CPU reads ahead in two
     // long streams of codes, but not in two rows side by side, which took more than twice the time.
     const int64_t half = (end - begin) / 2;
     for (int64_t row = begin; row < begin + half; ++row) {
-      Dot<Levels, 2, kTokens>(layer, run, row, half, tokens, y, type);
+      DotIntegers<Levels, 2, kTokens>(layer, run, row, half, tokens, y, type);
     }
     begin += 2 * half;
   }
-  for (int64_t row = begin; row < end; ++row) Dot<Levels, 1, kTokens>(layer, run, row, 0, tokens, y, type);
+  for (int64_t row = begin; row < end; ++row) DotIntegers<Levels, 1, kTokens>(layer, run, row, 0, tokens, y, type);
 }
 
 // The levels of the superblocks begin..end of a row as words, in prepared order.
 template <typename Levels>
-void DecodeRow(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, int16_t* out) {
+void DecodeIntegers(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, int16_t* out) {
   const int64_t row_bytes = RowBytes(Levels::kWidth, K);
   const Levels levels(run, row);
   EachCodes<Levels::kWidth, 1>(run.codes + row * row_bytes, row_bytes, K, begin, end,
@@ -179,7 +169,7 @@ void DecodeRow(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t
                                });
 }
 
-struct RowFunctions {
+struct IntegerFunctions {
   using Dot = void (*)(const Layer&, const RowRun&, int64_t begin, int64_t end, const int16_t* tokens, void* y,
                        FloatType);
   Dot dot, dot2, dot4;  // with 1, 2 and 4 tokens
@@ -187,13 +177,16 @@ struct RowFunctions {
 };
 
 template <typename Levels>
-constexpr RowFunctions kFunctions{DotRows<Levels, 1>, DotRows<Levels, 2>, DotRows<Levels, 4>, DecodeRow<Levels>};
+constexpr IntegerFunctions kIntegers{DotIntegerRows<Levels, 1>, DotIntegerRows<Levels, 2>, DotIntegerRows<Levels, 4>,
+                                     DecodeIntegers<Levels>};
 
-constexpr RowFunctions kFunctionsOf[kClasses] = {
-    kFunctions<TableLevels<1>>,  kFunctions<TableLevels<2>>,  kFunctions<TableLevels<3>>,  kFunctions<TableLevels<4>>,
-    kFunctions<TableLevels<5>>,  kFunctions<TableLevels<6>>,  kFunctions<TableLevels<7>>,  kFunctions<TableLevels<8>>,
-    kFunctions<AffineLevels<1>>, kFunctions<AffineLevels<2>>, kFunctions<AffineLevels<3>>, kFunctions<AffineLevels<4>>,
-    kFunctions<AffineLevels<5>>, kFunctions<AffineLevels<6>>, kFunctions<AffineLevels<7>>, kFunctions<AffineLevels<8>>};
+constexpr IntegerFunctions kIntegersOf[kClasses] = {
+    kIntegers<UnsignedTable<1>>,  kIntegers<UnsignedTable<2>>,  kIntegers<UnsignedTable<3>>,
+    kIntegers<UnsignedTable<4>>,  kIntegers<UnsignedTable<5>>,  kIntegers<UnsignedTable<6>>,
+    kIntegers<UnsignedTable<7>>,  kIntegers<UnsignedTable<8>>,  kIntegers<UnsignedAffine<1>>,
+    kIntegers<UnsignedAffine<2>>, kIntegers<UnsignedAffine<3>>, kIntegers<UnsignedAffine<4>>,
+    kIntegers<UnsignedAffine<5>>, kIntegers<UnsignedAffine<6>>, kIntegers<UnsignedAffine<7>>,
+    kIntegers<UnsignedAffine<8>>};
 
 // ---- activations
 
@@ -211,11 +204,11 @@ void ToPrepared(int16_t* words, int64_t count) {
   }
 }
 
-void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {
+void PrepareIntegers(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {
   const int64_t K = layer.weights.K, columns = PaddedColumns(K);
   auto* floats = ThreadScratch<float>(Scratch::kToken, columns);
   auto* out = static_cast<int16_t*>(prepared);
-  for (int64_t m = 0; m < M; ++m, out += PreparedWords(K)) {
+  for (int64_t m = 0; m < M; ++m, out += IntegerWords(K)) {
     const char* token = static_cast<const char*>(x) + m * K * FloatBytes(type);
     float* group = floats;
     EachGroup(K, [&](int64_t first, int present) {
@@ -229,16 +222,16 @@ void Prepare(const Layer& layer, const void* x, FloatType type, int64_t M, void*
   }
 }
 
-// ---- many tokens
+// ---- several tokens
 
-constexpr int kMicroTokens = 4;
+constexpr int kIntegerTokens = 4;
 constexpr int kMicroRows = 3;
 
 // Each sum gets at most the products of kFlushBlocks superblocks. Only the unrolling keeps the sums in registers.
 template <int kTokens, int kRows>
-void MicroKernel(const int16_t* x, int64_t x_stride, const int16_t* tile, int64_t columns, double* sums,
-                 int64_t sums_stride) {
-  __m256i sum[kRows][kMicroTokens];
+void MicroIntegers(const int16_t* x, int64_t x_stride, const int16_t* tile, int64_t columns, double* sums,
+                   int64_t sums_stride) {
+  __m256i sum[kRows][kIntegerTokens];
 #pragma GCC unroll 3
   for (auto& row : sum) {
 #pragma GCC unroll 4
@@ -265,33 +258,33 @@ void MicroKernel(const int16_t* x, int64_t x_stride, const int16_t* tile, int64_
   }
 }
 
-constexpr MicroFunction<int16_t, double> kMicroKernels[kMicroTokens][kMicroRows] = {
-    {MicroKernel<1, 1>, MicroKernel<1, 2>, MicroKernel<1, 3>},
-    {MicroKernel<2, 1>, MicroKernel<2, 2>, MicroKernel<2, 3>},
-    {MicroKernel<3, 1>, MicroKernel<3, 2>, MicroKernel<3, 3>},
-    {MicroKernel<4, 1>, MicroKernel<4, 2>, MicroKernel<4, 3>}};
+constexpr MicroFunction<int16_t, double> kIntegerMicros[kIntegerTokens][kMicroRows] = {
+    {MicroIntegers<1, 1>, MicroIntegers<1, 2>, MicroIntegers<1, 3>},
+    {MicroIntegers<2, 1>, MicroIntegers<2, 2>, MicroIntegers<2, 3>},
+    {MicroIntegers<3, 1>, MicroIntegers<3, 2>, MicroIntegers<3, 3>},
+    {MicroIntegers<4, 1>, MicroIntegers<4, 2>, MicroIntegers<4, 3>}};
 
 struct Integer {
   using Value = int16_t;
   using Sum = double;
   using End = IntegerEnd;
-  static constexpr int64_t kHeader = skim::kHeader, kTokens = kMicroTokens, kRows = kMicroRows;
+  static constexpr int64_t kHeader = skim::kHeader, kTokens = kIntegerTokens, kRows = kMicroRows;
   static constexpr int64_t kFewTokens = 8;
   static constexpr int64_t kBlocks = kFlushBlocks;  // 96 KiB of rows, as in exact arithmetic
 
-  static int64_t Stride(int64_t K) { return PreparedWords(K); }
+  static int64_t Stride(int64_t K) { return IntegerWords(K); }
   static End EndOf(const Layer& layer, const RowRun& run, int64_t row) { return skim::EndOf(layer, run, row); }
   static int64_t DotTokens(int64_t M) { return M >= 4 ? 4 : M >= 2 ? 2 : 1; }
   static void Dot(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const int16_t* prepared,
                   int64_t tokens, void* y, FloatType type) {
-    const RowFunctions& f = kFunctionsOf[run.row_class];
+    const IntegerFunctions& f = kIntegersOf[run.row_class];
     (tokens == 4 ? f.dot4 : tokens == 2 ? f.dot2 : f.dot)(layer, run, begin, end, prepared, y, type);
   }
   static void Decode(const Layer& layer, const RowRun& run, int64_t row, int64_t begin, int64_t end, int16_t* out) {
-    kFunctionsOf[run.row_class].decode(run, row, layer.weights.K, begin, end, out);
+    kIntegersOf[run.row_class].decode(run, row, layer.weights.K, begin, end, out);
   }
   static MicroFunction<int16_t, double> Micro(int64_t tokens, int64_t rows) {
-    return kMicroKernels[tokens - 1][rows - 1];
+    return kIntegerMicros[tokens - 1][rows - 1];
   }
   static float Finish(const IntegerEnd& end, double D, const int16_t* token, int64_t) {
     return FinishUnsigned(end, D, MeaningOf(token));
@@ -300,6 +293,6 @@ struct Integer {
 
 }  // namespace
 
-Arithmetic Avx2Integer() { return {PreparedBytes, Prepare, Matmul<Integer>}; }
+Arithmetic Avx2Integer() { return {IntegerBytes, PrepareIntegers, Matmul<Integer>}; }
 
 }  // namespace skim

@@ -1,8 +1,12 @@
-// float16 <-> float32 in plain integer arithmetic, or by the instruction where the file is compiled for CPUs with one.
+// float16 <-> float32 in plain integer arithmetic, or by the instruction where the file is compiled for CPUs with one;
+// elements of tensors that may have either type.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
+
+#include "inline.h"
+#include "skim/kernels.h"
 
 #ifdef __F16C__
 #include <immintrin.h>
@@ -70,5 +74,18 @@ static inline uint16_t FloatToHalf(float value) {
 }
 
 static inline bool HalfIsFinite(uint16_t half) { return (half & 0x7c00) != 0x7c00; }
+
+static SKIM_INLINE float LoadFloat(const void* data, FloatType type, int64_t i) {
+  return type == FloatType::kFloat32 ? static_cast<const float*>(data)[i]
+                                     : HalfToFloat(static_cast<const uint16_t*>(data)[i]);
+}
+
+static SKIM_INLINE void StoreFloat(void* data, FloatType type, int64_t i, float value) {
+  if (type == FloatType::kFloat32) {
+    static_cast<float*>(data)[i] = value;
+  } else {
+    static_cast<uint16_t*>(data)[i] = FloatToHalf(value);
+  }
+}
 
 }  // namespace skim

@@ -92,6 +92,16 @@ static inline IntegerToken QuantizeToken(const float* x, int64_t count, int16_t*
 // D from the sums over the digits.
 static inline double SumOfDigits(int32_t high, int32_t low) { return double{kDigitBase} * high + low; }
 
+// A prepared token: its meaning in the first kAlignment bytes, then 16 bits for each column, in the form and order that
+// the kernel reads.
+static constexpr int64_t IntegerBytes(int64_t K) { return kAlignment + 2 * PaddedColumns(K); }
+
+static inline IntegerToken MeaningOf(const void* prepared) {
+  IntegerToken token;
+  std::memcpy(&token, prepared, sizeof token);
+  return token;
+}
+
 // The result of a row for a token; `end` is the row's.
 static inline float FinishInteger(RowEnd end, double D, const IntegerToken& token) {
   end.scale *= token.scale;

@@ -17,7 +17,7 @@ SKIM_INLINE int32x4_t MultiplyLong(int32x4_t sums, int8x16_t row, int8x16_t digi
 
 using LongProducts = RowProducts<MultiplyLong, 2>;
 
-// ---- levels as floats: 16 codes to 16 floats; `RowEnd` makes them a row's.
+// ---- levels as floats: 16 codes to 16 floats; `RowEnd` makes them a row's
 
 struct Floats16 {
   float32x4_t v[4];
@@ -106,11 +106,6 @@ struct WideBytes {
 
 // ---- one token
 
-// A prepared token of the exact kind: its floats, their sum and padding.
-constexpr int64_t ExactFloats(int64_t K) { return PaddedColumns(K) + kAlignment / 4; }
-
-int64_t ExactBytes(int64_t K) { return ExactFloats(K) * static_cast<int64_t>(sizeof(float)); }
-
 template <typename Levels>
 void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const float* x, float* products) {
   const int64_t row_bytes = RowBytes(Levels::kWidth, K);
@@ -127,7 +122,7 @@ void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const f
   }
 }
 
-// ---- several tokens
+// ---- several tokens: a tile of rows is decoded, then multiplied with all of them
 
 constexpr int64_t kFloatBlocks = 2;  // superblocks decoded at a time: 32 KiB for 16 rows
 
@@ -191,16 +186,16 @@ constexpr FloatFunctions kFloatsOfInt8[kClasses] = {kInt8Table<1>,
                                                     kInt8Table<4>,
                                                     kInt8Table<5>,
                                                     kInt8Table<6>,
-                                                    kFloats<WideBytes<TableBytes<7>>>,
-                                                    kFloats<WideBytes<TableBytes<8>>>,
+                                                    kFloats<WideBytes<SignedTable<7>>>,
+                                                    kFloats<WideBytes<SignedTable<8>>>,
                                                     kAffineTable<1>,
                                                     kAffineTable<2>,
                                                     kAffineTable<3>,
                                                     kAffineTable<4>,
-                                                    kFloats<WideBytes<AffineBytes<5>>>,
-                                                    kFloats<WideBytes<AffineBytes<6>>>,
-                                                    kFloats<WideBytes<AffineBytes<7>>>,
-                                                    kFloats<WideBytes<AffineBytes<8>>>};
+                                                    kFloats<WideBytes<SignedAffine<5>>>,
+                                                    kFloats<WideBytes<SignedAffine<6>>>,
+                                                    kFloats<WideBytes<SignedAffine<7>>>,
+                                                    kFloats<WideBytes<SignedAffine<8>>>};
 constexpr FloatFunctions kFloatsOfHalf[8] = {kHalfTable<1>, kHalfTable<2>, kHalfTable<3>, kHalfTable<4>,
                                              kHalfTable<5>, kHalfTable<6>, kHalfTable<7>, kHalfTable<8>};
 
@@ -226,7 +221,7 @@ void TileFloats(const Layer& layer, const float* x, int64_t M, int64_t begin, in
   auto* tile = ThreadScratch<float>(Scratch::kTile, kTileRows * kFloatBlocks * kSuperblockColumns);
   std::memset(products, 0, M * kTileRows * sizeof *products);
   EachPiece(K, kFloatBlocks, [&](int64_t block, int64_t end, int64_t first, int64_t columns) {
-    EachTileRow(layer, begin, rows, [&](int64_t r, const RowRun& run, int64_t row) {
+    EachTileRow(layer, begin, rows, kMicroRows, [&](int64_t r, const RowRun& run, int64_t row) {
       FloatsOf(layer, run).decode(run, row, K, block, end, tile + r * columns);
     });
     for (int64_t m = 0; m < M; m += kFloatTokens) {
@@ -267,15 +262,7 @@ void Gather(const Layer& layer, int64_t stored, void* y, FloatType type) {
   const int64_t row = stored - run->first;
   auto* levels = ThreadScratch<float>(Scratch::kTile, PaddedColumns(K));
   FloatsOf(layer, *run).decode(*run, row, K, 0, Superblocks(K), levels);
-  const RowEnd end = MakeRowEnd(layer, *run, row);
-  const uint16_t* scale = layer.weights.column_scale.size ? layer.weights.column_scale.data : nullptr;
-  EachStretch(K, [&](int64_t first, int64_t present, int64_t columns) {
-    for (int64_t k = 0; k < present; ++k) {
-      const float level = end.offset + end.scale * levels[k];
-      StoreFloat(y, type, first + k, scale ? level * HalfToFloat(scale[first + k]) : level);
-    }
-    levels += columns;
-  });
+  StoreWeights(layer, *run, row, levels, y, type);
 }
 
 }  // namespace

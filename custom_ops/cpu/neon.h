@@ -1,8 +1,7 @@
-// What the NEON kernels of all instruction sets share: the order of the columns, codes and byte tables.
+// What the NEON kernels of all instruction sets share: codes, 16 at a time, tables of bytes, and activations.
 //
-// Codes come 16 at a time, those of 16 consecutive columns: code j of one half of a superblock's 32 lanes. So the
-// columns stay in their order, and only a last superblock of fewer lanes may be padded: one of 8 or 16 lanes is 64 or
-// 128 columns; others are spread out to 16 or 32 lanes, of which those that do not exist have activations of 0.
+// Codes come in groups of 16 consecutive columns: code j of one half of a superblock's 32 lanes. So the columns stay in
+// their order.
 //
 // Files that include this are compiled for different CPUs. So nothing here may have external linkage.
 #pragma once
@@ -15,43 +14,10 @@
 #include "row.h"
 #include "skim/kernels.h"
 
-#define SKIM_INLINE inline __attribute__((always_inline))
-
 namespace skim {
 namespace {
 
 constexpr int kGroup = 16;  // columns that are looked up at once
-
-constexpr int64_t Min(int64_t a, int64_t b) { return a < b ? a : b; }
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t Superblocks(int64_t K) { return CeilDiv(K, kSuperblockColumns); }
-
-// ---- order of the columns
-
-// Lanes of the last superblock with those it is spread to.
-constexpr int SpreadLanes(int lanes) { return lanes == 8 ? 8 : lanes <= 16 ? 16 : 32; }
-
-// Columns, spread ones included, of the superblocks before `block`; a multiple of kGroup.
-constexpr int64_t ColumnsBefore(int64_t K, int64_t block) {
-  const bool tail = TailLanes(K) != 0 && block == Superblocks(K);
-  return tail ? (block - 1) * kSuperblockColumns + 8 * SpreadLanes(TailLanes(K)) : block * kSuperblockColumns;
-}
-
-constexpr int64_t PaddedColumns(int64_t K) { return ColumnsBefore(K, Superblocks(K)); }
-
-// Calls body(first column, columns that exist, columns) for each stretch of a padded row: all full superblocks, then
-// each code of the last one's lanes.
-template <typename Body>
-SKIM_INLINE void EachStretch(int64_t K, Body&& body) {
-  const int64_t tail = K - K % kSuperblockColumns;
-  if (tail > 0) body(int64_t{0}, tail, tail);
-  if (tail == K) return;
-  const int lanes = TailLanes(K);
-  for (int j = 0; j < 8; ++j) {
-    const int64_t first = tail + j * lanes, left = K - first;
-    body(first, left < 0 ? 0 : Min(left, lanes), int64_t{SpreadLanes(lanes)});
-  }
-}
 
 // ---- codes
 
@@ -210,12 +176,12 @@ struct ByteTable {
 // ---- levels as signed bytes, `kZero` more than they are
 
 template <int kBits>
-struct TableBytes {
+struct SignedTable {
   static constexpr int kWidth = kBits, kClean = TableClean(kBits), kZero = 0;
   static constexpr int kRows = kBits <= 6 ? 2 : 1;  // whose tables fit into the registers
   ByteTable<kBits> table;
 
-  SKIM_INLINE TableBytes(const RowRun& run, int64_t row) {
+  SKIM_INLINE SignedTable(const RowRun& run, int64_t row) {
     const int8_t* entries = static_cast<const int8_t*>(run.codebook) + (row << kBits);
     table.Fill([&](int i) __attribute__((always_inline)) { return Repeat<Min(16, 1 << kBits)>(entries + 16 * i); });
   }
@@ -223,11 +189,11 @@ struct TableBytes {
 };
 
 template <int kBits>
-struct AffineBytes {
+struct SignedAffine {
   static constexpr int kWidth = kBits, kClean = kBits, kZero = kBits < 8 ? 1 << (kBits - 1) : 0;
   static constexpr int kRows = 2;
 
-  SKIM_INLINE AffineBytes(const RowRun&, int64_t) {}
+  SKIM_INLINE SignedAffine(const RowRun&, int64_t) {}
   SKIM_INLINE int8x16_t operator()(uint8x16_t codes) const {
     return vreinterpretq_s8_u8(kBits == 8 ? veorq_u8(codes, vdupq_n_u8(128)) : codes);
   }
@@ -237,41 +203,6 @@ struct AffineBytes {
 
 constexpr int64_t kTileRows = 16;
 constexpr int kMicroRows = 4;
-
-// Calls body(run, first row in it, rows, place in the tile) for the runs that rows begin..begin+rows belong to.
-template <typename Body>
-SKIM_INLINE void EachRun(const Layer& layer, int64_t begin, int64_t rows, Body&& body) {
-  const RowRun* run = layer.runs;
-  for (int64_t at = 0; at < rows;) {
-    run = RunOf(run, begin + at);
-    const int64_t row = begin + at - run->first, count = Min(rows - at, run->count - row);
-    body(*run, row, count, at);
-    at += count;
-  }
-}
-
-// Calls body(row of the tile, its run, its row in the run), and for rows that only fill the micro kernel up to four,
-// which repeat the last one.
-template <typename Body>
-SKIM_INLINE void EachTileRow(const Layer& layer, int64_t begin, int64_t rows, Body&& body) {
-  const RowRun* run = layer.runs;
-  for (int64_t r = 0; r < CeilDiv(rows, kMicroRows) * kMicroRows; ++r) {
-    const int64_t stored = begin + Min(r, rows - 1);
-    run = RunOf(run, stored);
-    body(r, *run, stored - run->first);
-  }
-}
-
-// Calls body(first superblock, superblocks' end, columns before, columns) for the pieces of K that are decoded at a
-// time.
-template <typename Body>
-SKIM_INLINE void EachPiece(int64_t K, int64_t blocks, Body&& body) {
-  const int64_t superblocks = Superblocks(K);
-  for (int64_t block = 0; block < superblocks; block += blocks) {
-    const int64_t end = Min(block + blocks, superblocks), first = ColumnsBefore(K, block);
-    body(block, end, first, ColumnsBefore(K, end) - first);
-  }
-}
 
 // Calls body(row of the tile, its run, its end).
 template <typename Body>
@@ -289,23 +220,10 @@ SKIM_INLINE float32x4_t Load4(const void* data, FloatType type, int64_t i) {
              : vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(static_cast<const uint16_t*>(data) + i)));
 }
 
-SKIM_INLINE float LoadFloat(const void* data, FloatType type, int64_t i) {
-  return type == FloatType::kFloat32 ? static_cast<const float*>(data)[i]
-                                     : HalfToFloat(static_cast<const uint16_t*>(data)[i]);
-}
-
-SKIM_INLINE void StoreFloat(void* data, FloatType type, int64_t i, float value) {
-  if (type == FloatType::kFloat32) {
-    static_cast<float*>(data)[i] = value;
-  } else {
-    static_cast<uint16_t*>(data)[i] = FloatToHalf(value);
-  }
-}
-
 // Token m of x as PaddedColumns(K) floats, multiplied by the column scale.
 void ScaleToken(const Layer& layer, const void* x, FloatType type, int64_t m, float* out) {
   const int64_t K = layer.weights.K;
-  const uint16_t* scale = layer.weights.column_scale.size ? layer.weights.column_scale.data : nullptr;
+  const uint16_t* scale = ColumnScale(layer);
   EachStretch(K, [&](int64_t first, int64_t present, int64_t columns) {
     int64_t k = 0;
     for (; k + 4 <= present; k += 4) {

@@ -6,7 +6,7 @@
 //     Sums<kRows>    the sums of the products of one or two rows with a token; of one row, the pair is twice the same
 //     kTokens        tokens whose sums with four rows fit into the registers
 //
-// A prepared token is its meaning in the first kAlignment bytes, then a pair of digits for each 16 columns.
+// A prepared token has a pair of digits for each 16 columns.
 #pragma once
 
 #include "integer.h"
@@ -15,15 +15,14 @@
 namespace skim {
 namespace {
 
-int64_t IntegerBytes(int64_t K) { return kAlignment + 2 * PaddedColumns(K); }
-
 struct IntegerView {
   IntegerToken token;
   const int8_t* digits;
 
-  IntegerView(const void* prepared, int64_t m, int64_t K)
-      : digits(static_cast<const int8_t*>(prepared) + m * IntegerBytes(K) + kAlignment) {
-    std::memcpy(&token, digits - kAlignment, sizeof token);
+  IntegerView(const void* prepared, int64_t m, int64_t K) {
+    const int8_t* start = static_cast<const int8_t*>(prepared) + m * IntegerBytes(K);
+    token = MeaningOf(start);
+    digits = start + kAlignment;
   }
 };
 
@@ -145,12 +144,12 @@ template <typename Products, typename Levels>
 constexpr IntegerFunctions kIntegers{Levels::kZero, DotIntegerRows<Products, Levels>, DecodeIntegers<Products, Levels>};
 template <typename Products>
 constexpr IntegerFunctions kIntegersOf[kClasses] = {
-    kIntegers<Products, TableBytes<1>>,  kIntegers<Products, TableBytes<2>>,  kIntegers<Products, TableBytes<3>>,
-    kIntegers<Products, TableBytes<4>>,  kIntegers<Products, TableBytes<5>>,  kIntegers<Products, TableBytes<6>>,
-    kIntegers<Products, TableBytes<7>>,  kIntegers<Products, TableBytes<8>>,  kIntegers<Products, AffineBytes<1>>,
-    kIntegers<Products, AffineBytes<2>>, kIntegers<Products, AffineBytes<3>>, kIntegers<Products, AffineBytes<4>>,
-    kIntegers<Products, AffineBytes<5>>, kIntegers<Products, AffineBytes<6>>, kIntegers<Products, AffineBytes<7>>,
-    kIntegers<Products, AffineBytes<8>>};
+    kIntegers<Products, SignedTable<1>>,  kIntegers<Products, SignedTable<2>>,  kIntegers<Products, SignedTable<3>>,
+    kIntegers<Products, SignedTable<4>>,  kIntegers<Products, SignedTable<5>>,  kIntegers<Products, SignedTable<6>>,
+    kIntegers<Products, SignedTable<7>>,  kIntegers<Products, SignedTable<8>>,  kIntegers<Products, SignedAffine<1>>,
+    kIntegers<Products, SignedAffine<2>>, kIntegers<Products, SignedAffine<3>>, kIntegers<Products, SignedAffine<4>>,
+    kIntegers<Products, SignedAffine<5>>, kIntegers<Products, SignedAffine<6>>, kIntegers<Products, SignedAffine<7>>,
+    kIntegers<Products, SignedAffine<8>>};
 
 template <typename Products>
 void PrepareIntegers(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {
@@ -177,7 +176,7 @@ void TileIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t b
   const int8_t* digits = IntegerView(prepared, 0, K).digits;
   std::memset(sums, 0, M * 2 * kTileRows * sizeof *sums);
   EachPiece(K, kIntegerBlocks, [&](int64_t block, int64_t end, int64_t first, int64_t columns) {
-    EachTileRow(layer, begin, rows, [&](int64_t r, const RowRun& run, int64_t row) {
+    EachTileRow(layer, begin, rows, kMicroRows, [&](int64_t r, const RowRun& run, int64_t row) {
       kIntegersOf<Products>[run.row_class].decode(run, row, K, block, end, tile + r / 2 * 2 * columns, r % 2);
     });
     for (int64_t m = 0; m < M; m += Products::kTokens) {

@@ -7,19 +7,6 @@
 namespace skim {
 namespace {
 
-float LoadFloat(const void* data, FloatType type, int64_t i) {
-  return type == FloatType::kFloat32 ? static_cast<const float*>(data)[i]
-                                     : HalfToFloat(static_cast<const uint16_t*>(data)[i]);
-}
-
-void StoreFloat(void* data, FloatType type, int64_t i, float value) {
-  if (type == FloatType::kFloat32) {
-    static_cast<float*>(data)[i] = value;
-  } else {
-    static_cast<uint16_t*>(data)[i] = FloatToHalf(value);
-  }
-}
-
 float ColumnScale(const Layer& layer, int64_t k) {
   return layer.weights.column_scale.size ? HalfToFloat(layer.weights.column_scale.data[k]) : 1.0f;
 }
@@ -128,8 +115,7 @@ void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t
     for (int64_t m = 0; m < M; ++m) {
       const char* in = static_cast<const char*>(prepared) + m * IntegerBytesPrepared(K);
       const auto* digits = reinterpret_cast<const int8_t*>(in + sizeof(IntegerToken));
-      IntegerToken token;
-      std::memcpy(&token, in, sizeof token);
+      const IntegerToken token = MeaningOf(in);
       int32_t high = 0, low = 0;
       for (int64_t k = 0; k < K; ++k) {
         const int code = CodeAt(codes, bits, K, k);

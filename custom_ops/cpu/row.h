@@ -1,12 +1,19 @@
-// What the kernels of all instruction sets know of a row beside its codes. `static`, as they must not share code.
+// What the kernels of all instruction sets know of a row beside its codes, and the way through the rows of a layer.
+// `static`, as they must not share code.
 #pragma once
 
 #include <cstdint>
 
+#include "columns.h"
 #include "half.h"
-#include "skim/packed.h"
+#include "skim/kernels.h"
 
 namespace skim {
+
+// Scales [K] of the columns as float16; null: all 1.
+static inline const uint16_t* ColumnScale(const Layer& layer) {
+  return layer.weights.column_scale.size ? layer.weights.column_scale.data : nullptr;
+}
 
 // What a token's product with a row, sum_k level * x with unscaled levels, becomes before it is stored.
 struct RowEnd {
@@ -33,6 +40,44 @@ static inline float Finish(const RowEnd& end, float product, float sum) {
 static inline const RowRun* RunOf(const RowRun* run, int64_t stored) {
   while (stored >= run->first + run->count) ++run;
   return run;
+}
+
+// Calls body(run, first row in it, rows, place among the rows) for the runs that rows begin..begin+rows belong to.
+template <typename Body>
+static SKIM_INLINE void EachRun(const Layer& layer, int64_t begin, int64_t rows, Body&& body) {
+  const RowRun* run = layer.runs;
+  for (int64_t at = 0; at < rows;) {
+    run = RunOf(run, begin + at);
+    const int64_t row = begin + at - run->first, count = Min(rows - at, run->count - row);
+    body(*run, row, count, at);
+    at += count;
+  }
+}
+
+// Calls body(place among the rows, its run, its row in the run) for rows begin..begin+rows, and for rows that only fill
+// them up to a multiple of `micro_rows`, which repeat the last one.
+template <typename Body>
+static SKIM_INLINE void EachTileRow(const Layer& layer, int64_t begin, int64_t rows, int64_t micro_rows, Body&& body) {
+  const RowRun* run = layer.runs;
+  for (int64_t r = 0; r < CeilDiv(rows, micro_rows) * micro_rows; ++r) {
+    const int64_t stored = begin + Min(r, rows - 1);
+    run = RunOf(run, stored);
+    body(r, *run, stored - run->first);
+  }
+}
+
+// Writes row `row` of a run to y [K]: `levels`, unscaled and padded as `EachStretch` says, become weights.
+static inline void StoreWeights(const Layer& layer, const RowRun& run, int64_t row, const float* levels, void* y,
+                                FloatType type) {
+  const RowEnd end = MakeRowEnd(layer, run, row);
+  const uint16_t* scale = ColumnScale(layer);
+  EachStretch(layer.weights.K, [&](int64_t first, int64_t present, int64_t columns) {
+    for (int64_t k = 0; k < present; ++k) {
+      const float level = end.offset + end.scale * levels[k];
+      StoreFloat(y, type, first + k, scale ? level * HalfToFloat(scale[first + k]) : level);
+    }
+    levels += columns;
+  });
 }
 
 }  // namespace skim

@@ -74,6 +74,13 @@ inline void* TensorData(const OrtApi* api, const OrtValue* value) {
   return data;
 }
 
+// Output 0 of a node, with memory for a tensor of this shape.
+inline OrtValue* MakeOutput(const OrtApi* api, OrtKernelContext* context, const std::vector<int64_t>& shape) {
+  OrtValue* output = nullptr;
+  Call(abi::KernelContext_GetOutput, api, context, size_t{0}, shape.data(), shape.size(), &output);
+  return output;
+}
+
 inline std::string ShapeText(const std::vector<int64_t>& shape) {
   std::string text = "[";
   for (size_t i = 0; i < shape.size(); ++i) text += (i ? ", " : "") + std::to_string(shape[i]);

@@ -48,8 +48,7 @@ class LutGather {
       }
     }
     shape.push_back(K);
-    OrtValue* y = nullptr;
-    Call(abi::KernelContext_GetOutput, api_, context, size_t{0}, shape.data(), shape.size(), &y);
+    OrtValue* y = MakeOutput(api_, context, shape);
     // They differ if the shape of ids is unknown, so that no type was inferred, and the model declares another one.
     if (GetTensorInfo(api_, y).element_type != static_cast<int32_t>(type_)) {
       throw InvalidArgument(node_ + ": the model declares another type for the output than dtype says");

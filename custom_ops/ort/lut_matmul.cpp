@@ -7,10 +7,13 @@ namespace {
 
 class LutMatMul {
  public:
+  static constexpr const char* kName = "LutMatMul";
+  static constexpr size_t kLayers = 1;
+
   LutMatMul(const Op& op, const OrtApi* api, const OrtKernelInfo* info)
       : api_(api),
         type_(static_cast<FloatType>(op.activation_type)),
-        node_(NodeText(api, info, "LutMatMul")),
+        node_(NodeText(api, info, kName)),
         layer_(ReadWeights(api, info, node_)),
         arithmetic_(ChooseArithmetic(*op.kernels, layer_.layer().weights, api, info, node_)) {}
 
@@ -23,8 +26,7 @@ class LutMatMul {
     const Layer& layer = layer_.layer();
     const int64_t N = layer.weights.N, K = layer.weights.K;
     const Activations x = ReadActivations(api_, context, layer, node_);
-    OrtValue* y = nullptr;
-    Call(abi::KernelContext_GetOutput, api_, context, size_t{0}, x.output_shape.data(), x.output_shape.size(), &y);
+    OrtValue* y = MakeOutput(api_, context, x.output_shape);
     if (x.M == 0) return;
 
     auto* y_data = static_cast<char*>(TensorData(api_, y));
@@ -54,15 +56,7 @@ class LutMatMul {
 }  // namespace
 
 void AddLutMatMul(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
-  for (int32_t type : {abi::kFloat32, abi::kFloat16}) {
-    for (int32_t codebook : {abi::kInt8, abi::kFloat16}) {
-      Op op = MakeOp(api, kernels, type, codebook);
-      op.GetName = [](const OrtCustomOp*) { return "LutMatMul"; };
-      DescribeProduct(op);
-      SetKernel<LutMatMul>(op);
-      ops.push_back(op);
-    }
-  }
+  AddProduct<LutMatMul>(api, kernels, ops);
 }
 
 }  // namespace skim

@@ -8,11 +8,14 @@ namespace {
 
 class LutSwiglu {
  public:
+  static constexpr const char* kName = "LutSwiglu";
+  static constexpr size_t kLayers = 2;
+
   LutSwiglu(const Op& op, const OrtApi* api, const OrtKernelInfo* info)
       : api_(api),
         kernels_(*op.kernels),
         type_(static_cast<FloatType>(op.activation_type)),
-        node_(NodeText(api, info, "LutSwiglu")),
+        node_(NodeText(api, info, kName)),
         gate_(ReadWeights(api, info, node_, 1, "gate_")),
         up_(ReadWeights(api, info, node_, 1 + kWeightInputs, "up_")),
         of_gate_(ChooseArithmetic(kernels_, gate_.layer().weights, api, info, node_)),
@@ -33,8 +36,7 @@ class LutSwiglu {
     const Layer &gate = gate_.layer(), &up = up_.layer();
     const int64_t N = gate.weights.N, K = gate.weights.K;
     const Activations x = ReadActivations(api_, context, gate, node_);
-    OrtValue* y = nullptr;
-    Call(abi::KernelContext_GetOutput, api_, context, size_t{0}, x.output_shape.data(), x.output_shape.size(), &y);
+    OrtValue* y = MakeOutput(api_, context, x.output_shape);
     if (x.M == 0) return;
 
     auto* y_data = static_cast<char*>(TensorData(api_, y));
@@ -80,16 +82,7 @@ class LutSwiglu {
 }  // namespace
 
 void AddLutSwiglu(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
-  for (int32_t type : {abi::kFloat32, abi::kFloat16}) {
-    for (int32_t codebook : {abi::kInt8, abi::kFloat16}) {
-      Op op = MakeOp(api, kernels, type, codebook);
-      op.GetName = [](const OrtCustomOp*) { return "LutSwiglu"; };
-      op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 1 + 2 * kWeightInputs; };
-      DescribeProduct(op);
-      SetKernel<LutSwiglu>(op);
-      ops.push_back(op);
-    }
-  }
+  AddProduct<LutSwiglu>(api, kernels, ops);
 }
 
 }  // namespace skim

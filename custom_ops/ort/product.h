@@ -7,6 +7,7 @@
 #include "api.h"
 #include "ops.h"
 #include "skim/kernels.h"
+#include "weights.h"
 
 namespace skim {
 
@@ -62,7 +63,23 @@ class RowTasks {
   int64_t N_, rows_;
 };
 
-// Fills in what operators with an input X share: their types and the shape of their output.
+// Fills in what operators with an input X share: the type and the shape of their output.
 void DescribeProduct(Op& op);
+
+// Appends the operator of a kernel class (see `SetKernel`) that has an input X, then the weights of `kLayers` layers,
+// for all combinations of types.
+template <typename Kernel>
+void AddProduct(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
+  for (int32_t type : {abi::kFloat32, abi::kFloat16}) {
+    for (int32_t codebook : {abi::kInt8, abi::kFloat16}) {
+      Op op = MakeOp(api, kernels, type, codebook);
+      op.GetName = [](const OrtCustomOp*) { return Kernel::kName; };
+      op.GetInputTypeCount = [](const OrtCustomOp*) { return 1 + Kernel::kLayers * kWeightInputs; };
+      DescribeProduct(op);
+      SetKernel<Kernel>(op);
+      ops.push_back(op);
+    }
+  }
+}
 
 }  // namespace skim

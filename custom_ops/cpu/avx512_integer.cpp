@@ -1,0 +1,245 @@
+// The integer arithmetic of the AVX-512 kernels: levels as unsigned bytes times the two digits of the activations,
+// _mm512_dpbusd_epi32. A prepared token has the high digits of all columns, in their order, then the low ones.
+//
+// Nothing in this file may have external linkage but `Avx512Integer` (see avx2.h).
+#include "avx512.h"
+#include "integer.h"
+
+namespace skim {
+namespace {
+
+struct IntegerView {
+  IntegerToken token;
+  const int8_t *high, *low;
+
+  IntegerView(const void* prepared, int64_t m, int64_t K) {
+    const int8_t* start = static_cast<const int8_t*>(prepared) + m * IntegerBytes(K);
+    token = MeaningOf(start);
+    high = start + kAlignment;
+    low = high + PaddedColumns(K);
+  }
+};
+
+// ---- levels: 64 codes to 64 unsigned bytes, `kZero` more than they are
+
+template <int kBits>
+struct UnsignedTable {
+  static constexpr int kWidth = kBits, kZero = 128;
+  ByteTable<kBits> table;
+
+  SKIM_INLINE UnsignedTable(const RowRun& run, int64_t row)
+      : table(static_cast<const int8_t*>(run.codebook) + (row << kBits)) {
+    for (__m512i& entries : table.tables) entries = _mm512_xor_si512(entries, _mm512_set1_epi8(-128));
+  }
+  SKIM_INLINE __m512i operator()(__m512i codes) const { return table(codes); }
+};
+
+template <int kBits>
+struct UnsignedAffine {
+  static constexpr int kWidth = kBits, kZero = 1 << (kBits - 1);
+
+  SKIM_INLINE UnsignedAffine(const RowRun&, int64_t) {}
+  SKIM_INLINE __m512i operator()(__m512i codes) const { return CleanCodes<kBits>(codes); }
+};
+
+// ---- sums
+
+// The type that the compiler itself gives these sums: arrays of __m512i it would keep in memory.
+typedef int Int32x16 __attribute__((vector_size(64)));
+
+SKIM_INLINE Int32x16 DotBytes(Int32x16 sums, __m512i levels, __m512i digits) {
+  return reinterpret_cast<Int32x16>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sums), levels, digits));
+}
+
+// The sums of the lanes of four registers.
+SKIM_INLINE __m128i SumLanes(__m512i a, __m512i b, __m512i c, __m512i d) {
+  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+  const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti64x4_epi64(all, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+SKIM_INLINE __m128i SumLanes(const Int32x16 (&v)[4]) {
+  return SumLanes(reinterpret_cast<__m512i>(v[0]), reinterpret_cast<__m512i>(v[1]), reinterpret_cast<__m512i>(v[2]),
+                  reinterpret_cast<__m512i>(v[3]));
+}
+
+SKIM_INLINE __m512i SumRows(const Lanes<int32_t>& lanes) {
+  const auto four = [&](int r) __attribute__((always_inline)) {
+    return SumLanes(Load(lanes.of_row[r]), Load(lanes.of_row[r + 1]), Load(lanes.of_row[r + 2]),
+                    Load(lanes.of_row[r + 3]));
+  };
+  const __m256i lower = _mm256_inserti128_si256(_mm256_castsi128_si256(four(0)), four(4), 1);
+  const __m256i upper = _mm256_inserti128_si256(_mm256_castsi128_si256(four(8)), four(12), 1);
+  return _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1);
+}
+
+// The results of one token from the sums [16] of unsigned levels times digits; `y` is the token's.
+SKIM_INLINE void StoreIntegers(const RowEnds& ends, __m512i high, __m512i low, const IntegerToken& token, void* y,
+                               FloatType type) {
+  const __m512i zeros = _mm512_load_si512(ends.zero);
+  high = _mm512_sub_epi32(high, _mm512_mullo_epi32(zeros, _mm512_set1_epi32(token.high_sum)));
+  low = _mm512_sub_epi32(low, _mm512_mullo_epi32(zeros, _mm512_set1_epi32(token.low_sum)));
+  const auto floats = [](__m256i h, __m256i l) {
+    const __m512d high_part = _mm512_mul_pd(_mm512_cvtepi32_pd(h), _mm512_set1_pd(kDigitBase));
+    return _mm512_cvtpd_ps(_mm512_add_pd(high_part, _mm512_cvtepi32_pd(l)));
+  };
+  const __m256 lower = floats(_mm512_castsi512_si256(high), _mm512_castsi512_si256(low));
+  const __m256 upper = floats(_mm512_extracti64x4_epi64(high, 1), _mm512_extracti64x4_epi64(low, 1));
+  const __m512 products = _mm512_insertf32x8(_mm512_castps256_ps512(lower), upper, 1);
+  ends.Store(products, token.scale, token.sum, y, type);
+}
+
+// ---- rows
+
+// One token: the sums over its digits of `count` rows from `row` on, to the places from `at` on.
+template <typename Levels>
+void DotIntegers(const RowRun& run, int64_t row, int64_t count, int64_t K, const IntegerView& x, int64_t at,
+                 Lanes<int32_t>& high_lanes, Lanes<int32_t>& low_lanes) {
+  const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
+  for (int64_t r = 0; r < count; ++r) {
+    const Levels levels(run, row + r);
+    const int8_t *x_high = x.high, *x_low = x.low;
+    Int32x16 high[2] = {}, low[2] = {};
+    EachCodes<Levels::kWidth>(run.codes + (row + r) * row_bytes, K, 0, superblocks,
+                              [&](__m512i codes, auto parity) __attribute__((always_inline)) {
+                                const __m512i bytes = levels(codes);
+                                high[parity] = DotBytes(high[parity], bytes, Load(x_high));
+                                low[parity] = DotBytes(low[parity], bytes, Load(x_low));
+                                x_high += kGroup;
+                                x_low += kGroup;
+                              });
+    _mm512_store_si512(high_lanes.of_row[at + r], reinterpret_cast<__m512i>(high[0] + high[1]));
+    _mm512_store_si512(low_lanes.of_row[at + r], reinterpret_cast<__m512i>(low[0] + low[1]));
+  }
+}
+
+// The levels of the superblocks begin..end of a row as unsigned bytes.
+template <typename Levels>
+void DecodeIntegers(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, uint8_t* out) {
+  const Levels levels(run, row);
+  EachCodes<Levels::kWidth>(run.codes + row * RowBytes(Levels::kWidth, K), K, begin, end,
+                            [&](__m512i codes, auto) __attribute__((always_inline)) {
+                              _mm512_store_si512(out, levels(codes));
+                              out += kGroup;
+                            });
+}
+
+struct IntegerFunctions {
+  void (*dot)(const RowRun&, int64_t row, int64_t count, int64_t K, const IntegerView& x, int64_t at,
+              Lanes<int32_t>& high, Lanes<int32_t>& low);
+  void (*decode)(const RowRun&, int64_t row, int64_t K, int64_t begin, int64_t end, uint8_t* out);
+};
+
+template <typename Levels>
+constexpr IntegerFunctions kIntegers{DotIntegers<Levels>, DecodeIntegers<Levels>};
+
+constexpr IntegerFunctions kIntegersOf[kClasses] = {
+    kIntegers<UnsignedTable<1>>,  kIntegers<UnsignedTable<2>>,  kIntegers<UnsignedTable<3>>,
+    kIntegers<UnsignedTable<4>>,  kIntegers<UnsignedTable<5>>,  kIntegers<UnsignedTable<6>>,
+    kIntegers<UnsignedTable<7>>,  kIntegers<UnsignedTable<8>>,  kIntegers<UnsignedAffine<1>>,
+    kIntegers<UnsignedAffine<2>>, kIntegers<UnsignedAffine<3>>, kIntegers<UnsignedAffine<4>>,
+    kIntegers<UnsignedAffine<5>>, kIntegers<UnsignedAffine<6>>, kIntegers<UnsignedAffine<7>>,
+    kIntegers<UnsignedAffine<8>>};
+
+// ---- activations
+
+void PrepareIntegers(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {
+  const int64_t K = layer.weights.K, columns = PaddedColumns(K);
+  auto* floats = ThreadScratch<float>(Scratch::kToken, columns);
+  for (int64_t m = 0; m < M; ++m) {
+    auto* out = static_cast<int8_t*>(prepared) + m * IntegerBytes(K);
+    ScaleToken(layer, x, type, m, floats);
+    const IntegerToken token = QuantizeToken(floats, columns, out + kAlignment, out + kAlignment + columns);
+    std::memcpy(out, &token, sizeof token);
+  }
+}
+
+// ---- several tokens: a tile of rows is decoded, then multiplied with all of them
+
+constexpr int64_t kIntegerBlocks = 8;  // superblocks decoded at a time: 32 KiB for 16 rows
+
+SKIM_INLINE void AddFour(int32_t* out, __m128i more) {
+  auto* four = reinterpret_cast<__m128i*>(out);
+  _mm_store_si128(four, _mm_add_epi32(_mm_load_si128(four), more));
+}
+
+// Sums of the products of kTokens tokens, `x_stride` bytes apart, with four rows of a tile over `columns` columns,
+// added to sums[token * 2 * kTileRows] (high digits) and kTileRows behind (low digits).
+template <int kTokens>
+void MicroIntegers(const int8_t* high, const int8_t* low, int64_t x_stride, const uint8_t* tile, int64_t columns,
+                   int32_t* sums) {
+  Int32x16 high_sums[kTokens][kMicroRows] = {}, low_sums[kTokens][kMicroRows] = {};
+  for (int64_t k = 0; k < columns; k += kGroup) {
+    __m512i levels[kMicroRows];
+    for (int r = 0; r < kMicroRows; ++r) levels[r] = _mm512_load_si512(tile + r * columns + k);
+    for (int t = 0; t < kTokens; ++t) {
+      const __m512i h = Load(high + t * x_stride + k), l = Load(low + t * x_stride + k);
+      for (int r = 0; r < kMicroRows; ++r) {
+        high_sums[t][r] = DotBytes(high_sums[t][r], levels[r], h);
+        low_sums[t][r] = DotBytes(low_sums[t][r], levels[r], l);
+      }
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    AddFour(sums + t * 2 * kTileRows, SumLanes(high_sums[t]));
+    AddFour(sums + t * 2 * kTileRows + kTileRows, SumLanes(low_sums[t]));
+  }
+}
+
+constexpr int kIntegerTokens = 3;  // 3 x 4 x 2 sums in 24 of the 32 registers
+using IntegerMicro = void (*)(const int8_t*, const int8_t*, int64_t, const uint8_t*, int64_t, int32_t*);
+constexpr IntegerMicro kIntegerMicros[kIntegerTokens] = {MicroIntegers<1>, MicroIntegers<2>, MicroIntegers<3>};
+
+void TileIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t rows, void* y,
+                  FloatType type) {
+  const int64_t N = layer.weights.N, K = layer.weights.K, stride = IntegerBytes(K);
+  auto* tile = ThreadScratch<uint8_t>(Scratch::kTile, kTileRows * kIntegerBlocks * kSuperblockColumns);
+  auto* sums = ThreadScratch<int32_t>(Scratch::kSums, M * 2 * kTileRows);
+  std::memset(sums, 0, M * 2 * kTileRows * sizeof *sums);
+  const IntegerView x(prepared, 0, K);
+  EachPiece(K, kIntegerBlocks, [&](int64_t block, int64_t end, int64_t first, int64_t columns) {
+    EachTileRow(layer, begin, rows, kMicroRows, [&](int64_t r, const RowRun& run, int64_t row) {
+      kIntegersOf[run.row_class].decode(run, row, K, block, end, tile + r * columns);
+    });
+    for (int64_t m = 0; m < M; m += kIntegerTokens) {
+      const IntegerMicro micro = kIntegerMicros[Min(M - m, kIntegerTokens) - 1];
+      const int8_t *high = x.high + m * stride + first, *low = x.low + m * stride + first;
+      for (int64_t r = 0; r < rows; r += kMicroRows) {
+        micro(high, low, stride, tile + r * columns, columns, sums + m * 2 * kTileRows + r);
+      }
+    }
+  });
+  const RowEnds ends(layer, begin, rows);
+  for (int64_t m = 0; m < M; ++m) {
+    const int32_t* of_token = sums + m * 2 * kTileRows;
+    char* out = static_cast<char*>(y) + m * N * FloatBytes(type);
+    StoreIntegers(ends, _mm512_load_si512(of_token), _mm512_load_si512(of_token + kTileRows),
+                  IntegerView(prepared, m, K).token, out, type);
+  }
+}
+
+void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t end, void* y,
+                    FloatType type) {
+  const int64_t K = layer.weights.K;
+  const IntegerView x(prepared, 0, K);
+  Lanes<int32_t> high, low;
+  EachTile(layer, begin, end, [&](int64_t first, int64_t rows) {
+    if (M > 1) {
+      TileIntegers(layer, prepared, M, first, rows, y, type);
+      return;
+    }
+    EachRun(layer, first, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t at) {
+      kIntegersOf[run.row_class].dot(run, row, count, K, x, at, high, low);
+    });
+    const RowEnds ends(layer, first, rows);
+    StoreIntegers(ends, SumRows(high), SumRows(low), x.token, y, type);
+  });
+}
+
+}  // namespace
+
+Arithmetic Avx512Integer() { return {IntegerBytes, PrepareIntegers, MatmulIntegers}; }
+
+}  // namespace skim
