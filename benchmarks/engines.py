@@ -19,7 +19,7 @@ from skim_runtime.session import Session
 __all__ = ["ENGINES", "Decoder", "Speeds", "measure", "weight_bytes"]
 
 WARM_UP = 8  # tokens, prompt and new ones
-MATMULS = {("ai.skim", "LutMatMul"), ("com.microsoft", "MatMulNBits"), ("", "MatMul")}
+MATMULS = {("ai.skim", "LutMatMul"), ("ai.skim", "LutSwiglu"), ("com.microsoft", "MatMulNBits"), ("", "MatMul")}
 
 
 @dataclass(frozen=True)

@@ -146,8 +146,13 @@ __attribute__((noinline)) void DenseCodes(const uint8_t* p, int lanes, __m512i* 
   }
 }
 
-// Rows are short beside what the hardware's prefetcher needs to see of a stream, so we help it.
-constexpr int kPrefetch = 2048;  // bytes ahead; it does not matter what lies there
+// Rows are short beside what the hardware's prefetcher needs to see of a stream, so we help it: by about four rows, and
+// into the L2 cache, which can wait for more lines at once than the L1. It does not matter what lies there.
+constexpr int64_t kLeastAhead = 2048, kMostAhead = 6144;  // bytes
+
+constexpr int64_t PrefetchAhead(int64_t row_bytes) {
+  return 4 * row_bytes < kLeastAhead ? kLeastAhead : Min(4 * row_bytes, kMostAhead);
+}
 
 // Hands the codes of the superblocks begin..end of a row to `sink(codes, parity)`, 64 at a time; `parity` is 0 and 1 in
 // turn, a constant of the compiler. Only the lowest kBits bits of a code count.
@@ -155,6 +160,7 @@ template <int kBits, typename Sink>
 SKIM_INLINE void EachCodes(const uint8_t* row, int64_t K, int64_t begin, int64_t end, Sink&& sink) {
   constexpr std::integral_constant<int, 0> even;
   constexpr std::integral_constant<int, 1> odd;
+  const int64_t ahead = PrefetchAhead(RowBytes(kBits, K));
   const int64_t full = Min(K / kSuperblockColumns, end);
   const int lanes = full < end ? TailLanes(K) : 0;
   const uint8_t* p = row + begin * kBits * kLanes;
@@ -166,7 +172,7 @@ SKIM_INLINE void EachCodes(const uint8_t* row, int64_t K, int64_t begin, int64_t
   };
   for (int64_t block = begin; block < full; ++block, p += kBits * kLanes) {
     for (int line = 0; line < kBits * kLanes; line += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(p) + kPrefetch + line, _MM_HINT_T0);
+      _mm_prefetch(reinterpret_cast<const char*>(p) + ahead + line, _MM_HINT_T1);
     }
     superblock(p);
   }
@@ -348,7 +354,7 @@ void PrefetchRange(const Layer& layer, int64_t begin, int64_t end) {
   PrefetchRows(layer, begin + kTileRows, end);
   const RowRun* run = RunOf(layer.runs, begin);
   const int64_t row_bytes = RowBytes(ClassBits(run->row_class), layer.weights.K);
-  PrefetchBytes(run->codes + (begin - run->first) * row_bytes, kPrefetch);
+  PrefetchBytes(run->codes + (begin - run->first) * row_bytes, kLeastAhead);
 }
 
 // Calls body(first row, rows) for the tiles of rows begin..end.
