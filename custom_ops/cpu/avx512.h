@@ -146,47 +146,79 @@ __attribute__((noinline)) void DenseCodes(const uint8_t* p, int lanes, __m512i* 
   }
 }
 
-// Rows are short beside what the hardware's prefetcher needs to see of a stream, so we help it: by about four rows, and
-// into the L2 cache, which can wait for more lines at once than the L1. It does not matter what lies there.
+// Rows are short beside what the hardware's prefetcher needs to see of a stream, so we help it. Short rows are wanted
+// in the L1 cache soon; long ones are fetched by about four rows ahead, and into the L2 cache, which can wait for more
+// lines at once. It does not matter what lies there.
 constexpr int64_t kLeastAhead = 2048, kMostAhead = 6144;  // bytes
 
 constexpr int64_t PrefetchAhead(int64_t row_bytes) {
   return 4 * row_bytes < kLeastAhead ? kLeastAhead : Min(4 * row_bytes, kMostAhead);
 }
 
-// Hands the codes of the superblocks begin..end of a row to `sink(codes, parity)`, 64 at a time; `parity` is 0 and 1 in
-// turn, a constant of the compiler. Only the lowest kBits bits of a code count.
-template <int kBits, typename Sink>
-SKIM_INLINE void EachCodes(const uint8_t* row, int64_t K, int64_t begin, int64_t end, Sink&& sink) {
+SKIM_INLINE void Prefetch(const uint8_t* p, int64_t bytes, int64_t ahead) {
+  for (int64_t line = ahead; line < ahead + bytes; line += 64) {
+    if (ahead > kLeastAhead) {
+      _mm_prefetch(reinterpret_cast<const char*>(p) + line, _MM_HINT_T1);
+    } else {
+      _mm_prefetch(reinterpret_cast<const char*>(p) + line, _MM_HINT_T0);
+    }
+  }
+}
+
+// Hands the codes of the superblocks begin..end of kRows rows to `sink(codes, parity)`, 64 of each at a time, in an
+// array of registers; `parity` is 0 and 1 in turn, a constant of the compiler. Only the lowest kBits bits of a code
+// count.
+template <int kBits, int kRows, typename Sink>
+SKIM_INLINE void EachCodesOf(const uint8_t* const (&rows)[kRows], int64_t K, int64_t begin, int64_t end, Sink&& sink) {
   constexpr std::integral_constant<int, 0> even;
   constexpr std::integral_constant<int, 1> odd;
   const int64_t ahead = PrefetchAhead(RowBytes(kBits, K));
   const int64_t full = Min(K / kSuperblockColumns, end);
   const int lanes = full < end ? TailLanes(K) : 0;
-  const uint8_t* p = row + begin * kBits * kLanes;
-  const auto superblock = [&](const uint8_t* q) __attribute__((always_inline)) {
-    sink(PairOf<kBits, 0>(q), even);
-    sink(PairOf<kBits, 1>(q), odd);
-    sink(PairOf<kBits, 2>(q), even);
-    sink(PairOf<kBits, 3>(q), odd);
+  const uint8_t* p[kRows];
+  for (int r = 0; r < kRows; ++r) p[r] = rows[r] + begin * kBits * kLanes;
+  const auto pair = [&](auto index, auto parity) __attribute__((always_inline)) {
+    __m512i codes[kRows];
+    for (int r = 0; r < kRows; ++r) codes[r] = PairOf<kBits, decltype(index)::value>(p[r]);
+    sink(codes, parity);
   };
-  for (int64_t block = begin; block < full; ++block, p += kBits * kLanes) {
-    for (int line = 0; line < kBits * kLanes; line += 64) {
-      _mm_prefetch(reinterpret_cast<const char*>(p) + ahead + line, _MM_HINT_T1);
-    }
-    superblock(p);
+  const auto superblock = [&]() __attribute__((always_inline)) {
+    pair(std::integral_constant<int, 0>(), even);
+    pair(std::integral_constant<int, 1>(), odd);
+    pair(std::integral_constant<int, 2>(), even);
+    pair(std::integral_constant<int, 3>(), odd);
+  };
+  for (int64_t block = begin; block < full; ++block) {
+    for (int r = 0; r < kRows; ++r) Prefetch(p[r], kBits * kLanes, ahead);
+    superblock();
+    for (int r = 0; r < kRows; ++r) p[r] += kBits * kLanes;
   }
   if (lanes == 0) return;
   if (TailIsDense(lanes)) {
-    __m512i codes[2];
-    DenseCodes<kBits>(p, lanes, codes);
-    sink(codes[0], even);
-    if (lanes == 16) sink(codes[1], odd);
+    __m512i dense[kRows][2];
+    for (int r = 0; r < kRows; ++r) DenseCodes<kBits>(p[r], lanes, dense[r]);
+    for (int i = 0; i < lanes / 8; ++i) {
+      __m512i codes[kRows];
+      for (int r = 0; r < kRows; ++r) codes[r] = dense[r][i];
+      sink(codes, even);
+    }
   } else {
-    uint8_t spread[kBits * kLanes] = {};
-    for (int i = 0; i < kBits; ++i) std::memcpy(spread + i * kLanes, p + i * lanes, lanes);
-    superblock(spread);
+    uint8_t spread[kRows][kBits * kLanes] = {};
+    for (int r = 0; r < kRows; ++r) {
+      for (int i = 0; i < kBits; ++i) std::memcpy(spread[r] + i * kLanes, p[r] + i * lanes, lanes);
+      p[r] = spread[r];
+    }
+    superblock();
   }
+}
+
+// The same of one row, as a register.
+template <int kBits, typename Sink>
+SKIM_INLINE void EachCodes(const uint8_t* row, int64_t K, int64_t begin, int64_t end, Sink&& sink) {
+  const uint8_t* const rows[1] = {row};
+  EachCodesOf<kBits>(rows, K, begin, end, [&](const __m512i(&codes)[1], auto parity) __attribute__((always_inline)) {
+    sink(codes[0], parity);
+  });
 }
 
 // ---- levels as bytes
@@ -323,10 +355,11 @@ struct RowEnds {
   }
 };
 
-// The sums of 16 rows, each in the lanes of a register that are yet to be added up.
+// The sums of up to 16 rows, each in the lanes of a register that are yet to be added up. What lies in the places of
+// rows that there are none of does not matter.
 template <typename T>
 struct Lanes {
-  alignas(64) T of_row[kTileRows][16] = {};
+  alignas(64) T of_row[kTileRows][16];
 };
 
 SKIM_INLINE void PrefetchBytes(const void* p, int64_t bytes) {

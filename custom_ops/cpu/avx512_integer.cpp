@@ -93,25 +93,55 @@ SKIM_INLINE void StoreIntegers(const RowEnds& ends, __m512i high, __m512i low, c
 
 // ---- rows
 
-// One token: the sums over its digits of `count` rows from `row` on, to the places from `at` on.
-template <typename Levels>
-void DotIntegers(const RowRun& run, int64_t row, int64_t count, int64_t K, const IntegerView& x, int64_t at,
-                 Lanes<int32_t>& high_lanes, Lanes<int32_t>& low_lanes) {
+// The sums of up to 16 rows over both digits of a token.
+struct DigitLanes {
+  Lanes<int32_t> high, low;
+};
+
+// kTokens tokens, `x_stride` bytes apart, and `count` rows from `row` on: their sums, to the places from `at` on.
+template <typename Levels, int kTokens>
+void DotIntegers(const RowRun& run, int64_t row, int64_t count, int64_t K, const IntegerView& x, int64_t x_stride,
+                 int64_t at, DigitLanes* lanes) {
+  // One token has two sums of each kind, since few would wait for themselves. Several share their loads between two
+  // rows.
+  constexpr int kChains = kTokens == 1 ? 2 : 1, kRows = kTokens == 1 ? 1 : 2;
   const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
-  for (int64_t r = 0; r < count; ++r) {
-    const Levels levels(run, row + r);
-    const int8_t *x_high = x.high, *x_low = x.low;
-    Int32x16 high[2] = {}, low[2] = {};
-    EachCodes<Levels::kWidth>(run.codes + (row + r) * row_bytes, K, 0, superblocks,
-                              [&](__m512i codes, auto parity) __attribute__((always_inline)) {
-                                const __m512i bytes = levels(codes);
-                                high[parity] = DotBytes(high[parity], bytes, Load(x_high));
-                                low[parity] = DotBytes(low[parity], bytes, Load(x_low));
-                                x_high += kGroup;
-                                x_low += kGroup;
-                              });
-    _mm512_store_si512(high_lanes.of_row[at + r], reinterpret_cast<__m512i>(high[0] + high[1]));
-    _mm512_store_si512(low_lanes.of_row[at + r], reinterpret_cast<__m512i>(low[0] + low[1]));
+  for (int64_t r = 0; r < count; r += kRows) {
+    const int64_t other = Min(r + kRows - 1, count - 1);  // an odd last row is its own neighbour
+    const Levels first(run, row + r), second(run, row + other);
+    const uint8_t* rows[kRows];
+    rows[0] = run.codes + (row + r) * row_bytes;
+    rows[kRows - 1] = run.codes + (row + other) * row_bytes;
+    int64_t k = 0;
+    Int32x16 high[kRows][kTokens][kChains] = {}, low[kRows][kTokens][kChains] = {};
+    EachCodesOf<Levels::kWidth>(rows, K, 0, superblocks,
+                                [&](const __m512i(&codes)[kRows], auto parity) __attribute__((always_inline)) {
+                                  constexpr int chain = decltype(parity)::value % kChains;
+                                  __m512i bytes[kRows];
+                                  bytes[0] = first(codes[0]);
+                                  if constexpr (kRows == 2) bytes[1] = second(codes[1]);
+                                  for (int t = 0; t < kTokens; ++t) {
+                                    const __m512i x_high = Load(x.high + t * x_stride + k);
+                                    const __m512i x_low = Load(x.low + t * x_stride + k);
+                                    for (int i = 0; i < kRows; ++i) {
+                                      Int32x16 &h = high[i][t][chain], &l = low[i][t][chain];
+                                      h = DotBytes(h, bytes[i], x_high);
+                                      l = DotBytes(l, bytes[i], x_low);
+                                    }
+                                  }
+                                  k += kGroup;
+                                });
+    for (int i = 0; i < kRows; ++i) {
+      const int64_t place = at + (i == 0 ? r : other);
+      for (int t = 0; t < kTokens; ++t) {
+        if constexpr (kChains == 2) {
+          high[i][t][0] += high[i][t][1];
+          low[i][t][0] += low[i][t][1];
+        }
+        _mm512_store_si512(lanes[t].high.of_row[place], reinterpret_cast<__m512i>(high[i][t][0]));
+        _mm512_store_si512(lanes[t].low.of_row[place], reinterpret_cast<__m512i>(low[i][t][0]));
+      }
+    }
   }
 }
 
@@ -126,14 +156,18 @@ void DecodeIntegers(const RowRun& run, int64_t row, int64_t K, int64_t begin, in
                             });
 }
 
+constexpr int kDotTokens = 4;  // at most, for each of which a row is multiplied as it is decoded
+
 struct IntegerFunctions {
-  void (*dot)(const RowRun&, int64_t row, int64_t count, int64_t K, const IntegerView& x, int64_t at,
-              Lanes<int32_t>& high, Lanes<int32_t>& low);
+  void (*dot[kDotTokens])(const RowRun&, int64_t row, int64_t count, int64_t K, const IntegerView& x, int64_t x_stride,
+                          int64_t at, DigitLanes* lanes);
   void (*decode)(const RowRun&, int64_t row, int64_t K, int64_t begin, int64_t end, uint8_t* out);
 };
 
 template <typename Levels>
-constexpr IntegerFunctions kIntegers{DotIntegers<Levels>, DecodeIntegers<Levels>};
+constexpr IntegerFunctions kIntegers{
+    {DotIntegers<Levels, 1>, DotIntegers<Levels, 2>, DotIntegers<Levels, 3>, DotIntegers<Levels, 4>},
+    DecodeIntegers<Levels>};
 
 constexpr IntegerFunctions kIntegersOf[kClasses] = {
     kIntegers<UnsignedTable<1>>,  kIntegers<UnsignedTable<2>>,  kIntegers<UnsignedTable<3>>,
@@ -156,7 +190,7 @@ void PrepareIntegers(const Layer& layer, const void* x, FloatType type, int64_t 
   }
 }
 
-// ---- several tokens: a tile of rows is decoded, then multiplied with all of them
+// ---- many tokens: a tile of rows is decoded, then multiplied with all of them
 
 constexpr int64_t kIntegerBlocks = 8;  // superblocks decoded at a time: 32 KiB for 16 rows
 
@@ -220,21 +254,37 @@ void TileIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t b
   }
 }
 
+// ---- few tokens: rows are multiplied as they are decoded
+
+constexpr int64_t kFewTokens = 8;
+
+void FewIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t rows, DigitLanes* lanes,
+                 void* y, FloatType type) {
+  const int64_t N = layer.weights.N, K = layer.weights.K;
+  const RowEnds ends(layer, begin, rows);
+  for (int64_t m = 0; m < M; m += kDotTokens) {
+    const int64_t tokens = Min(M - m, kDotTokens);
+    const IntegerView x(prepared, m, K);
+    EachRun(layer, begin, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t at) {
+      kIntegersOf[run.row_class].dot[tokens - 1](run, row, count, K, x, IntegerBytes(K), at, lanes);
+    });
+    for (int64_t t = 0; t < tokens; ++t) {
+      char* out = static_cast<char*>(y) + (m + t) * N * FloatBytes(type);
+      StoreIntegers(ends, SumRows(lanes[t].high), SumRows(lanes[t].low), IntegerView(prepared, m + t, K).token, out,
+                    type);
+    }
+  }
+}
+
 void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t end, void* y,
                     FloatType type) {
-  const int64_t K = layer.weights.K;
-  const IntegerView x(prepared, 0, K);
-  Lanes<int32_t> high, low;
+  DigitLanes lanes[kDotTokens];
   EachTile(layer, begin, end, [&](int64_t first, int64_t rows) {
-    if (M > 1) {
+    if (M > kFewTokens) {
       TileIntegers(layer, prepared, M, first, rows, y, type);
-      return;
+    } else {
+      FewIntegers(layer, prepared, M, first, rows, lanes, y, type);
     }
-    EachRun(layer, first, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t at) {
-      kIntegersOf[run.row_class].dot(run, row, count, K, x, at, high, low);
-    });
-    const RowEnds ends(layer, first, rows);
-    StoreIntegers(ends, SumRows(high), SumRows(low), x.token, y, type);
   });
 }
 
