@@ -10,15 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.checkpoint import Architecture, Checkpoint
-from skim_export.packed import row_bytes
-from skim_export.quantize import AFFINE_BITS
+from skim_export.packed import level_bytes, row_bytes
+from skim_export.quantize import AFFINE_BITS, CodebookType, even_levels_pay
 from skim_runtime.errors import UserError
 
 __all__ = [
     "Budget",
     "check_stated",
     "graph_bytes",
-    "level_bytes",
     "linear_bytes",
     "other_bytes",
     "unpacked_parameters",
@@ -28,13 +27,6 @@ __all__ = [
 GRAPH_BYTES = 1 << 20  # room for the graph itself when a size is asked for
 ROW_CLASS_BYTES = 1
 COLUMN_SCALE_BYTES = 2
-
-
-def level_bytes(bits: int, codebook: str, affine: bool) -> int:
-    """Bytes that the levels of a row take: codebook and scale, or scale and offset."""
-    if affine:
-        return 4
-    return (1 << bits) + 2 if codebook == "int8" else 2 << bits
 
 
 def widths_around(bits: float) -> range:
@@ -64,7 +56,7 @@ class Budget:
         effective_bits: float | None,
         size: int | None,
         head_bits: int | None,
-        codebook: str,
+        codebook: CodebookType,
     ) -> Budget:
         """The budget from the one way in which it was stated.
 
@@ -146,28 +138,30 @@ def check_stated(bits: float | None, effective_bits: float | None, size: int | N
             raise UserError(f"{name} {value:g}: must be from 1 to {most}")
 
 
-def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str) -> int:
-    """Bytes stored for one linear layer with free codebooks and no column scale, its bias left out.
+def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str, affine: bool = False) -> int:
+    """Bytes stored for one linear layer with no column scale, its bias left out.
 
     Args:
         bits: width of each row, uint8 `[N]`.
         columns: K.
         codebook: type of codebook entries, "int8" or "float16".
+        affine: whether rows have even levels at every width, or only from `AFFINE_BITS` on.
     """
     widths, rows = np.unique(bits, return_counts=True)
-    per_row = [row_bytes(b, columns) + level_bytes(b, codebook, b >= AFFINE_BITS) for b in widths.tolist()]
+    per_row = [row_bytes(b, columns) + level_bytes(b, codebook, affine or b >= AFFINE_BITS) for b in widths.tolist()]
     row_classes = ROW_CLASS_BYTES * len(bits) if len(widths) > 1 else 0
     return int(rows @ per_row) + row_classes
 
 
-def other_bytes(checkpoint: Checkpoint, architecture: Architecture, head_bits: int | None, codebook: str) -> int:
+def other_bytes(
+    checkpoint: Checkpoint, architecture: Architecture, head_bits: int | None, codebook: CodebookType
+) -> int:
     """What the model takes beside budgeted layers and graph: embedding and head, norms, biases, rotary tables."""
     head = 0
     if head_bits is not None:
-        head = sum(
-            linear_bytes(np.full(linear.out_features, head_bits, np.uint8), linear.in_features, codebook)
-            for linear in architecture.vocabulary_linears
-        )
+        for linear in architecture.vocabulary_linears:
+            columns, bits = linear.in_features, np.full(linear.out_features, head_bits, np.uint8)
+            head += linear_bytes(bits, columns, codebook, even_levels_pay(head_bits, columns, codebook))
     floats = unpacked_parameters(checkpoint, architecture)
     config = checkpoint.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

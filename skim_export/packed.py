@@ -93,6 +93,13 @@ def row_bytes(bits: int, in_features: int) -> int:
     return bits * 4 * -(-in_features // 32)
 
 
+def level_bytes(bits: int, codebook: str, affine: bool) -> int:
+    """Bytes that the levels of a row take: codebook ("int8" or "float16") and scale, or scale and offset."""
+    if affine:
+        return 4
+    return (1 << bits) + 2 if codebook == "int8" else 2 << bits
+
+
 def superblocks(in_features: int) -> list[tuple[int, int, int]]:
     """The runs of equal superblocks of a row: `(first column, number of superblocks, lanes)`."""
     full, rest = divmod(in_features, COLUMNS)

@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 
-from skim_export.packed import LevelKind
-from skim_export.quantize import AFFINE_BITS, METHODS, quantize_uniform, width_errors
+from skim_export.packed import LevelKind, PackedLinear
+from skim_export.quantize import AFFINE_BITS, METHODS, even_levels_pay, quantize_uniform, width_errors
 from skim_export.quantize import quantize_linear as quantize_with
+from skim_export.quantize.levels import fit_affine, fit_tables
+from skim_export.quantize.solver import Layer
 from skim_runtime.errors import UserError
 
 DIAGONAL = ["skim", "squeezellm", "rtn"]  # methods whose objective is a sum over the weights
@@ -84,6 +86,21 @@ def test_uniform(bits):
     np.testing.assert_allclose(quantized.errors, stored_errors(weight, None, quantized), rtol=1e-5)
     relative = quantized.errors.sum() / (weight**2).sum()
     assert relative < 1.1 * 4.0**-bits * 2
+
+
+@pytest.mark.parametrize("columns", [64, 4096])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6])
+def test_uniform_takes_codebooks_only_where_they_earn_their_bits(bits, columns):
+    """Free levels cost bits and lower the error: what is taken is better for normal weights, a bit being worth 6 dB."""
+    weight = np.random.default_rng(9).normal(0, 0.1, (200, columns)).astype(np.float32)
+    layer, row_bits = Layer(weight, None), np.full(200, bits, np.uint8)
+    taken = quantize_uniform(weight, bits).pack()
+    assert taken.rows_per_class[bits - 1 + 8 * even_levels_pay(bits, columns, "int8")] == 200
+    worth = []
+    for codes, levels, errors in (fit_tables(layer, row_bits, "int8"), fit_affine(layer, row_bits)):
+        packed = PackedLinear.pack(codes, levels)
+        worth.append(errors.sum() * 4.0**packed.effective_bits)
+    assert (worth[1] < 1.01 * worth[0]) if even_levels_pay(bits, columns, "int8") else (worth[0] < 1.01 * worth[1])
 
 
 @pytest.mark.parametrize("method", METHODS)
