@@ -277,21 +277,27 @@ void TileFloats(const Layer& layer, const float* x, int64_t M, int64_t begin, in
   }
 }
 
+constexpr int64_t kFewTokens = 3;  // for which decoding again costs less than a tile
+
 void MatmulFloats(const Layer& layer, const void* prepared, int64_t M, int64_t begin, int64_t end, void* y,
                   FloatType type) {
-  const int64_t K = layer.weights.K;
+  const int64_t N = layer.weights.N, K = layer.weights.K;
   const auto* x = static_cast<const float*>(prepared);
   Lanes<float> lanes;
   EachTile(layer, begin, end, [&](int64_t first, int64_t rows) {
-    if (M > 1) {
+    if (M > kFewTokens) {
       TileFloats(layer, x, M, first, rows, y, type);
       return;
     }
-    EachRun(layer, first, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t at) {
-      FloatsOf(layer, run).dot(run, row, count, K, x, at, lanes);
-    });
     const RowEnds ends(layer, first, rows);
-    ends.Store(SumRows(lanes), 1.0f, x[PaddedColumns(K)], y, type);
+    for (int64_t m = 0; m < M; ++m) {
+      const float* token = x + m * ExactFloats(K);
+      EachRun(layer, first, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t at) {
+        FloatsOf(layer, run).dot(run, row, count, K, token, at, lanes);
+      });
+      char* out = static_cast<char*>(y) + m * N * FloatBytes(type);
+      ends.Store(SumRows(lanes), 1.0f, token[PaddedColumns(K)], out, type);
+    }
   });
 }
 
