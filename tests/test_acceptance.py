@@ -27,7 +27,7 @@ def exported(request, smollm2, tmp_path_factory):
     """The model, exported with a method and a width (its own text for calibration); the directory and the report."""
     method, bits = request.param
     directory = tmp_path_factory.mktemp("smollm2")
-    return directory, export("smollm2-135m", directory / "model.onnx", bits=bits, method=method)
+    return directory, export("smollm2-135m", directory / "model.onnx", bits=bits, method=method, accuracy_level=0)
 
 
 @pytest.fixture(scope="module")
