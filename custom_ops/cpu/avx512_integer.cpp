@@ -20,11 +20,11 @@ struct IntegerView {
   }
 };
 
-// ---- levels: 64 codes to 64 unsigned bytes, `kZero` more than they are
+// ---- levels: 64 codes to 64 unsigned bytes; `RowEnds` knows what they are too large by
 
 template <int kBits>
 struct UnsignedTable {
-  static constexpr int kWidth = kBits, kZero = 128;
+  static constexpr int kWidth = kBits;
   ByteTable<kBits> table;
 
   SKIM_INLINE UnsignedTable(const RowRun& run, int64_t row)
@@ -36,7 +36,7 @@ struct UnsignedTable {
 
 template <int kBits>
 struct UnsignedAffine {
-  static constexpr int kWidth = kBits, kZero = 1 << (kBits - 1);
+  static constexpr int kWidth = kBits;
 
   SKIM_INLINE UnsignedAffine(const RowRun&, int64_t) {}
   SKIM_INLINE __m512i operator()(__m512i codes) const { return CleanCodes<kBits>(codes); }

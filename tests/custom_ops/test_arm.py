@@ -3,13 +3,11 @@
 import os
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-# Kept between runs, like that of test_sanitizers.py.
-BUILD = ROOT / "build" / "arm"
+from .native import build_native
+
 COMPILER = "aarch64-linux-gnu-g++"
 EMULATOR = "qemu-aarch64"
 
@@ -28,16 +26,9 @@ def kernel_test():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {' and '.join(missing)}")
     options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}"]
     # Static, as the emulator has no Arm libraries to load.
-    options += ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXE_LINKER_FLAGS=-static", "-DSKIM_BUILD_TESTS=ON"]
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    for command in (
-        ["cmake", *generator, "-S", str(ROOT), "-B", str(BUILD), *options],
-        # The operator library is built too, though only its kernels are run.
-        ["cmake", "--build", str(BUILD), "--parallel", "2", "--target", "skim_ops", "skim_kernel_test"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return BUILD / "custom_ops" / "skim_kernel_test"
+    options += ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXE_LINKER_FLAGS=-static"]
+    # The operator library is built too, though only its kernels are run.
+    return build_native("arm", options) / "skim_kernel_test"
 
 
 @pytest.mark.parametrize("cpu", KERNELS)

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +10,7 @@ import pytest
 
 from skim_runtime.library import kernel_name
 
-ROOT = Path(__file__).parents[2]
-# Kept between runs: the sanitizers make the compiler slow.
-BUILD = ROOT / "build" / "sanitizers"
+from .native import ROOT, build_native
 
 
 def runtime(name):
@@ -32,15 +29,8 @@ def build():
         "-DCMAKE_BUILD_TYPE=None",
         "-DCMAKE_CXX_FLAGS=-O1 -g1 --param asan-instrumentation-with-call-threshold=0",
     ]
-    options += ["-DSKIM_SANITIZE=address,undefined", "-DSKIM_BUILD_TESTS=ON"]
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    for command in (
-        ["cmake", *generator, "-S", str(ROOT), "-B", str(BUILD), *options],
-        ["cmake", "--build", str(BUILD), "--parallel", "2", "--target", "skim_ops", "skim_kernel_test"],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
-    return BUILD / "custom_ops"
+    options += ["-DSKIM_SANITIZE=address,undefined"]
+    return build_native("sanitizers", options)
 
 
 def test_kernels_on_exact_blocks(build):
