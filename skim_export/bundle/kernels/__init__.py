@@ -1,0 +1,1 @@
+"""The generator of CPU kernels: one program for every instruction set, compiled by TVM."""

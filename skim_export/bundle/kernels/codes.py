@@ -1,0 +1,44 @@
+"""The codes of a superblock (docs/format.md, "The codes of a row")."""
+
+from __future__ import annotations
+
+from functools import reduce
+
+from tvm.tirx.script import builder as T
+
+from skim_export.bundle.kernels.tir import Buffer, Expr, load, splat
+from skim_export.packed import FIELDS
+
+__all__ = ["CODES", "unpack"]
+
+CODES = 8  # of a lane
+
+
+def unpack(packed: Buffer, index: Expr, stride: Expr | int, bits: int, lanes: int) -> list[Expr]:
+    """The codes of `lanes` lanes of a superblock, which begin at `index`: 8 vectors, the first for code 0 of each lane.
+
+    Args:
+        packed: the codes of all rows.
+        index: of the first lane's byte in the superblock's first vector.
+        stride: bytes from one vector of the superblock to the next.
+        bits: width of the codes.
+        lanes: how many lanes to take.
+    """
+    vectors = [T.Bind(load(packed, index + stride * i, lanes)) for i in range(bits)]
+    codes = []
+    for j in range(CODES):
+        fields = []
+        for f in FIELDS[bits]:
+            if f.code != j:
+                continue
+            right = f.bit - f.code_bit
+            value = vectors[f.vector]
+            if right > 0:
+                value = value >> splat(right, "uint8", lanes)
+            elif right < 0:
+                value = value << splat(-right, "uint8", lanes)
+            if f.length < 8:
+                value = value & splat(((1 << f.length) - 1) << f.code_bit, "uint8", lanes)
+            fields.append(value)
+        codes.append(reduce(lambda a, b: a | b, fields))
+    return codes

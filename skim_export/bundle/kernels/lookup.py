@@ -1,0 +1,113 @@
+"""How instruction sets look up bytes in a table.
+
+An instruction looks up 2^n entries at once. Larger tables are halved, and the halves' results selected by the top bit
+of the code, until they fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.tirx.script import builder as T
+
+from skim_export.bundle.kernels.tir import (
+    Buffer,
+    Expr,
+    cast,
+    combine,
+    intrinsic,
+    lanes_of,
+    load,
+    part,
+    repeat,
+    splat,
+)
+
+__all__ = ["LOOKUPS", "Lookup"]
+
+REGISTER = 16  # bytes of a vector of entries
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The table lookup of an instruction set.
+
+    Attributes:
+        bits: the largest codes that an instruction, or a few, look up without halving the table.
+        lanes: codes that the instruction takes, in ascending order; more are cut up, fewer filled up.
+        leaf: the instruction: what `load` returned for 2^b entries, b at most `bits`, and codes below 2^b -> entries.
+        scalar: entries are loaded one by one, not as vectors.
+        most_bits: the largest codes that are worth looking up in this way, and not in memory.
+    """
+
+    bits: int
+    lanes: tuple[int, ...]
+    leaf: Callable[[list[Any], Expr], Expr]
+    scalar: bool = False
+    most_bits: int = 8
+
+    def load(self, codebook: Buffer, index: Expr, bits: int) -> list[Any]:
+        """The 2^bits entries (uint8) from `index` on; up to 15 bytes behind them are read, too."""
+        step = 1 if self.scalar else REGISTER
+        return [T.Bind(load(codebook, index + i, step)) for i in range(0, 1 << bits, step)]
+
+    def __call__(self, entries: list[Any], codes: Expr, bits: int) -> Expr:
+        """Entries (uint8) for codes (uint8) of `bits` bits."""
+        if bits > self.bits:
+            half, lanes = len(entries) // 2, lanes_of(codes)
+            low = T.Bind(codes & splat((1 << (bits - 1)) - 1, "uint8", lanes))
+            upper, lower = self(entries[half:], low, bits - 1), self(entries[:half], low, bits - 1)
+            # The top bit as a sign: what blends of x86 select by.
+            sign = cast(codes << splat(8 - bits, "uint8", lanes), "int8")
+            return tirx.Select(sign < splat(0, "int8", lanes), upper, lower)
+        return self._cut(entries, codes)
+
+    def _cut(self, entries: list[Any], codes: Expr) -> Expr:
+        lanes = lanes_of(codes)
+        width = max((w for w in self.lanes if w <= lanes), default=self.lanes[0])
+        if lanes < width:
+            return part(self.leaf(entries, repeat(codes, width)), 0, lanes)
+        return combine([self.leaf(entries, part(codes, first, width)) for first in range(0, lanes, width)])
+
+
+def _shuffle_x86(entries: list[Any], codes: Expr) -> Expr:
+    lanes = lanes_of(codes)
+    name = "llvm.x86.avx2.pshuf.b" if lanes == 32 else "llvm.x86.ssse3.pshuf.b.128"
+    return intrinsic("uint8", lanes, name, repeat(entries[0], lanes), codes)
+
+
+def _permute_x86(entries: list[Any], codes: Expr) -> Expr:
+    """Of AVX-512 VBMI: 32 entries from one register, 64 from two."""
+    if len(entries) == 1:
+        return _shuffle_x86(entries, codes)
+    tables = [combine(entries[i : i + 2]) for i in range(0, len(entries), 2)]
+    if len(tables) == 1:
+        return intrinsic("uint8", 32, "llvm.x86.avx512.permvar.qi.256", tables[0], codes)
+    return intrinsic("uint8", 32, "llvm.x86.avx512.vpermi2var.qi.256", tables[0], codes, tables[1])
+
+
+def _table_aarch64(entries: list[Any], codes: Expr) -> Expr:
+    return intrinsic("uint8", lanes_of(codes), f"llvm.aarch64.neon.tbl{len(entries)}", *entries, codes)
+
+
+def _table_arm(entries: list[Any], codes: Expr) -> Expr:
+    halves = [part(e, first, 8) for e in entries for first in (0, 8)]
+    return intrinsic("uint8", 8, f"llvm.arm.neon.vtbl{len(halves)}", *halves, codes)
+
+
+def _select(entries: list[Any], codes: Expr) -> Expr:
+    lanes = lanes_of(codes)
+    low, high = (splat(entry, "uint8", lanes) for entry in entries)
+    return tirx.Select(codes != splat(0, "uint8", lanes), high, low)
+
+
+LOOKUPS = {
+    "pshufb": Lookup(4, (16, 32), _shuffle_x86),
+    "vpermb": Lookup(6, (32,), _permute_x86),
+    "tbl": Lookup(6, (8, 16), _table_aarch64),
+    "vtbl": Lookup(5, (8,), _table_arm),
+    "select": Lookup(1, (1, 2, 4, 8, 16, 32), _select, scalar=True, most_bits=4),
+}

@@ -1,0 +1,237 @@
+"""The weights of one row class as a kernel sees them: the levels of a row, and the walk through its codes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+from tvm.tirx.script import builder as T
+
+from skim_export.bundle.kernels.codes import unpack
+from skim_export.bundle.kernels.lookup import Lookup
+from skim_export.bundle.kernels.tir import (
+    Buffer,
+    Expr,
+    cast,
+    constant,
+    lanes_of,
+    local,
+    multiply_add,
+    splat,
+    store,
+)
+from skim_export.bundle.row_class import RowClass
+from skim_export.packed import COLUMNS, LANES, LevelKind
+
+__all__ = ["Piece", "Row", "Weights", "each_piece", "padded", "weight_parameters"]
+
+IN_MEMORY_LANES = 8
+LEAST_LANES = 4  # the last superblock has a multiple of so many
+
+
+def padded(K: Expr) -> Expr:
+    """Columns of a row with those of padding codes."""
+    return (K + 31) // 32 * 32
+
+
+class Row(ABC):
+    """A stored row. What is kept of it is bound when it is made.
+
+    Attributes:
+        start: where its codes begin, int64.
+    """
+
+    start: Expr
+
+    def look_up(self, codes: Expr) -> Expr:
+        """What codes become before they are levels; in bytes, so that it is done for many at once."""
+        return codes
+
+    @abstractmethod
+    def levels(self, entries: Expr) -> Expr:
+        """The levels, float32, of what `look_up` returned, in the units of the row's sums."""
+
+    @abstractmethod
+    def finish(self, total: Expr, x_sum: Expr) -> Expr:
+        """The row's result for a token, from the sum of levels times columns and the sum of the columns."""
+
+    @abstractmethod
+    def weights(self, levels: Expr) -> Expr:
+        """The weights that levels stand for, but for the column scale."""
+
+
+def weight_parameters(row_class: RowClass) -> dict[str, str]:
+    """The parameters that hold the stored rows of one class."""
+    codebook = "uint16*" if row_class.codebook == "float16" else "uint8*"
+    return {"codes": "uint8*", "codebook": codebook, "row_scale": "float32*"}
+
+
+class Weights:
+    """The stored rows of one class.
+
+    Args:
+        row_class: of the rows.
+        lookup: of the instruction set; None to look up levels in memory.
+        given: the function's parameters, with those of `weight_parameters`.
+
+    Attributes:
+        most_lanes: of a superblock that should be decoded at once.
+    """
+
+    def __init__(self, row_class: RowClass, lookup: Lookup | None, given: SimpleNamespace) -> None:
+        self.row_class = row_class
+        bytes_in_registers = row_class.codebook == "int8" and lookup is not None and row_class.bits <= lookup.most_bits
+        self._lookup = lookup if bytes_in_registers else None
+        in_memory = row_class.kind == LevelKind.TABLE and not bytes_in_registers
+        # From memory, levels come one by one: more of them at once would only need more registers.
+        self.most_lanes = IN_MEMORY_LANES if in_memory else LANES
+        self.codes, self._codebook, self._row_scale = given.codes, given.codebook, given.row_scale
+
+    def codes_of(self, row: Row, piece: Piece) -> list[Expr]:
+        """The codes of a piece of a row, uint8 vectors; the first holds code 0 of each lane."""
+        index = row.start + cast(piece.offset, "int64")
+        return [T.Bind(c) for c in unpack(self.codes, index, piece.stride, self.row_class.bits, piece.lanes)]
+
+    def row(self, index: Expr, K: Expr) -> Row:
+        """Stored row `index` (int32) of the class."""
+        row: Row
+        if self.row_class.kind == LevelKind.AFFINE:
+            row = _Affine(self.row_class.bits, self._row_scale, index)
+        elif self._lookup is not None:
+            row = _Table(self.row_class.bits, self._lookup, self._codebook, self._row_scale, index)
+        else:
+            row = _TableInMemory(self.row_class, self._codebook, self._row_scale, index)
+        row.start = T.Bind(cast(index, "int64") * cast(padded(K) // 8 * self.row_class.bits, "int64"))
+        return row
+
+
+class _Affine(Row):
+    def __init__(self, bits: int, row_scale: Buffer, index: Expr) -> None:
+        self._bits = bits
+        self._scale, self._offset = T.Bind(row_scale[index * 2]), T.Bind(row_scale[index * 2 + 1])
+
+    def look_up(self, codes: Expr) -> Expr:
+        return codes - splat(1 << (self._bits - 1), "uint8", lanes_of(codes))
+
+    def levels(self, entries: Expr) -> Expr:
+        return _signed(entries)
+
+    def finish(self, total: Expr, x_sum: Expr) -> Expr:
+        return multiply_add(total, self._scale, self._offset * x_sum)
+
+    def weights(self, levels: Expr) -> Expr:
+        lanes = lanes_of(levels)
+        return multiply_add(levels, splat(self._scale, "float32", lanes), splat(self._offset, "float32", lanes))
+
+
+class _Table(Row):
+    """A codebook of int8 in registers."""
+
+    def __init__(self, bits: int, lookup: Lookup, codebook: Buffer, row_scale: Buffer, index: Expr) -> None:
+        self._bits, self._lookup = bits, lookup
+        self._entries = lookup.load(codebook, index << bits, bits)
+        self._scale = T.Bind(row_scale[index])
+
+    def look_up(self, codes: Expr) -> Expr:
+        return self._lookup(self._entries, codes, self._bits)
+
+    def levels(self, entries: Expr) -> Expr:
+        return _signed(entries)
+
+    def finish(self, total: Expr, x_sum: Expr) -> Expr:
+        return total * self._scale
+
+    def weights(self, levels: Expr) -> Expr:
+        return levels * splat(self._scale, "float32", lanes_of(levels))
+
+
+class _TableInMemory(Row):
+    """A codebook on the stack, as float32, scale included."""
+
+    def __init__(self, row_class: RowClass, codebook: Buffer, row_scale: Buffer, index: Expr) -> None:
+        self._levels = local("float32", 1 << row_class.bits)
+        with T.serial(0, 1 << row_class.bits) as code:
+            entry = codebook[(index << row_class.bits) + code]
+            value = float_of_half(entry) if row_class.codebook == "float16" else _signed(entry) * row_scale[index]
+            store(self._levels, code, value)
+
+    def levels(self, entries: Expr) -> Expr:
+        return self._levels[cast(entries, "int32")]
+
+    def finish(self, total: Expr, x_sum: Expr) -> Expr:
+        return total
+
+    def weights(self, levels: Expr) -> Expr:
+        return levels
+
+
+def _signed(values: Expr) -> Expr:
+    """Bytes that hold int8, as float32."""
+    return cast(cast(cast(values, "int8"), "int32"), "float32")
+
+
+def float_of_half(half: Expr) -> Expr:
+    """Finite float16 bits to float32, by integer arithmetic: not every target has the type.
+
+    Exponent and fraction, in the places of a float32, make a number that is too small by 2^112.
+    """
+    bits = T.Bind(cast(half, "uint32"))
+    magnitude = T.reinterpret("float32", (bits & constant(0x7FFF, "uint32")) << constant(13, "uint32"))
+    scaled = T.Bind(T.reinterpret("uint32", magnitude * constant(2.0**112, "float32")))
+    return T.reinterpret("float32", scaled | ((bits & constant(0x8000, "uint32")) << constant(16, "uint32")))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some lanes of a superblock.
+
+    Attributes:
+        offset: of its first lane's byte in the superblock's first vector, from where the row begins.
+        stride: bytes from one vector of the superblock to the next, and columns from one code of a lane to the next.
+        column: of its first lane's first code.
+        lanes: how many.
+    """
+
+    offset: Expr
+    stride: Expr | int
+    column: Expr
+    lanes: int
+
+
+def each_piece(
+    K: Expr, bits: int, lanes: int, blocks: tuple[Expr, Expr], last: Expr, emit: Callable[[Piece], None]
+) -> None:
+    """Walk through some superblocks of a row, `lanes` lanes at a time; fewer at the end of the last superblock.
+
+    Args:
+        K: columns of the row.
+        bits: width of its codes.
+        lanes: a power of 2 up to 32.
+        blocks: the first full superblock, and the one behind the last.
+        last: whether the row's last superblock, if it is no full one, is walked through, too.
+        emit: what is done with a piece; called while the loops around it are open.
+    """
+    with T.serial(blocks[0], blocks[1]) as block:
+        for first in range(0, LANES, lanes):
+            emit(Piece(block * (bits * LANES) + first, LANES, block * COLUMNS + first, lanes))
+    tail, full = T.Bind(_tail_lanes(K)), T.Bind(K // COLUMNS)
+
+    def emit_tail(first: Expr, count: int) -> None:
+        emit(Piece(full * (bits * LANES) + first, tail, full * COLUMNS + first, count))
+
+    with T.If(last), T.Then():
+        if lanes < LANES:
+            with T.serial(0, tail // lanes) as i:
+                emit_tail(i * lanes, lanes)
+        fewer = lanes // 2
+        while fewer >= LEAST_LANES:
+            with T.If((tail & fewer) != 0), T.Then():
+                emit_tail(tail & (LANES - 2 * fewer), fewer)
+            fewer //= 2
+
+
+def _tail_lanes(K: Expr) -> Expr:
+    """Lanes of the last superblock; 0 if it is a full one."""
+    return (K % COLUMNS + 31) // 32 * 4

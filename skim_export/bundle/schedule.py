@@ -1,0 +1,170 @@
+"""How kernels are laid out for a machine: a few numbers, stated in a target's file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from skim_export.bundle.row_class import RowClass
+from skim_export.packed import COLUMNS, LANES
+from skim_runtime.errors import UserError
+
+__all__ = ["Override", "Prefill", "Schedule", "Tile", "numbers"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows that are multiplied while they are decoded.
+
+    Attributes:
+        rows: decoded at once, so that their multiplications are independent.
+        lanes: of a superblock that are decoded at once, a power of 2 up to 32.
+        floats: multiplied and added at once, a power of 2 up to `lanes`: so many sums are kept for a row and token.
+        tokens: multiplied at once.
+    """
+
+    rows: int
+    lanes: int
+    floats: int
+    tokens: int
+
+    def check(self, where: str) -> None:
+        """Raises UserError where a number can't be."""
+        _check_lanes(self.lanes, self.floats, where)
+        _check_positive(where, rows=self.rows, tokens=self.tokens)
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """Rows that are decoded into a tile, which is then multiplied with all tokens.
+
+    Attributes:
+        rows: of the tile.
+        columns: of the tile, a multiple of 256; it lies on the stack, as float32.
+        lanes: of a superblock that are decoded at once, a power of 2 up to 32.
+        floats: multiplied and added at once, a power of 2 up to 32: so many sums are kept for a row and token.
+        tokens: multiplied at once.
+        least_tokens: the least number of tokens that are multiplied in this way.
+    """
+
+    rows: int
+    columns: int
+    lanes: int
+    floats: int
+    tokens: int
+    least_tokens: int
+
+    def check(self, where: str) -> None:
+        """Raises UserError where a number can't be."""
+        _check_lanes(self.lanes, min(self.floats, self.lanes), where)
+        _check_lanes(LANES, self.floats, where)
+        _check_positive(where, rows=self.rows, tokens=self.tokens, least_tokens=self.least_tokens - 1)
+        if self.columns < 1 or self.columns % COLUMNS:
+            raise UserError(f"{where}: columns = {self.columns} must be a multiple of {COLUMNS}")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The three ways to multiply: one token, a few, many."""
+
+    decode: Tile
+    batch: Tile
+    prefill: Prefill
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any], where: str) -> Schedule:
+        """From a target's file."""
+        _check_keys(table, [field.name for field in fields(cls)], where, complete=True)
+        parts = {"decode": Tile, "batch": Tile, "prefill": Prefill}
+        return cls(**{name: numbers(part, table[name], f"{where} {name}") for name, part in parts.items()}).checked(
+            where
+        )
+
+    def checked(self, where: str) -> Schedule:
+        """Itself.
+
+        Raises:
+            UserError: a number can't be; `where` is named.
+        """
+        for field in fields(self):
+            getattr(self, field.name).check(f"{where} {field.name}")
+        if self.decode.tokens != 1:
+            raise UserError(f"{where} decode: tokens = {self.decode.tokens} must be 1")
+        return self
+
+    def changed(self, changes: Mapping[str, Mapping[str, int]], where: str) -> Schedule:
+        """With some numbers replaced, such as `{"decode": {"rows": 2}}`."""
+        _check_keys(changes, [field.name for field in fields(self)], where)
+        for part, values in changes.items():
+            old = getattr(self, part)
+            _check_keys(values, [field.name for field in fields(old)], f"{where} {part}")
+        parts = {part: replace(getattr(self, part), **values) for part, values in changes.items()}
+        return replace(self, **parts).checked(where)
+
+
+@dataclass(frozen=True)
+class Override:
+    """What is different for some matrices.
+
+    Attributes:
+        when: the matrices, by `kind` ("table", "affine"), `bits`, `N` and `K`; a list names several values.
+        changes: numbers of a schedule.
+    """
+
+    when: Mapping[str, Any]
+    changes: Mapping[str, Mapping[str, int]]
+
+    @classmethod
+    def of(cls, table: Mapping[str, Any], where: str) -> Override:
+        """From a target's file."""
+        changes = dict(table)
+        when = changes.pop("when", None)
+        if not isinstance(when, dict):
+            raise UserError(f"{where}: needs a table `when`, such as when = {{ bits = [7, 8] }}")
+        _check_keys(when, ["kind", "bits", "N", "K"], f"{where} when")
+        return cls(when, changes)
+
+    def applies(self, row_class: RowClass, N: int, K: int) -> bool:
+        """Whether it is for the rows of a class in a matrix of N rows and K columns."""
+        found = {"kind": row_class.kind.name.lower(), "bits": row_class.bits, "N": N, "K": K}
+        return all(found[key] in (value if isinstance(value, list) else [value]) for key, value in self.when.items())
+
+
+def numbers(cls: type[T], table: Any, where: str) -> T:
+    """A dataclass of integers from a table that names them all.
+
+    Raises:
+        UserError: a key is missing or unknown, or a value is no integer.
+    """
+    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    _check_keys(table, names, where, complete=True)
+    for name, value in table.items():
+        if type(value) is not int:
+            raise UserError(f"{where}: {name} = {value!r} must be an integer")
+    return cls(**table)
+
+
+def _check_keys(table: Any, names: Sequence[str], where: str, *, complete: bool = False) -> None:
+    if not isinstance(table, Mapping):
+        raise UserError(f"{where}: must be a table with {', '.join(names)}")
+    if unknown := [key for key in table if key not in names]:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; there are {', '.join(names)}")
+    if complete and (missing := [name for name in names if name not in table]):
+        raise UserError(f"{where}: {missing[0]} is missing")
+
+
+def _check_lanes(lanes: int, floats: int, where: str) -> None:
+    powers = [1 << i for i in range(LANES.bit_length())]
+    if lanes not in powers:
+        raise UserError(f"{where}: lanes = {lanes} must be one of {powers}")
+    if floats not in powers or floats > lanes:
+        raise UserError(f"{where}: floats = {floats} must be one of {powers[: powers.index(lanes) + 1]}")
+
+
+def _check_positive(where: str, **values: int) -> None:
+    for name, value in values.items():
+        if value < 1:
+            raise UserError(f"{where}: {name} is too small")

@@ -1,0 +1,155 @@
+"""The machines that kernels are compiled for: one readable file each, in `targets/`."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from skim_export.bundle.row_class import RowClass
+from skim_export.bundle.schedule import Override, Schedule
+from skim_runtime.errors import UserError
+
+__all__ = ["CpuTarget", "load_cpu_target", "target_names"]
+
+DIRECTORY = Path(__file__).parent / "targets"
+REQUIRED = {
+    "description": str,
+    "kind": str,
+    "lookup": str,
+    "compiler": list,
+    "threads": int,
+    "target": dict,
+    "schedule": dict,
+}
+OPTIONAL = {"compiler_flags": list, "compiler_package": str, "emulator": list, "override": list}
+
+
+@dataclass(frozen=True)
+class CpuTarget:
+    """A CPU.
+
+    Attributes:
+        name: of its file.
+        description: for people.
+        lookup: how its instructions look up bytes, a key of `skim_export.bundle.kernels.lookup.LOOKUPS`, or "memory".
+        compilers: C compilers that make programs for it, the first that is installed is taken.
+        compiler_flags: that they need.
+        compiler_package: Debian's package with the first of them.
+        emulator: the command that runs its programs on another machine; empty if there is none.
+        threads: as many as such a machine has cores.
+        tvm: the target as TVM takes it.
+        schedule: of its kernels.
+        overrides: of the schedule, for some matrices; later ones win.
+    """
+
+    name: str
+    description: str
+    lookup: str
+    compilers: tuple[str, ...]
+    compiler_flags: tuple[str, ...]
+    compiler_package: str | None
+    emulator: tuple[str, ...]
+    threads: int
+    tvm: dict[str, Any]
+    schedule: Schedule
+    overrides: tuple[Override, ...]
+
+    def schedule_for(self, row_class: RowClass, N: int, K: int) -> Schedule:
+        """The schedule for the rows of a class in a matrix of N rows and K columns."""
+        schedule = self.schedule
+        for i, override in enumerate(self.overrides):
+            if override.applies(row_class, N, K):
+                schedule = schedule.changed(override.changes, f"target {self.name}, override {i + 1}")
+        return schedule
+
+    def compiler(self) -> str | None:
+        """The C compiler for it, if one is installed."""
+        return next((found for name in self.compilers if (found := shutil.which(name))), None)
+
+    def require_compiler(self) -> str:
+        """The C compiler for it.
+
+        Raises:
+            UserError: none is installed; says how to get one.
+        """
+        if found := self.compiler():
+            return found
+        hint = f": apt install {self.compiler_package}" if self.compiler_package else ""
+        raise UserError(f"target {self.name} needs the C compiler {self.compilers[0]}, which is not installed{hint}")
+
+
+def target_names(kind: str | None = None) -> list[str]:
+    """The targets that there are, of one kind ("cpu", "gpu") or of all."""
+    paths = sorted(DIRECTORY.glob("*.toml"))
+    return [path.stem for path in paths if kind in (None, _read(path)["kind"])]
+
+
+def load_cpu_target(name: str) -> CpuTarget:
+    """A target by name, or from a file of one's own.
+
+    Args:
+        name: a name in `targets/`, or the path of a .toml file like those there.
+
+    Raises:
+        UserError: there is no such target, it is no CPU, or its file is wrong.
+    """
+    path = target_path(name)
+    table = _read(path)
+    if table["kind"] != "cpu":
+        raise UserError(f"target {name} is no CPU; these are: {', '.join(target_names('cpu'))}")
+    where = path.name
+    for key, value in table.items():
+        expected = {**REQUIRED, **OPTIONAL}.get(key)
+        if expected is None:
+            raise UserError(f"{where}: unknown key {key!r}; there are {', '.join([*REQUIRED, *OPTIONAL])}")
+        if not isinstance(value, expected):
+            raise UserError(f"{where}: {key} = {value!r} must be a {expected.__name__}")
+    if missing := [key for key in REQUIRED if key not in table]:
+        raise UserError(f"{where}: {missing[0]} is missing")
+    return CpuTarget(
+        name=path.stem,
+        description=table["description"],
+        lookup=table["lookup"],
+        compilers=tuple(table["compiler"]),
+        compiler_flags=tuple(table.get("compiler_flags", ())),
+        compiler_package=table.get("compiler_package"),
+        emulator=tuple(table.get("emulator", ())),
+        threads=table["threads"],
+        tvm=table["target"],
+        schedule=Schedule.of(table["schedule"], f"{where} [schedule]"),
+        overrides=tuple(
+            Override.of(o, f"{where} [[override]] {i + 1}") for i, o in enumerate(table.get("override", ()))
+        ),
+    )
+
+
+def target_path(name: str) -> Path:
+    """The file of a target.
+
+    Raises:
+        UserError: there is none; names the nearest.
+    """
+    if name.endswith(".toml"):
+        if not Path(name).is_file():
+            raise UserError(f"--target {name}: no such file")
+        return Path(name)
+    names = target_names()
+    if name in names:
+        return DIRECTORY / f"{name}.toml"
+    nearest = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]}?" if nearest else f"there are {', '.join(names)}"
+    raise UserError(f"--target {name}: unknown target; {hint}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is no TOML file: {error}") from error
+    if "kind" not in table:
+        raise UserError(f"{path.name}: kind is missing")
+    return table
