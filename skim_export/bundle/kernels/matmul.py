@@ -215,10 +215,11 @@ def matmul(row_class: RowClass, schedule: Schedule, lookup: Lookup | None, name:
         T.func_name(name)
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         product = _Product(row_class, lookup)
-        with T.If(product.M == 1):
+        tokens = product.M
+        with T.If(tokens == 1):
             with T.Then():
                 product.multiply(schedule.decode)
-            with T.Else(), T.If(product.M >= schedule.prefill.least_tokens):
+            with T.Else(), T.If(tokens >= schedule.prefill.least_tokens):
                 with T.Then():
                     product.prefill(schedule.prefill)
                 with T.Else():

@@ -1,0 +1,219 @@
+"""The kernels of every CPU target against numpy: run here, or by an emulator."""
+
+import functools
+import os
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skim_export.bundle.row_class import RowClass, row_classes
+from skim_export.bundle.target import load_cpu_target, target_names
+from skim_export.packed import LevelKind
+
+from ..random_packed import random_packed
+
+pytest.importorskip("tvm", reason="the extra [tvm] is not installed")
+
+TABLES = [RowClass(LevelKind.TABLE, bits, "int8") for bits in range(1, 9)]
+AFFINE = [RowClass(LevelKind.AFFINE, bits, None) for bits in range(1, 9)]
+HALF_TABLES = [RowClass(LevelKind.TABLE, bits, "float16") for bits in range(1, 9)]
+SOME = [TABLES[2], TABLES[4], AFFINE[7], HALF_TABLES[1]]
+COLUMNS = [1, 3, 31, 32, 33, 64, 100, 200, 256, 257, 300, 512, 576, 1320]
+TOKENS = [1, 2, 3, 5, 8, 16, 19]
+POISON = np.frombuffer(b"\xff" * 4, np.float32)[0]
+NATIVE_FLAGS = {"x86-avx2": {"avx2", "fma"}, "x86-avx512": {"avx512vbmi"}}
+
+
+@functools.cache
+def cpu_flags():
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    return set(next((line for line in lines if line.startswith("flags")), "").split())
+
+
+def require(condition, reason):
+    """Skip, but fail in CI."""
+    if not condition:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+class Machine:
+    """Compiles the kernels of some classes for a target, and runs them."""
+
+    def __init__(self, name, classes, directory):
+        from skim_export.bundle.kernels.compile import compile_kernels
+
+        target = load_cpu_target(name)
+        if flags := NATIVE_FLAGS.get(name):
+            if not flags <= cpu_flags():
+                pytest.skip(f"this CPU has no {name}")
+        elif target.emulator:
+            emulator = target.emulator[0]
+            require(shutil.which(emulator), f"{emulator} is not installed: apt install qemu-user")
+        compiler = target.compiler()
+        require(compiler, f"{target.compilers[0]} is not installed: apt install {target.compiler_package}")
+        products = {f"skim_matmul_{c.name}": (c, target.schedule) for c in classes}
+        functions = ["skim_prepare", *products, *(f"skim_gather_{c.name}" for c in classes)]
+        (directory / "kernels.o").write_bytes(compile_kernels(products, classes, target))
+        declared = "".join(f'{{"{name}", (function){name}}},\n' for name in functions)
+        (directory / "functions.inc").write_text(declared)
+        declarations = "".join(f"void {name}(void);\n" for name in functions)
+        driver = Path(__file__).with_name("kernel_driver.c").read_text()
+        (directory / "driver.c").write_text(declarations + driver)
+        self._program, self._directory = directory / "driver", directory
+        subprocess.run(
+            [compiler, *target.compiler_flags, "-O1", "-static", "-o", str(self._program)]
+            + [str(directory / "driver.c"), str(directory / "kernels.o")],
+            check=True,
+        )
+        self._emulator = [] if name in NATIVE_FLAGS else list(target.emulator)
+
+    def run(self, calls):
+        """The array that each call writes. A call is a function and its arguments; a tuple is the shape of the written."""
+        data = bytearray()
+        shapes = []
+        for name, *arguments in calls:
+            data += name.encode().ljust(32, b"\0") + struct.pack("<i", len(arguments))
+            for argument in arguments:
+                if isinstance(argument, int):
+                    data += struct.pack("<iii", 0, 4, argument)
+                elif isinstance(argument, tuple):
+                    data += struct.pack("<ii", 2, 4 * int(np.prod(argument)))
+                    shapes.append(argument)
+                else:
+                    data += struct.pack("<ii", 1, argument.nbytes) + argument.tobytes()
+        (self._directory / "calls").write_bytes(data)
+        command = [
+            *self._emulator,
+            str(self._program),
+            str(self._directory / "calls"),
+            str(self._directory / "results"),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, (done.returncode, done.stderr)
+        results = np.fromfile(self._directory / "results", np.float32)
+        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
+        assert len(results) == ends[-1]
+        return [part.reshape(shape) for part, shape in zip(np.split(results, ends[:-1]), shapes, strict=True)]
+
+
+def segments(packed):
+    """The rows of each class: class, codes, codebook, row scales, and their places."""
+    row = code = entry = scale = 0
+    order = packed.row_order().astype(np.int32)
+    found = []
+    for row_class in row_classes(packed):
+        count = packed.rows_per_class[row_class.kind * 8 + row_class.bits - 1]
+        code_bytes = count * row_class.bits * 4 * -(-packed.in_features // 32)
+        entries = 0 if row_class.codebook is None else count << row_class.bits
+        scales = {"int8": count, "float16": 0, None: 2 * count}[row_class.codebook]
+        found.append(
+            (
+                row_class,
+                packed.codes[code : code + code_bytes],
+                packed.codebook[entry : entry + entries],
+                packed.row_scale[scale : scale + scales].astype(np.float32),
+                order[row : row + count],
+            )
+        )
+        row, code, entry, scale = row + count, code + code_bytes, entry + entries, scale + scales
+    return found
+
+
+def prepared_floats(columns):
+    return -(-(-(-columns // 32) * 32 + 1) // 16) * 16
+
+
+def relative_error(found, expected):
+    return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def number(row_class):
+    return row_class.kind * 8 + row_class.bits - 1
+
+
+def check(machine, rng, cases, *, bound=1e-5):
+    """Products of random matrices; a case is classes, rows, columns, tokens."""
+    calls, wanted = [], []
+    for classes, rows, columns, tokens in cases:
+        entries = np.float16 if any(c.codebook == "float16" for c in classes) else np.int8
+        packed = random_packed(rng, rows, columns, [number(c) for c in classes], entries, column_scale=columns % 2 == 0)
+        x = rng.normal(size=(tokens, columns)).astype(np.float32)
+        scale = packed.column_scale.astype(np.float32) if packed.column_scale.size else np.ones(columns, np.float32)
+        (prepared,) = machine.run([("skim_prepare", x, scale, (tokens, prepared_floats(columns)), tokens, columns)])
+        for row_class, codes, codebook, row_scale, places in segments(packed):
+            middle = len(places) // 3  # two calls, so that neither begins at the first row and ends at the last
+            for begin, end in ((0, middle), (middle, len(places))):
+                calls.append(
+                    (f"skim_matmul_{row_class.name}", codes, codebook, row_scale, places, prepared)
+                    + ((tokens, rows), tokens, columns, rows, begin, end)
+                )
+                wanted.append((packed, x, places[begin:end]))
+    for call, y, (packed, x, places) in zip(calls, machine.run(calls), wanted, strict=True):
+        expected = x.astype(np.float64) @ packed.dequantize().astype(np.float64).T
+        others = np.delete(y, places, axis=1)
+        assert np.isnan(others).all(), (call[0], "wrote a row that is not its own")
+        if len(places):
+            error = relative_error(y[:, places], expected[:, places])
+            assert error < bound, (call[0], call[-4:], error)
+
+
+@pytest.fixture(scope="module", params=target_names("cpu"))
+def machine(request, tmp_path_factory):
+    return Machine(request.param, SOME, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", params=target_names("cpu"))
+def complete_machine(request, tmp_path_factory):
+    return Machine(request.param, TABLES + AFFINE + HALF_TABLES, tmp_path_factory.mktemp(request.param))
+
+
+def some_cases(rng, classes):
+    """Every class with every number of columns, the numbers of tokens in turn."""
+    tokens = 0
+    for row_class in classes:
+        for columns in COLUMNS:
+            tokens += 1
+            yield [row_class], 5, columns, TOKENS[tokens % len(TOKENS)]
+        for count in TOKENS:
+            yield [row_class], 7, 300, count
+
+
+def test_products(machine):
+    rng = np.random.default_rng(0)
+    check(machine, rng, some_cases(rng, SOME))
+    check(machine, rng, [(SOME[:3], 23, 300, 1), (SOME[:3], 23, 2100, 17)])
+
+
+def test_gather(machine):
+    rng = np.random.default_rng(1)
+    check_gather(machine, rng, SOME)
+
+
+def check_gather(machine, rng, classes):
+    calls, wanted = [], []
+    for row_class in classes:
+        for columns in COLUMNS:
+            packed = random_packed(
+                rng, 3, columns, [number(row_class)], np.float16 if row_class.codebook == "float16" else np.int8
+            )
+            ((_, codes, codebook, row_scale, _),) = segments(packed)
+            for row in (0, 2):
+                shape = (-(-columns // 32) * 32,)
+                calls.append((f"skim_gather_{row_class.name}", codes, codebook, row_scale, shape, columns, row))
+                wanted.append(packed.dequantize()[row])
+    for call, y, expected in zip(calls, machine.run(calls), wanted, strict=True):
+        assert relative_error(y[: len(expected)], expected.astype(np.float64)) < 1e-6, call[0]
+
+
+@pytest.mark.slow
+def test_products_of_every_class(complete_machine):
+    rng = np.random.default_rng(2)
+    classes = TABLES + AFFINE + HALF_TABLES
+    check(complete_machine, rng, some_cases(rng, classes))
+    check(complete_machine, rng, [(TABLES + AFFINE, 100, columns, 1) for columns in COLUMNS])
+    check(complete_machine, rng, [(HALF_TABLES, 40, 1320, tokens) for tokens in TOKENS])
+    check_gather(complete_machine, rng, classes)
