@@ -64,15 +64,13 @@ class Machine:
         driver = Path(__file__).with_name("kernel_driver.c").read_text()
         (directory / "driver.c").write_text(declarations + driver)
         self._program, self._directory = directory / "driver", directory
-        subprocess.run(
-            [compiler, *target.compiler_flags, "-O1", "-static", "-o", str(self._program)]
-            + [str(directory / "driver.c"), str(directory / "kernels.o")],
-            check=True,
-        )
+        sources = [str(directory / "driver.c"), str(directory / "kernels.o")]
+        options = [*target.compiler_flags, "-O1", "-static", "-o", str(self._program)]
+        subprocess.run([compiler, *options, *sources], check=True)
         self._emulator = [] if name in NATIVE_FLAGS else list(target.emulator)
 
     def run(self, calls):
-        """The array that each call writes. A call is a function and its arguments; a tuple is the shape of the written."""
+        """The array that each call writes. A call is a function and its arguments; a tuple is the shape of that array."""
         data = bytearray()
         shapes = []
         for name, *arguments in calls:
@@ -147,10 +145,8 @@ def check(machine, rng, cases, *, bound=1e-5):
         for row_class, codes, codebook, row_scale, places in segments(packed):
             middle = len(places) // 3  # two calls, so that neither begins at the first row and ends at the last
             for begin, end in ((0, middle), (middle, len(places))):
-                calls.append(
-                    (f"skim_matmul_{row_class.name}", codes, codebook, row_scale, places, prepared)
-                    + ((tokens, rows), tokens, columns, rows, begin, end)
-                )
+                arrays = (codes, codebook, row_scale, places, prepared, (tokens, rows))
+                calls.append((f"skim_matmul_{row_class.name}", *arrays, tokens, columns, rows, begin, end))
                 wanted.append((packed, x, places[begin:end]))
     for call, y, (packed, x, places) in zip(calls, machine.run(calls), wanted, strict=True):
         expected = x.astype(np.float64) @ packed.dequantize().astype(np.float64).T
