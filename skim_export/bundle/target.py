@@ -20,6 +20,7 @@ REQUIRED = {
     "description": str,
     "kind": str,
     "lookup": str,
+    "integer": str,
     "compiler": list,
     "threads": int,
     "target": dict,
@@ -35,7 +36,8 @@ class CpuTarget:
     Attributes:
         name: of its file.
         description: for people.
-        lookup: how its instructions look up bytes, a key of `skim_export.bundle.kernels.lookup.LOOKUPS`, or "memory".
+        lookup: how its instructions look up bytes, a key of `skim_export.bundle.kernels.lookup.LOOKUPS`.
+        integer: how they multiply integers, a key of `skim_export.bundle.kernels.arithmetic.INTEGERS`.
         compilers: C compilers that make programs for it, the first that is installed is taken.
         compiler_flags: that they need.
         compiler_package: Debian's package with the first of them.
@@ -49,6 +51,7 @@ class CpuTarget:
     name: str
     description: str
     lookup: str
+    integer: str
     compilers: tuple[str, ...]
     compiler_flags: tuple[str, ...]
     compiler_package: str | None
@@ -114,6 +117,7 @@ def load_cpu_target(name: str) -> CpuTarget:
         name=path.stem,
         description=table["description"],
         lookup=table["lookup"],
+        integer=table["integer"],
         compilers=tuple(table["compiler"]),
         compiler_flags=tuple(table.get("compiler_flags", ())),
         compiler_package=table.get("compiler_package"),

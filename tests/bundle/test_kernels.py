@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from skim_export.bundle.product import Product
 from skim_export.bundle.row_class import RowClass, row_classes
 from skim_export.bundle.target import load_cpu_target, target_names
 from skim_export.packed import LevelKind
@@ -40,6 +41,10 @@ def require(condition, reason):
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
+def has_arithmetic(row_class, integer):
+    return not (integer and row_class.codebook == "float16")
+
+
 class Machine:
     """Compiles the kernels of some classes for a target, and runs them."""
 
@@ -55,8 +60,14 @@ class Machine:
             require(shutil.which(emulator), f"{emulator} is not installed: apt install qemu-user")
         compiler = target.compiler()
         require(compiler, f"{target.compilers[0]} is not installed: apt install {target.compiler_package}")
-        products = {f"skim_matmul_{c.name}": (c, target.schedule) for c in classes}
-        functions = ["skim_prepare", *products, *(f"skim_gather_{c.name}" for c in classes)]
+        products = [
+            Product(c, integer, target.schedule)
+            for c in classes
+            for integer in (False, True)
+            if has_arithmetic(c, integer)
+        ]
+        functions = ["skim_prepare", "skim_prepare_integer", *(p.name for p in products)]
+        functions += [f"skim_gather_{c.name}" for c in classes]
         (directory / "kernels.o").write_bytes(compile_kernels(products, classes, target))
         declared = "".join(f'{{"{name}", (function){name}}},\n' for name in functions)
         (directory / "functions.inc").write_text(declared)
@@ -70,7 +81,7 @@ class Machine:
         self._emulator = [] if name in NATIVE_FLAGS else list(target.emulator)
 
     def run(self, calls):
-        """The array that each call writes. A call is a function and its arguments; a tuple is the shape of that array."""
+        """The array that each call writes. A call is a function and its arguments, a tuple the shape of that array."""
         data = bytearray()
         shapes = []
         for name, *arguments in calls:
@@ -133,28 +144,42 @@ def number(row_class):
     return row_class.kind * 8 + row_class.bits - 1
 
 
+def rounded_tokens(x, scale):
+    """What tokens are in integer arithmetic (docs/format.md, "Arithmetic")."""
+    scaled = x * scale
+    unit = np.abs(scaled).max(axis=1, keepdims=True) / np.float32(32512)
+    return np.rint(scaled * (1 / unit)).astype(np.float64) * unit / scale
+
+
 def check(machine, rng, cases, *, bound=1e-5):
-    """Products of random matrices; a case is classes, rows, columns, tokens."""
+    """Products of random matrices in both arithmetics; a case is classes, rows, columns, tokens."""
     calls, wanted = [], []
     for classes, rows, columns, tokens in cases:
         entries = np.float16 if any(c.codebook == "float16" for c in classes) else np.int8
         packed = random_packed(rng, rows, columns, [number(c) for c in classes], entries, column_scale=columns % 2 == 0)
         x = rng.normal(size=(tokens, columns)).astype(np.float32)
         scale = packed.column_scale.astype(np.float32) if packed.column_scale.size else np.ones(columns, np.float32)
-        (prepared,) = machine.run([("skim_prepare", x, scale, (tokens, prepared_floats(columns)), tokens, columns)])
-        for row_class, codes, codebook, row_scale, places in segments(packed):
-            middle = len(places) // 3  # two calls, so that neither begins at the first row and ends at the last
-            for begin, end in ((0, middle), (middle, len(places))):
-                arrays = (codes, codebook, row_scale, places, prepared, (tokens, rows))
-                calls.append((f"skim_matmul_{row_class.name}", *arrays, tokens, columns, rows, begin, end))
-                wanted.append((packed, x, places[begin:end]))
-    for call, y, (packed, x, places) in zip(calls, machine.run(calls), wanted, strict=True):
-        expected = x.astype(np.float64) @ packed.dequantize().astype(np.float64).T
+        for integer in (False, True):
+            suffix = "_integer" if integer else ""
+            shape = (tokens, prepared_floats(columns))
+            (prepared,) = machine.run([(f"skim_prepare{suffix}", x, scale, shape, tokens, columns)])
+            meant = rounded_tokens(x, scale) if integer else x.astype(np.float64)
+            expected = meant @ packed.dequantize().astype(np.float64).T
+            for row_class, codes, codebook, row_scale, places in segments(packed):
+                if not has_arithmetic(row_class, integer):
+                    continue
+                middle = len(places) // 3  # two calls: neither begins at the first row and ends at the last
+                for begin, end in ((0, middle), (middle, len(places))):
+                    arrays = (codes, codebook, row_scale, places, prepared, (tokens, rows))
+                    name = f"skim_matmul_{row_class.name}{suffix}"
+                    calls.append((name, *arrays, tokens, columns, rows, begin, end))
+                    wanted.append((expected, places[begin:end]))
+    for call, y, (expected, places) in zip(calls, machine.run(calls), wanted, strict=True):
         others = np.delete(y, places, axis=1)
         assert np.isnan(others).all(), (call[0], "wrote a row that is not its own")
         if len(places):
             error = relative_error(y[:, places], expected[:, places])
-            assert error < bound, (call[0], call[-4:], error)
+            assert error < bound, (call[0], call[-5:], error)
 
 
 @pytest.fixture(scope="module", params=target_names("cpu"))

@@ -3,64 +3,53 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import tirx
 
+from skim_export.bundle.kernels.arithmetic import FLOAT, INTEGERS
 from skim_export.bundle.kernels.gather import gather
-from skim_export.bundle.kernels.lookup import LOOKUPS, Lookup
+from skim_export.bundle.kernels.lookup import LOOKUPS
 from skim_export.bundle.kernels.matmul import matmul
 from skim_export.bundle.kernels.prepare import prepare
+from skim_export.bundle.product import Product
 from skim_export.bundle.row_class import RowClass
-from skim_export.bundle.schedule import Schedule
 from skim_export.bundle.target import CpuTarget
 from skim_runtime.errors import UserError
 
-__all__ = ["compile_functions", "compile_kernels", "lookup_of"]
-
-MEMORY = "memory"  # the lookup of a target without table instructions
+__all__ = ["compile_functions", "compile_kernels"]
 
 
-def lookup_of(target: CpuTarget) -> Lookup | None:
-    """The table lookup of a target; None if it is in memory.
-
-    Raises:
-        UserError: the target's file names one that there is not.
-    """
-    if target.lookup != MEMORY and target.lookup not in LOOKUPS:
-        names = ", ".join([*LOOKUPS, MEMORY])
-        raise UserError(f"target {target.name}: lookup = {target.lookup!r} is unknown; there are {names}")
-    return LOOKUPS.get(target.lookup)
-
-
-def compile_kernels(
-    products: Mapping[str, tuple[RowClass, Schedule]], gathers: Iterable[RowClass], target: CpuTarget
-) -> bytes:
-    """The object file with the kernels of a bundle.
+def compile_kernels(products: Iterable[Product], gathers: Iterable[RowClass], target: CpuTarget) -> bytes:
+    """The object file with the kernels of a bundle, and with `skim_prepare` and `skim_prepare_integer`.
 
     Args:
-        products: names of functions, and what they are for.
+        products: to multiply with.
         gathers: the classes whose rows are also read one by one, by `skim_gather_<class>`.
         target: what to compile for.
 
     Raises:
-        UserError: TVM does not accept the target.
+        UserError: the target's file names a lookup or an arithmetic that there is not, or TVM does not accept it.
     """
-    lookup = lookup_of(target)
-    functions = [prepare("skim_prepare")]
-    functions += [matmul(row_class, schedule, lookup, name) for name, (row_class, schedule) in products.items()]
-    functions += [
-        gather(row_class, target.schedule.decode.lanes, lookup, f"skim_gather_{row_class.name}")
-        for row_class in gathers
-    ]
+    lookup = _named(target, "lookup", target.lookup, LOOKUPS)
+    integer = _named(target, "integer", target.integer, INTEGERS)
+    functions = [prepare(FLOAT.form, "skim_prepare"), prepare(integer.form, "skim_prepare_integer")]
+    functions += [matmul(p.row_class, p.schedule, lookup, integer if p.integer else FLOAT, p.name) for p in products]
+    functions += [gather(c, target.schedule.decode.lanes, lookup, f"skim_gather_{c.name}") for c in gathers]
     module = compile_functions(functions, target)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "kernels.o"
         module.write_to_file(str(path), "o")
         return path.read_bytes()
+
+
+def _named(target: CpuTarget, key: str, name: str, known: dict[str, Any]) -> Any:
+    if name not in known:
+        raise UserError(f"target {target.name}: {key} = {name!r} is unknown; there are {', '.join(known)}")
+    return known[name]
 
 
 def compile_functions(functions: Sequence[Any], target: CpuTarget) -> Any:
@@ -78,9 +67,8 @@ def compile_functions(functions: Sequence[Any], target: CpuTarget) -> Any:
     try:
         tvm_target = tvm.target.Target(target.tvm)
     except (ValueError, TypeError) as error:
-        raise UserError(
-            f"target {target.name}: TVM does not accept it: {str(error).strip().splitlines()[-1]}"
-        ) from error
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"target {target.name}: TVM does not accept it: {reason}") from error
     module = tvm.IRModule({f.attrs["global_symbol"]: f for f in functions})
     passes = [
         tirx.transform.BindTarget(tvm_target),

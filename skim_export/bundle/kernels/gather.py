@@ -16,7 +16,7 @@ from skim_export.packed import COLUMNS
 __all__ = ["gather"]
 
 
-def gather(row_class: RowClass, lanes: int, lookup: Lookup | None, name: str) -> Any:
+def gather(row_class: RowClass, lanes: int, lookup: Lookup, name: str) -> Any:
     """A PrimFunc: one stored row of a class -> y, column scale not applied.
 
     Its parameters are those of `skim_gather_<class>` in skim_kernels.h; `lanes` of a superblock are decoded at once.
@@ -30,7 +30,7 @@ def gather(row_class: RowClass, lanes: int, lookup: Lookup | None, name: str) ->
 
         def emit(piece: Piece) -> None:
             for j, codes in enumerate(weights.codes_of(row, piece)):
-                store(given.y, piece.column + piece.stride * j, row.weights(row.levels(row.look_up(codes))))
+                store(given.y, piece.column + piece.stride * j, row.weights(row.floats(row.look_up(codes))))
 
         blocks = (constant(0, "int32"), given.K // COLUMNS)
         each_piece(given.K, row_class.bits, min(lanes, weights.most_lanes), blocks, constant(True, "bool"), emit)

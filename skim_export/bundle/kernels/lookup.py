@@ -104,7 +104,21 @@ def _select(entries: list[Any], codes: Expr) -> Expr:
     return tirx.Select(codes != splat(0, "uint8", lanes), high, low)
 
 
+@dataclass(frozen=True)
+class _InMemory(Lookup):
+    """Without such instructions: bytes are loaded one by one."""
+
+    def load(self, codebook: Buffer, index: Expr, bits: int) -> list[Any]:
+        return [codebook, index]
+
+    def __call__(self, entries: list[Any], codes: Expr, bits: int) -> Expr:
+        codebook, index = entries
+        return codebook[cast(codes, "int32") + splat(index, "int32", lanes_of(codes))]
+
+
+IN_MEMORY = _InMemory(8, (), lambda entries, codes: codes)
 LOOKUPS = {
+    "memory": IN_MEMORY,
     "pshufb": Lookup(4, (16, 32), _shuffle_x86),
     "vpermb": Lookup(6, (32,), _permute_x86),
     "tbl": Lookup(6, (8, 16), _table_aarch64),

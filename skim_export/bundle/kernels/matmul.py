@@ -9,62 +9,26 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from skim_export.bundle.kernels.arithmetic import ArithmeticKind, Sums
 from skim_export.bundle.kernels.codes import CODES
 from skim_export.bundle.kernels.lookup import Lookup
-from skim_export.bundle.kernels.tir import (
-    Buffer,
-    Expr,
-    constant,
-    load,
-    local,
-    multiply_add,
-    parameters,
-    part,
-    splat,
-    store,
-    sum_of_lanes,
-    vector_type,
-)
+from skim_export.bundle.kernels.tir import Buffer, Expr, constant, load, local, parameters, part, store
 from skim_export.bundle.kernels.weights import Piece, Row, Weights, each_piece, padded, weight_parameters
 from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Prefill, Schedule, Tile
 from skim_export.packed import COLUMNS
 
-__all__ = ["matmul", "token_floats"]
-
-ALIGNMENT = 16  # floats
-
-
-def token_floats(K: Any) -> Any:
-    """Floats of a prepared token: its padded columns and their sum, up to a multiple of 64 bytes."""
-    return (padded(K) + 1 + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT
-
-
-class _Sums:
-    """Partial sums of rows x tokens: vectors of some lanes."""
-
-    def __init__(self, rows: int, tokens: int, lanes: int) -> None:
-        self._buffer = local(vector_type("float32", lanes), rows * tokens)
-        self._tokens, self._lanes = tokens, lanes
-        for i in range(rows * tokens):
-            store(self._buffer, i, splat(0.0, "float32", lanes))
-
-    def add_product(self, row: int, token: int, a: Expr, b: Expr) -> None:
-        i = row * self._tokens + token
-        store(self._buffer, i, multiply_add(a, b, self._buffer[i]))
-
-    def total(self, row: int, token: int) -> Expr:
-        return sum_of_lanes(self._buffer[row * self._tokens + token])
+__all__ = ["matmul"]
 
 
 class _Product:
     """The parameters of the function, and the three ways to compute it."""
 
-    def __init__(self, row_class: RowClass, lookup: Lookup | None) -> None:
+    def __init__(self, row_class: RowClass, lookup: Lookup, arithmetic: ArithmeticKind) -> None:
         given = parameters(
             **weight_parameters(row_class),
             row_index="int32*",
-            x="float32*",
+            x="uint8*",
             y="float32*",
             M="int32",
             K="int32",
@@ -73,77 +37,98 @@ class _Product:
             end="int32",
         )
         self._weights = Weights(row_class, lookup, given)
-        self._row_index, self._x, self._y = given.row_index, given.x, given.y
+        self._row_index, self._y = given.row_index, given.y
         self.M, self._K, self._y_stride = given.M, given.K, given.y_stride
         self._begin, self._end = given.begin, given.end
-        self._x_stride = T.Bind(token_floats(self._K))
+        self._arithmetic = arithmetic.on(given)
 
     def multiply(self, tile: Tile) -> None:
         """Multiply rows while they are decoded."""
-        K, lanes = self._K, min(tile.lanes, self._weights.most_lanes)
+        lanes = min(tile.lanes, self._weights.most_lanes)
         tile = replace(tile, lanes=lanes, floats=min(tile.floats, lanes))
         with T.serial(0, _ceil_div(self._end - self._begin, tile.rows)) as i:
             indices = self._rows_from(self._begin + i * tile.rows, tile.rows)
-            rows = [self._weights.row(index, K) for index in indices]
+            rows = [self._weights.row(index, self._K) for index in indices]
             with T.serial(0, _ceil_div(self.M, tile.tokens)) as j:
                 tokens = self._tokens_from(j * tile.tokens, tile.tokens)
-                totals = local("float32", tile.rows * tile.tokens)
-                for n in range(tile.rows * tile.tokens):
+                pairs = [(row, token) for row in rows for token in tokens]
+                totals = local("float32", len(pairs))
+                for n in range(len(pairs)):
                     store(totals, n, constant(0.0, "float32"))
                 self._dot(tile, rows, tokens, totals)
-                for r, (index, row) in enumerate(zip(indices, rows, strict=True)):
-                    for t, token in enumerate(tokens):
-                        self._store(row, index, token, totals[r * tile.tokens + t])
+                places = [self._place(index, token) for index in indices for token in tokens]
+                for n, (row, token) in enumerate(pairs):
+                    store(self._y, places[n], self._arithmetic.result(row, totals[n], token))
 
     def _dot(self, tile: Tile, rows: list[Row], tokens: list[Expr], totals: Buffer) -> None:
-        """Add the products of rows and tokens to their totals."""
-        main = _Sums(len(rows), len(tokens), tile.floats)
+        """Add the products of rows and tokens to their totals, as many columns at a time as sums have room for."""
+        full = T.Bind(self._K // COLUMNS)
+        most = self._arithmetic.most_columns(tile.floats)
+        if most is None:
+            self._dot_superblocks(tile, rows, tokens, totals, (constant(0, "int32"), full), constant(True, "bool"))
+            return
+        step = max(1, most // COLUMNS - 1)  # the last superblock may come on top
+        steps = T.Bind(T.max(_ceil_div(full, step), 1))
+        with T.serial(0, steps) as i:
+            blocks = (T.Bind(i * step), T.Bind(T.min((i + 1) * step, full)))
+            self._dot_superblocks(tile, rows, tokens, totals, blocks, i == steps - 1)
+
+    def _dot_superblocks(
+        self,
+        tile: Tile,
+        rows: list[Row],
+        tokens: list[Expr],
+        totals: Buffer,
+        blocks: tuple[Expr, Expr],
+        last: Expr,
+    ) -> None:
+        arithmetic, count = self._arithmetic, len(rows) * len(tokens)
+        main = arithmetic.sums(count, tile.floats)
 
         def emit(piece: Piece) -> None:
-            floats = min(tile.floats, piece.lanes)
-            sums = main if piece.lanes == tile.lanes else _Sums(len(rows), len(tokens), floats)
+            lanes = min(tile.floats, piece.lanes)
+            sums = main if piece.lanes == tile.lanes else arithmetic.sums(count, lanes)
             codes = [self._weights.codes_of(row, piece) for row in rows]
             for j in range(CODES):
-                column = piece.column + piece.stride * j
                 entries = [T.Bind(row.look_up(c[j])) for row, c in zip(rows, codes, strict=True)]
-                for first in range(0, piece.lanes, floats):
-                    levels = [T.Bind(row.levels(part(e, first, floats))) for row, e in zip(rows, entries, strict=True)]
+                for first in range(0, piece.lanes, lanes):
+                    levels = [
+                        T.Bind(arithmetic.levels(row, part(of_row, first, lanes)))
+                        for row, of_row in zip(rows, entries, strict=True)
+                    ]
                     for t, token in enumerate(tokens):
-                        x = T.Bind(load(self._x, token * self._x_stride + column + first, floats))
+                        x = arithmetic.token(token, piece.column + piece.stride * j + first, lanes)
                         for r, level in enumerate(levels):
-                            sums.add_product(r, t, level, x)
+                            arithmetic.add_product(sums, r * len(tokens) + t, level, x)
             if sums is not main:
-                self._add(totals, sums, len(rows), len(tokens))
+                self._add(totals, sums, count)
 
-        whole = (constant(0, "int32"), self._K // COLUMNS)
-        each_piece(self._K, self._weights.row_class.bits, tile.lanes, whole, constant(True, "bool"), emit)
-        self._add(totals, main, len(rows), len(tokens))
+        each_piece(self._K, self._weights.row_class.bits, tile.lanes, blocks, last, emit)
+        self._add(totals, main, count)
 
-    @staticmethod
-    def _add(totals: Buffer, sums: _Sums, rows: int, tokens: int) -> None:
-        for r in range(rows):
-            for t in range(tokens):
-                n = r * tokens + t
-                store(totals, n, totals[n] + sums.total(r, t))
+    def _add(self, totals: Buffer, sums: Sums, count: int) -> None:
+        for n in range(count):
+            store(totals, n, totals[n] + self._arithmetic.total(sums, n))
 
     def prefill(self, tile: Prefill) -> None:
         """Decode rows into a tile and multiply that, some columns at a time; results are summed up in y."""
-        K, superblocks = self._K, tile.columns // COLUMNS
-        tile = replace(tile, lanes=min(tile.lanes, self._weights.most_lanes))
-        levels = local("float32", tile.rows * tile.columns)
+        K, most = self._K, self._arithmetic.most_columns(tile.floats)
+        superblocks = min(tile.columns, most or tile.columns) // COLUMNS
+        tile = replace(tile, lanes=min(tile.lanes, self._weights.most_lanes), columns=superblocks * COLUMNS)
+        levels = local(self._arithmetic.level, tile.rows * tile.columns)
         full = T.Bind(K // COLUMNS)
         with T.serial(0, _ceil_div(padded(K), tile.columns)) as k:
-            first = T.Bind(k * superblocks)
-            last = T.Bind(T.min(first + superblocks, full))
+            blocks = (T.Bind(k * superblocks), T.Bind(T.min((k + 1) * superblocks, full)))
             columns = T.Bind(T.min(padded(K) - k * tile.columns, tile.columns))
             with T.serial(0, _ceil_div(self._end - self._begin, tile.rows)) as i:
                 indices = self._rows_from(self._begin + i * tile.rows, tile.rows)
                 rows = [self._weights.row(index, K) for index in indices]
                 for r, row in enumerate(rows):
-                    self._decode(row, tile, (first, last), columns, levels, r * tile.columns)
+                    self._decode(row, tile, blocks, columns, levels, r * tile.columns)
                 with T.serial(0, _ceil_div(self.M, tile.tokens)) as j:
                     tokens = self._tokens_from(j * tile.tokens, tile.tokens)
-                    self._multiply_tile(tile, rows, indices, tokens, k, columns, levels)
+                    sums = self._multiply_tile(tile, tokens, k * tile.columns, columns, levels)
+                    self._add_to_y(rows, indices, tokens, sums, k == 0)
 
     def _decode(
         self, row: Row, tile: Prefill, blocks: tuple[Expr, Expr], columns: Expr, levels: Buffer, at: int
@@ -151,40 +136,33 @@ class _Product:
         def emit(piece: Piece) -> None:
             for j, codes in enumerate(self._weights.codes_of(row, piece)):
                 column = piece.column - blocks[0] * COLUMNS + piece.stride * j
-                values = row.levels(row.look_up(codes))
-                store(levels, column + at, values)
+                store(levels, column + at, self._arithmetic.levels(row, row.look_up(codes)))
 
         to_the_end = columns % COLUMNS != 0  # only the last superblock can be shorter
         each_piece(self._K, self._weights.row_class.bits, tile.lanes, blocks, to_the_end, emit)
 
-    def _multiply_tile(
-        self,
-        tile: Prefill,
-        rows: list[Row],
-        indices: list[Expr],
-        tokens: list[Expr],
-        k: Expr,
-        columns: Expr,
-        levels: Buffer,
-    ) -> None:
-        sums = _Sums(tile.rows, tile.tokens, tile.floats)
+    def _multiply_tile(self, tile: Prefill, tokens: list[Expr], first: Expr, columns: Expr, levels: Buffer) -> Sums:
+        sums = self._arithmetic.sums(tile.rows * tile.tokens, tile.floats)
         with T.serial(0, columns // tile.floats) as c:
-            xs = [
-                T.Bind(load(self._x, token * self._x_stride + k * tile.columns + c * tile.floats, tile.floats))
-                for token in tokens
-            ]
+            xs = [self._arithmetic.token(token, first + c * tile.floats, tile.floats) for token in tokens]
             for r in range(tile.rows):
                 level = T.Bind(load(levels, c * tile.floats + r * tile.columns, tile.floats))
                 for t, x in enumerate(xs):
-                    sums.add_product(r, t, level, x)
-        is_first, zero = k == 0, constant(0.0, "float32")
+                    self._arithmetic.add_product(sums, r * tile.tokens + t, level, x)
+        return sums
+
+    def _add_to_y(self, rows: list[Row], indices: list[Expr], tokens: list[Expr], sums: Sums, is_first: Expr) -> None:
         # All are read before any is written: behind the end, the last row and token are there more than once.
-        places = [[T.Bind(token * self._y_stride + self._row_index[index]) for token in tokens] for index in indices]
-        before = [[T.Bind(tirx.Select(is_first, zero, self._y[place])) for place in of_row] for of_row in places]
-        for r, row in enumerate(rows):
-            for t, token in enumerate(tokens):
-                value = row.finish(sums.total(r, t), tirx.Select(is_first, self._x_sum(token), zero))
-                store(self._y, places[r][t], before[r][t] + value)
+        places = [self._place(index, token) for index in indices for token in tokens]
+        zero = constant(0.0, "float32")
+        before = [T.Bind(tirx.Select(is_first, zero, self._y[place])) for place in places]
+        pairs = [(row, token) for row in rows for token in tokens]
+        for n, (row, token) in enumerate(pairs):
+            value = self._arithmetic.result(row, self._arithmetic.total(sums, n), token, is_first)
+            store(self._y, places[n], before[n] + value)
+
+    def _place(self, index: Expr, token: Expr) -> Expr:
+        return T.Bind(token * self._y_stride + self._row_index[index])
 
     def _rows_from(self, first: Expr, count: int) -> list[Expr]:
         """`count` rows, the last one again and again behind the end."""
@@ -194,19 +172,12 @@ class _Product:
         """`count` tokens, the last one again and again behind the end."""
         return [T.Bind(T.min(first + t, self.M - 1)) for t in range(count)]
 
-    def _x_sum(self, token: Expr) -> Expr:
-        return self._x[token * self._x_stride + padded(self._K)]
-
-    def _store(self, row: Row, index: Expr, token: Expr, total: Expr) -> None:
-        value = row.finish(total, self._x_sum(token))
-        store(self._y, token * self._y_stride + self._row_index[index], value)
-
 
 def _ceil_div(a: Expr, b: int) -> Expr:
     return (a + (b - 1)) // b
 
 
-def matmul(row_class: RowClass, schedule: Schedule, lookup: Lookup | None, name: str) -> Any:
+def matmul(row_class: RowClass, schedule: Schedule, lookup: Lookup, arithmetic: ArithmeticKind, name: str) -> Any:
     """A PrimFunc: stored rows begin..end of a class times M prepared tokens.
 
     Its parameters are those of `skim_matmul_<class>` in skim_kernels.h.
@@ -214,7 +185,7 @@ def matmul(row_class: RowClass, schedule: Schedule, lookup: Lookup | None, name:
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
-        product = _Product(row_class, lookup)
+        product = _Product(row_class, lookup, arithmetic)
         tokens = product.M
         with T.If(tokens == 1):
             with T.Then():

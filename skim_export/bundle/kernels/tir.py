@@ -7,7 +7,7 @@ that is open.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +19,7 @@ __all__ = [
     "cast",
     "combine",
     "constant",
+    "fold_lanes",
     "intrinsic",
     "lanes_of",
     "load",
@@ -30,6 +31,8 @@ __all__ = [
     "splat",
     "store",
     "sum_of_lanes",
+    "vector_type",
+    "view",
 ]
 
 Expr = Any  # a TVM expression; TVM has no types for them
@@ -56,6 +59,11 @@ def parameters(**types: str) -> SimpleNamespace:
         if dtype.endswith("*"):
             given[name] = T.decl_buffer((1,), dtype.removesuffix("*"), data=given[name])
     return SimpleNamespace(**given)
+
+
+def view(buffer: Buffer, dtype: str) -> Buffer:
+    """The same memory with elements of another type."""
+    return buffer if buffer.dtype == dtype else T.decl_buffer((1,), dtype, data=buffer.data)
 
 
 def local(dtype: str, count: int = 1) -> Buffer:
@@ -121,11 +129,16 @@ def multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:
     return intrinsic("float32", lanes_of(a), "llvm.fmuladd", a, b, c)
 
 
-def sum_of_lanes(value: Expr) -> Expr:
-    """The sum of all lanes, added up by halves."""
+def fold_lanes(value: Expr, combine_two: Callable[[Expr, Expr], Expr]) -> Expr:
+    """All lanes combined to one value, half of them at a time."""
     lanes = lanes_of(value)
     while lanes > 1:
         bound = T.Bind(value)
         lanes //= 2
-        value = part(bound, 0, lanes) + part(bound, lanes, lanes)
+        value = combine_two(part(bound, 0, lanes), part(bound, lanes, lanes))
     return value
+
+
+def sum_of_lanes(value: Expr) -> Expr:
+    """The sum of all lanes, added up by halves."""
+    return fold_lanes(value, lambda a, b: a + b)

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 from tvm.tirx.script import builder as T
 
 from skim_export.bundle.kernels.codes import unpack
-from skim_export.bundle.kernels.lookup import Lookup
+from skim_export.bundle.kernels.lookup import IN_MEMORY, Lookup
 from skim_export.bundle.kernels.tir import (
     Buffer,
     Expr,
@@ -45,20 +45,29 @@ class Row(ABC):
 
     start: Expr
 
+    @abstractmethod
     def look_up(self, codes: Expr) -> Expr:
-        """What codes become before they are levels; in bytes, so that it is done for many at once."""
-        return codes
+        """The levels of codes as bytes (int8, in vectors of uint8), for many codes at once.
+
+        Rows that have no such levels return the codes.
+        """
+
+    def floats(self, entries: Expr) -> Expr:
+        """The levels, float32, of what `look_up` returned."""
+        return cast(cast(cast(entries, "int8"), "int32"), "float32")
 
     @abstractmethod
-    def levels(self, entries: Expr) -> Expr:
-        """The levels, float32, of what `look_up` returned, in the units of the row's sums."""
+    def finish(self, total: Expr, x_sum: Expr, unit: Expr) -> Expr:
+        """The row's result for a token.
+
+        Args:
+            total: of the products of levels and columns.
+            x_sum: of the columns.
+            unit: of the columns in `total`; those of `x_sum` are as they are.
+        """
 
     @abstractmethod
-    def finish(self, total: Expr, x_sum: Expr) -> Expr:
-        """The row's result for a token, from the sum of levels times columns and the sum of the columns."""
-
-    @abstractmethod
-    def weights(self, levels: Expr) -> Expr:
+    def weights(self, floats: Expr) -> Expr:
         """The weights that levels stand for, but for the column scale."""
 
 
@@ -73,20 +82,20 @@ class Weights:
 
     Args:
         row_class: of the rows.
-        lookup: of the instruction set; None to look up levels in memory.
+        lookup: of the instruction set.
         given: the function's parameters, with those of `weight_parameters`.
 
     Attributes:
         most_lanes: of a superblock that should be decoded at once.
     """
 
-    def __init__(self, row_class: RowClass, lookup: Lookup | None, given: SimpleNamespace) -> None:
+    def __init__(self, row_class: RowClass, lookup: Lookup, given: SimpleNamespace) -> None:
         self.row_class = row_class
-        bytes_in_registers = row_class.codebook == "int8" and lookup is not None and row_class.bits <= lookup.most_bits
-        self._lookup = lookup if bytes_in_registers else None
-        in_memory = row_class.kind == LevelKind.TABLE and not bytes_in_registers
+        in_registers = row_class.codebook == "int8" and row_class.bits <= lookup.most_bits
+        self._lookup = lookup if in_registers else IN_MEMORY
         # From memory, levels come one by one: more of them at once would only need more registers.
-        self.most_lanes = IN_MEMORY_LANES if in_memory else LANES
+        by_register = row_class.kind == LevelKind.AFFINE or self._lookup is not IN_MEMORY
+        self.most_lanes = LANES if by_register else IN_MEMORY_LANES
         self.codes, self._codebook, self._row_scale = given.codes, given.codebook, given.row_scale
 
     def codes_of(self, row: Row, piece: Piece) -> list[Expr]:
@@ -96,15 +105,17 @@ class Weights:
 
     def row(self, index: Expr, K: Expr) -> Row:
         """Stored row `index` (int32) of the class."""
-        row: Row
-        if self.row_class.kind == LevelKind.AFFINE:
-            row = _Affine(self.row_class.bits, self._row_scale, index)
-        elif self._lookup is not None:
-            row = _Table(self.row_class.bits, self._lookup, self._codebook, self._row_scale, index)
-        else:
-            row = _TableInMemory(self.row_class, self._codebook, self._row_scale, index)
-        row.start = T.Bind(cast(index, "int64") * cast(padded(K) // 8 * self.row_class.bits, "int64"))
+        bits, row = self.row_class.bits, self._row_of_its_kind(index)
+        row.start = T.Bind(cast(index, "int64") * cast(padded(K) // 8 * bits, "int64"))
         return row
+
+    def _row_of_its_kind(self, index: Expr) -> Row:
+        bits = self.row_class.bits
+        if self.row_class.kind == LevelKind.AFFINE:
+            return _Affine(bits, self._row_scale, index)
+        if self.row_class.codebook == "int8":
+            return _Table(bits, self._lookup, self._codebook, self._row_scale, index)
+        return _HalfTable(bits, self._codebook, index)
 
 
 class _Affine(Row):
@@ -115,19 +126,16 @@ class _Affine(Row):
     def look_up(self, codes: Expr) -> Expr:
         return codes - splat(1 << (self._bits - 1), "uint8", lanes_of(codes))
 
-    def levels(self, entries: Expr) -> Expr:
-        return _signed(entries)
+    def finish(self, total: Expr, x_sum: Expr, unit: Expr) -> Expr:
+        return multiply_add(total, self._scale * unit, self._offset * x_sum)
 
-    def finish(self, total: Expr, x_sum: Expr) -> Expr:
-        return multiply_add(total, self._scale, self._offset * x_sum)
-
-    def weights(self, levels: Expr) -> Expr:
-        lanes = lanes_of(levels)
-        return multiply_add(levels, splat(self._scale, "float32", lanes), splat(self._offset, "float32", lanes))
+    def weights(self, floats: Expr) -> Expr:
+        lanes = lanes_of(floats)
+        return multiply_add(floats, splat(self._scale, "float32", lanes), splat(self._offset, "float32", lanes))
 
 
 class _Table(Row):
-    """A codebook of int8 in registers."""
+    """A codebook of int8."""
 
     def __init__(self, bits: int, lookup: Lookup, codebook: Buffer, row_scale: Buffer, index: Expr) -> None:
         self._bits, self._lookup = bits, lookup
@@ -137,39 +145,32 @@ class _Table(Row):
     def look_up(self, codes: Expr) -> Expr:
         return self._lookup(self._entries, codes, self._bits)
 
-    def levels(self, entries: Expr) -> Expr:
-        return _signed(entries)
+    def finish(self, total: Expr, x_sum: Expr, unit: Expr) -> Expr:
+        return total * (self._scale * unit)
 
-    def finish(self, total: Expr, x_sum: Expr) -> Expr:
-        return total * self._scale
-
-    def weights(self, levels: Expr) -> Expr:
-        return levels * splat(self._scale, "float32", lanes_of(levels))
+    def weights(self, floats: Expr) -> Expr:
+        return floats * splat(self._scale, "float32", lanes_of(floats))
 
 
-class _TableInMemory(Row):
-    """A codebook on the stack, as float32, scale included."""
+class _HalfTable(Row):
+    """A codebook of float16, on the stack as float32. There is no integer arithmetic for it."""
 
-    def __init__(self, row_class: RowClass, codebook: Buffer, row_scale: Buffer, index: Expr) -> None:
-        self._levels = local("float32", 1 << row_class.bits)
-        with T.serial(0, 1 << row_class.bits) as code:
-            entry = codebook[(index << row_class.bits) + code]
-            value = float_of_half(entry) if row_class.codebook == "float16" else _signed(entry) * row_scale[index]
-            store(self._levels, code, value)
+    def __init__(self, bits: int, codebook: Buffer, index: Expr) -> None:
+        self._levels = local("float32", 1 << bits)
+        with T.serial(0, 1 << bits) as code:
+            store(self._levels, code, float_of_half(codebook[(index << bits) + code]))
 
-    def levels(self, entries: Expr) -> Expr:
+    def look_up(self, codes: Expr) -> Expr:
+        return codes
+
+    def floats(self, entries: Expr) -> Expr:
         return self._levels[cast(entries, "int32")]
 
-    def finish(self, total: Expr, x_sum: Expr) -> Expr:
+    def finish(self, total: Expr, x_sum: Expr, unit: Expr) -> Expr:
         return total
 
-    def weights(self, levels: Expr) -> Expr:
-        return levels
-
-
-def _signed(values: Expr) -> Expr:
-    """Bytes that hold int8, as float32."""
-    return cast(cast(cast(values, "int8"), "int32"), "float32")
+    def weights(self, floats: Expr) -> Expr:
+        return floats
 
 
 def float_of_half(half: Expr) -> Expr:
