@@ -22,18 +22,18 @@ class Tile:
     Attributes:
         rows: decoded at once, so that their multiplications are independent.
         lanes: of a superblock that are decoded at once, a power of 2 up to 32.
-        floats: multiplied and added at once, a power of 2 up to `lanes`: so many sums are kept for a row and token.
+        vector: columns that are multiplied and added at once, a power of 2 up to `lanes`.
         tokens: multiplied at once.
     """
 
     rows: int
     lanes: int
-    floats: int
+    vector: int
     tokens: int
 
     def check(self, where: str) -> None:
         """Raises UserError where a number can't be."""
-        _check_lanes(self.lanes, self.floats, where)
+        _check_lanes(self.lanes, self.vector, where)
         _check_positive(where, rows=self.rows, tokens=self.tokens)
 
 
@@ -43,9 +43,9 @@ class Prefill:
 
     Attributes:
         rows: of the tile.
-        columns: of the tile, a multiple of 256; it lies on the stack, as float32.
+        columns: of the tile, a multiple of 256; it lies on the stack.
         lanes: of a superblock that are decoded at once, a power of 2 up to 32.
-        floats: multiplied and added at once, a power of 2 up to 32: so many sums are kept for a row and token.
+        vector: columns that are multiplied and added at once, a power of 2 up to 32.
         tokens: multiplied at once.
         least_tokens: the least number of tokens that are multiplied in this way.
     """
@@ -53,14 +53,14 @@ class Prefill:
     rows: int
     columns: int
     lanes: int
-    floats: int
+    vector: int
     tokens: int
     least_tokens: int
 
     def check(self, where: str) -> None:
         """Raises UserError where a number can't be."""
-        _check_lanes(self.lanes, min(self.floats, self.lanes), where)
-        _check_lanes(LANES, self.floats, where)
+        _check_lanes(self.lanes, min(self.vector, self.lanes), where)
+        _check_lanes(LANES, self.vector, where)
         _check_positive(where, rows=self.rows, tokens=self.tokens, least_tokens=self.least_tokens - 1)
         if self.columns < 1 or self.columns % COLUMNS:
             raise UserError(f"{where}: columns = {self.columns} must be a multiple of {COLUMNS}")
@@ -107,10 +107,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Override:
-    """What is different for some matrices.
+    """What is different for some products.
 
     Attributes:
-        when: the matrices, by `kind` ("table", "affine"), `bits`, `N` and `K`; a list names several values.
+        when: the products, by `arithmetic` ("float", "integer"), `kind` of the rows ("table", "affine"), `bits`, `N`
+            and `K`; a list names several values.
         changes: numbers of a schedule.
     """
 
@@ -124,12 +125,18 @@ class Override:
         when = changes.pop("when", None)
         if not isinstance(when, dict):
             raise UserError(f"{where}: needs a table `when`, such as when = {{ bits = [7, 8] }}")
-        _check_keys(when, ["kind", "bits", "N", "K"], f"{where} when")
+        _check_keys(when, ["arithmetic", "kind", "bits", "N", "K"], f"{where} when")
         return cls(when, changes)
 
-    def applies(self, row_class: RowClass, N: int, K: int) -> bool:
-        """Whether it is for the rows of a class in a matrix of N rows and K columns."""
-        found = {"kind": row_class.kind.name.lower(), "bits": row_class.bits, "N": N, "K": K}
+    def applies(self, row_class: RowClass, integer: bool, N: int, K: int) -> bool:
+        """Whether it is for a product with the rows of a class in a matrix of N rows and K columns."""
+        found = {
+            "arithmetic": "integer" if integer else "float",
+            "kind": row_class.kind.name.lower(),
+            "bits": row_class.bits,
+            "N": N,
+            "K": K,
+        }
         return all(found[key] in (value if isinstance(value, list) else [value]) for key, value in self.when.items())
 
 
@@ -156,12 +163,12 @@ def _check_keys(table: Any, names: Sequence[str], where: str, *, complete: bool 
         raise UserError(f"{where}: {missing[0]} is missing")
 
 
-def _check_lanes(lanes: int, floats: int, where: str) -> None:
+def _check_lanes(lanes: int, vector: int, where: str) -> None:
     powers = [1 << i for i in range(LANES.bit_length())]
     if lanes not in powers:
         raise UserError(f"{where}: lanes = {lanes} must be one of {powers}")
-    if floats not in powers or floats > lanes:
-        raise UserError(f"{where}: floats = {floats} must be one of {powers[: powers.index(lanes) + 1]}")
+    if vector not in powers or vector > lanes:
+        raise UserError(f"{where}: vector = {vector} must be one of {powers[: powers.index(lanes) + 1]}")
 
 
 def _check_positive(where: str, **values: int) -> None:

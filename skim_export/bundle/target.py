@@ -45,7 +45,7 @@ class CpuTarget:
         threads: as many as such a machine has cores.
         tvm: the target as TVM takes it.
         schedule: of its kernels.
-        overrides: of the schedule, for some matrices; later ones win.
+        overrides: of the schedule, for some products; later ones win.
     """
 
     name: str
@@ -61,11 +61,11 @@ class CpuTarget:
     schedule: Schedule
     overrides: tuple[Override, ...]
 
-    def schedule_for(self, row_class: RowClass, N: int, K: int) -> Schedule:
-        """The schedule for the rows of a class in a matrix of N rows and K columns."""
+    def schedule_for(self, row_class: RowClass, integer: bool, N: int, K: int) -> Schedule:
+        """The schedule of a product with the rows of a class in a matrix of N rows and K columns."""
         schedule = self.schedule
         for i, override in enumerate(self.overrides):
-            if override.applies(row_class, N, K):
+            if override.applies(row_class, integer, N, K):
                 schedule = schedule.changed(override.changes, f"target {self.name}, override {i + 1}")
         return schedule
 

@@ -45,7 +45,7 @@ class _Product:
     def multiply(self, tile: Tile) -> None:
         """Multiply rows while they are decoded."""
         lanes = min(tile.lanes, self._weights.most_lanes)
-        tile = replace(tile, lanes=lanes, floats=min(tile.floats, lanes))
+        tile = replace(tile, lanes=lanes, vector=min(tile.vector, lanes))
         with T.serial(0, _ceil_div(self._end - self._begin, tile.rows)) as i:
             indices = self._rows_from(self._begin + i * tile.rows, tile.rows)
             rows = [self._weights.row(index, self._K) for index in indices]
@@ -63,7 +63,7 @@ class _Product:
     def _dot(self, tile: Tile, rows: list[Row], tokens: list[Expr], totals: Buffer) -> None:
         """Add the products of rows and tokens to their totals, as many columns at a time as sums have room for."""
         full = T.Bind(self._K // COLUMNS)
-        most = self._arithmetic.most_columns(tile.floats)
+        most = self._arithmetic.most_columns(tile.vector)
         if most is None:
             self._dot_superblocks(tile, rows, tokens, totals, (constant(0, "int32"), full), constant(True, "bool"))
             return
@@ -83,10 +83,10 @@ class _Product:
         last: Expr,
     ) -> None:
         arithmetic, count = self._arithmetic, len(rows) * len(tokens)
-        main = arithmetic.sums(count, tile.floats)
+        main = arithmetic.sums(count, tile.vector)
 
         def emit(piece: Piece) -> None:
-            lanes = min(tile.floats, piece.lanes)
+            lanes = min(tile.vector, piece.lanes)
             sums = main if piece.lanes == tile.lanes else arithmetic.sums(count, lanes)
             codes = [self._weights.codes_of(row, piece) for row in rows]
             for j in range(CODES):
@@ -112,7 +112,7 @@ class _Product:
 
     def prefill(self, tile: Prefill) -> None:
         """Decode rows into a tile and multiply that, some columns at a time; results are summed up in y."""
-        K, most = self._K, self._arithmetic.most_columns(tile.floats)
+        K, most = self._K, self._arithmetic.most_columns(tile.vector)
         superblocks = min(tile.columns, most or tile.columns) // COLUMNS
         tile = replace(tile, lanes=min(tile.lanes, self._weights.most_lanes), columns=superblocks * COLUMNS)
         levels = local(self._arithmetic.level, tile.rows * tile.columns)
@@ -142,11 +142,11 @@ class _Product:
         each_piece(self._K, self._weights.row_class.bits, tile.lanes, blocks, to_the_end, emit)
 
     def _multiply_tile(self, tile: Prefill, tokens: list[Expr], first: Expr, columns: Expr, levels: Buffer) -> Sums:
-        sums = self._arithmetic.sums(tile.rows * tile.tokens, tile.floats)
-        with T.serial(0, columns // tile.floats) as c:
-            xs = [self._arithmetic.token(token, first + c * tile.floats, tile.floats) for token in tokens]
+        sums = self._arithmetic.sums(tile.rows * tile.tokens, tile.vector)
+        with T.serial(0, columns // tile.vector) as c:
+            xs = [self._arithmetic.token(token, first + c * tile.vector, tile.vector) for token in tokens]
             for r in range(tile.rows):
-                level = T.Bind(load(levels, c * tile.floats + r * tile.columns, tile.floats))
+                level = T.Bind(load(levels, c * tile.vector + r * tile.columns, tile.vector))
                 for t, x in enumerate(xs):
                     self._arithmetic.add_product(sums, r * tile.tokens + t, level, x)
         return sums
