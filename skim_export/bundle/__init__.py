@@ -1,1 +1,1 @@
-"""Bundles: a model as C sources, compiled kernels and one file of weights, for devices without Python."""
+"""Device bundles: the model and its operators compiled for a target, without Python, TVM or ONNX Runtime on it."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from skim_export.bundle.row_class import RowClass
 
-__all__ = ["kernels_header", "prepared_bytes"]
+__all__ = ["Kernels", "Product", "gather_name", "kernels_header", "prepared_bytes"]
 
 HEADER = """\
 // The kernels of this bundle, compiled in skim_kernels.o, on tensors of weights.bin. Rows are independent: threads may
@@ -26,20 +28,43 @@ void skim_prepare(const float *x,             // [M][K]
                   int32_t M, int32_t K);
 """
 
-KERNELS = """
-void skim_matmul_{name}(const uint8_t *codes,      // of the class
-                        const void *codebook,      // {codebook}
-                        const float *row_scale,    // {row_scale}
-                        const int32_t *row_index,  // [rows]: each row's place within a token of y
-                        const void *x,             // [M] prepared tokens
-                        float *y,                  // [M][y_stride], without bias
-                        int32_t M, int32_t K, int32_t y_stride,
-                        int32_t begin, int32_t end);  // rows of the class
-
-void skim_gather_{name}(const uint8_t *codes, const void *codebook, const float *row_scale,
-                        float *y,  // [K], without column scale
-                        int32_t K, int32_t row);
+MATMUL = """
+void {function}(const uint8_t *codes,      // of the class
+                const void *codebook,      // {codebook}
+                const float *row_scale,    // {row_scale}
+                const int32_t *row_index,  // [rows]: each row's place within a token of y
+                const void *x,             // [M] prepared tokens
+                float *y,                  // [M][y_stride], without bias
+                int32_t M, int32_t K, int32_t y_stride,
+                int32_t begin, int32_t end);  // rows of the class
 """
+
+GATHER = """
+void {function}(const uint8_t *codes, const void *codebook, const float *row_scale,
+                float *y,  // [K], without column scale
+                int32_t K, int32_t row);
+"""
+
+
+class Product(NamedTuple):
+    """What a kernel multiplies: the rows of a class in a matrix of N rows and K columns."""
+
+    row_class: RowClass
+    N: int
+    K: int
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled kernels of a bundle.
+
+    Attributes:
+        object_file: its bytes.
+        matmuls: the function in it that computes each product.
+    """
+
+    object_file: bytes
+    matmuls: Mapping[Product, str]
 
 
 def prepared_bytes(in_features: int) -> int:
@@ -47,12 +72,20 @@ def prepared_bytes(in_features: int) -> int:
     return -(-4 * (32 * -(-in_features // 32) + 1) // 64) * 64
 
 
-def kernels_header(classes: Iterable[RowClass]) -> str:
-    """skim_kernels.h for the kernels of these row classes."""
+def gather_name(row_class: RowClass) -> str:
+    """The function that reads one row of a class."""
+    return f"skim_gather_{row_class.name}"
+
+
+def kernels_header(matmuls: Mapping[Product, str], gathers: Iterable[RowClass]) -> str:
+    """skim_kernels.h for some products, and for classes whose rows are read one by one, too."""
+    classes = {function: product.row_class for product, function in matmuls.items()}
     header = HEADER
-    for row_class in classes:
-        name, bits = row_class.name, row_class.bits
-        codebook = "not read" if row_class.codebook is None else f"[rows][{1 << bits}] {row_class.codebook}"
+    for function, row_class in sorted(classes.items()):
+        entries = 1 << row_class.bits
+        codebook = "not read" if row_class.codebook is None else f"[rows][{entries}] {row_class.codebook}"
         row_scale = {"int8": "[rows]", "float16": "not read", None: "[rows][2]: scale and offset"}[row_class.codebook]
-        header += KERNELS.format(name=name, codebook=codebook, row_scale=row_scale)
+        header += MATMUL.format(function=function, codebook=codebook, row_scale=row_scale)
+    for row_class in gathers:
+        header += GATHER.format(function=gather_name(row_class))
     return header

@@ -6,12 +6,11 @@ import logging
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from skim_export.bundle.abi import kernels_header
+from skim_export.bundle.abi import Kernels, Product, kernels_header
 from skim_export.bundle.layout import WeightsFile
 from skim_export.bundle.lowering import read_program
 from skim_export.bundle.memory import make_plan
@@ -19,11 +18,10 @@ from skim_export.bundle.program import Kind, Program
 from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.sources import Weights, makefile, model_source
 from skim_export.files import sha256, staged_directory, write_json
-from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress import Progress
 
-__all__ = ["MANIFEST", "PROGRAMS", "PROMPT_CHUNK", "Device", "build_bundle"]
+__all__ = ["MANIFEST", "PROMPT_CHUNK", "Device", "KernelCompiler", "build_bundle"]
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
@@ -35,38 +33,44 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jin
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Device:
-    """What a bundle is compiled for.
+class Device(Protocol):
+    """What a bundle is compiled for; `skim_export.bundle.target.CpuTarget` is one."""
 
-    Attributes:
-        name: of the target, e.g. "rpi5".
-        compiler: C compiler that makes programs for it, e.g. "aarch64-linux-gnu-gcc".
-        flags: its options for the device's CPU, e.g. "-mcpu=cortex-a76".
-    """
+    @property
+    def name(self) -> str:
+        """Of the target, e.g. "rpi5"."""
 
-    name: str
-    compiler: str
-    flags: tuple[str, ...] = ()
+    @property
+    def description(self) -> str:
+        """For people."""
+
+    @property
+    def compilers(self) -> tuple[str, ...]:
+        """C compilers that make programs for it."""
+
+    @property
+    def compiler_flags(self) -> tuple[str, ...]:
+        """Their options for its CPU."""
+
+    def compiler(self) -> str | None:
+        """The one that is installed here, if any is."""
+
+
+KernelCompiler = Callable[[Sequence[Product], Sequence[RowClass]], Kernels]
 
 
 def build_bundle(
-    model: Path,
-    device: Device,
-    output: Path,
-    compile_kernels: Callable[[Sequence[RowClass]], bytes],
-    *,
-    progress: Progress | None = None,
+    model: Path, device: Device, output: Path, compile_kernels: KernelCompiler, *, progress: Progress | None = None
 ) -> dict[str, Any]:
     """Write the bundle of an exported model and return its manifest.
 
-    Where the device's compiler is on this machine, the programs are compiled, too.
+    Where a compiler for the device is on this machine, the programs are compiled, too.
 
     Args:
         model: directory that skim-export wrote.
         device: to compile for.
-        output: directory to write; of one that exists, files of the same names are replaced.
-        compile_kernels: makes the object file with the kernels of some row classes.
+        output: directory to write; in one that exists, files of the same names are replaced.
+        compile_kernels: makes the kernels of some products, and of classes whose rows are also read one by one.
         progress: told about each packed linear.
 
     Raises:
@@ -78,20 +82,34 @@ def build_bundle(
     context = min(directory.context_length, program.positions or directory.context_length)
     with staged_directory(output, MANIFEST) as stage:
         weights = _write_weights(program, stage / WEIGHTS, progress or Progress())
-        classes = sorted({rows.row_class for layout in weights.linears.values() for rows in layout.rows})
-        (stage / KERNELS).write_bytes(compile_kernels(classes))
-        (stage / "skim_kernels.h").write_text(kernels_header(classes), "utf-8")
-        source = model_source(program, plan, weights, target=device.name, context=context, eos=directory.eos_token_ids)
-        (stage / "skim_model.c").write_text(source, "utf-8")
-        runtime = _copy_sources(stage)
-        (stage / "Makefile").write_text(makefile(["skim_model.c", *runtime], device.compiler, device.flags), "utf-8")
+        gathers = sorted({rows.row_class for unit in program.gathered for rows in weights.linears[unit].rows})
+        products = sorted({product for layout in weights.linears.values() for product in layout.products()})
+        kernels = compile_kernels(products, gathers)
+        (stage / KERNELS).write_bytes(kernels.object_file)
+        source = model_source(
+            program,
+            plan,
+            weights,
+            kernels.matmuls,
+            target=device.name,
+            context=context,
+            eos=directory.eos_token_ids,
+        )
+        runtime = [*_copy_sources(stage), "skim_model.c"]
+        texts = {
+            "skim_kernels.h": kernels_header(kernels.matmuls, gathers),
+            "skim_model.c": source,
+            "Makefile": makefile(device.description, device.compilers[0], device.compiler_flags, runtime),
+        }
+        for name, text in texts.items():
+            (stage / name).write_text(text, "utf-8")
         for name in TOKENIZER_FILES:
             if (model / name).is_file():
                 shutil.copyfile(model / name, stage / name)
         manifest = {
             "skim_export": metadata.version("skim-export"),
             "target": device.name,
-            "classes": [row_class.name for row_class in classes],
+            "classes": [row_class.name for row_class in sorted({product.row_class for product in products})],
             "context_length": context,
             "weights": {"bytes": weights.size, "read_bytes": weights.read_bytes},
             "programs": _compile(stage, device),
@@ -104,13 +122,12 @@ def build_bundle(
 
 
 def _write_weights(program: Program, path: Path, progress: Progress) -> Weights:
-    gathered = {op.unit for op in program.operators if op.kind == Kind.EMBED}
     progress.start("writing the weights", len(program.linears))
     with WeightsFile(path) as file:
         tensors = {name: file.add_shared(load()) for name, load in program.tensors.items()}
         linears = {}
         for unit, weights in program.linears.items():
-            linears[unit] = file.add_linear(weights.load(), gathered=unit in gathered)
+            linears[unit] = file.add_linear(weights.load(), gathered=unit in program.gathered)
             progress.step(unit)
     progress.finish()
     read_bytes = sum(linears[op.unit].read_bytes for op in program.operators if op.kind == Kind.PRODUCT)
@@ -128,19 +145,21 @@ def _copy_sources(stage: Path) -> list[str]:
 
 def _compile(stage: Path, device: Device) -> dict[str, Any]:
     """Compile the programs if that is possible here; what the manifest says of it."""
-    for tool in (device.compiler, "make"):
-        if shutil.which(tool) is None:
-            log.info("the bundle's programs are not compiled: %s is not on this machine", tool)
-            return {"compiled": False, "reason": f"{tool} was not on the machine that wrote the bundle"}
-    done = subprocess.run(["make", "-s", "-C", str(stage)], capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise UserError(f"{device.compiler} cannot compile the bundle's programs: {done.stderr.strip()[-500:]}")
+    compiler, make = device.compiler(), shutil.which("make")
+    if compiler is None or make is None:
+        return _not_compiled(f"{'make' if make is None else device.compilers[0]} is not installed")
+    # Static, so that they run whatever C library the device has.
+    command = [make, "-s", "-C", str(stage), f"CC={compiler}", "LDFLAGS=-static"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     for path in stage.glob("*.o"):
         if path.name != KERNELS:
             path.unlink()
-    return {"compiled": True, "compiler": _version(device.compiler)}
+    if done.returncode != 0:
+        return _not_compiled(f"{compiler} failed: {done.stderr.strip()}")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return {"compiled": True, "compiler": version.partition("\n")[0]}
 
 
-def _version(compiler: str) -> str:
-    done = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    return done.stdout.partition("\n")[0]
+def _not_compiled(reason: str) -> dict[str, Any]:
+    log.warning("the programs of the bundle are not compiled: %s; run make on the device", reason)
+    return {"compiled": False, "reason": reason}

@@ -17,6 +17,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from skim_export.bundle.abi import Product
 from skim_export.bundle.row_class import RowClass, row_classes
 from skim_export.packed import PackedLinear, row_bytes
 
@@ -71,6 +72,10 @@ class LinearLayout:
     bias: int
     stored_row: int
     read_bytes: int
+
+    def products(self) -> list[Product]:
+        """What kernels multiply, class by class."""
+        return [Product(rows.row_class, self.out_features, self.in_features) for rows in self.rows]
 
 
 class WeightsFile:

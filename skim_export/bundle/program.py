@@ -106,6 +106,11 @@ class Program:
         return self.widths[self.logits]
 
     @property
+    def gathered(self) -> set[str]:
+        """Units whose rows are looked up one by one."""
+        return {op.unit for op in self.operators if op.kind == Kind.EMBED}
+
+    @property
     def positions(self) -> int | None:
         """Positions that rotary embeddings are there for; None if there are none."""
         caches = {op.attention.cos_cache for op in self.operators if op.attention and op.attention.cos_cache}

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from skim_export.bundle.layout import LinearLayout, RowsLayout
+from skim_export.bundle.abi import Product, gather_name
+from skim_export.bundle.layout import LinearLayout
 from skim_export.bundle.memory import Barrier, Buffer, Plan
 from skim_export.bundle.program import Attention, Kind, Operator, Program
 
@@ -60,10 +61,11 @@ const struct skim_model skim_model = {{
 """
 
 MAKEFILE = """\
-# make                                builds skim_run and skim_example for this machine
-# make CC=aarch64-linux-gnu-gcc       builds them for another one
-# echo 1 2 3 | ./skim_run weights.bin continues a text: token ids in, token ids out; --help has the options
-CC = {compiler}
+# {description}
+# make                                  on such a machine builds skim_run and skim_example
+# make CC={compiler} LDFLAGS=-static    does so on another one
+# echo 1 2 3 | ./skim_run weights.bin   continues a text: token ids in, token ids out; --help has the options
+CC = cc
 CFLAGS = -O3 {flags}
 SKIM_CFLAGS = -std=c11 -ffp-contract=fast -Wall -Wextra -pthread
 LDLIBS = -lm
@@ -106,9 +108,26 @@ class Weights:
 
 
 def model_source(
-    program: Program, plan: Plan, weights: Weights, *, target: str, context: int, eos: Sequence[int]
+    program: Program,
+    plan: Plan,
+    weights: Weights,
+    matmuls: Mapping[Product, str],
+    *,
+    target: str,
+    context: int,
+    eos: Sequence[int],
 ) -> str:
-    """skim_model.c; `context` is the number of positions that the model was made for."""
+    """skim_model.c.
+
+    Args:
+        program: of the model.
+        plan: of the program.
+        weights: of the model.
+        matmuls: the kernel of each product.
+        target: name of the target.
+        context: positions that the model was made for.
+        eos: tokens that end a text.
+    """
     units = {unit: i for i, unit in enumerate(weights.linears)}
     values = {name: i for i, name in enumerate(plan.buffers)}
     attentions = [op.attention for op in program.operators if op.attention]
@@ -119,7 +138,10 @@ def model_source(
         attention_index += op.kind == Kind.ATTENTION
         operators.append(_operator(op, barrier, last_only, values, index, weights.tensors))
     return MODEL.format(
-        rows="".join(_rows(i, layout.rows) for i, layout in enumerate(weights.linears.values())),
+        rows="".join(
+            _rows(i, layout, matmuls, unit in program.gathered)
+            for i, (unit, layout) in enumerate(weights.linears.items())
+        ),
         linears=_lines(_linear(i, layout) for i, layout in enumerate(weights.linears.values())),
         attentions=_lines(_attention(attention, weights.tensors) for attention in attentions),
         buffers=_lines(_buffer(buffer) for buffer in plan.buffers.values()),
@@ -141,9 +163,10 @@ def model_source(
     )
 
 
-def makefile(runtime: Sequence[str], compiler: str, flags: Sequence[str]) -> str:
-    """The Makefile; `runtime` are the C files that both programs need."""
-    return MAKEFILE.format(runtime=" ".join(runtime), compiler=compiler, flags=" ".join(flags))
+def makefile(description: str, compiler: str, flags: Sequence[str], runtime: Sequence[str]) -> str:
+    """The Makefile for a described target; `runtime` are the C files that both programs need."""
+    fields = {"description": description, "compiler": compiler, "flags": " ".join(flags), "runtime": " ".join(runtime)}
+    return MAKEFILE.format(**fields)
 
 
 def _lines(entries: Iterable[str]) -> str:
@@ -164,19 +187,19 @@ def _bool(value: bool) -> str | None:
     return "true" if value else None
 
 
-def _rows(index: int, rows: Sequence[RowsLayout]) -> str:
+def _rows(index: int, layout: LinearLayout, matmuls: Mapping[Product, str], gathered: bool) -> str:
     entries = _lines(
         _fields(
-            matmul=f"skim_matmul_{r.row_class.name}",
-            gather=f"skim_gather_{r.row_class.name}",
-            count=r.count,
-            bytes=r.row_bytes,
-            codes=r.codes,
-            codebook=r.codebook,
-            row_scale=r.row_scale,
-            row_index=r.row_index,
+            matmul=matmuls[product],
+            gather=gather_name(rows.row_class) if gathered else None,
+            count=rows.count,
+            bytes=rows.row_bytes,
+            codes=rows.codes,
+            codebook=rows.codebook or None,
+            row_scale=rows.row_scale or None,
+            row_index=rows.row_index,
         )
-        for r in rows
+        for rows, product in zip(layout.rows, layout.products(), strict=True)
     )
     return f"\nstatic const struct skim_rows rows{index}[] = {{\n{entries}\n}};\n"
 
