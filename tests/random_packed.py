@@ -41,5 +41,6 @@ def random_units(checkpoint, architecture, classes=(1, 2, 3), vocabulary_classes
         bias = linear_bias(checkpoint, linear)
         units[linear.name] = packed if bias is None else replace(packed, bias=bias)
     for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
-        units[name] = random_packed(rng, architecture.vocabulary_size, architecture.hidden_size, vocabulary_classes, entries)
+        rows, columns = architecture.vocabulary_size, architecture.hidden_size
+        units[name] = random_packed(rng, rows, columns, vocabulary_classes, entries)
     return units

@@ -67,7 +67,7 @@ MAKEFILE = """\
 # echo 1 2 3 | ./skim_run weights.bin   continues a text: token ids in, token ids out; --help has the options
 CC = cc
 CFLAGS = -O3 {flags}
-SKIM_CFLAGS = -std=c11 -ffp-contract=fast -Wall -Wextra -pthread
+SKIM_CFLAGS = -std=c11 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wall -Wextra -pthread
 LDLIBS = -lm
 
 RUNTIME = {runtime}

@@ -29,6 +29,7 @@ MODELS = {
     "llama": lambda path: tiny_llama(path),
     "biased": lambda path: tiny_llama(path, tie=False, attention_bias=True, mlp_bias=True),
     "grouped": lambda path: tiny_llama(path, num_attention_heads=8, num_key_value_heads=2, head_dim=12),
+    "wide_heads": lambda path: tiny_llama(path, head_dim=32, layers=1),
     "windowed": lambda path: tiny_mistral(path, sliding_window=16),
     "llama3": lambda path: tiny_llama(path, rope_parameters=LLAMA3),
     "relu": lambda path: tiny_llama(path, hidden_act="relu", layers=1),
@@ -56,14 +57,14 @@ class TinyModel:
             return self.torch_model(torch.tensor([tokens])).logits[0].numpy()
 
 
-def export_tiny(name, path, accuracy_level=0):
+def export_tiny(name, path):
     """Export one of the models with random packed weights."""
     checkpoint = Checkpoint(MODELS[name](path / "hf"))
     architecture = architecture_of(checkpoint)
     units = random_units(checkpoint, architecture, **CLASSES.get(name, {}))
     output = path / "model"
     output.mkdir()
-    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output / "model.onnx", accuracy_level)
+    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output / "model.onnx", 0)
     save_model(builder.build(), output / "model.onnx", Progress())
     builder.write_configuration()
     return TinyModel(output, dequantized_model(checkpoint, architecture, units.__getitem__).double())

@@ -1,4 +1,4 @@
-"""Bundles for this machine, or another one, with the reference kernels."""
+"""Bundles with the reference kernels, and programs on their runtime."""
 
 from __future__ import annotations
 
@@ -16,20 +16,23 @@ from skim_export.bundle.abi import Kernels
 from skim_export.bundle.bundle import build_bundle
 
 HERE = Path(__file__).parent
-STRICT = ("-std=c11", "-O2", "-Wall", "-Wextra", "-Werror")
+RUNTIME = HERE.parents[1] / "skim_export" / "bundle" / "c"
+PROGRAMS = ("skim_run.c", "skim_example.c")
+STRICT = ("-std=c11", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror")
 
 
 @dataclass(frozen=True)
 class Device:
-    """A machine that bundles are compiled for."""
+    """A machine that bundles are compiled for; by default this one, on which nothing is compiled."""
 
     name: str = "host"
     description: str = "This machine"
     compilers: tuple[str, ...] = ("cc",)
     compiler_flags: tuple[str, ...] = ()
+    compiles: bool = False
 
     def compiler(self):
-        return shutil.which(self.compilers[0])
+        return shutil.which(self.compilers[0]) if self.compiles else None
 
 
 def require(tool):
@@ -48,30 +51,40 @@ def compile_c(compiler, *arguments):
     assert done.returncode == 0, done.stderr
 
 
-def reference_kernels(device=Device()):  # noqa: B008 - it is immutable
+def reference_kernels(compiler="cc"):
     """A compiler of kernels for `build_bundle`."""
 
     def compile_kernels(products, gathers):
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / "kernels.o"
-            compile_c(device.compilers[0], *device.compiler_flags, "-c", HERE / "reference_kernels.c", "-o", file)
+            compile_c(compiler, "-O2", "-c", HERE / "reference_kernels.c", "-o", file)
             names = {product: f"skim_matmul_{product.row_class.name}" for product in products}
             return Kernels(file.read_bytes(), names)
 
     return compile_kernels
 
 
-def bundle(model, output, device=Device()):  # noqa: B008
-    build_bundle(model, device, output, reference_kernels(device))
+def bundle(model, output, device=None):
+    """Write a bundle and return its directory."""
+    device = device or Device()
+    build_bundle(model, device, output, reference_kernels(device.compilers[0]))
     return output
 
 
-def compile_runtime(directory, output, flags=()):
-    """The program of logits.c on the runtime of a bundle."""
-    programs = ("skim_run.c", "skim_example.c")
-    runtime = [path for path in sorted(directory.glob("*.c")) if path.name not in programs]
-    files = [HERE / "logits.c", *runtime, directory / "skim_kernels.o"]
-    compile_c("cc", "-ffp-contract=fast", f"-I{directory}", *flags, "-o", output, *files, "-pthread", "-lm")
+def compile_runtime(directory, flags):
+    """Compile logits.c and all of the runtime that is the same for all models, and return the object files."""
+    sources = [HERE / "logits.c", *(path for path in sorted(RUNTIME.glob("*.c")) if path.name not in PROGRAMS)]
+    objects = [directory / f"{source.stem}.o" for source in sources]
+    (directory / "skim_kernels.h").write_text("void skim_prepare(const float*, const float*, void*, int, int);\n")
+    for source, file in zip(sources, objects, strict=True):
+        compile_c("cc", *flags, f"-I{RUNTIME}", f"-I{directory}", "-c", source, "-o", file)
+    return objects
+
+
+def link_logits(bundle_directory, objects, output, flags):
+    """The program of logits.c for a bundle."""
+    rest = [bundle_directory / "skim_model.c", bundle_directory / "skim_kernels.o"]
+    compile_c("cc", *flags, *objects, *rest, "-o", output, "-pthread", "-lm")
     return output
 
 

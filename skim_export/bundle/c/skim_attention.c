@@ -37,10 +37,27 @@ static void rotate(const struct skim_session* session, const struct skim_attenti
   for (int32_t i = a->rotary_size; i < a->head_size; ++i) y[i] = scale * x[i];
 }
 
-// A head's place in the cache, from a position on.
-static ptrdiff_t cached(const struct skim_session* session, const struct skim_attention* a, int32_t kv_head,
-                        int32_t position) {
-  return ((ptrdiff_t)kv_head * session->context + position) * a->head_size;
+// The cache of a key/value head: keys lie in blocks of LANES positions, [capacity / LANES][head_size][LANES], so that
+// the scores of a block take no sums across lanes; values lie as they come, [capacity][head_size].
+enum { LANES = SKIM_CACHE_LANES };
+
+static float* cached_keys(const struct skim_session* session, const struct skim_operator* op, int32_t kv_head) {
+  const struct skim_attention* a = &skim_model.attentions[op->index];
+  return session->keys[op->index] + (ptrdiff_t)kv_head * session->capacity * a->head_size;
+}
+
+static float* cached_values(const struct skim_session* session, const struct skim_operator* op, int32_t kv_head) {
+  const struct skim_attention* a = &skim_model.attentions[op->index];
+  return session->values[op->index] + (ptrdiff_t)kv_head * session->capacity * a->head_size;
+}
+
+// Stores a rotated key and a value.
+static void store(const struct skim_session* session, const struct skim_operator* op, int32_t kv_head, int32_t position,
+                  const float* restrict key, const float* value) {
+  const int32_t size = skim_model.attentions[op->index].head_size;
+  float* restrict keys = cached_keys(session, op, kv_head) + (ptrdiff_t)(position / LANES) * size * LANES;
+  for (int32_t i = 0; i < size; ++i) keys[(ptrdiff_t)i * LANES + position % LANES] = key[i];
+  memcpy(cached_values(session, op, kv_head) + (ptrdiff_t)position * size, value, sizeof(float) * (size_t)size);
 }
 
 // Stores the thread's share of all new keys and values.
@@ -51,10 +68,27 @@ static void append(const struct skim_thread* thread, const struct skim_operator*
   for (int32_t i = share.begin; i < share.end; ++i) {
     const int32_t token = i / a->kv_heads, kv_head = i % a->kv_heads, position = session->length + token;
     const struct packed_row row = packed_row(thread, op, token);
-    const ptrdiff_t place = cached(session, a, kv_head, position);
-    rotate(session, a, row.keys + kv_head * a->head_size, position, 1.0f, session->keys[op->index] + place);
-    memcpy(session->values[op->index] + place, row.values + kv_head * a->head_size,
-           sizeof(float) * (size_t)a->head_size);
+    const ptrdiff_t channel = (ptrdiff_t)kv_head * a->head_size;
+    rotate(session, a, row.keys + channel, position, 1.0f, thread->scratch);
+    store(session, op, kv_head, position, thread->scratch, row.values + channel);
+  }
+}
+
+// scores[LANES] of a query with a block of keys.
+static void score_block(const float* restrict query, const float* restrict keys, int32_t size, float* restrict scores) {
+  float sums[LANES] = {0};
+  for (int32_t i = 0; i < size; ++i) {
+    for (int32_t j = 0; j < LANES; ++j) sums[j] += query[i] * keys[(ptrdiff_t)i * LANES + j];
+  }
+  memcpy(scores, sums, sizeof sums);
+}
+
+// The same for its first `count` keys; nothing else is read, which another thread may be writing.
+static void score_part(const float* restrict query, const float* restrict keys, int32_t size, int32_t count,
+                       float* restrict scores) {
+  memset(scores, 0, sizeof *scores * (size_t)count);
+  for (int32_t i = 0; i < size; ++i) {
+    for (int32_t j = 0; j < count; ++j) scores[j] += query[i] * keys[(ptrdiff_t)i * LANES + j];
   }
 }
 
@@ -75,18 +109,20 @@ static void softmax(float* restrict scores, int32_t count) {
   for (i = 0; i < count; ++i) scores[i] *= factor;
 }
 
-// y[size] += sum over count <= 4 of weights[i] * values[i][size]
+// y[size] += sum of weights[i] * values[i][size]
 static void add_weighted(const float* restrict weights, const float* restrict values, int32_t count, int32_t size,
                          float* restrict y) {
-  if (count == 4) {  // at once: y is loaded and stored once
-    const float* restrict v1 = values + size, * restrict v2 = v1 + size, * restrict v3 = v2 + size;
-    for (int32_t i = 0; i < size; ++i) {
-      y[i] += weights[0] * values[i] + weights[1] * v1[i] + weights[2] * v2[i] + weights[3] * v3[i];
+  int32_t channel = 0;
+  for (; channel + LANES <= size; channel += LANES) {
+    float sums[LANES];
+    memcpy(sums, y + channel, sizeof sums);
+    for (int32_t i = 0; i < count; ++i) {
+      for (int32_t j = 0; j < LANES; ++j) sums[j] += weights[i] * values[(ptrdiff_t)i * size + channel + j];
     }
-    return;
+    memcpy(y + channel, sums, sizeof sums);
   }
-  for (int32_t j = 0; j < count; ++j) {
-    for (int32_t i = 0; i < size; ++i) y[i] += weights[j] * values[(ptrdiff_t)j * size + i];
+  for (int32_t i = 0; i < count && channel < size; ++i) {
+    for (int32_t j = channel; j < size; ++j) y[j] += weights[i] * values[(ptrdiff_t)i * size + j];
   }
 }
 
@@ -98,42 +134,49 @@ static void attend(const struct skim_thread* thread, const struct skim_operator*
   const int32_t size = a->head_size, group = a->heads / a->kv_heads, kv_head = head / group;
   const int32_t position = session->length + token;
   const int32_t start = a->window && position >= a->window ? position + 1 - a->window : 0;
-  const int32_t past = position - start;  // positions before this one
+  const int32_t first = start / LANES * LANES;  // where its block begins
   const struct packed_row row = packed_row(thread, op, token);
-  float* keys = session->keys[op->index] + cached(session, a, kv_head, start);
-  float* values = session->values[op->index] + cached(session, a, kv_head, start);
-
-  float *new_key = thread->scratch, *queries = new_key + size;  // [size], [group][size]
-  float* scores = queries + (ptrdiff_t)group * size;            // [group][context]
+  const float* value = row.values + (ptrdiff_t)kv_head * size;
+  const float* keys = cached_keys(session, op, kv_head);
+  const float* values = cached_values(session, op, kv_head);
+  const ptrdiff_t stride = session->capacity;         // of scores
+  float* key = thread->scratch;                       // [size]
+  float* queries = key + size;                        // [group][size]
+  float* scores = queries + (ptrdiff_t)group * size;  // [group][capacity], from position `first` on
   float* y = (float*)skim_row(thread, op->out[0], token) + (ptrdiff_t)head * size;
-  const float* new_value = row.values + (ptrdiff_t)kv_head * size;
-  rotate(session, a, row.keys + (ptrdiff_t)kv_head * size, position, 1.0f, new_key);
-  if (session->count == 1 && head % group == 0) {  // of many tokens, `append` has stored them
-    memcpy(keys + (ptrdiff_t)past * size, new_key, sizeof(float) * (size_t)size);
-    memcpy(values + (ptrdiff_t)past * size, new_value, sizeof(float) * (size_t)size);
-  }
 
+  rotate(session, a, row.keys + (ptrdiff_t)kv_head * size, position, 1.0f, key);
+  if (session->count == 1 && head % group == 0) store(session, op, kv_head, position, key, value);
   for (int32_t h = 0; h < count; ++h) {
     rotate(session, a, row.queries + (ptrdiff_t)(head + h) * size, position, a->scale, queries + (ptrdiff_t)h * size);
   }
-  // Positions outside, heads inside: a key is loaded once for all heads.
-  for (int32_t i = 0; i < past; ++i) {
+
+  // Blocks outside, heads inside: a block is loaded once for all heads. The newest key and value are not read from the
+  // cache, where another thread may be about to store them.
+  for (int32_t block = first; block < position; block += LANES) {
+    const float* block_keys = keys + (ptrdiff_t)block * size;
     for (int32_t h = 0; h < count; ++h) {
-      scores[(ptrdiff_t)h * session->context + i] =
-          skim_dot(queries + (ptrdiff_t)h * size, keys + (ptrdiff_t)i * size, size);
+      const float* query = queries + (ptrdiff_t)h * size;
+      float* block_scores = scores + (ptrdiff_t)h * stride + (block - first);
+      if (position - block >= LANES) {
+        score_block(query, block_keys, size, block_scores);
+      } else {
+        score_part(query, block_keys, size, position - block, block_scores);
+      }
     }
   }
   for (int32_t h = 0; h < count; ++h) {
-    float* s = scores + (ptrdiff_t)h * session->context;
-    s[past] = skim_dot(queries + (ptrdiff_t)h * size, new_key, size);
-    for (int32_t i = 0; a->softcap > 0 && i <= past; ++i) s[i] = a->softcap * tanhf(s[i] / a->softcap);
-    softmax(s, past + 1);
-    for (int32_t i = 0; i < size; ++i) y[(ptrdiff_t)h * size + i] = s[past] * new_value[i];
+    float* weights = scores + (ptrdiff_t)h * stride + (start - first);
+    const int32_t past = position - start;
+    weights[past] = skim_dot(queries + (ptrdiff_t)h * size, key, size);
+    for (int32_t i = 0; a->softcap > 0 && i <= past; ++i) weights[i] = a->softcap * tanhf(weights[i] / a->softcap);
+    softmax(weights, past + 1);
+    for (int32_t i = 0; i < size; ++i) y[(ptrdiff_t)h * size + i] = weights[past] * value[i];
   }
-  for (int32_t i = 0; i < past; i += 4) {
-    const int32_t rows = past - i < 4 ? past - i : 4;
+  for (int32_t block = start; block < position; block += LANES) {
+    const int32_t rows = position - block < LANES ? position - block : LANES;
     for (int32_t h = 0; h < count; ++h) {
-      add_weighted(scores + (ptrdiff_t)h * session->context + i, values + (ptrdiff_t)i * size, rows, size,
+      add_weighted(scores + (ptrdiff_t)h * stride + (block - first), values + (ptrdiff_t)block * size, rows, size,
                    y + (ptrdiff_t)h * size);
     }
   }
@@ -143,7 +186,7 @@ void skim_attend(struct skim_thread* thread, const struct skim_operator* op, str
   struct skim_session* session = thread->session;
   const struct skim_attention* a = &skim_model.attentions[op->index];
   const int32_t group = a->heads / a->kv_heads;
-  // With one token, no thread reads from the cache what another has just stored: that spares a barrier.
+  // Of one token, no thread reads from the cache what another has just stored: that spares a barrier.
   if (session->count > 1) {
     append(thread, op);
     skim_barrier_wait(&session->barrier);

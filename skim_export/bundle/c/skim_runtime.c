@@ -105,14 +105,14 @@ static void* allocate(uint64_t bytes, const char* what, struct skim_error* error
   return memory;
 }
 
-static uint64_t cache_floats(const struct skim_attention* a, int32_t context) {
-  return (uint64_t)a->kv_heads * (uint64_t)a->head_size * (uint64_t)context;
+static uint64_t cache_floats(const struct skim_attention* a, int32_t capacity) {
+  return (uint64_t)a->kv_heads * (uint64_t)a->head_size * (uint64_t)capacity;
 }
 
 static bool allocate_cache(struct skim_session* session, struct skim_error* error) {
   uint64_t floats = 0;
   for (int32_t i = 0; i < skim_model.attention_count; ++i) {
-    floats += 2 * cache_floats(&skim_model.attentions[i], session->context);
+    floats += 2 * cache_floats(&skim_model.attentions[i], session->capacity);
   }
   const size_t pointers = (size_t)skim_model.attention_count * sizeof(float*);
   session->cache = allocate(floats * sizeof(float), "the key/value cache", error);
@@ -121,7 +121,7 @@ static bool allocate_cache(struct skim_session* session, struct skim_error* erro
   if (!session->cache || !session->keys || !session->values) return false;
   float* next = session->cache;
   for (int32_t i = 0; i < skim_model.attention_count; ++i) {
-    const size_t size = (size_t)cache_floats(&skim_model.attentions[i], session->context);
+    const size_t size = (size_t)cache_floats(&skim_model.attentions[i], session->capacity);
     session->keys[i] = next;
     session->values[i] = next + size;
     next += 2 * size;
@@ -130,19 +130,19 @@ static bool allocate_cache(struct skim_session* session, struct skim_error* erro
 }
 
 // What `attend` needs: a key, and for each head of a group its query and its scores.
-static uint64_t scratch_floats(int32_t context) {
+static uint64_t scratch_floats(int32_t capacity) {
   uint64_t most = 0;
   for (int32_t i = 0; i < skim_model.attention_count; ++i) {
     const struct skim_attention* a = &skim_model.attentions[i];
     const uint64_t group = (uint64_t)(a->heads / a->kv_heads), size = (uint64_t)a->head_size;
-    const uint64_t floats = size + group * (size + (uint64_t)context);
+    const uint64_t floats = size + group * (size + (uint64_t)capacity);
     most = floats > most ? floats : most;
   }
   return most;
 }
 
 static bool allocate_threads(struct skim_session* session, struct skim_error* error) {
-  const uint64_t scratch_bytes = scratch_floats(session->context) * sizeof(float);
+  const uint64_t scratch_bytes = scratch_floats(session->capacity) * sizeof(float);
   session->thread = calloc((size_t)session->threads, sizeof *session->thread);
   if (!session->thread) {
     snprintf(error->text, sizeof error->text, "not enough memory for %ld threads", (long)session->threads);
@@ -190,6 +190,7 @@ struct skim_session* skim_open(const char* weights, int32_t threads, int32_t con
   }
   session->threads = threads;
   session->context = context;
+  session->capacity = (context + SKIM_CACHE_LANES - 1) / SKIM_CACHE_LANES * SKIM_CACHE_LANES;
   if ((session->weights = skim_map_weights(weights, error)) && allocate_cache(session, error) &&
       (session->shared = allocate(skim_model.shared_bytes, "the activations", error)) &&
       allocate_threads(session, error) && start_threads(session, error)) {

@@ -17,16 +17,19 @@ struct skim_thread {
   float* scratch;  // of attention
 };
 
+enum { SKIM_CACHE_LANES = 32 };  // positions whose keys lie side by side
+
 struct skim_session {
   const uint8_t* weights;
-  int32_t context;  // positions that the cache has room for
-  int32_t length;   // positions in the cache
-  float* cache;     // of all attentions
-  float** keys;     // in it, [attention_count]: [kv_heads][context][head_size]
-  float** values;   // the same
-  uint8_t* shared;  // the buffers of all threads
-  int32_t threads;  // the caller's among them
-  int32_t started;  // of them
+  int32_t context;   // positions that may be used
+  int32_t capacity;  // positions that the cache has room for, a multiple of SKIM_CACHE_LANES
+  int32_t length;    // positions in the cache
+  float* cache;      // of all attentions
+  float** keys;      // in it, [attention_count]: as skim_attention.c has it
+  float** values;    // the same
+  uint8_t* shared;   // the buffers of all threads
+  int32_t threads;   // the caller's among them
+  int32_t started;   // of them
   struct skim_thread* thread;
   struct skim_barrier barrier;
 
