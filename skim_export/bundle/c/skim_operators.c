@@ -76,35 +76,42 @@ static void add_bias(const float* bias, const int32_t* row_index, struct skim_ra
   for (int32_t row = rows.begin; row < rows.end; ++row) y[row_index[row]] += bias[row_index[row]];
 }
 
-void skim_product(const struct skim_thread* thread, const struct skim_operator* op, struct skim_range tokens) {
-  const struct skim_session* session = thread->session;
-  const struct skim_linear* linear = &skim_model.linears[op->index];
-  const int32_t count = tokens.end - tokens.begin;
-  const int32_t stride = skim_model.buffers[op->out[0]].row_bytes / (int32_t)sizeof(float);
+// Computes a part of the rows for some tokens. Parts have equal bytes of codes, as a row costs what its width is.
+static void multiply(const struct skim_session* session, const struct skim_linear* linear, int32_t part, int32_t parts,
+                     const void* x, float* y, int32_t tokens, int32_t stride) {
   const float* bias = skim_tensor(session, linear->bias);
-  const void* x = skim_row(thread, op->in[0], tokens.begin);
-  float* y = skim_row(thread, op->out[0], tokens.begin);
-
-  // Threads get equal bytes of codes: what a row costs is in proportion to its width.
   int64_t total = 0;
-  for (int32_t c = 0; c < linear->class_count; ++c)
+  for (int32_t c = 0; c < linear->class_count; ++c) {
     total += (int64_t)linear->classes[c].count * linear->classes[c].bytes;
-  int64_t begin = total * thread->index / session->threads;
-  int64_t end = total * (thread->index + 1) / session->threads;
+  }
+  int64_t begin = total * part / parts, end = total * (part + 1) / parts;
   for (int32_t c = 0; c < linear->class_count; ++c) {
     const struct skim_rows* rows = &linear->classes[c];
     const struct skim_range share = {row_at(rows, begin), row_at(rows, end)};
     if (share.begin < share.end) {
       const int32_t* row_index = skim_tensor(session, rows->row_index);
       rows->matmul(skim_tensor(session, rows->codes), skim_tensor(session, rows->codebook),
-                   skim_tensor(session, rows->row_scale), row_index, x, y, count, linear->K, stride, share.begin,
+                   skim_tensor(session, rows->row_scale), row_index, x, y, tokens, linear->K, stride, share.begin,
                    share.end);
-      for (int32_t token = 0; bias && token < count; ++token) {
+      for (int32_t token = 0; bias && token < tokens; ++token) {
         add_bias(bias, row_index, share, y + (ptrdiff_t)token * stride);
       }
     }
     begin -= (int64_t)rows->count * rows->bytes;
     end -= (int64_t)rows->count * rows->bytes;
+  }
+}
+
+void skim_product(const struct skim_thread* thread, const struct skim_operator* op, struct skim_range tokens) {
+  const struct skim_session* session = thread->session;
+  const int32_t stride = skim_model.buffers[op->out[0]].row_bytes / (int32_t)sizeof(float);
+  const void* x = skim_row(thread, op->in[0], tokens.begin);
+  float* y = skim_row(thread, op->out[0], tokens.begin);
+  // Threads take small parts, so that faster cores, and those that nothing else runs on, take more of them.
+  const int32_t parts = session->threads == 1 ? 1 : 4 * session->threads;
+  atomic_int* taken = &session->taken[op - skim_model.operators];
+  for (int32_t part; (part = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed)) < parts;) {
+    multiply(session, &skim_model.linears[op->index], part, parts, x, y, tokens.end - tokens.begin, stride);
   }
 }
 

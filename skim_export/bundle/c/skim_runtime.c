@@ -59,6 +59,9 @@ static void* work(void* argument) {
 }
 
 static void run_step(struct skim_session* session) {
+  for (int32_t i = 0; i < skim_model.operator_count; ++i) {
+    atomic_store_explicit(&session->taken[i], 0, memory_order_relaxed);
+  }
   skim_barrier_wait(&session->barrier);
   run_program(&session->thread[0]);
   skim_barrier_wait(&session->barrier);
@@ -193,6 +196,7 @@ struct skim_session* skim_open(const char* weights, int32_t threads, int32_t con
   session->capacity = (context + SKIM_CACHE_LANES - 1) / SKIM_CACHE_LANES * SKIM_CACHE_LANES;
   if ((session->weights = skim_map_weights(weights, error)) && allocate_cache(session, error) &&
       (session->shared = allocate(skim_model.shared_bytes, "the activations", error)) &&
+      (session->taken = allocate((uint64_t)skim_model.operator_count * sizeof(atomic_int), "a list", error)) &&
       allocate_threads(session, error) && start_threads(session, error)) {
     return session;
   }
@@ -214,6 +218,7 @@ void skim_close(struct skim_session* session) {
   }
   free(session->thread);
   free(session->shared);
+  free(session->taken);
   free(session->keys);
   free(session->values);
   free(session->cache);

@@ -35,9 +35,10 @@ struct skim_session {
 
   // The step in progress, at positions `length` and on.
   const int32_t* tokens;
-  int32_t count;  // 1 to skim_model.chunk
-  bool last;      // whether its logits are wanted
-  bool stop;      // for the threads: to end
+  int32_t count;      // 1 to skim_model.chunk
+  bool last;          // whether its logits are wanted
+  atomic_int* taken;  // [operator_count]: parts of each operator that threads have taken up to now
+  bool stop;          // for the threads: to end
 };
 
 // A part of 0..count-1, `begin` to `end` - 1.
