@@ -74,10 +74,15 @@ static void append(const struct skim_thread* thread, const struct skim_operator*
   }
 }
 
+// Inlined into a larger function, gcc would keep the sums of these loops in memory instead of registers.
+#define NOT_INLINED __attribute__((noinline))
+
 // scores[LANES] of a query with a block of keys.
-static void score_block(const float* restrict query, const float* restrict keys, int32_t size, float* restrict scores) {
-  float sums[LANES] = {0};
-  for (int32_t i = 0; i < size; ++i) {
+NOT_INLINED static void score_block(const float* restrict query, const float* restrict keys, int32_t size,
+                                    float* restrict scores) {
+  float sums[LANES];
+  for (int32_t j = 0; j < LANES; ++j) sums[j] = query[0] * keys[j];
+  for (int32_t i = 1; i < size; ++i) {
     for (int32_t j = 0; j < LANES; ++j) sums[j] += query[i] * keys[(ptrdiff_t)i * LANES + j];
   }
   memcpy(scores, sums, sizeof sums);
@@ -110,8 +115,8 @@ static void softmax(float* restrict scores, int32_t count) {
 }
 
 // y[size] += sum of weights[i] * values[i][size]
-static void add_weighted(const float* restrict weights, const float* restrict values, int32_t count, int32_t size,
-                         float* restrict y) {
+NOT_INLINED static void add_weighted(const float* restrict weights, const float* restrict values, int32_t count,
+                                     int32_t size, float* restrict y) {
   int32_t channel = 0;
   for (; channel + LANES <= size; channel += LANES) {
     float sums[LANES];
