@@ -28,7 +28,7 @@ WEIGHTS = "weights.bin"
 KERNELS = "skim_kernels.o"
 PROGRAMS = ("skim_run", "skim_example")
 PROMPT_CHUNK = 32  # tokens of a prompt at once: decoding the weights costs little beside so many multiplications
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "genai_config.json")
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "genai_config.json", "export.json")
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def build_bundle(
         }
         for name, text in texts.items():
             (stage / name).write_text(text, "utf-8")
-        for name in TOKENIZER_FILES:
+        for name in COPIED:
             if (model / name).is_file():
                 shutil.copyfile(model / name, stage / name)
         manifest = {
@@ -149,7 +149,7 @@ def _compile(stage: Path, device: Device) -> dict[str, Any]:
     if compiler is None or make is None:
         return _not_compiled(f"{'make' if make is None else device.compilers[0]} is not installed")
     # Static, so that they run whatever C library the device has.
-    command = [make, "-s", "-C", str(stage), f"CC={compiler}", "LDFLAGS=-static"]
+    command = [make, "-s", "-C", str(stage), f"CC={compiler}", "LDFLAGS=-static -s"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     for path in stage.glob("*.o"):
         if path.name != KERNELS:

@@ -146,7 +146,7 @@ def model_source(
         attentions=_lines(_attention(attention, weights.tensors) for attention in attentions),
         buffers=_lines(_buffer(buffer) for buffer in plan.buffers.values()),
         operators=_lines(operators),
-        eos=", ".join(map(str, eos)),
+        eos=", ".join(map(str, eos)) or "-1",  # C has no empty arrays
         target=target,
         header=", ".join(map(str, weights.header)),
         weights_size=weights.size,

@@ -18,7 +18,8 @@ struct part {
   int index;
 };
 
-static const struct skim_linear* linear(void) { return &skim_model.linears[0]; }
+// The first layer of the model; before it comes the embedding.
+static const struct skim_linear* linear(void) { return &skim_model.linears[1]; }
 
 static void* multiply(void* argument) {
   const struct part* part = argument;
