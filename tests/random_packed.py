@@ -1,7 +1,10 @@
 """Random packed linears for tests."""
 
+from dataclasses import replace
+
 import numpy as np
 
+from skim_export.checkpoint import linear_bias
 from skim_export.packed import LevelKind, PackedLinear, RowLevels, class_bits, class_kind
 
 
@@ -27,3 +30,17 @@ def random_packed(rng, rows, columns, classes, entries=np.int8, *, column_scale=
     codes, levels = random_levels(rng, rows, columns, classes, entries)
     scale = rng.uniform(0.5, 2, columns).astype(np.float16) if column_scale else None
     return PackedLinear.pack(codes, levels, scale, rng.normal(size=rows).astype(np.float32) if bias else None)
+
+
+def random_units(checkpoint, architecture, classes=(1, 2, 3), vocabulary_classes=(15,), entries=np.int8):
+    """Packed weights with the magnitudes of real ones and the checkpoint's biases, for every unit."""
+    rng = np.random.default_rng(1)
+    units = {}
+    for linear in (linear for block in architecture.blocks for linear in block):
+        packed = random_packed(rng, linear.out_features, linear.in_features, classes, entries, column_scale=True)
+        bias = linear_bias(checkpoint, linear)
+        units[linear.name] = packed if bias is None else replace(packed, bias=bias)
+    for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
+        rows, columns = architecture.vocabulary_size, architecture.hidden_size
+        units[name] = random_packed(rng, rows, columns, vocabulary_classes, entries)
+    return units

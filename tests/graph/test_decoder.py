@@ -1,20 +1,18 @@
 """The decoder graph on packed weights against transformers with the same weights, dequantized."""
 
-from dataclasses import replace
-
 import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
 
-from skim_export.checkpoint import Checkpoint, architecture_of, linear_bias
+from skim_export.checkpoint import Checkpoint, architecture_of
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import DecoderBuilder
 from skim_export.modules import dequantized_model
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress
 
-from ..random_packed import random_packed
+from ..random_packed import random_units
 from ..tiny_models import tiny_llama, tiny_mistral
 
 MODELS = {
@@ -22,19 +20,6 @@ MODELS = {
     "llama-untied-biased": lambda path: tiny_llama(path, tie=False, attention_bias=True, mlp_bias=True),
     "mistral-sliding-untied": lambda path: tiny_mistral(path, sliding_window=16, tie=False),
 }
-
-
-def random_units(checkpoint, architecture):
-    """Packed weights with the magnitudes of real ones, for every unit."""
-    rng = np.random.default_rng(1)
-    units = {}
-    for linear in (linear for block in architecture.blocks for linear in block):
-        packed = random_packed(rng, linear.out_features, linear.in_features, [1, 2, 3], column_scale=True)
-        bias = linear_bias(checkpoint, linear)
-        units[linear.name] = packed if bias is None else replace(packed, bias=bias)
-    for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
-        units[name] = random_packed(rng, architecture.vocabulary_size, architecture.hidden_size, [15])
-    return units
 
 
 @pytest.fixture(scope="module", params=list(MODELS))

@@ -1,0 +1,91 @@
+"""The C interface between the kernels and the runtime of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from skim_export.bundle.row_class import RowClass
+
+__all__ = ["Kernels", "Product", "gather_name", "kernels_header", "prepared_bytes"]
+
+HEADER = """\
+// The kernels of this bundle, compiled in skim_kernels.o, on tensors of weights.bin. Rows are independent: threads may
+// compute any parts of them side by side.
+#pragma once
+
+#include <stdint.h>
+
+// Bytes of a token that is prepared for a product with K columns: a multiple of 64, as its address must be.
+static inline int64_t skim_prepared_bytes(int32_t K) {
+  return (((int64_t)K + 31) / 32 * 32 * 4 + 4 + 63) / 64 * 64;  // x * column_scale, padded with zeros, and its sum
+}
+
+void skim_prepare(const float *x,             // [M][K]
+                  const float *column_scale,  // [K]
+                  void *prepared,             // [M] prepared tokens
+                  int32_t M, int32_t K);
+"""
+
+MATMUL = """
+void {function}(const uint8_t *codes,      // of the class
+                const void *codebook,      // {codebook}
+                const float *row_scale,    // {row_scale}
+                const int32_t *row_index,  // [rows]: each row's place within a token of y
+                const void *x,             // [M] prepared tokens
+                float *y,                  // [M][y_stride], without bias
+                int32_t M, int32_t K, int32_t y_stride,
+                int32_t begin, int32_t end);  // rows of the class
+"""
+
+GATHER = """
+void {function}(const uint8_t *codes, const void *codebook, const float *row_scale,
+                float *y,  // [K], without column scale
+                int32_t K, int32_t row);
+"""
+
+
+class Product(NamedTuple):
+    """What a kernel multiplies: the rows of a class in a matrix of N rows and K columns."""
+
+    row_class: RowClass
+    N: int
+    K: int
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The compiled kernels of a bundle.
+
+    Attributes:
+        object_file: its bytes.
+        matmuls: the function in it that computes each product.
+    """
+
+    object_file: bytes
+    matmuls: Mapping[Product, str]
+
+
+def prepared_bytes(in_features: int) -> int:
+    """Bytes of a token that is prepared for a product with K columns: as many floats, padded to 32, and their sum."""
+    return -(-4 * (32 * -(-in_features // 32) + 1) // 64) * 64
+
+
+def gather_name(row_class: RowClass) -> str:
+    """The function that reads one row of a class."""
+    return f"skim_gather_{row_class.name}"
+
+
+def kernels_header(matmuls: Mapping[Product, str], gathers: Iterable[RowClass]) -> str:
+    """skim_kernels.h for some products, and for classes whose rows are read one by one, too."""
+    classes = {function: product.row_class for product, function in matmuls.items()}
+    header = HEADER
+    for function, row_class in sorted(classes.items()):
+        entries = 1 << row_class.bits
+        codebook = "not read" if row_class.codebook is None else f"[rows][{entries}] {row_class.codebook}"
+        row_scale = {"int8": "[rows]", "float16": "not read", None: "[rows][2]: scale and offset"}[row_class.codebook]
+        header += MATMUL.format(function=function, codebook=codebook, row_scale=row_scale)
+    for row_class in gathers:
+        header += GATHER.format(function=gather_name(row_class))
+    return header

@@ -1,0 +1,165 @@
+"""Writing a bundle: everything that a device needs to run a model, in one directory."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any, Protocol
+
+from skim_export.bundle.abi import Kernels, Product, kernels_header
+from skim_export.bundle.layout import WeightsFile
+from skim_export.bundle.lowering import read_program
+from skim_export.bundle.memory import make_plan
+from skim_export.bundle.program import Kind, Program
+from skim_export.bundle.row_class import RowClass
+from skim_export.bundle.sources import Weights, makefile, model_source
+from skim_export.files import sha256, staged_directory, write_json
+from skim_runtime.model_directory import ModelDirectory
+from skim_runtime.progress import Progress
+
+__all__ = ["MANIFEST", "PROMPT_CHUNK", "Device", "KernelCompiler", "build_bundle"]
+
+MANIFEST = "manifest.json"
+WEIGHTS = "weights.bin"
+KERNELS = "skim_kernels.o"
+PROGRAMS = ("skim_run", "skim_example")
+PROMPT_CHUNK = 32  # tokens of a prompt at once: decoding the weights costs little beside so many multiplications
+COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "genai_config.json", "export.json")
+
+log = logging.getLogger(__name__)
+
+
+class Device(Protocol):
+    """What a bundle is compiled for; `skim_export.bundle.target.CpuTarget` is one."""
+
+    @property
+    def name(self) -> str:
+        """Of the target, e.g. "rpi5"."""
+
+    @property
+    def description(self) -> str:
+        """For people."""
+
+    @property
+    def compilers(self) -> tuple[str, ...]:
+        """C compilers that make programs for it."""
+
+    @property
+    def compiler_flags(self) -> tuple[str, ...]:
+        """Their options for its CPU."""
+
+    def compiler(self) -> str | None:
+        """The one that is installed here, if any is."""
+
+
+KernelCompiler = Callable[[Sequence[Product], Sequence[RowClass]], Kernels]
+
+
+def build_bundle(
+    model: Path, device: Device, output: Path, compile_kernels: KernelCompiler, *, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write the bundle of an exported model and return its manifest.
+
+    Where a compiler for the device is on this machine, the programs are compiled, too.
+
+    Args:
+        model: directory that skim-export wrote.
+        device: to compile for.
+        output: directory to write; in one that exists, files of the same names are replaced.
+        compile_kernels: makes the kernels of some products, and of classes whose rows are also read one by one.
+        progress: told about each packed linear.
+
+    Raises:
+        UserError: the model is damaged or has what the runtime lacks, or the output cannot be written.
+    """
+    directory = ModelDirectory.open(model)
+    program = read_program(directory.model_file)
+    plan = make_plan(program, PROMPT_CHUNK)
+    context = min(directory.context_length, program.positions or directory.context_length)
+    with staged_directory(output, MANIFEST) as stage:
+        weights = _write_weights(program, stage / WEIGHTS, progress or Progress())
+        gathers = sorted({rows.row_class for unit in program.gathered for rows in weights.linears[unit].rows})
+        products = sorted({product for layout in weights.linears.values() for product in layout.products()})
+        kernels = compile_kernels(products, gathers)
+        (stage / KERNELS).write_bytes(kernels.object_file)
+        source = model_source(
+            program,
+            plan,
+            weights,
+            kernels.matmuls,
+            target=device.name,
+            context=context,
+            eos=directory.eos_token_ids,
+        )
+        runtime = [*_copy_sources(stage), "skim_model.c"]
+        texts = {
+            "skim_kernels.h": kernels_header(kernels.matmuls, gathers),
+            "skim_model.c": source,
+            "Makefile": makefile(device.description, device.compilers[0], device.compiler_flags, runtime),
+        }
+        for name, text in texts.items():
+            (stage / name).write_text(text, "utf-8")
+        for name in COPIED:
+            if (model / name).is_file():
+                shutil.copyfile(model / name, stage / name)
+        manifest = {
+            "skim_export": metadata.version("skim-export"),
+            "target": device.name,
+            "classes": [row_class.name for row_class in sorted({product.row_class for product in products})],
+            "context_length": context,
+            "weights": {"bytes": weights.size, "read_bytes": weights.read_bytes},
+            "programs": _compile(stage, device),
+            "files": {
+                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(stage.iterdir())
+            },
+        }
+        write_json(stage / MANIFEST, manifest)
+    return manifest
+
+
+def _write_weights(program: Program, path: Path, progress: Progress) -> Weights:
+    progress.start("writing the weights", len(program.linears))
+    with WeightsFile(path) as file:
+        tensors = {name: file.add_shared(load()) for name, load in program.tensors.items()}
+        linears = {}
+        for unit, weights in program.linears.items():
+            linears[unit] = file.add_linear(weights.load(), gathered=unit in program.gathered)
+            progress.step(unit)
+    progress.finish()
+    read_bytes = sum(linears[op.unit].read_bytes for op in program.operators if op.kind == Kind.PRODUCT)
+    return Weights(file.header, file.size, read_bytes, linears, tensors)
+
+
+def _copy_sources(stage: Path) -> list[str]:
+    """Copy the runtime's sources, and name the C files that both programs need."""
+    programs = [f"{name}.c" for name in PROGRAMS]
+    sources = sorted(resources.files("skim_export.bundle").joinpath("c").iterdir(), key=lambda file: file.name)
+    for source in sources:
+        (stage / source.name).write_bytes(source.read_bytes())
+    return [source.name for source in sources if source.name.endswith(".c") and source.name not in programs]
+
+
+def _compile(stage: Path, device: Device) -> dict[str, Any]:
+    """Compile the programs if that is possible here; what the manifest says of it."""
+    compiler, make = device.compiler(), shutil.which("make")
+    if compiler is None or make is None:
+        return _not_compiled(f"{'make' if make is None else device.compilers[0]} is not installed")
+    # Static, so that they run whatever C library the device has.
+    command = [make, "-s", "-C", str(stage), f"CC={compiler}", "LDFLAGS=-static -s"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    for path in stage.glob("*.o"):
+        if path.name != KERNELS:
+            path.unlink()
+    if done.returncode != 0:
+        return _not_compiled(f"{compiler} failed: {done.stderr.strip()}")
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+    return {"compiled": True, "compiler": version.partition("\n")[0]}
+
+
+def _not_compiled(reason: str) -> dict[str, Any]:
+    log.warning("the programs of the bundle are not compiled: %s; run make on the device", reason)
+    return {"compiled": False, "reason": reason}

@@ -1,0 +1,117 @@
+"""A decoder as a list of operators for the runtime of a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.graph.reader import PackedWeights
+
+__all__ = ["Attention", "Kind", "Operator", "Program"]
+
+
+class Kind(Enum):
+    """What an operator does; c/skim_model.h says it in detail."""
+
+    EMBED = "SKIM_EMBED"
+    NORM = "SKIM_NORM"
+    ADD_NORM = "SKIM_ADD_NORM"
+    PREPARE = "SKIM_PREPARE"
+    PRODUCT = "SKIM_PRODUCT"
+    ATTENTION = "SKIM_ATTENTION"
+    SWIGLU = "SKIM_SWIGLU"
+    MUL = "SKIM_MUL"
+    RELU = "SKIM_RELU"
+    GELU = "SKIM_GELU"
+    GELU_TANH = "SKIM_GELU_TANH"
+
+
+@dataclass(frozen=True)
+class Attention:
+    """Attention of grouped queries with rotary embedding and key/value cache.
+
+    Attributes:
+        heads: of queries.
+        kv_heads: of keys and values.
+        head_size: channels of a head.
+        window: positions that are seen, the newest among them; 0 for all.
+        scale: of the scores.
+        softcap: bound of the scores; 0 for none.
+        rotary_size: leading channels of a head that are rotated; 0 for none.
+        interleaved: whether channels 2i and 2i + 1 are rotated together, or else i and rotary_size / 2 + i.
+        cos_cache: name of a tensor `[positions, rotary_size / 2]`; empty without rotation.
+        sin_cache: the same.
+    """
+
+    heads: int
+    kv_heads: int
+    head_size: int
+    window: int
+    scale: float
+    softcap: float
+    rotary_size: int = 0
+    interleaved: bool = False
+    cos_cache: str = ""
+    sin_cache: str = ""
+
+
+@dataclass(frozen=True)
+class Operator:
+    """One operator; inputs and outputs are names of values.
+
+    Attributes:
+        kind: what it does.
+        inputs: values that it reads; none for an embedding, which reads the token ids.
+        outputs: values that it writes.
+        unit: of its packed weights.
+        attention: of `Kind.ATTENTION`.
+        weight: name of a norm's weight.
+        epsilon: of a norm.
+    """
+
+    kind: Kind
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    unit: str = ""
+    attention: Attention | None = None
+    weight: str = ""
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
+class Program:
+    """A decoder; its weights stay in the file until they are asked for.
+
+    Attributes:
+        operators: in the order of execution; every value is written once.
+        widths: elements that each value has for a token; a prepared one has those of what it is prepared from.
+        linears: packed weights by unit.
+        tensors: what loads the other weights, float32, by name.
+        logits: the value with the logits.
+    """
+
+    operators: list[Operator] = field(default_factory=list)
+    widths: dict[str, int] = field(default_factory=dict)
+    linears: dict[str, PackedWeights] = field(default_factory=dict)
+    tensors: dict[str, Callable[[], npt.NDArray[np.float32]]] = field(default_factory=dict)
+    logits: str = "logits"
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens of the model."""
+        return self.widths[self.logits]
+
+    @property
+    def gathered(self) -> set[str]:
+        """Units whose rows are looked up one by one."""
+        return {op.unit for op in self.operators if op.kind == Kind.EMBED}
+
+    @property
+    def positions(self) -> int | None:
+        """Positions that rotary embeddings are there for; None if there are none."""
+        caches = {op.attention.cos_cache for op in self.operators if op.attention and op.attention.cos_cache}
+        return min((len(self.tensors[name]()) for name in caches), default=None)
