@@ -19,13 +19,16 @@ HEADER = """\
 
 // Bytes of a token that is prepared for a product with K columns: a multiple of 64, as its address must be.
 static inline int64_t skim_prepared_bytes(int32_t K) {
-  return (((int64_t)K + 31) / 32 * 32 * 4 + 4 + 63) / 64 * 64;  // x * column_scale, padded with zeros, and its sum
+  return (((int64_t)K + 31) / 32 * 32 * 4 + 4 + 63) / 64 * 64;  // padded to 32 columns of 4 bytes, and a sum
 }
 
 void skim_prepare(const float *x,             // [M][K]
                   const float *column_scale,  // [K]
                   void *prepared,             // [M] prepared tokens
                   int32_t M, int32_t K);
+
+// The same for kernels with integer arithmetic: tokens are rounded to 16 bits.
+void skim_prepare_integer(const float *x, const float *column_scale, void *prepared, int32_t M, int32_t K);
 """
 
 MATMUL = """
@@ -33,7 +36,7 @@ void {function}(const uint8_t *codes,      // of the class
                 const void *codebook,      // {codebook}
                 const float *row_scale,    // {row_scale}
                 const int32_t *row_index,  // [rows]: each row's place within a token of y
-                const void *x,             // [M] prepared tokens
+                const void *x,             // [M] tokens, prepared for {arithmetic} arithmetic
                 float *y,                  // [M][y_stride], without bias
                 int32_t M, int32_t K, int32_t y_stride,
                 int32_t begin, int32_t end);  // rows of the class
@@ -47,9 +50,14 @@ void {function}(const uint8_t *codes, const void *codebook, const float *row_sca
 
 
 class Product(NamedTuple):
-    """What a kernel multiplies: the rows of a class in a matrix of N rows and K columns."""
+    """What a kernel multiplies with tokens: the rows of a class in a matrix of N rows and K columns.
+
+    With `integer` tokens are rounded to integers (docs/format.md, "Arithmetic"); codebooks of float16 have no such
+    product.
+    """
 
     row_class: RowClass
+    integer: bool
     N: int
     K: int
 
@@ -79,13 +87,14 @@ def gather_name(row_class: RowClass) -> str:
 
 def kernels_header(matmuls: Mapping[Product, str], gathers: Iterable[RowClass]) -> str:
     """skim_kernels.h for some products, and for classes whose rows are read one by one, too."""
-    classes = {function: product.row_class for product, function in matmuls.items()}
     header = HEADER
-    for function, row_class in sorted(classes.items()):
+    for function, product in sorted({function: product for product, function in matmuls.items()}.items()):
+        row_class = product.row_class
         entries = 1 << row_class.bits
         codebook = "not read" if row_class.codebook is None else f"[rows][{entries}] {row_class.codebook}"
         row_scale = {"int8": "[rows]", "float16": "not read", None: "[rows][2]: scale and offset"}[row_class.codebook]
-        header += MATMUL.format(function=function, codebook=codebook, row_scale=row_scale)
+        arithmetic = "integer" if product.integer else "float"
+        header += MATMUL.format(function=function, codebook=codebook, row_scale=row_scale, arithmetic=arithmetic)
     for row_class in gathers:
         header += GATHER.format(function=gather_name(row_class))
     return header

@@ -45,15 +45,15 @@ class Device(Protocol):
         """For people."""
 
     @property
-    def compilers(self) -> tuple[str, ...]:
-        """C compilers that make programs for it."""
+    def compiler_name(self) -> str:
+        """The C compiler that makes programs for it."""
 
     @property
     def compiler_flags(self) -> tuple[str, ...]:
-        """Their options for its CPU."""
+        """Its options for the CPU."""
 
     def compiler(self) -> str | None:
-        """The one that is installed here, if any is."""
+        """Where it is, if it is installed here."""
 
 
 KernelCompiler = Callable[[Sequence[Product], Sequence[RowClass]], Kernels]
@@ -83,7 +83,13 @@ def build_bundle(
     with staged_directory(output, MANIFEST) as stage:
         weights = _write_weights(program, stage / WEIGHTS, progress or Progress())
         gathers = sorted({rows.row_class for unit in program.gathered for rows in weights.linears[unit].rows})
-        products = sorted({product for layout in weights.linears.values() for product in layout.products()})
+        products = sorted(
+            {
+                product
+                for unit, layout in weights.linears.items()
+                for product in layout.products(integer=unit in program.integer)
+            }
+        )
         kernels = compile_kernels(products, gathers)
         (stage / KERNELS).write_bytes(kernels.object_file)
         source = model_source(
@@ -99,7 +105,7 @@ def build_bundle(
         texts = {
             "skim_kernels.h": kernels_header(kernels.matmuls, gathers),
             "skim_model.c": source,
-            "Makefile": makefile(device.description, device.compilers[0], device.compiler_flags, runtime),
+            "Makefile": makefile(device.description, device.compiler_name, device.compiler_flags, runtime),
         }
         for name, text in texts.items():
             (stage / name).write_text(text, "utf-8")
@@ -147,7 +153,7 @@ def _compile(stage: Path, device: Device) -> dict[str, Any]:
     """Compile the programs if that is possible here; what the manifest says of it."""
     compiler, make = device.compiler(), shutil.which("make")
     if compiler is None or make is None:
-        return _not_compiled(f"{'make' if make is None else device.compilers[0]} is not installed")
+        return _not_compiled(f"{'make' if make is None else device.compiler_name} is not installed")
     # Static, so that they run whatever C library the device has.
     command = [make, "-s", "-C", str(stage), f"CC={compiler}", "LDFLAGS=-static -s"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

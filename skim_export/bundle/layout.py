@@ -73,9 +73,9 @@ class LinearLayout:
     stored_row: int
     read_bytes: int
 
-    def products(self) -> list[Product]:
+    def products(self, *, integer: bool) -> list[Product]:
         """What kernels multiply, class by class."""
-        return [Product(rows.row_class, self.out_features, self.in_features) for rows in self.rows]
+        return [Product(rows.row_class, integer, self.out_features, self.in_features) for rows in self.rows]
 
 
 class WeightsFile:

@@ -19,6 +19,7 @@ from skim_export.bundle.program import Attention, Kind, Operator, Program
 from skim_export.graph.function import DOMAIN
 from skim_export.graph.reader import PackedWeights, packed_weights
 from skim_runtime.errors import UserError
+from skim_runtime.model_directory import INTEGER_ACCURACY
 
 __all__ = ["read_program"]
 
@@ -135,8 +136,12 @@ class _Lowering:
         if width != weights.in_features:
             raise self.refusal(node, f"K is {weights.in_features}, but its input has {width} channels")
         self.program.linears[weights.unit] = weights
+        arithmetic = "float"
+        if node.attributes.get_int("accuracy_level", 0) == INTEGER_ACCURACY and weights.has_integer_arithmetic:
+            arithmetic = "integer"
+            self.program.integer.add(weights.unit)
         scale = hashlib.sha256(weights.tensor("column_scale").tobytes()).hexdigest()
-        prepared = f"{x} prepared with column scale {scale}"  # which linears of the same scale share
+        prepared = f"{x} prepared for {arithmetic} {scale}"  # which linears of the same scale share
         if prepared not in self.program.widths:
             self.emit(Kind.PREPARE, [x], {prepared: width}, unit=weights.unit)
         self.emit(Kind.PRODUCT, [prepared], {y: weights.out_features}, unit=weights.unit)

@@ -91,6 +91,7 @@ class Program:
         widths: elements that each value has for a token; a prepared one has those of what it is prepared from.
         linears: packed weights by unit.
         tensors: what loads the other weights, float32, by name.
+        integer: units that are multiplied in integer arithmetic.
         logits: the value with the logits.
     """
 
@@ -98,6 +99,7 @@ class Program:
     widths: dict[str, int] = field(default_factory=dict)
     linears: dict[str, PackedWeights] = field(default_factory=dict)
     tensors: dict[str, Callable[[], npt.NDArray[np.float32]]] = field(default_factory=dict)
+    integer: set[str] = field(default_factory=set)
     logits: str = "logits"
 
     @property

@@ -139,10 +139,12 @@ def model_source(
         operators.append(_operator(op, barrier, last_only, values, index, weights.tensors))
     return MODEL.format(
         rows="".join(
-            _rows(i, layout, matmuls, unit in program.gathered)
+            _rows(i, layout, matmuls, unit in program.integer, unit in program.gathered)
             for i, (unit, layout) in enumerate(weights.linears.items())
         ),
-        linears=_lines(_linear(i, layout) for i, layout in enumerate(weights.linears.values())),
+        linears=_lines(
+            _linear(i, layout, unit in program.integer) for i, (unit, layout) in enumerate(weights.linears.items())
+        ),
         attentions=_lines(_attention(attention, weights.tensors) for attention in attentions),
         buffers=_lines(_buffer(buffer) for buffer in plan.buffers.values()),
         operators=_lines(operators),
@@ -187,7 +189,7 @@ def _bool(value: bool) -> str | None:
     return "true" if value else None
 
 
-def _rows(index: int, layout: LinearLayout, matmuls: Mapping[Product, str], gathered: bool) -> str:
+def _rows(index: int, layout: LinearLayout, matmuls: Mapping[Product, str], integer: bool, gathered: bool) -> str:
     entries = _lines(
         _fields(
             matmul=matmuls[product],
@@ -199,15 +201,16 @@ def _rows(index: int, layout: LinearLayout, matmuls: Mapping[Product, str], gath
             row_scale=rows.row_scale or None,
             row_index=rows.row_index,
         )
-        for rows, product in zip(layout.rows, layout.products(), strict=True)
+        for rows, product in zip(layout.rows, layout.products(integer=integer), strict=True)
     )
     return f"\nstatic const struct skim_rows rows{index}[] = {{\n{entries}\n}};\n"
 
 
-def _linear(index: int, layout: LinearLayout) -> str:
+def _linear(index: int, layout: LinearLayout, integer: bool) -> str:
     return _fields(
         N=layout.out_features,
         K=layout.in_features,
+        integer=_bool(integer),
         classes=f"rows{index}",
         class_count=len(layout.rows),
         column_scale=layout.column_scale,

@@ -21,7 +21,7 @@ REQUIRED = {
     "kind": str,
     "lookup": str,
     "integer": str,
-    "compiler": list,
+    "compiler": str,
     "threads": int,
     "target": dict,
     "schedule": dict,
@@ -38,9 +38,9 @@ class CpuTarget:
         description: for people.
         lookup: how its instructions look up bytes, a key of `skim_export.bundle.kernels.lookup.LOOKUPS`.
         integer: how they multiply integers, a key of `skim_export.bundle.kernels.arithmetic.INTEGERS`.
-        compilers: C compilers that make programs for it, the first that is installed is taken.
-        compiler_flags: that they need.
-        compiler_package: Debian's package with the first of them.
+        compiler_name: the C compiler that makes programs for it.
+        compiler_flags: that it needs.
+        compiler_package: Debian's package with it.
         emulator: the command that runs its programs on another machine; empty if there is none.
         threads: as many as such a machine has cores.
         tvm: the target as TVM takes it.
@@ -52,7 +52,7 @@ class CpuTarget:
     description: str
     lookup: str
     integer: str
-    compilers: tuple[str, ...]
+    compiler_name: str
     compiler_flags: tuple[str, ...]
     compiler_package: str | None
     emulator: tuple[str, ...]
@@ -70,19 +70,19 @@ class CpuTarget:
         return schedule
 
     def compiler(self) -> str | None:
-        """The C compiler for it, if one is installed."""
-        return next((found for name in self.compilers if (found := shutil.which(name))), None)
+        """The C compiler for it, if it is installed."""
+        return shutil.which(self.compiler_name)
 
     def require_compiler(self) -> str:
         """The C compiler for it.
 
         Raises:
-            UserError: none is installed; says how to get one.
+            UserError: it is not installed; says how to get it.
         """
         if found := self.compiler():
             return found
         hint = f": apt install {self.compiler_package}" if self.compiler_package else ""
-        raise UserError(f"target {self.name} needs the C compiler {self.compilers[0]}, which is not installed{hint}")
+        raise UserError(f"target {self.name} needs the C compiler {self.compiler_name}, which is not installed{hint}")
 
 
 def target_names(kind: str | None = None) -> list[str]:
@@ -118,7 +118,7 @@ def load_cpu_target(name: str) -> CpuTarget:
         description=table["description"],
         lookup=table["lookup"],
         integer=table["integer"],
-        compilers=tuple(table["compiler"]),
+        compiler_name=table["compiler"],
         compiler_flags=tuple(table.get("compiler_flags", ())),
         compiler_package=table.get("compiler_package"),
         emulator=tuple(table.get("emulator", ())),

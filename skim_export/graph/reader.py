@@ -13,6 +13,8 @@ import onnx_ir as ir
 from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS
 from skim_export.packed import PackedLinear
 
+MOST_INTEGER_COLUMNS = 65536
+
 __all__ = ["PackedWeights", "packed_weights", "read_packed"]
 
 
@@ -37,6 +39,12 @@ class PackedWeights:
     def tensor(self, name: str) -> npt.NDArray[Any]:
         """One of the tensors."""
         return np.asarray(self.tensors[name].numpy())
+
+    @property
+    def has_integer_arithmetic(self) -> bool:
+        """Whether it can be multiplied in integers (docs/format.md, "Arithmetic")."""
+        codebook = self.tensors["codebook"]
+        return self.in_features <= MOST_INTEGER_COLUMNS and (codebook.size == 0 or codebook.dtype == ir.DataType.INT8)
 
     def load(self) -> PackedLinear:
         """All tensors.

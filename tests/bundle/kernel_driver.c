@@ -16,23 +16,23 @@
 
 typedef void (*function)(void);
 static const struct {
-  const char *name;
+  const char* name;
   function call;
 } kFunctions[] = {
 #include "functions.inc"
 };
 
-typedef void (*prepare)(void *, void *, void *, int32_t, int32_t);
-typedef void (*gather)(void *, void *, void *, void *, int32_t, int32_t);
-typedef void (*matmul)(void *, void *, void *, void *, void *, void *, int32_t, int32_t, int32_t, int32_t, int32_t);
+typedef void (*prepare)(void*, void*, void*, int32_t, int32_t);
+typedef void (*gather)(void*, void*, void*, void*, int32_t, int32_t);
+typedef void (*matmul)(void*, void*, void*, void*, void*, void*, int32_t, int32_t, int32_t, int32_t, int32_t);
 
-static int32_t read_int(FILE *file) {
+static int32_t read_int(FILE* file) {
   int32_t value;
   if (fread(&value, sizeof value, 1, file) != 1) exit(3);
   return value;
 }
 
-static function find(const char *name) {
+static function find(const char* name) {
   for (size_t i = 0; i < sizeof kFunctions / sizeof *kFunctions; ++i) {
     if (strcmp(kFunctions[i].name, name) == 0) return kFunctions[i].call;
   }
@@ -40,13 +40,13 @@ static function find(const char *name) {
   exit(2);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 3) return 2;
   FILE *calls = fopen(argv[1], "rb"), *results = fopen(argv[2], "wb");
   if (!calls || !results) return 3;
   char name[NAME_BYTES];
   while (fread(name, sizeof name, 1, calls) == 1) {
-    void *memory[MOST_ARGUMENTS] = {0};
+    void* memory[MOST_ARGUMENTS] = {0};
     int32_t integers[MOST_ARGUMENTS] = {0};
     int32_t sizes[MOST_ARGUMENTS] = {0};
     int memories = 0, numbers = 0, written = 0;
@@ -58,7 +58,7 @@ int main(int argc, char **argv) {
         continue;
       }
       const size_t bytes = (size_t)size + (kind == 1 ? READABLE_BEHIND : 0);
-      char *data = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
+      char* data = aligned_alloc(64, (bytes + 63) / 64 * 64 + 64);
       memset(data, 0xff, (bytes + 63) / 64 * 64 + 64);
       if (kind == 1 && fread(data, 1, size, calls) != (size_t)size) return 3;
       if (kind == 2) written = memories;
@@ -66,8 +66,8 @@ int main(int argc, char **argv) {
       memory[memories++] = data;
     }
     const function call = find(name);
-    void **m = memory;
-    int32_t *n = integers;
+    void** m = memory;
+    int32_t* n = integers;
     if (memories == 3) {
       ((prepare)call)(m[0], m[1], m[2], n[0], n[1]);
     } else if (memories == 4) {
@@ -76,7 +76,7 @@ int main(int argc, char **argv) {
       ((matmul)call)(m[0], m[1], m[2], m[3], m[4], m[5], n[0], n[1], n[2], n[3], n[4]);
     }
     // Nothing may be written behind the end.
-    const unsigned char *end = (unsigned char *)memory[written] + sizes[written];
+    const unsigned char* end = (unsigned char*)memory[written] + sizes[written];
     for (int i = 0; i < 64; ++i) {
       if (end[i] != 0xff) return 4;
     }

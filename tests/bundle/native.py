@@ -18,6 +18,7 @@ from skim_export.bundle.bundle import build_bundle
 HERE = Path(__file__).parent
 RUNTIME = HERE.parents[1] / "skim_export" / "bundle" / "c"
 PROGRAMS = ("skim_run.c", "skim_example.c")
+PREPARE = ("skim_prepare", "skim_prepare_integer")
 STRICT = ("-std=c11", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror")
 
 
@@ -27,12 +28,12 @@ class Device:
 
     name: str = "host"
     description: str = "This machine"
-    compilers: tuple[str, ...] = ("cc",)
+    compiler_name: str = "cc"
     compiler_flags: tuple[str, ...] = ()
     compiles: bool = False
 
     def compiler(self):
-        return shutil.which(self.compilers[0]) if self.compiles else None
+        return shutil.which(self.compiler_name) if self.compiles else None
 
 
 def require(tool):
@@ -58,7 +59,7 @@ def reference_kernels(compiler="cc"):
         with tempfile.TemporaryDirectory() as directory:
             file = Path(directory) / "kernels.o"
             compile_c(compiler, "-O2", "-c", HERE / "reference_kernels.c", "-o", file)
-            names = {product: f"skim_matmul_{product.row_class.name}" for product in products}
+            names = {p: f"skim_matmul_{p.row_class.name}" for p in products}  # they serve every arithmetic
             return Kernels(file.read_bytes(), names)
 
     return compile_kernels
@@ -67,7 +68,7 @@ def reference_kernels(compiler="cc"):
 def bundle(model, output, device=None):
     """Write a bundle and return its directory."""
     device = device or Device()
-    build_bundle(model, device, output, reference_kernels(device.compilers[0]))
+    build_bundle(model, device, output, reference_kernels(device.compiler_name))
     return output
 
 
@@ -75,7 +76,8 @@ def compile_runtime(directory, flags):
     """Compile logits.c and all of the runtime that is the same for all models, and return the object files."""
     sources = [HERE / "logits.c", *(path for path in sorted(RUNTIME.glob("*.c")) if path.name not in PROGRAMS)]
     objects = [directory / f"{source.stem}.o" for source in sources]
-    (directory / "skim_kernels.h").write_text("void skim_prepare(const float*, const float*, void*, int, int);\n")
+    declared = "".join(f"void {name}(const float*, const float*, void*, int, int);\n" for name in PREPARE)
+    (directory / "skim_kernels.h").write_text(declared)
     for source, file in zip(sources, objects, strict=True):
         compile_c("cc", *flags, f"-I{RUNTIME}", f"-I{directory}", "-c", source, "-o", file)
     return objects

@@ -85,6 +85,11 @@ void skim_prepare(const float* x, const float* column_scale, void* prepared, int
   }
 }
 
+// Any form of prepared tokens will do, this one as well as another.
+void skim_prepare_integer(const float* x, const float* column_scale, void* prepared, int32_t M, int32_t K) {
+  skim_prepare(x, column_scale, prepared, M, K);
+}
+
 #define KERNELS(name, kind, b)                                                                                       \
   void skim_matmul_##name(const uint8_t* codes, const void* codebook, const float* row_scale,                        \
                           const int32_t* row_index, const void* x, float* y, int32_t M, int32_t K, int32_t y_stride, \

@@ -30,7 +30,7 @@ def test_programs_for_other_machines_give_the_same_tokens(name, tiny, tmp_path):
     compiler, flag, emulator = DEVICES[name]
     for tool in (compiler, emulator, "make"):
         require(tool)
-    device = Device(name, compilers=(compiler,), compiler_flags=(flag,), compiles=True)
+    device = Device(name, compiler_name=compiler, compiler_flags=(flag,), compiles=True)
     directory = bundle(tiny("llama").path, tmp_path / name, device)
     prompt = random_tokens(40, seed=1)
     expected = generate(Session(tiny("llama").path, threads=1), prompt, max_new_tokens=12, stop=()).tokens
@@ -85,8 +85,8 @@ def test_a_bundle_can_be_replaced(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("device", "reason"),
     [
-        (Device(compilers=("nowhere-gcc",), compiles=True), "nowhere-gcc is not installed"),
-        (Device(compilers=("cc",), compiler_flags=("-mcpu=nothing",), compiles=True), "cc failed: "),
+        (Device(compiler_name="nowhere-gcc", compiles=True), "nowhere-gcc is not installed"),
+        (Device(compiler_name="cc", compiler_flags=("-mcpu=nothing",), compiles=True), "cc failed: "),
     ],
 )
 def test_without_a_compiler_the_sources_are_there(device, reason, tiny, tmp_path, caplog):

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skim_export.bundle.product import Product
+from skim_export.bundle.abi import Product
 from skim_export.bundle.row_class import RowClass, row_classes
 from skim_export.bundle.target import load_cpu_target, target_names
 from skim_export.packed import LevelKind
@@ -59,16 +59,14 @@ class Machine:
             emulator = target.emulator[0]
             require(shutil.which(emulator), f"{emulator} is not installed: apt install qemu-user")
         compiler = target.compiler()
-        require(compiler, f"{target.compilers[0]} is not installed: apt install {target.compiler_package}")
+        require(compiler, f"{target.compiler_name} is not installed: apt install {target.compiler_package}")
         products = [
-            Product(c, integer, target.schedule)
-            for c in classes
-            for integer in (False, True)
-            if has_arithmetic(c, integer)
+            Product(c, integer, 100, 1320) for c in classes for integer in (False, True) if has_arithmetic(c, integer)
         ]
-        functions = ["skim_prepare", "skim_prepare_integer", *(p.name for p in products)]
+        kernels = compile_kernels(products, classes, target)
+        functions = ["skim_prepare", "skim_prepare_integer", *kernels.matmuls.values()]
         functions += [f"skim_gather_{c.name}" for c in classes]
-        (directory / "kernels.o").write_bytes(compile_kernels(products, classes, target))
+        (directory / "kernels.o").write_bytes(kernels.object_file)
         declared = "".join(f'{{"{name}", (function){name}}},\n' for name in functions)
         (directory / "functions.inc").write_text(declared)
         declarations = "".join(f"void {name}(void);\n" for name in functions)

@@ -46,7 +46,8 @@ int main(int argc, char** argv) {
   float *x = malloc(sizeof *x * (size_t)K), *y = malloc(sizeof *y * (size_t)N);
   void* prepared = aligned_alloc(64, (size_t)skim_prepared_bytes(K));  // a multiple of 64
   for (int32_t k = 0; k < K; ++k) x[k] = (float)(k % 7 - 3);
-  skim_prepare(x, (const float*)(weights + linear()->column_scale), prepared, 1, K);
+  const float* column_scale = (const float*)(weights + linear()->column_scale);
+  (linear()->integer ? skim_prepare_integer : skim_prepare)(x, column_scale, prepared, 1, K);
 
   struct part parts[THREADS];
   for (int i = 0; i < THREADS; ++i) {

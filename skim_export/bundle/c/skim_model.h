@@ -27,6 +27,7 @@ struct skim_rows {
 
 struct skim_linear {
   int32_t N, K;
+  bool integer;  // arithmetic of its kernels
   const struct skim_rows* classes;
   int32_t class_count;
   skim_offset column_scale;  // [K]

@@ -61,7 +61,8 @@ void skim_prepare_input(const struct skim_thread* thread, const struct skim_oper
   const float* scale = skim_tensor(thread->session, linear->column_scale);
   tokens = own_tokens(thread, tokens);
   for (int32_t token = tokens.begin; token < tokens.end; ++token) {
-    skim_prepare(skim_row(thread, op->in[0], token), scale, skim_row(thread, op->out[0], token), 1, linear->K);
+    (linear->integer ? skim_prepare_integer : skim_prepare)(skim_row(thread, op->in[0], token), scale,
+                                                            skim_row(thread, op->out[0], token), 1, linear->K);
   }
 }
 

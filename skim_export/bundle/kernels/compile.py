@@ -10,25 +10,26 @@ from typing import Any
 import tvm
 from tvm import tirx
 
+from skim_export.bundle.abi import Kernels, Product, gather_name
 from skim_export.bundle.kernels.arithmetic import FLOAT, INTEGERS
 from skim_export.bundle.kernels.gather import gather
 from skim_export.bundle.kernels.lookup import LOOKUPS
 from skim_export.bundle.kernels.matmul import matmul
 from skim_export.bundle.kernels.prepare import prepare
-from skim_export.bundle.product import Product
 from skim_export.bundle.row_class import RowClass
+from skim_export.bundle.schedule import Schedule
 from skim_export.bundle.target import CpuTarget
 from skim_runtime.errors import UserError
 
 __all__ = ["compile_functions", "compile_kernels"]
 
 
-def compile_kernels(products: Iterable[Product], gathers: Iterable[RowClass], target: CpuTarget) -> bytes:
-    """The object file with the kernels of a bundle, and with `skim_prepare` and `skim_prepare_integer`.
+def compile_kernels(products: Iterable[Product], gathers: Iterable[RowClass], target: CpuTarget) -> Kernels:
+    """The kernels of a bundle, and `skim_prepare` and `skim_prepare_integer`, for a target.
 
     Args:
-        products: to multiply with.
-        gathers: the classes whose rows are also read one by one, by `skim_gather_<class>`.
+        products: to multiply; those that have the same class, arithmetic and schedule share a kernel.
+        gathers: the classes whose rows are also read one by one.
         target: what to compile for.
 
     Raises:
@@ -37,13 +38,24 @@ def compile_kernels(products: Iterable[Product], gathers: Iterable[RowClass], ta
     lookup = _named(target, "lookup", target.lookup, LOOKUPS)
     integer = _named(target, "integer", target.integer, INTEGERS)
     functions = [prepare(FLOAT.form, "skim_prepare"), prepare(integer.form, "skim_prepare_integer")]
-    functions += [matmul(p.row_class, p.schedule, lookup, integer if p.integer else FLOAT, p.name) for p in products]
-    functions += [gather(c, target.schedule.decode.lanes, lookup, f"skim_gather_{c.name}") for c in gathers]
+    functions += [gather(c, target.schedule.decode.lanes, lookup, gather_name(c)) for c in gathers]
+    names: dict[tuple[RowClass, bool, Schedule], str] = {}
+    matmuls = {}
+    for product in products:
+        row_class = product.row_class
+        kernel = (row_class, product.integer, target.schedule_for(*product))
+        if kernel not in names:
+            base = f"skim_matmul_{row_class.name}{'_integer' if product.integer else ''}"
+            like_it = sum(key[:2] == kernel[:2] for key in names)
+            names[kernel] = f"{base}_{like_it + 1}" if like_it else base
+            arithmetic = integer if product.integer else FLOAT
+            functions.append(matmul(row_class, kernel[2], lookup, arithmetic, names[kernel]))
+        matmuls[product] = names[kernel]
     module = compile_functions(functions, target)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "kernels.o"
         module.write_to_file(str(path), "o")
-        return path.read_bytes()
+        return Kernels(path.read_bytes(), matmuls)
 
 
 def _named(target: CpuTarget, key: str, name: str, known: dict[str, Any]) -> Any:
