@@ -1,0 +1,71 @@
+"""The kernels of a bundle as files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from skim_export.bundle.gpu.emit import emit
+from skim_export.bundle.gpu.kernel_list import KernelEntry, KernelList
+from skim_export.bundle.gpu.kernels import kernels_for
+from skim_export.bundle.gpu.nvcc import compile_cubins
+from skim_export.bundle.gpu.target import GpuTarget
+from skim_export.bundle.row_class import RowClass
+from skim_runtime.errors import UserError
+
+__all__ = ["write_kernels"]
+
+SUFFIXES = {"cuda": "cu", "opencl": "cl", "metal": "metal", "webgpu": "wgsl"}
+
+
+def write_kernels(
+    directory: Path, target: GpuTarget, products: Iterable[RowClass], gathered: Iterable[RowClass]
+) -> KernelList:
+    """Write the source of all kernels for a target, and kernels.json.
+
+    CUDA gets one file, which nvcc compiles as a whole. The others get one for each kernel: their drivers compile at run
+    time, and so compile only what is used; WGSL could not have two in one file, since their bindings would collide.
+
+    Args:
+        directory: where the files go.
+        target: of the kernels.
+        products: classes of rows that are multiplied.
+        gathered: classes of rows of the embedding.
+
+    Raises:
+        UserError: a kernel would need more of the device than the target's file says that it has.
+    """
+    kernels = kernels_for(products, gathered, target.schedule)
+    suffix = SUFFIXES[target.language]
+    files = {f"kernels.{suffix}": kernels} if target.language == "cuda" else {f"{k.name}.{suffix}": [k] for k in kernels}
+    entries: list[KernelEntry] = []
+    for name, kernels_of_file in files.items():
+        source, emitted = emit(kernels_of_file, target.tvm, name)
+        (directory / name).write_text(source, encoding="utf-8")
+        entries += emitted
+    for entry in entries:
+        _check_limits(entry, target)
+    binaries: dict[str, str] = {}
+    notes: list[str] = []
+    if target.language == "cuda":
+        binaries = compile_cubins(directory / f"kernels.{suffix}")
+        if not binaries:
+            notes.append("no cubins: nvcc was not on the machine that wrote this bundle")
+    kernel_list = KernelList(target.name, target.language, tuple(entries), binaries, tuple(notes))
+    kernel_list.write(directory)
+    return kernel_list
+
+
+def _check_limits(entry: KernelEntry, target: GpuTarget) -> None:
+    threads = 1
+    for extent in entry.workgroup:
+        threads *= extent
+    for what, need, limit in (
+        ("threads", threads, "max_num_threads"),
+        ("bytes of shared memory", entry.shared_bytes, "max_shared_memory_per_block"),
+    ):
+        if need > target.tvm[limit]:
+            raise UserError(
+                f"target {target.name}: {entry.name} needs {need} {what}, above target.{limit} = {target.tvm[limit]}; "
+                f"lower the numbers of its schedule"
+            )
