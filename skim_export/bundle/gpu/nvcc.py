@@ -10,14 +10,12 @@ from pathlib import Path
 
 from skim_runtime.errors import UserError
 
-__all__ = ["ARCHITECTURES", "compile_cubins"]
-
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
+__all__ = ["compile_cubins"]
 
 _log = logging.getLogger(__name__)
 
 
-def compile_cubins(source: Path, architectures: Sequence[str] = ARCHITECTURES) -> dict[str, str]:
+def compile_cubins(source: Path, architectures: Sequence[str]) -> dict[str, str]:
     """Compile a .cu file into one cubin for each architecture, beside it.
 
     Returns:

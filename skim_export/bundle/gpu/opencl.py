@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,13 +39,14 @@ class OpenClKernels:
     Args:
         directory: of the bundle, with kernels.json.
         context: of the device; by default of the first one of the first platform.
+        options: of the OpenCL compiler.
     """
 
-    def __init__(self, directory: Path, context: cl.Context | None = None) -> None:
+    def __init__(self, directory: Path, context: cl.Context | None = None, options: Sequence[str] = ()) -> None:
         self.kernels = load_kernel_list(directory)
         self.context = context or cl.Context([cl.get_platforms()[0].get_devices()[0]])
         self.queue = cl.CommandQueue(self.context)
-        self._directory = directory
+        self._directory, self._options = directory, list(options)
         self._compiled: dict[str, cl.Kernel] = {}
 
     def upload(self, packed: PackedLinear) -> DeviceLinear:
@@ -97,7 +98,7 @@ class OpenClKernels:
     def _kernel(self, entry: KernelEntry) -> cl.Kernel:
         if entry.name not in self._compiled:
             source = (self._directory / entry.source).read_text(encoding="utf-8")
-            self._compiled[entry.name] = cl.Kernel(cl.Program(self.context, source).build(), entry.entry_point)
+            self._compiled[entry.name] = cl.Kernel(cl.Program(self.context, source).build(self._options), entry.entry_point)
         return self._compiled[entry.name]
 
 

@@ -56,7 +56,7 @@ def _body(row_class: RowClass, s: Prefill) -> None:
     quads, stride = s.blocks * 8, (s.blocks * 32 + PADDING) // 4
     grid = (weights.rows + s.rows - 1) // s.rows, (M + s.tokens - 1) // s.tokens
     with launch(grid, (s.token_threads, s.row_threads)) as ((row_tile, token_tile), (thread_x, thread_y)):
-        thread = let("thread", thread_y * s.token_threads + thread_x)
+        thread = let("thread_of_workgroup", thread_y * s.token_threads + thread_x)
         first_row, first_token = let("first_row", row_tile * s.rows), let("first_token", token_tile * s.tokens)
         weight_tile, x_tile = shared("weight_tile", s.rows * stride * 4), shared("x_tile", s.tokens * stride * 4)
         sums = local("sums", own_rows * own_tokens)

@@ -26,12 +26,14 @@ class GpuTarget:
         description: for people.
         tvm: TVM's target as a dictionary; `kind` is the language: cuda, opencl, metal or webgpu.
         schedule: of its kernels.
+        architectures: that kernels in CUDA are compiled for ahead of time, as nvcc calls them.
     """
 
     name: str
     description: str
     tvm: dict[str, Any]
     schedule: Schedule
+    architectures: tuple[str, ...] = ()
 
     @property
     def language(self) -> str:
@@ -55,7 +57,13 @@ def load_target(path: Path) -> GpuTarget:
     _power_of_2(schedule["threads"], f"{path}: schedule.threads")
     if prefill.rows % prefill.row_threads or prefill.tokens % prefill.token_threads:
         raise UserError(f"{path}: schedule.prefill: rows and tokens must be multiples of row_threads and token_threads")
-    return GpuTarget(path.stem, entry["description"], entry["target"], Schedule(decode, prefill, schedule["threads"]))
+    return GpuTarget(
+        path.stem,
+        entry["description"],
+        entry["target"],
+        Schedule(decode, prefill, schedule["threads"]),
+        tuple(entry.get("architectures", ())),
+    )
 
 
 def _section(kind: type[Section], table: dict[str, Any], where: str) -> Section:

@@ -25,6 +25,7 @@ LANES_OF_WORD = 4
 BLOCKS = LANES // LANES_OF_WORD  # of a full superblock
 
 TWO_TO_23 = 0x4B000000  # float32 whose last bit counts 1: a code of up to 23 bits in its mantissa is added to it
+TWO_TO_MINUS_24 = (127 - 24) << 23  # as the bits of a float32: TVM writes float constants with 7 digits
 TWO_TO_112 = 112 << 23  # difference of the biases of float32's and float16's exponents, in place
 
 
@@ -158,9 +159,9 @@ def _int8_entry(codebook: Buffer, index: Expr) -> Expr:
 
 def _float16_entry(codebook: Buffer, index: Expr) -> Expr:
     """In integers: WGSL has float16 only as an extension, and GPUs may take subnormal numbers for 0."""
-    half = let("half", codebook[index >> 1] >> ((index & 1) * 16).astype("uint32"))
+    half = let("float16_bits", codebook[index >> 1] >> ((index & 1) * 16).astype("uint32"))
     sign = (half & uint32(0x8000)) << uint32(16)
     magnitude = let("magnitude", half & uint32(0x7FFF))
     normal = let("normal", (magnitude << uint32(13)) + uint32(TWO_TO_112))
-    subnormal = T.reinterpret("uint32", magnitude.astype("float32") * T.float32(2.0**-24))
+    subnormal = T.reinterpret("uint32", magnitude.astype("float32") * T.reinterpret("float32", uint32(TWO_TO_MINUS_24)))
     return T.reinterpret("float32", sign | tirx.Select(magnitude < uint32(0x400), subnormal, normal))

@@ -47,8 +47,8 @@ def write_kernels(
         _check_limits(entry, target)
     binaries: dict[str, str] = {}
     notes: list[str] = []
-    if target.language == "cuda":
-        binaries = compile_cubins(directory / f"kernels.{suffix}")
+    if target.architectures:
+        binaries = compile_cubins(directory / f"kernels.{suffix}", target.architectures)
         if not binaries:
             notes.append("no cubins: nvcc was not on the machine that wrote this bundle")
     kernel_list = KernelList(target.name, target.language, tuple(entries), binaries, tuple(notes))
