@@ -1,1 +1,1 @@
-"""Device bundles: the packed model and kernels for it, compiled by TVM, without TVM on the device."""
+"""Device bundles: the model and its operators compiled for a target, without Python, TVM or ONNX Runtime on it."""

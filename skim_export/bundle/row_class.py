@@ -36,6 +36,6 @@ def row_classes(packed: PackedLinear) -> list[RowClass]:
     for number, rows in enumerate(packed.rows_per_class):
         if rows:
             kind = class_kind(number)
-            codebook = "int8" if packed.codebook.dtype.name == "int8" else "float16"
+            codebook: Literal["int8", "float16"] = "int8" if packed.codebook.dtype.name == "int8" else "float16"
             classes.append(RowClass(kind, class_bits(number), None if kind == LevelKind.AFFINE else codebook))
     return classes

@@ -12,32 +12,43 @@ from skim_export.bundle.gpu.tir import (
     add_up,
     barrier,
     buffer,
+    float32,
     function,
     launch,
     let,
     load4,
     local,
+    minimum,
     scalar,
     serial,
     shared,
     store,
     when,
 )
-from skim_export.bundle.gpu.weights import CODES, Row, Weights, block_at, extract, step
+from skim_export.bundle.gpu.weights import (
+    CODES,
+    LANES_OF_WORD,
+    Block,
+    RowCodes,
+    RowLevels,
+    Weights,
+    block_at,
+    code_of,
+    steps,
+)
 from skim_export.bundle.row_class import RowClass
 from skim_export.packed import LevelKind
-
-from tvm.tirx.script import builder as T  # isort: skip
 
 __all__ = ["decode_kernel"]
 
 
 def decode_kernel(row_class: RowClass, schedule: Decode) -> Kernel:
-    """y[m, row_index[n]] = sum_k level(n, k) x[m, k] for `M` tokens, `schedule.tokens` to a workgroup.
+    """y[m, row_index[n]] = sum_k level(n, k) x[m, k] for `M` tokens x, `schedule.tokens` of them in a workgroup.
 
-    x holds 32 ceil(K / 32) floats a token, as the prepare kernel leaves them. Levels of tables lie in shared memory,
-    scaled. Affine levels are multiplied as whole numbers: with x_sum[m] = sum_k x[m, k] the result is
-    scale * sum_k (code - 2^(b-1)) x[m, k] + offset * x_sum[m].
+    `prepared` and `x_sum` are what the prepare kernel makes of x. The levels of tables lie in shared memory, scaled.
+    Affine levels are multiplied as whole numbers: the result is
+
+        scale * sum_k (code - 2^(b-1)) x[m, k] + offset * sum_k x[m, k]
     """
     name = f"skim_decode{schedule.tokens}_{row_class.name}"
     return Kernel(
@@ -53,53 +64,60 @@ def decode_kernel(row_class: RowClass, schedule: Decode) -> Kernel:
 def _body(row_class: RowClass, s: Decode) -> None:
     affine = row_class.kind == LevelKind.AFFINE
     weights = Weights(row_class)
-    x, x_sum = buffer("prepared", "float32"), buffer("x_sum", "float32") if affine else None
+    x = buffer("prepared", "float32")
+    x_sum: Buffer = buffer("x_sum", "float32") if affine else None
     y, y_stride = buffer("y", "float32"), scalar("y_stride")
     row_index, row_start = buffer("row_index", "int32"), scalar("row_start")
     M = scalar("M")
     rows_of_workgroup = s.groups * s.rows
     outputs = s.rows * s.tokens  # of a group
     grid = (weights.rows + rows_of_workgroup - 1) // rows_of_workgroup, (M + s.tokens - 1) // s.tokens
-    with launch(grid, (s.threads, s.groups)) as ((group_of_rows, group_of_tokens), (thread, group)):
-        levels = None if affine else _shared_levels(weights, s, group_of_rows, group * s.threads + thread)
+    with launch(grid, (s.threads, s.groups)) as ((workgroup_x, workgroup_y), (thread, group)):
+        first_row_of_workgroup = let("first_row_of_workgroup", workgroup_x * rows_of_workgroup)
+        levels = None
+        if not affine:
+            levels = _shared_levels(weights, s, first_row_of_workgroup, group * s.threads + thread)
         blocks = let("blocks", weights.blocks)
-        first_row = let("first_row", group_of_rows * rows_of_workgroup + group * s.rows)
-        first_token = let("first_token", group_of_tokens * s.tokens)
-        # Beyond the last row and token the last one is computed again, and not written.
-        rows = [weights.row(let("row", T.min(first_row + r, weights.rows - 1))) for r in range(s.rows)]
-        tokens = [let("token_quad", T.min(first_token + m, M - 1) * (blocks * 8)) for m in range(s.tokens)]
+        first_row = let("first_row", first_row_of_workgroup + group * s.rows)
+        first_token = let("first_token", workgroup_y * s.tokens)
+        # Beyond the last row and token the last one is computed once more, and not written.
+        rows = [RowCodes(weights, weights.existing(first_row + r), blocks) for r in range(s.rows)]
+        tokens = [let("token", minimum(first_token + m, M - 1)) for m in range(s.tokens)]
+        quads = [let("first_quad", token * (blocks * CODES)) for token in tokens]
         sums = local("sums", outputs)
         for output in range(outputs):
-            store(sums, output, T.float32(0))
+            store(sums, output, float32(0))
         with serial("turn", (blocks + s.threads - 1) // s.threads) as turn:
             index = let("block", turn * s.threads + thread)
             with when(index < blocks):
-                _multiply_block(sums, row_class.bits, rows, tokens, x, levels, group, index, blocks)
+                block = block_at(index, blocks)
+                _multiply_block(sums, row_class.bits, rows, block, x, quads, levels, group * (s.rows << row_class.bits))
         partial = shared("partial", s.groups * outputs * s.threads)
-        first = let("first", group * (outputs * s.threads))
+        first = let("first_partial", group * (outputs * s.threads))
         for output in range(outputs):
             store(partial, first + output * s.threads + thread, sums[output])
         add_up(partial, first, outputs, s.threads, thread)
         with serial("turn", -(-outputs // s.threads)) as turn:
             output = let("output", turn * s.threads + thread)
-            r, m = first_row + output // s.tokens, first_token + output % s.tokens
-            with when((output < outputs) & (r < weights.rows) & (m < M)):
-                total = partial[first + output * s.threads]
+            row, token = let("row", first_row + output // s.tokens), let("token", first_token + output % s.tokens)
+            with when((output < outputs) & (row < weights.rows) & (token < M)):
+                result = partial[first + output * s.threads]
                 if affine:
-                    row = weights.row(r)
-                    total = row.scale * total + row.offset * x_sum[m]
-                store(y, m * y_stride + row_index[row_start + r], total)
+                    affine_levels = RowLevels(weights, row)
+                    result = affine_levels.scale * result + affine_levels.offset * x_sum[token]
+                store(y, token * y_stride + row_index[row_start + row], result)
 
 
-def _shared_levels(weights: Weights, s: Decode, group_of_rows: Expr, thread: Expr) -> Buffer:
-    """The scaled codebooks of all rows of the workgroup."""
-    bits, rows, threads = weights.row_class.bits, s.groups * s.rows, s.groups * s.threads
-    levels = shared("levels", rows << bits)
-    with serial("turn", -(-(rows << bits) // threads)) as turn:
+def _shared_levels(weights: Weights, s: Decode, first_row: Expr, thread: Expr) -> Buffer:
+    """The levels of all rows of the workgroup."""
+    bits, threads = weights.row_class.bits, s.groups * s.threads
+    count = (s.groups * s.rows) << bits
+    levels = shared("levels", count)
+    with serial("turn", -(-count // threads)) as turn:
         place = let("place", turn * threads + thread)
-        with when(place < rows << bits):
-            row = weights.row(let("row", T.min(group_of_rows * rows + (place >> bits), weights.rows - 1)))
-            store(levels, place, row.level((place & ((1 << bits) - 1)).astype("uint32")))
+        with when(place < count):
+            row = weights.existing(first_row + (place >> bits))
+            store(levels, place, RowLevels(weights, row)[(place & ((1 << bits) - 1)).astype("uint32")])
     barrier()
     return levels
 
@@ -107,26 +125,35 @@ def _shared_levels(weights: Weights, s: Decode, group_of_rows: Expr, thread: Exp
 def _multiply_block(
     sums: Buffer,
     bits: int,
-    rows: list[Row],
-    tokens: list[Expr],
+    rows: list[RowCodes],
+    block: Block,
     x: Buffer,
+    quads: list[Expr],
     levels: Buffer | None,
-    group: Expr,
-    index: Expr,
-    blocks: Expr,
+    first_level: Expr,
 ) -> None:
-    block = block_at(index, blocks, bits)
+    """Add the products of a block to the sums of each row and token.
+
+    Args:
+        sums: of all tokens for one row after the other.
+        bits: width of the codes.
+        rows: of this group of threads.
+        block: of them.
+        x: the activations.
+        quads: where each token begins in x, in quads.
+        levels: the levels of the workgroup's rows; None for affine ones.
+        first_level: where the levels of this group's rows begin.
+    """
     words = [row.words(block) for row in rows]
     for j in range(CODES):
-        quad = let("quad_of_code", block.quad + block.quad_step * j)
-        columns = [load4(x, token + quad) for token in tokens]
+        quad = let("quad", block.quad(j))
+        columns = [load4(x, first + quad) for first in quads]
         for r in range(len(rows)):
-            for lane in range(4):
-                code = extract(words[r], bits, j, lane)
+            for lane in range(LANES_OF_WORD):
+                code = code_of(words[r], bits, j, lane)
                 if levels is None:
-                    level = let("level", step(code, bits))
+                    level = let("level", steps(code, bits))
                 else:
-                    first = (group * len(rows) + r) << bits
-                    level = let("level", levels[first + code.astype("int32")])
-                for m in range(len(tokens)):
-                    add(sums, r * len(tokens) + m, level * columns[m][lane])
+                    level = let("level", levels[first_level + (r << bits) + code.astype("int32")])
+                for m in range(len(quads)):
+                    add(sums, r * len(quads) + m, level * columns[m][lane])

@@ -36,15 +36,15 @@ def emit(kernels: Sequence[Kernel], target: dict[str, Any], file: str) -> tuple[
         function = functions[entry_point]
         entries.append(
             KernelEntry(
-                kernel.name,
-                kernel.operation,
-                kernel.row_class and kernel.row_class.name,
-                file,
-                entry_point,
-                tuple(_argument(parameter, kernel) for parameter in function.params),
-                kernel.grid,
-                kernel.workgroup,
-                int(s_tir.analysis.calculate_allocated_bytes(function)["main"].get("shared", 0)),
+                name=kernel.name,
+                operation=kernel.operation,
+                row_class=None if kernel.row_class is None else kernel.row_class.name,
+                source=file,
+                entry_point=entry_point,
+                arguments=tuple(_argument(parameter, kernel) for parameter in function.params),
+                grid=kernel.grid,
+                workgroup=kernel.workgroup,
+                shared_bytes=int(s_tir.analysis.calculate_allocated_bytes(function)["main"].get("shared", 0)),
             )
         )
     return codegen_build(module, device).inspect_source(), entries

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from tvm.tirx.script import builder as T
-
 from skim_export.bundle.gpu.kernel import Kernel
 from skim_export.bundle.gpu.kernel_list import GridAxis
-from skim_export.bundle.gpu.tir import buffer, function, launch, let, scalar, serial, store, when
-from skim_export.bundle.gpu.weights import CODES, LANES_OF_WORD, Weights, block_at, extract
+from skim_export.bundle.gpu.tir import buffer, function, launch, let, minimum, scalar, serial, store, when
+from skim_export.bundle.gpu.weights import CODES, LANES_OF_WORD, RowCodes, RowLevels, Weights, block_at, code_of
 from skim_export.bundle.row_class import RowClass
 
 __all__ = ["gather_kernel"]
@@ -28,20 +26,20 @@ def _body(row_class: RowClass, threads: int) -> None:
     ids, stored_row, row_start = buffer("ids", "int32"), buffer("stored_row", "int32"), scalar("row_start")
     column_scale, y, M = buffer("column_scale", "float32"), buffer("y", "float32"), scalar("M")
     with launch((M,), (threads,)) as ((token,), (thread,)):
-        index = let("row", stored_row[ids[T.min(token, M - 1)]] - row_start)
-        tasks = let("tasks", weights.blocks * LANES_OF_WORD)
-        with (
-            when((token < M) & (index >= 0) & (index < weights.rows)),
-            serial("turn", (tasks + threads - 1) // threads) as turn,
-        ):
-            task = let("task", turn * threads + thread)
-            with when(task < tasks):
-                row = weights.row(index)
-                block = block_at(task // LANES_OF_WORD, weights.blocks, row_class.bits)
-                lane = let("lane", task % LANES_OF_WORD)
-                own = [let("own", word >> (lane * 8).astype("uint32")) for word in row.words(block)]
-                for j in range(CODES):
-                    column = let("column_of_code", (block.quad + block.quad_step * j) * 4 + lane)
-                    with when(column < weights.K):
-                        level = row.level(let("code", extract(own, row_class.bits, j, 0)))
-                        store(y, token * weights.K + column, level * column_scale[column])
+        # WGSL: TVM lets one workgroup too many run, where it folds a long grid.
+        row = let("row", stored_row[ids[minimum(token, M - 1)]] - row_start)
+        blocks = let("blocks", weights.blocks)
+        tasks = let("tasks", blocks * LANES_OF_WORD)
+        with when((token < M) & (row >= 0) & (row < weights.rows)):
+            codes, levels = RowCodes(weights, row, blocks), RowLevels(weights, row)
+            with serial("turn", (tasks + threads - 1) // threads) as turn:
+                task = let("task", turn * threads + thread)
+                with when(task < tasks):
+                    lane = let("lane", task % LANES_OF_WORD)
+                    block = block_at(task // LANES_OF_WORD, blocks)
+                    words = [let("from_lane", word >> (lane * 8).astype("uint32")) for word in codes.words(block)]
+                    for j in range(CODES):
+                        column = let("column", block.quad(j) * 4 + lane)
+                        with when(column < weights.K):
+                            level = levels[let("code", code_of(words, row_class.bits, j))]
+                            store(y, token * weights.K + column, level * column_scale[column])

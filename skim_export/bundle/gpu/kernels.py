@@ -15,9 +15,7 @@ from skim_export.bundle.row_class import RowClass
 __all__ = ["kernels_for"]
 
 
-def kernels_for(
-    products: Iterable[RowClass], gathered: Iterable[RowClass], schedule: Schedule
-) -> list[Kernel]:
+def kernels_for(products: Iterable[RowClass], gathered: Iterable[RowClass], schedule: Schedule) -> list[Kernel]:
     """All kernels, in a fixed order.
 
     Args:

@@ -38,13 +38,13 @@ class OpenClKernels:
 
     Args:
         directory: of the bundle, with kernels.json.
-        context: of the device; by default of the first one of the first platform.
+        context: of the device; by default what the environment variable PYOPENCL_CTX names, or the first one.
         options: of the OpenCL compiler.
     """
 
     def __init__(self, directory: Path, context: cl.Context | None = None, options: Sequence[str] = ()) -> None:
         self.kernels = load_kernel_list(directory)
-        self.context = context or cl.Context([cl.get_platforms()[0].get_devices()[0]])
+        self.context = context or cl.create_some_context(interactive=False)
         self.queue = cl.CommandQueue(self.context)
         self._directory, self._options = directory, list(options)
         self._compiled: dict[str, cl.Kernel] = {}
@@ -60,7 +60,7 @@ class OpenClKernels:
         return cl.Buffer(self.context, flags, hostbuf=tensor if tensor.size else np.zeros(1, tensor.dtype))
 
     def matmul(self, linear: DeviceLinear, x: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """x `[M, K]` times the transposed weights: `[M, N]`, without the bias."""
+        """Multiply x `[M, K]` with the transposed weights: `[M, N]`, without the bias."""
         (N, K), M = linear.shape, len(x)
         y = np.full((M, N), np.nan, np.float32)
         buffers = {
@@ -92,15 +92,12 @@ class OpenClKernels:
         arguments: list[Any] = [
             np.int32(launch.scalars[a.name]) if a.elements is None else buffers[a.name] for a in entry.arguments
         ]
-        threads = [groups * extent for groups, extent in zip(_padded(launch.workgroups, entry), entry.workgroup, strict=True)]
+        threads = tuple(count * extent for count, extent in zip(launch.workgroups, entry.workgroup, strict=True))
         return self._kernel(entry)(self.queue, threads, entry.workgroup, *arguments)
 
     def _kernel(self, entry: KernelEntry) -> cl.Kernel:
         if entry.name not in self._compiled:
             source = (self._directory / entry.source).read_text(encoding="utf-8")
-            self._compiled[entry.name] = cl.Kernel(cl.Program(self.context, source).build(self._options), entry.entry_point)
+            program = cl.Program(self.context, source).build(self._options)
+            self._compiled[entry.name] = cl.Kernel(program, entry.entry_point)
         return self._compiled[entry.name]
-
-
-def _padded(workgroups: tuple[int, ...], entry: KernelEntry) -> tuple[int, ...]:
-    return workgroups + (1,) * (len(entry.workgroup) - len(workgroups))

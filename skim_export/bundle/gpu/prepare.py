@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-from tvm.tirx.script import builder as T
-
 from skim_export.bundle.gpu.kernel import Kernel
 from skim_export.bundle.gpu.kernel_list import GridAxis
-from skim_export.bundle.gpu.tir import add, add_up, buffer, function, launch, let, scalar, serial, shared, store, when
+from skim_export.bundle.gpu.tir import (
+    add,
+    add_up,
+    buffer,
+    float32,
+    function,
+    if_then_else,
+    launch,
+    let,
+    scalar,
+    serial,
+    shared,
+    store,
+    when,
+)
 
 __all__ = ["prepare_kernel"]
 
@@ -22,13 +34,15 @@ def _body(threads: int) -> None:
     prepared, x_sum = buffer("prepared", "float32"), buffer("x_sum", "float32")
     K, M = scalar("K"), scalar("M")
     with launch((M,), (threads,)) as ((token,), (thread,)):
-        columns = let("columns", ((K + 31) >> 5) * 32)
+        columns = let("columns", (K + 31) // 32 * 32)
         sums = shared("sums", threads)
-        store(sums, thread, T.float32(0))
+        store(sums, thread, float32(0))
         with serial("turn", (columns + threads - 1) // threads) as turn:
             column = let("column", turn * threads + thread)
+            # WGSL: TVM lets one workgroup too many run, where it folds a long grid.
             with when((column < columns) & (token < M)):
-                value = let("value", T.if_then_else(column < K, x[token * K + column] * column_scale[column], T.float32(0)))
+                scaled = x[token * K + column] * column_scale[column]
+                value = let("value", if_then_else(column < K, scaled, float32(0)))
                 store(prepared, token * columns + column, value)
                 add(sums, thread, value)
         add_up(sums, 0, 1, threads, thread)

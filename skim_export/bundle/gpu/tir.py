@@ -15,16 +15,23 @@ from tvm.tirx.expr import Shuffle
 from tvm.tirx.script import builder as T
 
 __all__ = [
+    "Buffer",
+    "Expr",
     "add",
     "add_up",
     "barrier",
     "buffer",
+    "float32",
     "function",
+    "if_then_else",
     "launch",
     "let",
     "load4",
     "local",
+    "minimum",
+    "reinterpret",
     "scalar",
+    "select",
     "serial",
     "shared",
     "store",
@@ -103,12 +110,12 @@ def shared(name: str, count: int) -> Buffer:
 
 
 def store(target: Buffer, index: Expr | int, value: Expr) -> None:
-    """`target[index] = value`."""
+    """Emit `target[index] = value`."""
     T.buffer_store(target, value, [index])
 
 
 def add(target: Buffer, index: Expr | int, value: Expr) -> None:
-    """`target[index] += value`."""
+    """Emit `target[index] += value`."""
     store(target, index, target[index] + value)
 
 
@@ -128,8 +135,33 @@ def uint32(value: int) -> Expr:
     return tirx.const(value, "uint32")
 
 
+def float32(value: float) -> Expr:
+    """A constant. TVM writes it with 7 digits, which must do."""
+    return tirx.const(value, "float32")
+
+
+def minimum(a: Expr, b: Expr | int) -> Expr:
+    """The lesser of two values."""
+    return T.min(a, b)
+
+
+def reinterpret(dtype: str, value: Expr) -> Expr:
+    """The same bits as another type."""
+    return T.reinterpret(dtype, value)
+
+
+def select(condition: Expr, a: Expr, b: Expr) -> Expr:
+    """A value, or else b; both are computed."""
+    return tirx.Select(condition, a, b)
+
+
+def if_then_else(condition: Expr, a: Expr, b: Expr) -> Expr:
+    """A value, or else b; only that one is computed, so it may load what exists only then."""
+    return T.if_then_else(condition, a, b)
+
+
 def add_up(sums: Buffer, first: Expr | int, count: int, threads: int, thread: Expr) -> None:
-    """Adds `count` runs of `threads` floats in shared memory up, run o into `sums[first + o * threads]`.
+    """Add up `count` runs of `threads` floats in shared memory, run i into `sums[first + i * threads]`.
 
     The order is always the same, so results do not differ from launch to launch. All threads of the workgroup must come
     here.

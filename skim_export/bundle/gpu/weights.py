@@ -1,8 +1,8 @@
 """The weights of one row class as a GPU thread sees them: words of codes, and the levels that codes stand for.
 
 Codes and codebooks are read as 32-bit words, since WGSL knows no smaller type. A word of codes belongs to 4 lanes of a
-superblock (docs/format.md, "The codes of a row"), the `b` words of its vectors hold 32 codes, 8 for each lane. These 32
-columns are called a block here; a row has ceil(K / 32) of them.
+superblock (docs/format.md, "The codes of a row"), the b words of its vectors hold 32 codes, 8 for each lane. These 32
+columns are called a *block* here; a row has ceil(K / 32) of them.
 """
 
 from __future__ import annotations
@@ -11,55 +11,67 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import or_
 
-from tvm import tirx
-from tvm.tirx.script import builder as T
-
-from skim_export.bundle.gpu.tir import Buffer, Expr, buffer, let, scalar, uint32
+from skim_export.bundle.gpu.tir import (
+    Buffer,
+    Expr,
+    buffer,
+    float32,
+    let,
+    minimum,
+    reinterpret,
+    scalar,
+    select,
+    uint32,
+)
 from skim_export.bundle.row_class import RowClass
 from skim_export.packed import COLUMNS, FIELDS, LANES, LevelKind
 
-__all__ = ["CODES", "LANES_OF_WORD", "Block", "Row", "Weights", "block_at", "extract", "step"]
+__all__ = ["CODES", "LANES_OF_WORD", "Block", "RowCodes", "RowLevels", "Weights", "block_at", "code_of", "steps"]
 
 CODES = 8  # of a lane
 LANES_OF_WORD = 4
 BLOCKS = LANES // LANES_OF_WORD  # of a full superblock
 
-TWO_TO_23 = 0x4B000000  # float32 whose last bit counts 1: a code of up to 23 bits in its mantissa is added to it
-TWO_TO_MINUS_24 = (127 - 24) << 23  # as the bits of a float32: TVM writes float constants with 7 digits
-TWO_TO_112 = 112 << 23  # difference of the biases of float32's and float16's exponents, in place
+# Bits of float32 numbers.
+TWO_TO_23 = (127 + 23) << 23  # the last bit of its mantissa counts 1
+TWO_TO_MINUS_24 = (127 - 24) << 23
+FLOAT16_BIAS = (127 - 15) << 23  # what its exponents lack
 
 
 @dataclass(frozen=True)
 class Block:
-    """Where 32 columns of a row are.
+    """32 columns of a row.
 
     Attributes:
-        quad: a quarter of the column of code 0 of the first lane. The 4 lanes have adjacent columns.
-        quad_step: a quarter of the columns from one code of a lane to the next.
-        word: of a row's words, the first of this block.
-        word_step: words from one vector of the superblock to the next.
+        superblock: that it is in.
+        within: its place among the blocks of the superblock.
+        width: blocks of the superblock: 8, or fewer in the last one of a row.
     """
 
-    quad: Expr
-    quad_step: Expr
-    word: Expr
-    word_step: Expr
+    superblock: Expr
+    within: Expr
+    width: Expr
+
+    def quad(self, j: int | Expr) -> Expr:
+        """A quarter of the first of the 4 adjacent columns that code j of the 4 lanes belongs to."""
+        return self.superblock * (COLUMNS // 4) + self.width * j + self.within
+
+    def word(self, v: int, bits: int) -> Expr:
+        """The word of vector v, counted from the row's first."""
+        return self.superblock * (BLOCKS * bits) + self.width * v + self.within
 
 
-def block_at(index: Expr, blocks: Expr, bits: int) -> Block:
-    """Block `index` of a row of `blocks` blocks. All superblocks but the last have 8."""
-    superblock, within = let("superblock", index >> 3), let("within", index & (BLOCKS - 1))
-    width = let("width", T.min(blocks - superblock * BLOCKS, BLOCKS))
-    quad = let("quad", superblock * (COLUMNS // 4) + within)
-    word = let("word", superblock * (BLOCKS * bits) + within)
-    return Block(quad, width, word, width)
+def block_at(index: Expr, blocks: Expr) -> Block:
+    """Block `index` of a row that has `blocks`."""
+    superblock = let("superblock", index // BLOCKS)
+    return Block(superblock, let("within", index % BLOCKS), let("width", minimum(blocks - superblock * BLOCKS, BLOCKS)))
 
 
-def extract(words: list[Expr], bits: int, j: int, lane: int) -> Expr:
-    """Code j of a lane (0..3) of a block, uint32.
+def code_of(words: list[Expr], bits: int, j: int, lane: int = 0) -> Expr:
+    """Code j of a lane, uint32.
 
     Args:
-        words: the block's, one of each vector.
+        words: of a block, one of each vector.
         bits: width of the codes.
         j: which of the lane's codes.
         lane: which byte of the words.
@@ -78,11 +90,20 @@ def extract(words: list[Expr], bits: int, j: int, lane: int) -> Expr:
     return reduce(or_, parts)
 
 
+def steps(code: Expr, bits: int) -> Expr:
+    """The steps of an affine level, code - 2^(bits - 1), exact.
+
+    The code is put into a mantissa: these are two simple instructions, where GPUs convert integers at a fraction of
+    their speed.
+    """
+    return reinterpret("float32", code | uint32(TWO_TO_23)) - float32(2**23 + 2 ** (bits - 1))
+
+
 class Weights:
     """The parameters that hold the stored rows of one class.
 
-    The buffers are those of the whole packed linear; the class begins at `code_start` (words), `codebook_start`
-    (entries) and `scale_start` (floats), which are stored for `rows` rows. `K` is the number of columns.
+    The buffers are those of the whole packed linear. In them the class has `rows` rows; it begins at `code_start`
+    (words), `codebook_start` (entries) and `scale_start` (floats). `K` is the number of columns.
     """
 
     codebook: Buffer = None
@@ -102,15 +123,27 @@ class Weights:
     @property
     def blocks(self) -> Expr:
         """Blocks of a row."""
-        return (self.K + 31) >> 5
+        return (self.K + 31) // 32
 
-    def row(self, index: Expr) -> Row:
-        """Stored row `index` of the class."""
-        return Row(self, index)
+    def existing(self, row: Expr) -> Expr:
+        """A stored row that may be read in the place of one that may not exist."""
+        return let("row", minimum(row, self.rows - 1))
 
 
-class Row:
-    """A stored row.
+class RowCodes:
+    """The codes of a stored row of the class."""
+
+    def __init__(self, weights: Weights, row: Expr, blocks: Expr) -> None:
+        self._codes, self._bits = weights.codes, weights.row_class.bits
+        self._start = let("first_word", weights.code_start + row * (blocks * self._bits))
+
+    def words(self, block: Block) -> list[Expr]:
+        """The words of a block, one of each vector."""
+        return [let(f"word{v}", self._codes[self._start + block.word(v, self._bits)]) for v in range(self._bits)]
+
+
+class RowLevels:
+    """The levels of a stored row of the class.
 
     Attributes:
         scale: factor of the codebook's entries, or step of affine levels; None for float16 entries.
@@ -120,48 +153,41 @@ class Row:
     scale: Expr = None
     offset: Expr = None
 
-    def __init__(self, weights: Weights, index: Expr) -> None:
-        self._weights, self._bits = weights, weights.row_class.bits
-        self._start = let("row_start", weights.code_start + index * (weights.blocks * self._bits))
-        if weights.row_class.kind == LevelKind.TABLE:
-            self._codebook = let("row_codebook", weights.codebook_start + index * (1 << self._bits))
-        if weights.row_class.kind == LevelKind.AFFINE:
-            pair = weights.scale_start + index * 2
-            self.scale, self.offset = let("scale", weights.row_scale[pair]), let("offset", weights.row_scale[pair + 1])
-        elif weights.row_class.codebook == "int8":
-            self.scale = let("scale", weights.row_scale[weights.scale_start + index])
+    def __init__(self, weights: Weights, row: Expr) -> None:
+        self._row_class, self._codebook = weights.row_class, weights.codebook
+        if self._row_class.kind == LevelKind.AFFINE:
+            first = weights.scale_start + row * 2
+            self.scale, self.offset = (
+                let("scale", weights.row_scale[first]),
+                let("offset", weights.row_scale[first + 1]),
+            )
+            return
+        self._start = let("first_entry", weights.codebook_start + row * (1 << self._row_class.bits))
+        if self._row_class.codebook == "int8":
+            self.scale = let("scale", weights.row_scale[weights.scale_start + row])
 
-    def words(self, block: Block) -> list[Expr]:
-        """The words of a block, one of each vector."""
-        first = self._start + block.word
-        return [let(f"word{v}", self._weights.codes[first + block.word_step * v]) for v in range(self._bits)]
-
-    def level(self, code: Expr) -> Expr:
+    def __getitem__(self, code: Expr) -> Expr:
         """The level that a code (uint32) stands for."""
-        if self._weights.row_class.kind == LevelKind.AFFINE:
-            return self.scale * step(code, self._bits) + self.offset
-        index = self._codebook + code.astype("int32")
-        if self._weights.row_class.codebook == "int8":
-            return _int8_entry(self._weights.codebook, index) * self.scale
-        return _float16_entry(self._weights.codebook, index)
-
-
-def step(code: Expr, bits: int) -> Expr:
-    """code - 2^(bits - 1), exact: two simple instructions, where GPUs convert integers at a quarter of their speed."""
-    return T.reinterpret("float32", code | uint32(TWO_TO_23)) - T.float32(2**23 + 2 ** (bits - 1))
+        if self._row_class.kind == LevelKind.AFFINE:
+            return self.scale * steps(code, self._row_class.bits) + self.offset
+        index = let("entry", self._start + code.astype("int32"))
+        if self._row_class.codebook == "int8":
+            return _int8_entry(self._codebook, index) * self.scale
+        return _float16_entry(self._codebook, index)
 
 
 def _int8_entry(codebook: Buffer, index: Expr) -> Expr:
-    word = codebook[index >> 2]
-    top = (word << ((3 - (index & 3)) * 8).astype("uint32")).astype("int32")
-    return (top >> 24).astype("float32")
+    """Its byte goes to the top of the word, and down again with its sign."""
+    top = codebook[index >> 2] << ((3 - (index & 3)) * 8).astype("uint32")
+    return (top.astype("int32") >> 24).astype("float32")
 
 
 def _float16_entry(codebook: Buffer, index: Expr) -> Expr:
-    """In integers: WGSL has float16 only as an extension, and GPUs may take subnormal numbers for 0."""
-    half = let("float16_bits", codebook[index >> 1] >> ((index & 1) * 16).astype("uint32"))
-    sign = (half & uint32(0x8000)) << uint32(16)
-    magnitude = let("magnitude", half & uint32(0x7FFF))
-    normal = let("normal", (magnitude << uint32(13)) + uint32(TWO_TO_112))
-    subnormal = T.reinterpret("uint32", magnitude.astype("float32") * T.reinterpret("float32", uint32(TWO_TO_MINUS_24)))
-    return T.reinterpret("float32", sign | tirx.Select(magnitude < uint32(0x400), subnormal, normal))
+    """Decoded as integer: WGSL has float16 only as an extension, and GPUs may take subnormal numbers for 0."""
+    bits = let("float16_bits", codebook[index >> 1] >> ((index & 1) * 16).astype("uint32"))
+    sign = (bits & uint32(0x8000)) << uint32(16)
+    magnitude = let("magnitude", bits & uint32(0x7FFF))
+    normal = (magnitude << uint32(13)) + uint32(FLOAT16_BIAS)
+    subnormal = magnitude.astype("float32") * reinterpret("float32", uint32(TWO_TO_MINUS_24))
+    is_subnormal = magnitude < uint32(1 << 10)
+    return reinterpret("float32", sign | select(is_subnormal, reinterpret("uint32", subnormal), normal))

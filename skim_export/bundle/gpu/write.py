@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,13 +10,11 @@ from skim_export.bundle.gpu.emit import emit
 from skim_export.bundle.gpu.kernel_list import KernelEntry, KernelList
 from skim_export.bundle.gpu.kernels import kernels_for
 from skim_export.bundle.gpu.nvcc import compile_cubins
-from skim_export.bundle.gpu.target import GpuTarget
+from skim_export.bundle.gpu.target import LANGUAGES, GpuTarget
 from skim_export.bundle.row_class import RowClass
 from skim_runtime.errors import UserError
 
 __all__ = ["write_kernels"]
-
-SUFFIXES = {"cuda": "cu", "opencl": "cl", "metal": "metal", "webgpu": "wgsl"}
 
 
 def write_kernels(
@@ -23,26 +22,29 @@ def write_kernels(
 ) -> KernelList:
     """Write the source of all kernels for a target, and kernels.json.
 
-    CUDA gets one file, which nvcc compiles as a whole. The others get one for each kernel: their drivers compile at run
-    time, and so compile only what is used; WGSL could not have two in one file, since their bindings would collide.
+    CUDA gets one file, which nvcc compiles as a whole. The others get a file for each kernel: their drivers compile at
+    run time, and so only what is used; and bindings (WGSL) or structures (Metal) of two kernels would collide.
 
     Args:
-        directory: where the files go.
+        directory: where the files go; it exists.
         target: of the kernels.
         products: classes of rows that are multiplied.
         gathered: classes of rows of the embedding.
 
     Raises:
-        UserError: a kernel would need more of the device than the target's file says that it has.
+        UserError: a kernel needs more than the target's file says that the device has, or nvcc refuses the source.
     """
     kernels = kernels_for(products, gathered, target.schedule)
-    suffix = SUFFIXES[target.language]
-    files = {f"kernels.{suffix}": kernels} if target.language == "cuda" else {f"{k.name}.{suffix}": [k] for k in kernels}
+    suffix = LANGUAGES[target.language]
+    if target.language == "cuda":
+        files = {f"kernels.{suffix}": kernels}
+    else:
+        files = {f"{kernel.name}.{suffix}": [kernel] for kernel in kernels}
     entries: list[KernelEntry] = []
     for name, kernels_of_file in files.items():
-        source, emitted = emit(kernels_of_file, target.tvm, name)
+        source, entries_of_file = emit(kernels_of_file, target.tvm, name)
         (directory / name).write_text(source, encoding="utf-8")
-        entries += emitted
+        entries += entries_of_file
     for entry in entries:
         _check_limits(entry, target)
     binaries: dict[str, str] = {}
@@ -50,22 +52,19 @@ def write_kernels(
     if target.architectures:
         binaries = compile_cubins(directory / f"kernels.{suffix}", target.architectures)
         if not binaries:
-            notes.append("no cubins: nvcc was not on the machine that wrote this bundle")
+            notes.append("no compiled kernels: nvcc was not on the machine that wrote this bundle")
     kernel_list = KernelList(target.name, target.language, tuple(entries), binaries, tuple(notes))
     kernel_list.write(directory)
     return kernel_list
 
 
 def _check_limits(entry: KernelEntry, target: GpuTarget) -> None:
-    threads = 1
-    for extent in entry.workgroup:
-        threads *= extent
     for what, need, limit in (
-        ("threads", threads, "max_num_threads"),
+        ("threads", math.prod(entry.workgroup), "max_num_threads"),
         ("bytes of shared memory", entry.shared_bytes, "max_shared_memory_per_block"),
     ):
         if need > target.tvm[limit]:
             raise UserError(
-                f"target {target.name}: {entry.name} needs {need} {what}, above target.{limit} = {target.tvm[limit]}; "
+                f"target {target.name}: {entry.name} needs {need} {what}, more than {limit} = {target.tvm[limit]}; "
                 f"lower the numbers of its schedule"
             )

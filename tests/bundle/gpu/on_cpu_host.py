@@ -8,8 +8,6 @@ import ctypes
 import subprocess
 from pathlib import Path
 
-import numpy as np
-
 from skim_export.bundle.gpu.kernel_list import load_kernel_list
 
 HEADERS = Path(__file__).parent / "on_cpu"
@@ -61,13 +59,13 @@ class OnCpu:
             before = ""
         else:
             # Metal: a struct of 8 bytes for each scalar.
-            before = f"{entry.entry_point}_args_t slots; for (int i = 0; i < {count}; i++) ((int *)&slots)[2 * i] = scalars[i];"
-            before += f"static_assert(sizeof(slots) == {8 * count});"
+            before = f"{entry.entry_point}_args_t slots; static_assert(sizeof(slots) == {8 * count});"
+            before += f"for (int i = 0; i < {count}; i++) ((int *)&slots)[2 * i] = scalars[i];"
             arguments += ["slots", *(self._index(f"on_cpu::{what}", entry) for what in ("group", "on_thread"))]
         call = f"{entry.entry_point}({', '.join(arguments)})"
         return (
-            f'\nextern "C" bool run_{entry.name}(void **pointers, const int *scalars, const int *grid, const int *threads) '
-            f"{{ {before} return on_cpu::run(grid, threads, [&] {{ {call}; }}); }}\n"
+            f'\nextern "C" bool run_{entry.name}(void **pointers, const int *scalars, const int *grid, '
+            f"const int *threads) {{ {before} return on_cpu::run(grid, threads, [&] {{ {call}; }}); }}\n"
         )
 
     @staticmethod
