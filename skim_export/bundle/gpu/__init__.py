@@ -1,6 +1,6 @@
 """The generator of GPU kernels: one program for every row class, emitted by TVM as CUDA, OpenCL, Metal and WGSL.
 
-The OpenCL kernels run in tests, on a CPU (PoCL). Kernels in the other languages have not been run on a GPU: the CUDA
-source is compiled by nvcc for every architecture, the WGSL source is validated and run on a software device, the Metal
-source is only checked by its structure.
+None of the kernels has been run on a GPU. Tests run OpenCL on a CPU (PoCL), WGSL on a software device, and CUDA and
+Metal through a C++ compiler with stand-ins for what the languages add; nvcc compiles CUDA for every architecture of its
+target. `docs/gpu-kernels.md` tells how to launch them.
 """

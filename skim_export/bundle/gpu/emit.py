@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,21 +13,26 @@ from tvm.tirx.build import codegen_build
 
 from skim_export.bundle.gpu.kernel import Kernel
 from skim_export.bundle.gpu.kernel_list import Argument, KernelEntry
+from skim_export.bundle.gpu.target import GpuTarget
 from skim_export.bundle.row_class import RowClass
 from skim_export.packed import LevelKind
+from skim_runtime.errors import UserError
 
 __all__ = ["emit"]
 
 
-def emit(kernels: Sequence[Kernel], target: dict[str, Any], file: str) -> tuple[str, list[KernelEntry]]:
+def emit(kernels: Sequence[Kernel], target: GpuTarget, file: str) -> tuple[str, list[KernelEntry]]:
     """The source code of some kernels for one target, and their entries.
 
     Args:
         kernels: to be compiled, with different names.
-        target: of TVM, as a dictionary.
+        target: of the kernels.
         file: name of the file that the source will be written to.
+
+    Raises:
+        UserError: a kernel needs more than the target's file says that the device has.
     """
-    device = tvm.target.Target(target).with_host(tvm.target.Target({"kind": "llvm"}))
+    device = tvm.target.Target(target.tvm).with_host(tvm.target.Target({"kind": "llvm"}))
     module = tvm.IRModule({kernel.name: kernel.function for kernel in kernels})
     module = tvm.transform.Sequential(_lowering(device))(module)
     functions = {str(function.attrs["global_symbol"]): function for function in module.functions.values()}
@@ -47,6 +53,8 @@ def emit(kernels: Sequence[Kernel], target: dict[str, Any], file: str) -> tuple[
                 shared_bytes=int(s_tir.analysis.calculate_allocated_bytes(function)["main"].get("shared", 0)),
             )
         )
+    for entry in entries:
+        _check_limits(entry, target)
     return codegen_build(module, device).inspect_source(), entries
 
 
@@ -58,6 +66,18 @@ def _lowering(device: Any) -> list[Any]:
         tirx.transform.Filter(lambda function: "tirx.kernel_launch_params" in function.attrs),
         tirx.transform.LowerIntrin(),
     ]
+
+
+def _check_limits(entry: KernelEntry, target: GpuTarget) -> None:
+    for what, need, limit in (
+        ("threads", math.prod(entry.workgroup), "max_num_threads"),
+        ("bytes of shared memory", entry.shared_bytes, "max_shared_memory_per_block"),
+    ):
+        if need > target.tvm[limit]:
+            raise UserError(
+                f"target {target.name}: {entry.name} needs {need} {what}, more than {limit} = {target.tvm[limit]}; "
+                f"lower the numbers of its schedule"
+            )
 
 
 def _argument(parameter: Any, kernel: Kernel) -> Argument:

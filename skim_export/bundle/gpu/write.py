@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from skim_export.bundle.gpu.kernels import kernels_for
 from skim_export.bundle.gpu.nvcc import compile_cubins
 from skim_export.bundle.gpu.target import LANGUAGES, GpuTarget
 from skim_export.bundle.row_class import RowClass
-from skim_runtime.errors import UserError
 
 __all__ = ["write_kernels"]
 
@@ -42,11 +40,9 @@ def write_kernels(
         files = {f"{kernel.name}.{suffix}": [kernel] for kernel in kernels}
     entries: list[KernelEntry] = []
     for name, kernels_of_file in files.items():
-        source, entries_of_file = emit(kernels_of_file, target.tvm, name)
+        source, entries_of_file = emit(kernels_of_file, target, name)
         (directory / name).write_text(source, encoding="utf-8")
         entries += entries_of_file
-    for entry in entries:
-        _check_limits(entry, target)
     binaries: dict[str, str] = {}
     notes: list[str] = []
     if target.architectures:
@@ -56,15 +52,3 @@ def write_kernels(
     kernel_list = KernelList(target.name, target.language, tuple(entries), binaries, tuple(notes))
     kernel_list.write(directory)
     return kernel_list
-
-
-def _check_limits(entry: KernelEntry, target: GpuTarget) -> None:
-    for what, need, limit in (
-        ("threads", math.prod(entry.workgroup), "max_num_threads"),
-        ("bytes of shared memory", entry.shared_bytes, "max_shared_memory_per_block"),
-    ):
-        if need > target.tvm[limit]:
-            raise UserError(
-                f"target {target.name}: {entry.name} needs {need} {what}, more than {limit} = {target.tvm[limit]}; "
-                f"lower the numbers of its schedule"
-            )

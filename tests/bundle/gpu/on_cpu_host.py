@@ -44,7 +44,7 @@ class OnCpu:
             path = self._directory / f"{source}.cpp"
             path.write_text(text)
             library = path.with_suffix(".so")
-            options = ["-std=c++20", "-O1", "-w", "-fno-strict-aliasing", "-fPIC", "-shared", f"-I{HEADERS}"]
+            options = ["-std=c++20", "-O0", "-w", "-fno-strict-aliasing", "-fPIC", "-shared", f"-I{HEADERS}"]
             done = subprocess.run([self._compiler, *options, "-o", library, path], capture_output=True, text=True)
             assert done.returncode == 0, done.stderr[:2000]
             self._libraries[source] = ctypes.CDLL(str(library))

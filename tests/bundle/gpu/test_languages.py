@@ -22,13 +22,13 @@ def host(request, bundle):
     return OnCpu(bundle(request.param, CLASSES), request.getfixturevalue("cpp_compiler"))
 
 
-@pytest.mark.parametrize("columns", [1, 33, 300, 1320])
+@pytest.mark.parametrize("columns", [3, 300, 1320])
 def test_products(host, columns):
     rng = np.random.default_rng(columns)
     mixed = random_packed(rng, 67, columns, [2, 7, 13], column_scale=True)
     halves = random_packed(rng, 67, columns, [4], np.float16)
     for packed in (mixed, halves):
-        for tokens in (1, 2, 3, 7, 40):
+        for tokens in (1, 7, 40):
             x = rng.normal(size=(tokens, columns)).astype(np.float32)
             check(lambda packed, x: matmul(host, packed, x), packed, x)
 
