@@ -65,7 +65,7 @@ class OpenClKernels:
         y = np.full((M, N), np.nan, np.float32)
         buffers = {
             **linear.buffers,
-            "x": self.buffer(x),
+            "x": self.buffer(np.ascontiguousarray(x, np.float32)),
             "prepared": self.buffer(np.empty((M, -(-K // 32) * 32), np.float32)),
             "x_sum": self.buffer(np.empty(M, np.float32)),
             "y": self.buffer(y),
@@ -80,7 +80,7 @@ class OpenClKernels:
         """Rows of the weights: `[M, K]` for M ids."""
         K, M = linear.shape[1], len(ids)
         y = np.full((M, K), np.nan, np.float32)
-        buffers = {**linear.buffers, "ids": self.buffer(ids), "y": self.buffer(y)}
+        buffers = {**linear.buffers, "ids": self.buffer(np.ascontiguousarray(ids, np.int32)), "y": self.buffer(y)}
         for launch in gather(self.kernels, linear.rows, K, M):
             self.run(launch, buffers)
         cl.enqueue_copy(self.queue, y, buffers["y"])
