@@ -70,8 +70,7 @@ class OnCpu:
 
     @staticmethod
     def _index(name, entry):
-        axes = max(len(entry.grid), len(entry.workgroup))
-        return f"{name}.x" if axes == 1 else f"uint2{{{name}.x, {name}.y}}"
+        return f"{name}.x" if len(entry.workgroup) == 1 else f"uint2{{{name}.x, {name}.y}}"
 
 
 def filled(extents):

@@ -1,9 +1,10 @@
 // Runs a grid of workgroups on one CPU thread: every GPU thread is a fiber, and a barrier yields to the next one.
 #pragma once
 
+#include <ucontext.h>
+
 #include <algorithm>
 #include <functional>
-#include <ucontext.h>
 #include <vector>
 
 namespace on_cpu {
@@ -23,7 +24,7 @@ struct Fiber {
 };
 
 inline std::vector<Fiber> fibers;
-inline Fiber *running;
+inline Fiber* running;
 
 inline void enter() {
   body();
@@ -35,7 +36,7 @@ inline void barrier() { swapcontext(&running->context, &scheduler); }
 // One workgroup, from barrier to barrier. Returns false if some threads have ended and others wait at a barrier.
 inline bool run_workgroup(Index threads) {
   fibers.resize(threads.x * threads.y * threads.z);
-  for (Fiber &fiber : fibers) {
+  for (Fiber& fiber : fibers) {
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = fiber.stack.size();
@@ -49,12 +50,12 @@ inline bool run_workgroup(Index threads) {
       running = &fibers[i];
       swapcontext(&scheduler, &fibers[i].context);
     }
-    auto ended = std::count_if(fibers.begin(), fibers.end(), [](const Fiber &fiber) { return fiber.done; });
+    auto ended = std::count_if(fibers.begin(), fibers.end(), [](const Fiber& fiber) { return fiber.done; });
     if (ended != 0) return size_t(ended) == fibers.size();
   }
 }
 
-inline bool run(const int *grid, const int *threads, std::function<void()> kernel) {
+inline bool run(const int* grid, const int* threads, std::function<void()> kernel) {
   body = std::move(kernel);
   for (group.z = 0; group.z < unsigned(grid[2]); group.z++)
     for (group.y = 0; group.y < unsigned(grid[1]); group.y++)
