@@ -14,6 +14,7 @@ import pyopencl as cl
 from skim_export.bundle.gpu.kernel_list import KernelEntry, load_kernel_list
 from skim_export.bundle.gpu.launch import ClassRows, Launch, class_rows, device_tensors, gather, prepare, product
 from skim_export.packed import PackedLinear
+from skim_runtime.errors import UserError
 
 __all__ = ["DeviceLinear", "OpenClKernels"]
 
@@ -40,11 +41,14 @@ class OpenClKernels:
         directory: of the bundle, with kernels.json.
         context: of the device; by default what the environment variable PYOPENCL_CTX names, or the first one.
         options: of the OpenCL compiler.
+
+    Raises:
+        UserError: there is no OpenCL device.
     """
 
     def __init__(self, directory: Path, context: cl.Context | None = None, options: Sequence[str] = ()) -> None:
         self.kernels = load_kernel_list(directory)
-        self.context = context or cl.create_some_context(interactive=False)
+        self.context = context or _any_context()
         self.queue = cl.CommandQueue(self.context)
         self._directory, self._options = directory, list(options)
         self._compiled: dict[str, cl.Kernel] = {}
@@ -101,3 +105,10 @@ class OpenClKernels:
             program = cl.Program(self.context, source).build(self._options)
             self._compiled[entry.name] = cl.Kernel(program, entry.entry_point)
         return self._compiled[entry.name]
+
+
+def _any_context() -> cl.Context:
+    try:
+        return cl.create_some_context(interactive=False)
+    except cl.Error as error:
+        raise UserError(f"no OpenCL device: install its driver, or PoCL for this CPU ({error})") from error

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from skim_runtime.errors import UserError
 from tests.random_packed import random_packed
 
 from .products import AFFINE, TABLES, check
@@ -48,6 +49,19 @@ def test_numbers_of_tokens(matmul, tokens):
     rng = np.random.default_rng(tokens)
     packed = random_packed(rng, 45, 1320, [2, 4, 15], column_scale=True)
     check(matmul, packed, rng.normal(size=(tokens, 1320)).astype(np.float32))
+
+
+def test_no_device(bundle, monkeypatch, opencl_context):
+    import pyopencl as cl
+
+    from skim_export.bundle.gpu.opencl import OpenClKernels
+
+    def fail(interactive):
+        raise cl.LogicError("clGetPlatformIDs failed: PLATFORM_NOT_FOUND_KHR")
+
+    monkeypatch.setattr(cl, "create_some_context", fail)
+    with pytest.raises(UserError, match=r"no OpenCL device: .*PLATFORM_NOT_FOUND"):
+        OpenClKernels(bundle("opencl", []))
 
 
 def test_result_is_the_same_every_time(matmul):
