@@ -1,0 +1,69 @@
+import os
+import shutil
+from dataclasses import replace
+
+import pytest
+
+
+def missing(what):
+    """Skip, or fail in CI."""
+    (pytest.fail if "CI" in os.environ else pytest.skip)(f"{what} is missing")
+
+
+@pytest.fixture(scope="session")
+def bundle(tmp_path_factory):
+    """A function: language -> directory with the kernels for some classes."""
+    try:
+        import tvm  # noqa: F401
+    except ImportError:
+        missing("tvm")
+    from skim_export.bundle.gpu.target import TARGETS, load_gpu_target
+    from skim_export.bundle.gpu.write import write_kernels
+
+    def write(language, classes):
+        directory = tmp_path_factory.mktemp(language)
+        target = replace(load_gpu_target(TARGETS / f"{language}.toml"), architectures=())
+        write_kernels(directory, target, classes, classes)
+        return directory
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def opencl_context():
+    """PoCL's."""
+    try:
+        import pyopencl as cl
+    except ImportError:
+        missing("pyopencl")
+    try:
+        platforms = [p for p in cl.get_platforms() if p.name == "Portable Computing Language"]
+    except cl.Error:  # no platform at all
+        platforms = []
+    if not platforms:
+        missing("PoCL (Debian: pocl-opencl-icd)")
+    return cl.Context(platforms[0].get_devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def wgpu_device():
+    """Any; without a GPU that of Mesa's software driver for Vulkan."""
+    try:
+        import wgpu
+    except ImportError:
+        missing("wgpu")
+    adapters = [a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["backend_type"] == "Vulkan"]
+    if not adapters:
+        missing("a Vulkan driver (Debian: mesa-vulkan-drivers)")
+    return adapters[0].request_device_sync()
+
+
+@pytest.fixture(scope="session")
+def cpp_compiler():
+    return shutil.which("g++") or missing("g++")
+
+
+@pytest.fixture(scope="session")
+def nvcc():
+    """Only a machine that has it can test it."""
+    return shutil.which("nvcc") or pytest.skip("nvcc is missing")
