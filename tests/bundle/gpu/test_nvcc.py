@@ -65,11 +65,11 @@ def test_without_nvcc(monkeypatch, tmp_path, caplog):
     from dataclasses import replace
 
     from skim_export.bundle.gpu.kernel_list import load_kernel_list
-    from skim_export.bundle.gpu.target import TARGETS, load_gpu_target
+    from skim_export.bundle.gpu.target import load_gpu_target
     from skim_export.bundle.gpu.write import write_kernels
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    target = replace(load_gpu_target(TARGETS / "cuda.toml"), architectures=("sm_75",))
+    target = replace(load_gpu_target("cuda"), architectures=("sm_75",))
     with caplog.at_level(logging.WARNING):
         write_kernels(tmp_path, target, [TABLES[2]], [])
     assert "nvcc" in caplog.text
