@@ -136,7 +136,7 @@ def test_a_target_is_a_file(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('kind = "gpu"', 'kind = "cpu"', "'cpu' is no GPU"),
+        ('kind = "gpu"', 'kind = "cpu"', "is no GPU; these are: cuda"),
         ('description = "d"', "", "description is missing"),
         ('kind = "opencl"', 'kind = "vulkan"', "'vulkan' must be one of cuda, opencl"),
         ("max_num_threads = 256", "", "target.max_num_threads must say"),
