@@ -28,7 +28,14 @@ from .running import (
 )
 
 RNG = np.random.default_rng(0)
-MIXES = {"mixed": [1, 3, 8, 15], "one table": [2], "affine": [15]}
+# Row classes, codebook entries and accuracy level of products.
+PRODUCTS = {
+    "mixed": ([1, 3, 8, 15], np.int8, 0),
+    "mixed, integers": ([1, 3, 8, 15], np.int8, 4),
+    "mixed, float16": ([1, 3, 8, 15], np.float16, 4),
+    "one class": ([2], np.int8, 0),
+    "affine, integers": ([15], np.int8, 4),
+}
 
 
 def dense(packed):
@@ -40,10 +47,8 @@ def product(packed, x):
     return y + packed.bias if packed.bias.size else y
 
 
-@pytest.mark.parametrize("entries", [np.int8, np.float16])
-@pytest.mark.parametrize("classes", MIXES.values(), ids=MIXES)
-@pytest.mark.parametrize("accuracy_level", [0, 4])
-def test_lut_matmul(tmp_path, entries, classes, accuracy_level):
+@pytest.mark.parametrize(("classes", "entries", "accuracy_level"), PRODUCTS.values(), ids=PRODUCTS)
+def test_lut_matmul(tmp_path, classes, entries, accuracy_level):
     """Matrices with and without full superblocks and with short last ones, in one graph."""
     many = len(classes) > 1
     shapes = [(33, 31), (65, 256), (50, 1000)]
