@@ -20,7 +20,8 @@ from skim_export.relax_model.session import RelaxSession
 
 from .running import TARGET, relative_error
 
-MODELS = ["llama", "biased", "windowed", "llama3", "float16"]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("biased", "llama3", "float16")]
+MODELS = ["llama", "windowed", *SLOW]
 AARCH64 = 183  # machine in the header of an ELF file
 TOKENS = np.random.default_rng(0).integers(2, 300, 80)
 
