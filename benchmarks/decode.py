@@ -23,8 +23,8 @@ from decoders import PRECISIONS, check_llama, genai_export, recipe_ggufs
 from engines import Decoder, Speeds, measure, weight_bytes
 from rich.console import Console
 from rich.table import Table
-from speed import at_least, machine, number, save_json
 
+from skim_export.bench.speed import at_least, machine, number, save_json
 from skim_export.checkpoint import resolve
 from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory
