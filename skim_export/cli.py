@@ -18,7 +18,10 @@ from skim_runtime.errors import UserError
 if TYPE_CHECKING:
     from skim_export.report import ExportReport
 
-SUBCOMMANDS = {"plan": "skim_export.cli_plan"}  # name -> module whose `main` takes the arguments after the name
+SUBCOMMANDS = {
+    "plan": "skim_export.cli_plan",
+    "tune-kernels": "skim_export.cli_tune",
+}  # name -> module whose `main` takes the arguments after the name
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import platform
 import shutil
 import tomllib
 from dataclasses import dataclass
@@ -26,7 +28,7 @@ REQUIRED = {
     "target": dict,
     "schedule": dict,
 }
-OPTIONAL = {"compiler_flags": list, "compiler_package": str, "emulator": list, "override": list}
+OPTIONAL = {"compiler_flags": list, "compiler_package": str, "cpu_flags": list, "emulator": list, "override": list}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class CpuTarget:
         compiler_name: the C compiler that makes programs for it.
         compiler_flags: that it needs.
         compiler_package: Debian's package with it.
+        cpu_flags: without which a CPU can't run its programs, as /proc/cpuinfo names them.
         emulator: the command that runs its programs on another machine; empty if there is none.
         threads: as many as such a machine has cores.
         tvm: the target as TVM takes it.
@@ -55,6 +58,7 @@ class CpuTarget:
     compiler_name: str
     compiler_flags: tuple[str, ...]
     compiler_package: str | None
+    cpu_flags: tuple[str, ...]
     emulator: tuple[str, ...]
     threads: int
     tvm: dict[str, Any]
@@ -68,6 +72,14 @@ class CpuTarget:
             if override.applies(row_class, integer, N, K):
                 schedule = schedule.changed(override.changes, f"target {self.name}, override {i + 1}")
         return schedule
+
+    def missing_here(self) -> str | None:
+        """What this machine lacks to run programs for the target."""
+        machine = self.tvm["mtriple"].partition("-")[0]
+        if platform.machine() != machine:
+            return f"it is for {machine}, this machine is {platform.machine()}"
+        missing = [flag for flag in self.cpu_flags if flag not in _cpu_flags()]
+        return f"this CPU has no {', '.join(missing)}" if missing else None
 
     def compiler(self) -> str | None:
         """The C compiler for it, if it is installed."""
@@ -121,6 +133,7 @@ def load_cpu_target(name: str) -> CpuTarget:
         compiler_name=table["compiler"],
         compiler_flags=tuple(table.get("compiler_flags", ())),
         compiler_package=table.get("compiler_package"),
+        cpu_flags=tuple(table.get("cpu_flags", ())),
         emulator=tuple(table.get("emulator", ())),
         threads=table["threads"],
         tvm=table["target"],
@@ -128,6 +141,18 @@ def load_cpu_target(name: str) -> CpuTarget:
         overrides=tuple(
             Override.of(o, f"{where} [[override]] {i + 1}") for i, o in enumerate(table.get("override", ()))
         ),
+    )
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    """What this CPU can do, as Linux says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(
+        next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split()
     )
 
 
