@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
+
+from skim_runtime.aligned import aligned_zeros
 
 __all__ = ["KeyValueCache"]
 
@@ -32,7 +34,7 @@ class KeyValueCache:
         """Forget everything and make room for `capacity` tokens."""
         self.length = 0
         self.capacity = capacity
-        self.buffers = [np.zeros((1, heads, capacity, self._head_size), self._dtype) for heads in self._kv_heads]
+        self.buffers = [self._buffer(heads) for heads in self._kv_heads]
 
     def reserve(self, tokens: int) -> bool:
         """Make room for `tokens` more; true if the buffers moved."""
@@ -41,7 +43,10 @@ class KeyValueCache:
             return False
         self.capacity = max(needed, 2 * self.capacity)
         for i, old in enumerate(self.buffers):
-            new = np.zeros((1, old.shape[1], self.capacity, self._head_size), self._dtype)
+            new = self._buffer(old.shape[1])
             new[:, :, : self.length] = old[:, :, : self.length]
             self.buffers[i] = new
         return True
+
+    def _buffer(self, heads: int) -> npt.NDArray[Any]:
+        return aligned_zeros((1, heads, self.capacity, self._head_size), self._dtype)

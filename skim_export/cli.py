@@ -10,7 +10,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skim_export.bundle.target import target_names
 from skim_export.checkpoint import load_recipes
+from skim_export.cli_bundle import check_bundle_output, describe_bundle
 from skim_export.quantize import DEFAULT_METHOD, METHODS
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 SUBCOMMANDS = {
     "plan": "skim_export.cli_plan",
+    "bundle": "skim_export.cli_bundle",
     "tune-kernels": "skim_export.cli_tune",
 }  # name -> module whose `main` takes the arguments after the name
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -63,7 +66,16 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"aliases: {', '.join(load_recipes())}",
     )
     parser.add_argument("--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory")
-    parser.add_argument("-o", "--output", required=True, type=Path, help="the ONNX file to write, e.g. DIR/model.onnx")
+    parser.add_argument(
+        "-o",
+        "--output",
+        required=True,
+        type=Path,
+        help="the ONNX file to write, e.g. DIR/model.onnx; with --target a directory",
+    )
+    parser.add_argument(
+        "--target", help=f"write a bundle for a device, not an ONNX model: {', '.join(target_names())}, or a .toml file"
+    )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--bits", type=float, help="average width of the codes, 1 to 8, fractions too (default: 3)")
     budget.add_argument("--effective-bits", type=float, help="the same with codebooks and scales counted in")
@@ -84,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _print_summary(report: ExportReport) -> None:
+def _print_summary(report: ExportReport, last_line: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -101,7 +113,7 @@ def _print_summary(report: ExportReport) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(f"wrote {report.path} in {report.seconds:.0f} s", soft_wrap=True, highlight=False)
+    console.print(last_line, soft_wrap=True, highlight=False)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -113,29 +125,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
 
     def command() -> None:
-        size = None if args.size is None else parse_size(args.size)
+        options = {
+            "bits": args.bits,
+            "effective_bits": args.effective_bits,
+            "size": None if args.size is None else parse_size(args.size),
+            "method": args.method,
+            "head_bits": args.head_bits,
+            "codebook": args.codebook,
+            "accuracy_level": args.accuracy_level,
+            "calib": args.calib,
+            "seed": args.seed,
+            "tune": args.tune,
+            "threads": args.threads,
+        }
+        if args.target is not None:
+            check_bundle_output(args.output, args.force)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
+        from skim_export.bundle.build import export_bundle
         from skim_export.pipeline import export
         from skim_runtime.progress_bar import ProgressBar
 
+        manifest = None
         with ProgressBar() as progress:
-            report = export(
-                args.model,
-                args.output,
-                bits=args.bits,
-                effective_bits=args.effective_bits,
-                size=size,
-                method=args.method,
-                head_bits=args.head_bits,
-                codebook=args.codebook,
-                accuracy_level=args.accuracy_level,
-                calib=args.calib,
-                seed=args.seed,
-                tune=args.tune,
-                threads=args.threads,
-                force=args.force,
-                progress=progress,
-            )
-        _print_summary(report)
+            if args.target is None:
+                report = export(args.model, args.output, force=args.force, progress=progress, **options)
+            else:
+                report, manifest = export_bundle(args.model, args.target, args.output, progress=progress, **options)
+        if manifest is None:
+            _print_summary(report, f"wrote {report.path} in {report.seconds:.0f} s")
+        else:
+            _print_summary(report, describe_bundle(manifest, args.output))
 
     return run_command("skim-export", command)

@@ -1,4 +1,4 @@
-"""Writing a bundle: everything that a device needs to run a model, in one directory."""
+"""Writing the bundle of a CPU: everything that it needs to run a model, in one directory."""
 
 from __future__ import annotations
 
@@ -21,7 +21,17 @@ from skim_export.files import sha256, staged_directory, write_json
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress import Progress
 
-__all__ = ["MANIFEST", "PROMPT_CHUNK", "Device", "KernelCompiler", "build_bundle"]
+__all__ = [
+    "COPIED",
+    "MANIFEST",
+    "PROMPT_CHUNK",
+    "WEIGHTS",
+    "Device",
+    "KernelCompiler",
+    "build_bundle",
+    "files_of",
+    "write_weights",
+]
 
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
@@ -52,6 +62,10 @@ class Device(Protocol):
     def compiler_flags(self) -> tuple[str, ...]:
         """Its options for the CPU."""
 
+    @property
+    def compiler_package(self) -> str | None:
+        """Debian's package with it."""
+
     def compiler(self) -> str | None:
         """Where it is, if it is installed here."""
 
@@ -81,7 +95,7 @@ def build_bundle(
     plan = make_plan(program, PROMPT_CHUNK)
     context = min(directory.context_length, program.positions or directory.context_length)
     with staged_directory(output, MANIFEST) as stage:
-        weights = _write_weights(program, stage / WEIGHTS, progress or Progress())
+        weights = write_weights(program, stage / WEIGHTS, progress or Progress())
         gathers = sorted({rows.row_class for unit in program.gathered for rows in weights.linears[unit].rows})
         products = sorted(
             {
@@ -119,15 +133,14 @@ def build_bundle(
             "context_length": context,
             "weights": {"bytes": weights.size, "read_bytes": weights.read_bytes},
             "programs": _compile(stage, device),
-            "files": {
-                path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(stage.iterdir())
-            },
+            "files": files_of(stage),
         }
         write_json(stage / MANIFEST, manifest)
     return manifest
 
 
-def _write_weights(program: Program, path: Path, progress: Progress) -> Weights:
+def write_weights(program: Program, path: Path, progress: Progress) -> Weights:
+    """Write weights.bin and return what lies where."""
     progress.start("writing the weights", len(program.linears))
     with WeightsFile(path) as file:
         tensors = {name: file.add_shared(load()) for name, load in program.tensors.items()}
@@ -138,6 +151,11 @@ def _write_weights(program: Program, path: Path, progress: Progress) -> Weights:
     progress.finish()
     read_bytes = sum(linears[op.unit].read_bytes for op in program.operators if op.kind == Kind.PRODUCT)
     return Weights(file.header, file.size, read_bytes, linears, tensors)
+
+
+def files_of(directory: Path) -> dict[str, dict[str, Any]]:
+    """What a manifest says of the files of a directory."""
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(directory.iterdir())}
 
 
 def _copy_sources(stage: Path) -> list[str]:
@@ -153,7 +171,8 @@ def _compile(stage: Path, device: Device) -> dict[str, Any]:
     """Compile the programs if that is possible here; what the manifest says of it."""
     compiler, make = device.compiler(), shutil.which("make")
     if compiler is None or make is None:
-        return _not_compiled(f"{'make' if make is None else device.compiler_name} is not installed")
+        missing, package = ("make", "make") if make is None else (device.compiler_name, device.compiler_package)
+        return _not_compiled(f"{missing} is not installed" + (f" (apt install {package})" if package else ""))
     # Static, so that they run whatever C library the device has.
     command = [make, "-s", "-C", str(stage), f"CC={compiler}", "LDFLAGS=-static -s"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -15,8 +15,9 @@ from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Override, Schedule
 from skim_runtime.errors import UserError
 
-__all__ = ["CpuTarget", "load_cpu_target", "target_names"]
+__all__ = ["CpuTarget", "load_cpu_target", "read_target", "target_names", "target_path"]
 
+KINDS = ("cpu", "gpu")
 DIRECTORY = Path(__file__).parent / "targets"
 REQUIRED = {
     "description": str,
@@ -85,22 +86,11 @@ class CpuTarget:
         """The C compiler for it, if it is installed."""
         return shutil.which(self.compiler_name)
 
-    def require_compiler(self) -> str:
-        """The C compiler for it.
-
-        Raises:
-            UserError: it is not installed; says how to get it.
-        """
-        if found := self.compiler():
-            return found
-        hint = f": apt install {self.compiler_package}" if self.compiler_package else ""
-        raise UserError(f"target {self.name} needs the C compiler {self.compiler_name}, which is not installed{hint}")
-
 
 def target_names(kind: str | None = None) -> list[str]:
     """The targets that there are, of one kind ("cpu", "gpu") or of all."""
     paths = sorted(DIRECTORY.glob("*.toml"))
-    return [path.stem for path in paths if kind in (None, _read(path)["kind"])]
+    return [path.stem for path in paths if kind in (None, read_target(path)["kind"])]
 
 
 def load_cpu_target(name: str) -> CpuTarget:
@@ -113,7 +103,7 @@ def load_cpu_target(name: str) -> CpuTarget:
         UserError: there is no such target, it is no CPU, or its file is wrong.
     """
     path = target_path(name)
-    table = _read(path)
+    table = read_target(path)
     if table["kind"] != "cpu":
         raise UserError(f"target {name} is no CPU; these are: {', '.join(target_names('cpu'))}")
     where = path.name
@@ -174,11 +164,16 @@ def target_path(name: str) -> Path:
     raise UserError(f"--target {name}: unknown target; {hint}")
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_target(path: Path) -> dict[str, Any]:
+    """A target's file, not checked but for its kind.
+
+    Raises:
+        UserError: it is no TOML file, or does not say its kind.
+    """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: is no TOML file: {error}") from error
-    if "kind" not in table:
-        raise UserError(f"{path.name}: kind is missing")
+    if table.get("kind") not in KINDS:
+        raise UserError(f"{path.name}: kind = {table.get('kind')!r} must be one of {', '.join(KINDS)}")
     return table

@@ -23,7 +23,7 @@ TABLES = [RowClass(LevelKind.TABLE, bits, "int8") for bits in range(1, 9)]
 AFFINE = [RowClass(LevelKind.AFFINE, bits, None) for bits in range(1, 9)]
 HALF_TABLES = [RowClass(LevelKind.TABLE, bits, "float16") for bits in range(1, 9)]
 SOME = [TABLES[2], TABLES[4], AFFINE[7], HALF_TABLES[1]]
-COLUMNS = [1, 3, 31, 32, 33, 64, 100, 200, 256, 257, 300, 512, 576, 1320]
+COLUMNS = [1, 3, 31, 32, 33, 64, 100, 200, 231, 256, 257, 300, 512, 576, 1320]
 TOKENS = [1, 2, 3, 5, 8, 16, 19]
 POISON = np.frombuffer(b"\xff" * 4, np.float32)[0]
 NATIVE_FLAGS = {"x86-avx2": {"avx2", "fma"}, "x86-avx512": {"avx512vbmi"}}
@@ -176,7 +176,9 @@ def check(machine, rng, cases, *, bound=1e-5):
         others = np.delete(y, places, axis=1)
         assert np.isnan(others).all(), (call[0], "wrote a row that is not its own")
         if len(places):
-            error = relative_error(y[:, places], expected[:, places])
+            # Against the norm of all rows: that of a single one may be nearly 0 by chance.
+            size = np.linalg.norm(expected) * np.sqrt(len(places) / expected.shape[1])
+            error = np.linalg.norm(y[:, places] - expected[:, places]) / size
             assert error < bound, (call[0], call[-5:], error)
 
 

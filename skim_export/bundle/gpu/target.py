@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from skim_export.bundle.gpu.schedule import Schedule
+from skim_export.bundle.target import read_target, target_names, target_path
 from skim_runtime.errors import UserError
 
-__all__ = ["LANGUAGES", "TARGETS", "GpuTarget", "load_gpu_target"]
+__all__ = ["LANGUAGES", "GpuTarget", "load_gpu_target"]
 
-TARGETS = Path(__file__).parent.parent / "targets"
 LANGUAGES = {"cuda": "cu", "opencl": "cl", "metal": "metal", "webgpu": "wgsl"}  # and the suffixes of their files
 LIMITS = ("max_num_threads", "max_shared_memory_per_block")
 
@@ -41,18 +39,22 @@ class GpuTarget:
         return str(self.tvm["kind"])
 
 
-def load_gpu_target(path: Path) -> GpuTarget:
-    """Read a target's file.
+def load_gpu_target(name: str) -> GpuTarget:
+    """A target by name, or from a file of one's own.
+
+    Args:
+        name: a name in `targets/`, or the path of a .toml file like those there.
 
     Raises:
-        UserError: a key is missing or wrong.
+        UserError: there is no such target, it is no GPU, or its file is wrong.
     """
-    table = tomllib.loads(path.read_text(encoding="utf-8"))
+    path = target_path(name)
+    table = read_target(path)
     missing = [key for key in ("description", "kind", "target", "schedule") if key not in table]
     if missing:
         raise UserError(f"{path}: {missing[0]} is missing")
     if table["kind"] != "gpu":
-        raise UserError(f"{path}: kind = {table['kind']!r} is no GPU")
+        raise UserError(f"target {name} is no GPU; these are: {', '.join(target_names('gpu'))}")
     tvm = table["target"]
     if tvm.get("kind") not in LANGUAGES:
         raise UserError(f"{path}: target.kind = {tvm.get('kind')!r} must be one of {', '.join(LANGUAGES)}")

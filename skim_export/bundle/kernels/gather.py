@@ -9,7 +9,7 @@ from tvm.tirx.script import builder as T
 
 from skim_export.bundle.kernels.lookup import Lookup
 from skim_export.bundle.kernels.tir import constant, parameters, store
-from skim_export.bundle.kernels.weights import Piece, Weights, each_piece, weight_parameters
+from skim_export.bundle.kernels.weights import Piece, Weights, each_piece, padded, weight_parameters
 from skim_export.bundle.row_class import RowClass
 from skim_export.packed import COLUMNS
 
@@ -32,6 +32,6 @@ def gather(row_class: RowClass, lanes: int, lookup: Lookup, name: str) -> Any:
             for j, codes in enumerate(weights.codes_of(row, piece)):
                 store(given.y, piece.column + piece.stride * j, row.weights(row.floats(row.look_up(codes))))
 
-        blocks = (constant(0, "int32"), given.K // COLUMNS)
+        blocks = (constant(0, "int32"), padded(given.K) // COLUMNS)
         each_piece(given.K, row_class.bits, min(lanes, weights.most_lanes), blocks, constant(True, "bool"), emit)
     return ib.get()

@@ -62,7 +62,7 @@ class _Product:
 
     def _dot(self, tile: Tile, rows: list[Row], tokens: list[Expr], totals: Buffer) -> None:
         """Add the products of rows and tokens to their totals, as many columns at a time as sums have room for."""
-        full = T.Bind(self._K // COLUMNS)
+        full = T.Bind(padded(self._K) // COLUMNS)
         most = self._arithmetic.most_columns(tile.vector)
         if most is None:
             self._dot_superblocks(tile, rows, tokens, totals, (constant(0, "int32"), full), constant(True, "bool"))
@@ -116,7 +116,7 @@ class _Product:
         superblocks = min(tile.columns, most or tile.columns) // COLUMNS
         tile = replace(tile, lanes=min(tile.lanes, self._weights.most_lanes), columns=superblocks * COLUMNS)
         levels = local(self._arithmetic.level, tile.rows * tile.columns)
-        full = T.Bind(K // COLUMNS)
+        full = T.Bind(padded(K) // COLUMNS)
         with T.serial(0, _ceil_div(padded(K), tile.columns)) as k:
             blocks = (T.Bind(k * superblocks), T.Bind(T.min((k + 1) * superblocks, full)))
             columns = T.Bind(T.min(padded(K) - k * tile.columns, tile.columns))

@@ -217,7 +217,7 @@ def each_piece(
     with T.serial(blocks[0], blocks[1]) as block:
         for first in range(0, LANES, lanes):
             emit(Piece(block * (bits * LANES) + first, LANES, block * COLUMNS + first, lanes))
-    tail, full = T.Bind(_tail_lanes(K)), T.Bind(K // COLUMNS)
+    tail, full = T.Bind(_tail_lanes(K)), T.Bind(padded(K) // COLUMNS)
 
     def emit_tail(first: Expr, count: int) -> None:
         emit(Piece(full * (bits * LANES) + first, tail, full * COLUMNS + first, count))
@@ -234,5 +234,5 @@ def each_piece(
 
 
 def _tail_lanes(K: Expr) -> Expr:
-    """Lanes of the last superblock; 0 if it is a full one."""
-    return (K % COLUMNS + 31) // 32 * 4
+    """Lanes of the last superblock; 0 if it has all 32, be it of padding columns."""
+    return padded(K) % COLUMNS // 8

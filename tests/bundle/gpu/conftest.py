@@ -17,12 +17,12 @@ def bundle(tmp_path_factory):
         import tvm  # noqa: F401
     except ImportError:
         missing("tvm")
-    from skim_export.bundle.gpu.target import TARGETS, load_gpu_target
+    from skim_export.bundle.gpu.target import load_gpu_target
     from skim_export.bundle.gpu.write import write_kernels
 
     def write(language, classes):
         directory = tmp_path_factory.mktemp(language)
-        target = replace(load_gpu_target(TARGETS / f"{language}.toml"), architectures=())
+        target = replace(load_gpu_target(language), architectures=())
         write_kernels(directory, target, classes, classes)
         return directory
 

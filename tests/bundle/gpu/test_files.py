@@ -98,12 +98,12 @@ def test_all_classes_fit_the_target(language, bundle):
 
 
 def test_too_much_shared_memory(tmp_path):
-    from skim_export.bundle.gpu.target import TARGETS, load_gpu_target
+    from skim_export.bundle.gpu.target import load_gpu_target
     from skim_export.bundle.gpu.write import write_kernels
 
     from .products import TABLES
 
-    target = load_gpu_target(TARGETS / "webgpu.toml")
+    target = load_gpu_target("webgpu")
     greedy = replace(target.schedule, decode=(replace(target.schedule.decode[0], rows=16),))
     message = "target webgpu: skim_decode1_table8_int8 needs 36864 bytes of shared memory, more than max_shared_memory"
     with pytest.raises(UserError, match=message):
@@ -129,14 +129,14 @@ def test_a_target_is_a_file(tmp_path):
 
     path = tmp_path / "mine.toml"
     path.write_text(GOOD)
-    target = load_gpu_target(path)
+    target = load_gpu_target(str(path))
     assert (target.name, target.language, target.schedule.decode[0].rows) == ("mine", "opencl", 4)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('kind = "gpu"', 'kind = "cpu"', "'cpu' is no GPU"),
+        ('kind = "gpu"', 'kind = "cpu"', "is no GPU; these are: cuda"),
         ('description = "d"', "", "description is missing"),
         ('kind = "opencl"', 'kind = "vulkan"', "'vulkan' must be one of cuda, opencl"),
         ("max_num_threads = 256", "", "target.max_num_threads must say"),
@@ -154,7 +154,7 @@ def test_wrong_targets(tmp_path, old, new, message):
     assert old in GOOD
     path.write_text(GOOD.replace(old, new))
     with pytest.raises(UserError, match=message):
-        load_gpu_target(path)
+        load_gpu_target(str(path))
 
 
 def test_threads_of_workgroups_are_the_product(kernels):

@@ -7,6 +7,8 @@ from tests.random_packed import random_packed
 
 from .products import AFFINE, TABLES, check, matmul, rows_of
 
+pytestmark = pytest.mark.slow
+
 CLASSES = [c for c in TABLES + AFFINE if c.name in ("table3_int8", "table5_float16", "table8_int8", "affine6")]
 
 

@@ -27,7 +27,7 @@ def check_registers(nvcc, source, architecture):
     assert max(spilled(done.stderr)) <= 16, architecture
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [ARCHITECTURES[0], ARCHITECTURES[-1]])
 def test_compiles_and_keeps_to_registers(nvcc, bundle, architecture):
     classes = [c for c in TABLES + AFFINE if c.name in ("table3_int8", "affine8")]
     check_registers(nvcc, bundle("cuda", classes) / "kernels.cu", architecture)
@@ -65,11 +65,11 @@ def test_without_nvcc(monkeypatch, tmp_path, caplog):
     from dataclasses import replace
 
     from skim_export.bundle.gpu.kernel_list import load_kernel_list
-    from skim_export.bundle.gpu.target import TARGETS, load_gpu_target
+    from skim_export.bundle.gpu.target import load_gpu_target
     from skim_export.bundle.gpu.write import write_kernels
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    target = replace(load_gpu_target(TARGETS / "cuda.toml"), architectures=("sm_75",))
+    target = replace(load_gpu_target("cuda"), architectures=("sm_75",))
     with caplog.at_level(logging.WARNING):
         write_kernels(tmp_path, target, [TABLES[2]], [])
     assert "nvcc" in caplog.text

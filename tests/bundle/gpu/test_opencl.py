@@ -8,7 +8,7 @@ from tests.random_packed import random_packed
 
 from .products import AFFINE, TABLES, check
 
-COLUMNS = [1, 3, 31, 33, 64, 200, 256, 300, 576, 1320]
+COLUMNS = [1, 3, 31, 33, 64, 200, 250, 256, 300, 576, 1320]
 TOKENS = [1, 2, 3, 4, 5, 6, 7, 8, 37]
 ALL = list(range(16))
 
@@ -25,6 +25,7 @@ def matmul(device):
     return lambda packed, x: device.matmul(device.upload(packed), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("entries", [np.int8, np.float16])
 @pytest.mark.parametrize("row_class", ALL)
 def test_every_class(matmul, row_class, entries):

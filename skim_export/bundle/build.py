@@ -1,0 +1,99 @@
+"""Bundles by the names of their targets."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skim_export.bundle.bundle import build_bundle
+from skim_export.bundle.target import CpuTarget, load_cpu_target, read_target, target_names, target_path
+from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from skim_export.report import ExportReport
+
+__all__ = ["check_target", "export_bundle", "targets_of", "write_bundle"]
+
+GROUPS = ("cpu", "gpu")
+
+
+def targets_of(names: Sequence[str]) -> list[str]:
+    """Names of targets, with "cpu" and "gpu" replaced by all targets of that kind; each once."""
+    expanded = [target for name in names for target in (target_names(name) if name in GROUPS else [name])]
+    return list(dict.fromkeys(expanded))
+
+
+def check_target(name: str) -> None:
+    """Find out what can be known to be wrong before a bundle is written.
+
+    Raises:
+        UserError: TVM is not installed, or the target is unknown or wrong.
+    """
+    if find_spec("tvm") is None:
+        raise UserError("--target needs TVM: pip install 'skim-export[tvm]'")
+    _load(name)
+
+
+def write_bundle(model: Path, target: str, output: Path, *, progress: Progress | None = None) -> dict[str, Any]:
+    """Write the bundle of an exported model for a target, and return its manifest.
+
+    Args:
+        model: directory that skim-export wrote.
+        target: a name in `targets/`, or the path of a file like those there.
+        output: directory to write.
+        progress: told about each packed linear.
+
+    Raises:
+        UserError: TVM is not installed, target or model are wrong, or the output cannot be written.
+    """
+    check_target(target)
+    loaded = _load(target)
+    if isinstance(loaded, CpuTarget):
+        from skim_export.bundle.kernels.compile import compile_kernels
+
+        return build_bundle(model, loaded, output, partial(compile_kernels, target=loaded), progress=progress)
+    from skim_export.bundle.gpu.bundle import build_gpu_bundle
+
+    return build_gpu_bundle(model, loaded, output, progress=progress)
+
+
+def export_bundle(
+    model: str, target: str, output: Path, *, progress: Progress | None = None, **options: Any
+) -> tuple[ExportReport, dict[str, Any]]:
+    """Quantize a model and write it as a bundle.
+
+    Args:
+        model: alias of a recipe, Hugging Face id, or directory.
+        target: a name in `targets/`, or the path of a file like those there.
+        output: directory to write.
+        progress: told of every step.
+        options: of `skim_export.pipeline.export`.
+
+    Returns:
+        The report of the export and the bundle's manifest.
+
+    Raises:
+        UserError: something given is wrong; nothing was written.
+    """
+    check_target(target)
+    from skim_export.pipeline import export
+
+    exported = output.with_name(f".{output.name}.model")  # where a tuning that was interrupted finds its state again
+    try:
+        report = export(model, exported / "model.onnx", force=True, progress=progress, **options)
+        return report, write_bundle(exported, target, output, progress=progress)
+    finally:
+        shutil.rmtree(exported, ignore_errors=True)
+
+
+def _load(name: str) -> Any:
+    if read_target(target_path(name))["kind"] == "cpu":
+        return load_cpu_target(name)
+    from skim_export.bundle.gpu.target import load_gpu_target
+
+    return load_gpu_target(name)
