@@ -76,15 +76,26 @@ class CpuTarget:
 
     def missing_here(self) -> str | None:
         """What this machine lacks to run programs for the target."""
-        machine = self.tvm["mtriple"].partition("-")[0]
-        if platform.machine() != machine:
-            return f"it is for {machine}, this machine is {platform.machine()}"
+        architecture, here = self.tvm["mtriple"].partition("-")[0], platform.machine()
+        if not here.startswith(architecture.removesuffix("a")):  # armv7a is Linux's armv7l
+            return f"it is for {architecture}, this machine is {here}"
         missing = [flag for flag in self.cpu_flags if flag not in _cpu_flags()]
         return f"this CPU has no {', '.join(missing)}" if missing else None
 
     def compiler(self) -> str | None:
         """The C compiler for it, if it is installed."""
         return shutil.which(self.compiler_name)
+
+    def require_compiler(self) -> str:
+        """The C compiler for it.
+
+        Raises:
+            UserError: it is not installed; says how to get it.
+        """
+        if found := self.compiler():
+            return found
+        hint = f": apt install {self.compiler_package}" if self.compiler_package else ""
+        raise UserError(f"target {self.name} needs the C compiler {self.compiler_name}, which is not installed{hint}")
 
 
 def target_names(kind: str | None = None) -> list[str]:

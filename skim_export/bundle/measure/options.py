@@ -5,12 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from skim_export.bench.speed import last_level_cache
-from skim_export.bundle.target import CpuTarget
 from skim_runtime.errors import UserError
 
 if TYPE_CHECKING:
     from skim_export.bundle.measure.machine import Machine
+    from skim_export.bundle.target import CpuTarget
 
 __all__ = ["add_machine_arguments", "cold_bytes", "open_machine"]
 
@@ -18,7 +17,7 @@ COLD = 3  # times the last-level cache
 BOARD_COLD_MB = 32.0  # boards have caches of a few MB
 
 
-def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
+def add_machine_arguments(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
     """Declare where kernels are timed, and with how many bytes of weights."""
     parser.add_argument("--rpc", metavar="HOST:PORT", help="TVM's RPC tracker: time on a board, not on this machine")
     parser.add_argument("--rpc-key", metavar="KEY", help="the board's key at the tracker (default: the target's name)")
@@ -37,6 +36,8 @@ def cold_bytes(args: argparse.Namespace) -> int:
     Raises:
         UserError: --cold-mb makes no sense.
     """
+    from skim_export.bench.speed import last_level_cache  # imports numpy, which reads its number of threads only once
+
     if args.cold_mb is None:
         return int(BOARD_COLD_MB * 1e6) if args.rpc else COLD * last_level_cache()
     if not args.cold_mb > 0:
