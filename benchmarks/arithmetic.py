@@ -15,8 +15,8 @@ from pathlib import Path
 import onnx
 from rich.console import Console
 from rich.table import Table
-from speed import save_json
 
+from skim_export.bench.speed import save_json
 from skim_runtime import Session
 from skim_runtime.evaluation import Evaluation, evaluate
 from skim_runtime.model_directory import DOMAIN, INTEGER_ACCURACY, PRODUCTS, ModelDirectory

@@ -9,8 +9,8 @@ import tempfile
 from pathlib import Path
 
 import gguf
-from child import in_child
 
+from skim_export.bench.child import in_child
 from skim_export.checkpoint.recipes import load_recipes
 from skim_export.checkpoint.wheel import WheelSource, gguf_from_wheel
 from skim_export.files import staged_directory

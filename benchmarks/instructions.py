@@ -19,8 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
-from speed import at_least, number, parse_shape, save_json
 
+from skim_export.bench.speed import at_least, number, parse_shape, save_json
 from skim_export.packed import CLASSES, LevelKind, class_bits, class_kind
 from skim_runtime.errors import UserError
 from skim_runtime.progress_bar import ProgressBar
@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Count and print the table."""
-    rows, columns = parse_shape(args.shape, 32)
+    rows, columns = parse_shape(args.shape, 32, "--shape")
     at_least("--tokens", 1, *args.tokens)
     at_least("--repetitions", 1, args.repetitions)
     for row_class in args.classes:

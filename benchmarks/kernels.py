@@ -1,16 +1,11 @@
 """Milliseconds of one linear layer inside onnxruntime, every width of ours against onnxruntime's own operators.
 
-What is measured: a model has so many copies of the node, each with weights of its own, that the weights together take
-several times the last-level cache, and one call of the session runs all of them one after the other, as a decoder runs
-its layers. A time is that of the call divided by the number of copies. All copies write to one output buffer that was
-there before, so nothing is allocated. From 32 tokens on, arithmetic takes longer than reading, and one copy is enough.
+What is measured: skim_export/bench/sessions.py says it. A time is that of a call divided by the number of copies. From
+32 tokens on, arithmetic takes longer than reading, and one copy is enough.
 
 What it costs to run a node that does nothing, the share of the call included, is measured the same way and printed.
 
-All sessions live in one process and take turns. Threads of a session go on spinning for about 35 ms after a call, which
-would take a core from the next contender; `session.force_spinning_stop` ends that with the call, while they still spin
-between the nodes of a call as they do by default (without any spinning two threads lose much of their worth). So
-threads are woken once a call, and a call has many nodes.
+All sessions live in one process and take turns. Threads are woken once a call, and a call has many nodes.
 
 Each contender is compared with numpy before it is timed.
 """
@@ -19,20 +14,25 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import onnxruntime as ort
-from random_layers import RandomLayer, dense_layer, model_of, model_of_nothing, nbits_layer, packed_layer
 from rich.console import Console
 from rich.table import Table
-from speed import at_least, last_level_cache, machine, number, parse_shape, read_bandwidth, save_json
 
+from skim_export.bench.random_layers import dense_layer, model_of_nothing, nbits_layer, packed_layer
+from skim_export.bench.sessions import (
+    Contender,
+    LayerSession,
+    activations,
+    bound_call,
+    cold_layers,
+    mean_seconds,
+    open_session,
+)
+from skim_export.bench.speed import at_least, last_level_cache, machine, number, parse_shape, read_bandwidth, save_json
 from skim_runtime.errors import UserError
 from skim_runtime.library import kernel_name, library_path
 from skim_runtime.progress import Progress
@@ -43,9 +43,7 @@ __all__ = ["WIDTHS", "Row", "add_arguments", "run"]
 COLUMNS = 64  # columns must be a multiple: the blocks of the 2-bit operator
 MANY_TOKENS = 32
 COLD = 3  # times the last-level cache
-MODEL_LIMIT = 1_500_000_000  # bytes: onnx has models of 2 GiB at most
 NOTHING_NODES = 256
-BOUNDS = {None: 1e-4, 0: 1e-4, 4: 5e-2}  # relative error by accuracy level
 LUT_ROWS = 128  # onnxruntime takes its table path only for multiples of these
 
 
@@ -56,23 +54,6 @@ WIDTHS: dict[str, dict[int, float]] = {
     "8-affine": {15: 1.0},
     "mixed-3": {1: 0.25, 2: 0.5, 3: 0.25},
 }
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A way to multiply.
-
-    Attributes:
-        name: what the table calls it.
-        level: the attribute accuracy_level; None if the operator has none.
-        layer: makes random weights `[N, K]`.
-        options: session options.
-    """
-
-    name: str
-    level: int | None
-    layer: Callable[[np.random.Generator, int, int], RandomLayer]
-    options: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -198,48 +179,6 @@ def _ours(bits: str, level: int) -> Contender:
     return Contender(name, level, lambda random, n, k: packed_layer(random, n, k, WIDTHS[bits]))
 
 
-class Entry:
-    """A contender with its session.
-
-    Attributes:
-        contender: what it is.
-        nbytes: bytes of the weights of one copy.
-        copies: nodes with weights of their own.
-        error: relative error of the first node against numpy.
-    """
-
-    def __init__(
-        self, contender: Contender, rows: int, columns: int, cold: int, threads: int, library: Path, seed: int
-    ) -> None:
-        random = np.random.default_rng(seed)
-        layers = [contender.layer(random, rows, columns)]
-        self.contender, self.nbytes = contender, layers[0].nbytes
-        while len(layers) * self.nbytes < min(cold, MODEL_LIMIT):
-            layers.append(contender.layer(random, rows, columns))
-        self.copies = len(layers)
-        level = {} if contender.level is None else {"accuracy_level": contender.level}
-        self._session = _session(model_of(layers, **level), threads, library, contender.options)
-        self._rows, self._columns = rows, columns
-        self.error = self._checked(layers[0])
-
-    def _checked(self, layer: RandomLayer) -> float:
-        """Relative error for a few tokens, or an exception: the figures of a wrong result are worth nothing."""
-        x = _activations(3, self._columns)
-        rows, weight = layer.sample()
-        got = self._session.run(["Y0"], {"X": x})[0][:, rows]
-        want = x.astype(np.float64) @ weight.T.astype(np.float64)
-        error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
-        if not error < BOUNDS[self.contender.level]:
-            raise RuntimeError(
-                f"{self.contender.name}, level {self.contender.level}: off by {error:.2g}, more than rounding explains"
-            )
-        return error
-
-    def call(self, tokens: int) -> Callable[[], None]:
-        """A call of all nodes on random activations of so many tokens."""
-        return _bound(self._session, _activations(tokens, self._columns), (tokens, self._rows))
-
-
 def _enter(
     contenders: Sequence[Contender],
     rows: int,
@@ -248,19 +187,20 @@ def _enter(
     threads: int,
     library: Path,
     progress: Progress,
-) -> list[Entry]:
+) -> list[LayerSession]:
     entries = []
     progress.start("loading", len(contenders))
     for i, contender in enumerate(contenders):
         if contender is not LUT2 or rows % LUT_ROWS == 0:
-            entries.append(Entry(contender, rows, columns, cold, threads, library, seed=i))
+            layers = cold_layers(contender.layer, rows, columns, cold, seed=i)
+            entries.append(LayerSession(contender, layers, (rows, columns), threads, library))
         progress.step(contender.name)
     progress.finish()
     return entries
 
 
 def _take_turns(
-    entries: Sequence[Entry], tokens: int, rounds: int, seconds: float, progress: Progress
+    entries: Sequence[LayerSession], tokens: int, rounds: int, seconds: float, progress: Progress
 ) -> list[list[float]]:
     """Seconds of one node by contender and round."""
     calls = [entry.call(tokens) for entry in entries]
@@ -268,66 +208,26 @@ def _take_turns(
     progress.start(f"{tokens} tokens", rounds)
     for number_of_round in range(rounds):
         for entry, call, found in zip(entries, calls, times, strict=True):
-            found.append(_seconds(call, seconds) / entry.copies)
+            found.append(mean_seconds(call, seconds) / entry.copies)
         progress.step(f"round {number_of_round + 1}")
     progress.finish()
     return times
 
 
-def _seconds(call: Callable[[], None], seconds: float) -> float:
-    """Mean seconds of a call, of as many as take `seconds`; the first one counts only if it takes that long itself."""
-    started = time.perf_counter()
-    call()
-    first = time.perf_counter() - started
-    if first >= seconds:
-        return first
-    count, started = 0, time.perf_counter()
-    while True:
-        call()
-        count += 1
-        taken = time.perf_counter() - started
-        if taken >= seconds:
-            return taken / count
-
-
 def _nothing(threads: int, rounds: int) -> float:
     """Seconds of a node that does nothing."""
-    session = _session(model_of_nothing(NOTHING_NODES), threads, None, ())
-    call = _bound(session, _activations(1, 1), (1, 1))
-    return statistics.median(_seconds(call, 0.01) for _ in range(rounds)) / NOTHING_NODES
-
-
-def _session(model: bytes, threads: int, library: Path | None, more: Sequence[tuple[str, str]]) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    for key, value in more:
-        options.add_session_config_entry(key, value)
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _bound(session: ort.InferenceSession, x: npt.NDArray[np.float32], shape: tuple[int, int]) -> Callable[[], None]:
-    """A call with all outputs in one buffer: the nodes run one after the other, and nobody reads what they write."""
-    y = np.empty(shape, np.float32)
-    binding = session.io_binding()
-    binding.bind_cpu_input("X", x)
-    for output in session.get_outputs():
-        binding.bind_output(output.name, "cpu", 0, np.float32, shape, y.ctypes.data)
-
-    def call(kept: tuple[npt.NDArray[np.float32], ...] = (x, y)) -> None:  # the binding knows no owner
-        session.run_with_iobinding(binding)
-
-    return call
-
-
-def _activations(tokens: int, columns: int) -> npt.NDArray[np.float32]:
-    return np.random.default_rng(tokens).standard_normal((tokens, columns), np.float32)
+    session = open_session(model_of_nothing(NOTHING_NODES), threads, None, ())
+    call = bound_call(session, activations(1, 1), (1, 1))
+    return statistics.median(mean_seconds(call, 0.01) for _ in range(rounds)) / NOTHING_NODES
 
 
 def _rows(
-    shape: str, threads: int, tokens: int, entries: Sequence[Entry], times: Sequence[list[float]], bandwidth: float
+    shape: str,
+    threads: int,
+    tokens: int,
+    entries: Sequence[LayerSession],
+    times: Sequence[list[float]],
+    bandwidth: float,
 ) -> list[Row]:
     medians = [statistics.median(found) for found in times]
     reference = {entry.contender: median for entry, median in zip(entries, medians, strict=True)}

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from child import in_child, peak_megabytes
 from dense_baselines import DenseLinear, mxfp4, rtn_grouped, skim_sparse, squeezellm_sparse
 from exportable import CHANGES, TUNING_STATISTICS, TUNING_TEXT, parse_method, quantize_packed, sensitivity
 from measuring import (
@@ -31,6 +30,7 @@ from results import FULL, Results, Row, check_plot, plot, print_table
 from rich.console import Console
 
 from skim_export import pipeline
+from skim_export.bench.child import in_child, peak_megabytes
 from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
 from skim_export.files import sha256, write_json

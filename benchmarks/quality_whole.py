@@ -15,7 +15,6 @@ from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
-from child import in_child, peak_megabytes
 from dense_baselines import DenseLinear
 from exportable import sensitivity
 from k_quants import k_quantize
@@ -30,6 +29,7 @@ from measuring import (
 from quality import add_common_arguments, announce, calibrate_once, full_precision_row, open_job
 from results import FULL, Results, Row, print_table
 
+from skim_export.bench.child import in_child, peak_megabytes
 from skim_export.budget import unpacked_parameters
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.files import sha256

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SUBCOMMANDS = {
     "plan": "skim_export.cli_plan",
     "bundle": "skim_export.cli_bundle",
+    "tune-kernels": "skim_export.cli_tune",
 }  # name -> module whose `main` takes the arguments after the name
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import platform
 import shutil
 import tomllib
 from dataclasses import dataclass
@@ -27,7 +29,7 @@ REQUIRED = {
     "target": dict,
     "schedule": dict,
 }
-OPTIONAL = {"compiler_flags": list, "compiler_package": str, "emulator": list, "override": list}
+OPTIONAL = {"compiler_flags": list, "compiler_package": str, "cpu_flags": list, "emulator": list, "override": list}
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ class CpuTarget:
         compiler_name: the C compiler that makes programs for it.
         compiler_flags: that it needs.
         compiler_package: Debian's package with it.
+        cpu_flags: without which a CPU can't run its programs, as /proc/cpuinfo names them.
         emulator: the command that runs its programs on another machine; empty if there is none.
         threads: as many as such a machine has cores.
         tvm: the target as TVM takes it.
@@ -56,6 +59,7 @@ class CpuTarget:
     compiler_name: str
     compiler_flags: tuple[str, ...]
     compiler_package: str | None
+    cpu_flags: tuple[str, ...]
     emulator: tuple[str, ...]
     threads: int
     tvm: dict[str, Any]
@@ -70,9 +74,28 @@ class CpuTarget:
                 schedule = schedule.changed(override.changes, f"target {self.name}, override {i + 1}")
         return schedule
 
+    def missing_here(self) -> str | None:
+        """What this machine lacks to run programs for the target."""
+        architecture, here = self.tvm["mtriple"].partition("-")[0], platform.machine()
+        if not here.startswith(architecture.removesuffix("a")):  # armv7a is Linux's armv7l
+            return f"it is for {architecture}, this machine is {here}"
+        missing = [flag for flag in self.cpu_flags if flag not in _cpu_flags()]
+        return f"this CPU has no {', '.join(missing)}" if missing else None
+
     def compiler(self) -> str | None:
         """The C compiler for it, if it is installed."""
         return shutil.which(self.compiler_name)
+
+    def require_compiler(self) -> str:
+        """The C compiler for it.
+
+        Raises:
+            UserError: it is not installed; says how to get it.
+        """
+        if found := self.compiler():
+            return found
+        hint = f": apt install {self.compiler_package}" if self.compiler_package else ""
+        raise UserError(f"target {self.name} needs the C compiler {self.compiler_name}, which is not installed{hint}")
 
 
 def target_names(kind: str | None = None) -> list[str]:
@@ -111,6 +134,7 @@ def load_cpu_target(name: str) -> CpuTarget:
         compiler_name=table["compiler"],
         compiler_flags=tuple(table.get("compiler_flags", ())),
         compiler_package=table.get("compiler_package"),
+        cpu_flags=tuple(table.get("cpu_flags", ())),
         emulator=tuple(table.get("emulator", ())),
         threads=table["threads"],
         tvm=table["target"],
@@ -118,6 +142,18 @@ def load_cpu_target(name: str) -> CpuTarget:
         overrides=tuple(
             Override.of(o, f"{where} [[override]] {i + 1}") for i, o in enumerate(table.get("override", ()))
         ),
+    )
+
+
+@functools.cache
+def _cpu_flags() -> frozenset[str]:
+    """What this CPU can do, as Linux says it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(
+        next((line.partition(":")[2] for line in lines if line.startswith(("flags", "Features"))), "").split()
     )
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from child import in_child, peak_megabytes
 
+from skim_export.bench.child import in_child, peak_megabytes
 from skim_runtime.progress_bar import ProgressBar
 
 

@@ -43,7 +43,7 @@ def test_the_table(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--shape", "16x100"], "--shapes 16x100: columns must be a multiple of 32"),
+        (["--shape", "16x100"], "--shape 16x100: columns must be a multiple of 32"),
         (["--tokens", 0], "--tokens 0: must be at least 1"),
         (["--repetitions", 0], "--repetitions 0: must be at least 1"),
         (["--classes", 16], r"--classes 16: must be 0\.\.15"),

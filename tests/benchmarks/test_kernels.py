@@ -5,8 +5,9 @@ import argparse
 import kernels
 import numpy as np
 import pytest
-import random_layers
 
+from skim_export.bench import random_layers
+from skim_export.bench.sessions import LayerSession, cold_layers
 from skim_export.packed import PackedLinear
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
@@ -95,7 +96,7 @@ def test_a_wrong_result_is_no_row(monkeypatch):
     monkeypatch.setattr(random_layers, "_first_rows", wrong)
     contender = kernels._ours("3", 4)
     with pytest.raises(RuntimeError, match="3 bits, level 4: off by"):
-        kernels.Entry(contender, 64, 64, 1, 1, library_path(), seed=0)
+        LayerSession(contender, cold_layers(contender.layer, 64, 64, 1), (64, 64), 1, library_path())
 
 
 @pytest.mark.parametrize(

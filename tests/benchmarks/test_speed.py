@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-import speed
 
+from skim_export.bench import speed
 from skim_runtime.errors import UserError
 
 

@@ -1,16 +1,13 @@
 """The kernels of every CPU target against numpy: run here, or by an emulator."""
 
-import functools
 import os
 import shutil
-import struct
-import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from skim_export.bundle.abi import Product
+from skim_export.bundle.measure.program import Program
 from skim_export.bundle.row_class import RowClass, row_classes
 from skim_export.bundle.target import load_cpu_target, target_names
 from skim_export.packed import LevelKind
@@ -26,13 +23,6 @@ SOME = [TABLES[2], TABLES[4], AFFINE[7], HALF_TABLES[1]]
 COLUMNS = [1, 3, 31, 32, 33, 64, 100, 200, 231, 256, 257, 300, 512, 576, 1320]
 TOKENS = [1, 2, 3, 5, 8, 16, 19]
 POISON = np.frombuffer(b"\xff" * 4, np.float32)[0]
-NATIVE_FLAGS = {"x86-avx2": {"avx2", "fma"}, "x86-avx512": {"avx512vbmi"}}
-
-
-@functools.cache
-def cpu_flags():
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return set(next((line for line in lines if line.startswith("flags")), "").split())
 
 
 def require(condition, reason):
@@ -45,66 +35,23 @@ def has_arithmetic(row_class, integer):
     return not (integer and row_class.codebook == "float16")
 
 
-class Machine:
-    """Compiles the kernels of some classes for a target, and runs them."""
+def program(name, classes, directory):
+    """The kernels of some classes for a target, in a program that runs here or in an emulator."""
+    from skim_export.bundle.kernels.compile import compile_kernels
 
-    def __init__(self, name, classes, directory):
-        from skim_export.bundle.kernels.compile import compile_kernels
-
-        target = load_cpu_target(name)
-        if flags := NATIVE_FLAGS.get(name):
-            if not flags <= cpu_flags():
-                pytest.skip(f"this CPU has no {name}")
-        elif target.emulator:
-            emulator = target.emulator[0]
-            require(shutil.which(emulator), f"{emulator} is not installed: apt install qemu-user")
-        compiler = target.compiler()
-        require(compiler, f"{target.compiler_name} is not installed: apt install {target.compiler_package}")
-        products = [
-            Product(c, integer, 100, 1320) for c in classes for integer in (False, True) if has_arithmetic(c, integer)
-        ]
-        kernels = compile_kernels(products, classes, target)
-        functions = ["skim_prepare", "skim_prepare_integer", *kernels.matmuls.values()]
-        functions += [f"skim_gather_{c.name}" for c in classes]
-        (directory / "kernels.o").write_bytes(kernels.object_file)
-        declared = "".join(f'{{"{name}", (function){name}}},\n' for name in functions)
-        (directory / "functions.inc").write_text(declared)
-        declarations = "".join(f"void {name}(void);\n" for name in functions)
-        driver = Path(__file__).with_name("kernel_driver.c").read_text()
-        (directory / "driver.c").write_text(declarations + driver)
-        self._program, self._directory = directory / "driver", directory
-        sources = [str(directory / "driver.c"), str(directory / "kernels.o")]
-        options = [*target.compiler_flags, "-O1", "-static", "-o", str(self._program)]
-        subprocess.run([compiler, *options, *sources], check=True)
-        self._emulator = [] if name in NATIVE_FLAGS else list(target.emulator)
-
-    def run(self, calls):
-        """The array that each call writes. A call is a function and its arguments, a tuple the shape of that array."""
-        data = bytearray()
-        shapes = []
-        for name, *arguments in calls:
-            data += name.encode().ljust(32, b"\0") + struct.pack("<i", len(arguments))
-            for argument in arguments:
-                if isinstance(argument, int):
-                    data += struct.pack("<iii", 0, 4, argument)
-                elif isinstance(argument, tuple):
-                    data += struct.pack("<ii", 2, 4 * int(np.prod(argument)))
-                    shapes.append(argument)
-                else:
-                    data += struct.pack("<ii", 1, argument.nbytes) + argument.tobytes()
-        (self._directory / "calls").write_bytes(data)
-        command = [
-            *self._emulator,
-            str(self._program),
-            str(self._directory / "calls"),
-            str(self._directory / "results"),
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, (done.returncode, done.stderr)
-        results = np.fromfile(self._directory / "results", np.float32)
-        ends = np.cumsum([int(np.prod(shape)) for shape in shapes])
-        assert len(results) == ends[-1]
-        return [part.reshape(shape) for part, shape in zip(np.split(results, ends[:-1]), shapes, strict=True)]
+    target = load_cpu_target(name)
+    if target.missing_here():
+        if not target.emulator:
+            pytest.skip(f"target {name}: {target.missing_here()}")
+        require(shutil.which(target.emulator[0]), f"{target.emulator[0]} is not installed: apt install qemu-user")
+    require(target.compiler(), f"{target.compiler_name} is not installed: apt install {target.compiler_package}")
+    products = [
+        Product(c, integer, 100, 1320) for c in classes for integer in (False, True) if has_arithmetic(c, integer)
+    ]
+    kernels = compile_kernels(products, classes, target)
+    functions = ["skim_prepare", "skim_prepare_integer", *kernels.matmuls.values()]
+    functions += [f"skim_gather_{c.name}" for c in classes]
+    return Program(kernels.object_file, functions, target, directory)
 
 
 def segments(packed):
@@ -184,12 +131,12 @@ def check(machine, rng, cases, *, bound=1e-5):
 
 @pytest.fixture(scope="module", params=target_names("cpu"))
 def machine(request, tmp_path_factory):
-    return Machine(request.param, SOME, tmp_path_factory.mktemp(request.param))
+    return program(request.param, SOME, tmp_path_factory.mktemp(request.param))
 
 
 @pytest.fixture(scope="module", params=target_names("cpu"))
 def complete_machine(request, tmp_path_factory):
-    return Machine(request.param, TABLES + AFFINE + HALF_TABLES, tmp_path_factory.mktemp(request.param))
+    return program(request.param, TABLES + AFFINE + HALF_TABLES, tmp_path_factory.mktemp(request.param))
 
 
 def some_cases(rng, classes):

@@ -258,6 +258,8 @@ def _pmaddwd(sums: Expr, levels: Expr, token: Expr) -> Expr:
     """The sums of two neighbouring products each."""
     lanes = lanes_of(levels)
     width = min(lanes, 16)
+    if lanes == 1:
+        return _widening(sums, levels, token)
     name = {16: "llvm.x86.avx2.pmadd.wd", 8: "llvm.x86.sse2.pmadd.wd"}.get(width)
     if name is None:
         products = T.Bind(cast(levels, "int32") * cast(token, "int32"))

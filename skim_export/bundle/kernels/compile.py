@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tvm
 from tvm import tirx
@@ -21,41 +21,53 @@ from skim_export.bundle.schedule import Schedule
 from skim_export.bundle.target import CpuTarget
 from skim_runtime.errors import UserError
 
-__all__ = ["compile_functions", "compile_kernels"]
+__all__ = ["Kernel", "compile_functions", "compile_kernels", "compile_scheduled"]
+
+
+class Kernel(NamedTuple):
+    """What a kernel is compiled from; products that agree in it share the kernel."""
+
+    row_class: RowClass
+    integer: bool
+    schedule: Schedule
 
 
 def compile_kernels(products: Iterable[Product], gathers: Iterable[RowClass], target: CpuTarget) -> Kernels:
     """The kernels of a bundle, and `skim_prepare` and `skim_prepare_integer`, for a target.
 
     Args:
-        products: to multiply; those that have the same class, arithmetic and schedule share a kernel.
+        products: to multiply.
         gathers: the classes whose rows are also read one by one.
         target: what to compile for.
 
     Raises:
         UserError: the target's file names a lookup or an arithmetic that there is not, or TVM does not accept it.
     """
+    kernels = {p: Kernel(p.row_class, p.integer, target.schedule_for(*p)) for p in products}
+    object_file, names = compile_scheduled(kernels.values(), gathers, target)
+    return Kernels(object_file, {product: names[kernel] for product, kernel in kernels.items()})
+
+
+def compile_scheduled(
+    kernels: Iterable[Kernel], gathers: Iterable[RowClass], target: CpuTarget
+) -> tuple[bytes, dict[Kernel, str]]:
+    """The same with schedules that need not be the target's: an object file, and the functions in it."""
     lookup = _named(target, "lookup", target.lookup, LOOKUPS)
     integer = _named(target, "integer", target.integer, INTEGERS)
     functions = [prepare(FLOAT.form, "skim_prepare"), prepare(integer.form, "skim_prepare_integer")]
     functions += [gather(c, target.schedule.decode.lanes, lookup, gather_name(c)) for c in gathers]
-    names: dict[tuple[RowClass, bool, Schedule], str] = {}
-    matmuls = {}
-    for product in products:
-        row_class = product.row_class
-        kernel = (row_class, product.integer, target.schedule_for(*product))
-        if kernel not in names:
-            base = f"skim_matmul_{row_class.name}{'_integer' if product.integer else ''}"
-            like_it = sum(key[:2] == kernel[:2] for key in names)
-            names[kernel] = f"{base}_{like_it + 1}" if like_it else base
-            arithmetic = integer if product.integer else FLOAT
-            functions.append(matmul(row_class, kernel[2], lookup, arithmetic, names[kernel]))
-        matmuls[product] = names[kernel]
+    names: dict[Kernel, str] = {}
+    for kernel in dict.fromkeys(kernels):
+        base = f"skim_matmul_{kernel.row_class.name}{'_integer' if kernel.integer else ''}"
+        like_it = sum(other[:2] == kernel[:2] for other in names)
+        names[kernel] = f"{base}_{like_it + 1}" if like_it else base
+        arithmetic = integer if kernel.integer else FLOAT
+        functions.append(matmul(kernel.row_class, kernel.schedule, lookup, arithmetic, names[kernel]))
     module = compile_functions(functions, target)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "kernels.o"
         module.write_to_file(str(path), "o")
-        return Kernels(path.read_bytes(), matmuls)
+        return path.read_bytes(), names
 
 
 def _named(target: CpuTarget, key: str, name: str, known: dict[str, Any]) -> Any:

@@ -33,17 +33,17 @@ READINGS = 10
 PACKAGES = ("onnxruntime", "onnxruntime-genai", "numpy")
 
 
-def parse_shape(shape: str, multiple: int = 1) -> tuple[int, int]:
-    """Rows N and columns K from `NxK`.
+def parse_shape(shape: str, multiple: int = 1, option: str = "--shapes") -> tuple[int, int]:
+    """Rows N and columns K from `NxK`, the value of an option.
 
     Raises:
         UserError: it is something else, or K is no multiple of `multiple`.
     """
     match = re.fullmatch(r"([1-9]\d{0,8})x([1-9]\d{0,8})", shape)
     if match is None:
-        raise UserError(f"--shapes {shape}: must be rows and columns, such as 4096x4096")
+        raise UserError(f"{option} {shape}: must be rows and columns, such as 4096x4096")
     if int(match[2]) % multiple:
-        raise UserError(f"--shapes {shape}: columns must be a multiple of {multiple}")
+        raise UserError(f"{option} {shape}: columns must be a multiple of {multiple}")
     return int(match[1]), int(match[2])
 
 

@@ -1,7 +1,8 @@
 // Calls kernels with what a file says, so that their results can be looked at on another machine.
 //
-//     kernel_driver CALLS RESULTS
+//     kernel_driver CALLS RESULTS REPETITIONS
 //
+// Each function is called so many times.
 // CALLS holds, for each call, the name of a function (32 bytes, zero-padded), the number of its arguments, and these: a
 // kind (int32), a size in bytes (int32) and as many bytes. A kind is 0 for an integer, 1 for memory that is read, 2 for
 // memory that is written. What is written is poisoned before and put into RESULTS, in this order.
@@ -41,7 +42,8 @@ static function find(const char* name) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
+  if (argc != 4) return 2;
+  const int repetitions = atoi(argv[3]);
   FILE *calls = fopen(argv[1], "rb"), *results = fopen(argv[2], "wb");
   if (!calls || !results) return 3;
   char name[NAME_BYTES];
@@ -68,12 +70,14 @@ int main(int argc, char** argv) {
     const function call = find(name);
     void** m = memory;
     int32_t* n = integers;
-    if (memories == 3) {
-      ((prepare)call)(m[0], m[1], m[2], n[0], n[1]);
-    } else if (memories == 4) {
-      ((gather)call)(m[0], m[1], m[2], m[3], n[0], n[1]);
-    } else {
-      ((matmul)call)(m[0], m[1], m[2], m[3], m[4], m[5], n[0], n[1], n[2], n[3], n[4]);
+    for (int i = 0; i < repetitions; ++i) {
+      if (memories == 3) {
+        ((prepare)call)(m[0], m[1], m[2], n[0], n[1]);
+      } else if (memories == 4) {
+        ((gather)call)(m[0], m[1], m[2], m[3], n[0], n[1]);
+      } else {
+        ((matmul)call)(m[0], m[1], m[2], m[3], m[4], m[5], n[0], n[1], n[2], n[3], n[4]);
+      }
     }
     // Nothing may be written behind the end.
     const unsigned char* end = (unsigned char*)memory[written] + sizes[written];

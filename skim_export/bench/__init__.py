@@ -1,0 +1,1 @@
+"""What measurements of kernels and models share: facts about the machine, random layers, sessions of them."""

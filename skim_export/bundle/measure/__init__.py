@@ -1,0 +1,1 @@
+"""Kernels that run: on this machine, on a board behind TVM's RPC tracker, or under an emulator."""
