@@ -140,9 +140,11 @@ def _vocabulary(bundle: Path) -> int:
 
 def _program(bundle: Path, threads: int, tokens: list[int], new: int) -> _Run:
     command = [f"./{PROGRAM}", "--json", "-e", "-1", "-t", str(threads), "-n", str(new), "weights.bin"]
-    done = subprocess.run(
-        command, cwd=bundle, input=" ".join(map(str, tokens)), capture_output=True, text=True, check=False
-    )
+    text = " ".join(map(str, tokens))
+    try:
+        done = subprocess.run(command, cwd=bundle, input=text, capture_output=True, text=True, check=False)
+    except OSError as error:
+        raise UserError(f"{bundle / PROGRAM} does not run on this machine: {error.strerror}") from error
     if done.returncode != 0:
         raise UserError(f"{bundle / PROGRAM} failed: {done.stderr.strip() or f'code {done.returncode}'}")
     found = json.loads(done.stdout)

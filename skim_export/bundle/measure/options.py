@@ -53,10 +53,8 @@ def open_machine(args: argparse.Namespace, target: CpuTarget, threads: int) -> M
     """
     if args.rpc_key and not args.rpc:
         raise UserError(f"--rpc-key {args.rpc_key}: needs --rpc, the tracker")
-    try:
-        from skim_export.bundle.measure.machine import board, this_machine
-    except ModuleNotFoundError as error:
-        raise UserError(f"kernels need TVM, which is missing: pip install 'skim-export[tvm]' ({error})") from error
+    from skim_export.bundle.measure.machine import board, this_machine
+
     if args.rpc:
         return board(target, threads, args.rpc, args.rpc_key or target.name)
     return this_machine(target, threads)
