@@ -16,7 +16,7 @@ from skim_export.bundle.kernels.tir import Buffer, Expr, constant, load, local, 
 from skim_export.bundle.kernels.weights import Piece, Row, Weights, each_piece, padded, weight_parameters
 from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Prefill, Schedule, Tile
-from skim_export.packed import COLUMNS
+from skim_export.packed import COLUMNS, LANES
 
 __all__ = ["matmul"]
 
@@ -89,6 +89,9 @@ class _Product:
         def emit(piece: Piece) -> None:
             lanes = min(tile.vector, piece.lanes)
             sums = main if piece.lanes == tile.lanes else arithmetic.sums(count, lanes)
+            if tile.ahead and piece.lanes == LANES:
+                for row in rows:
+                    self._weights.prefetch(row, piece, tile.ahead)
             codes = [self._weights.codes_of(row, piece) for row in rows]
             for j in range(CODES):
                 entries = [T.Bind(row.look_up(c[j])) for row, c in zip(rows, codes, strict=True)]

@@ -20,6 +20,7 @@ from skim_export.bundle.kernels.tir import (
     load,
     local,
     multiply_add,
+    prefetch,
     splat,
     store,
     vector_type,
@@ -30,6 +31,7 @@ from skim_export.packed import COLUMNS, LANES, LevelKind
 __all__ = ["Piece", "Row", "Weights", "each_piece", "padded", "weight_parameters"]
 
 IN_MEMORY_LANES = 8
+CACHE_LINE = 64  # bytes
 LEAST_LANES = 4  # the last superblock has a multiple of so many
 
 
@@ -110,6 +112,12 @@ class Weights:
         """The codes of a piece of a row, vectors of `Row.look_up`'s type; the first holds code 0 of each lane."""
         index, bits = row.start + cast(piece.offset, "int64"), self.row_class.bits
         return [T.Bind(c) for c in unpack(self.codes, index, piece.stride, bits, piece.lanes, self._code_type)]
+
+    def prefetch(self, row: Row, piece: Piece, ahead: int) -> None:
+        """Fetch what lies `ahead` bytes behind the codes of a whole superblock; it does not matter what that is."""
+        start = row.start + cast(piece.offset, "int64") + ahead
+        for line in range(0, self.row_class.bits * LANES, CACHE_LINE):
+            prefetch(self.codes, start + line)
 
     def row(self, index: Expr, K: Expr) -> Row:
         """Stored row `index` (int32) of the class."""
