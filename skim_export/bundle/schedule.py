@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar
 
 from skim_export.bundle.row_class import RowClass
@@ -24,17 +24,19 @@ class Tile:
         lanes: of a superblock that are decoded at once, a power of 2 up to 32.
         vector: columns that are multiplied and added at once, a power of 2 up to `lanes`.
         tokens: multiplied at once.
+        ahead: bytes from the codes that are decoded to those that are prefetched into the cache; 0 for none.
     """
 
     rows: int
     lanes: int
     vector: int
     tokens: int
+    ahead: int = 0
 
     def check(self, where: str) -> None:
         """Raises UserError where a number can't be."""
         _check_lanes(self.lanes, self.vector, where)
-        _check_positive(where, rows=self.rows, tokens=self.tokens)
+        _check_positive(where, rows=self.rows, tokens=self.tokens, ahead=self.ahead + 1)
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,16 @@ class Override:
 
 
 def numbers(cls: type[T], table: Any, where: str) -> T:
-    """A dataclass of integers from a table that names them all.
+    """A dataclass of integers from a table that names all without a default.
 
     Raises:
         UserError: a key is missing or unknown, or a value is no integer.
     """
     names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    _check_keys(table, names, where, complete=True)
+    _check_keys(table, names, where)
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.default is MISSING and field.name not in table:
+            raise UserError(f"{where}: {field.name} is missing")
     for name, value in table.items():
         if type(value) is not int:
             raise UserError(f"{where}: {name} = {value!r} must be an integer")

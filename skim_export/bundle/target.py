@@ -29,7 +29,14 @@ REQUIRED = {
     "target": dict,
     "schedule": dict,
 }
-OPTIONAL = {"compiler_flags": list, "compiler_package": str, "cpu_flags": list, "emulator": list, "override": list}
+OPTIONAL = {
+    "float_lookup": str,
+    "compiler_flags": list,
+    "compiler_package": str,
+    "cpu_flags": list,
+    "emulator": list,
+    "override": list,
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,7 @@ class CpuTarget:
         name: of its file.
         description: for people.
         lookup: how its instructions look up bytes, a key of `skim_export.bundle.kernels.lookup.LOOKUPS`.
+        float_lookup: how they look up float32, a key of `skim_export.bundle.kernels.lookup.FLOAT_LOOKUPS`.
         integer: how they multiply integers, a key of `skim_export.bundle.kernels.arithmetic.INTEGERS`.
         compiler_name: the C compiler that makes programs for it.
         compiler_flags: that it needs.
@@ -55,6 +63,7 @@ class CpuTarget:
     name: str
     description: str
     lookup: str
+    float_lookup: str
     integer: str
     compiler_name: str
     compiler_flags: tuple[str, ...]
@@ -130,6 +139,7 @@ def load_cpu_target(name: str) -> CpuTarget:
         name=path.stem,
         description=table["description"],
         lookup=table["lookup"],
+        float_lookup=table.get("float_lookup", "none"),
         integer=table["integer"],
         compiler_name=table["compiler"],
         compiler_flags=tuple(table.get("compiler_flags", ())),

@@ -18,6 +18,7 @@ def target_file(target: CpuTarget, comment: str) -> str:
         "description": target.description,
         "kind": "cpu",
         "lookup": target.lookup,
+        "float_lookup": target.float_lookup,
         "integer": target.integer,
         "compiler": target.compiler_name,
         "compiler_flags": target.compiler_flags,
@@ -26,7 +27,7 @@ def target_file(target: CpuTarget, comment: str) -> str:
         "emulator": target.emulator,
         "threads": target.threads,
     }
-    given = {key: value for key, value in settings.items() if value not in (None, ())}
+    given = {key: value for key, value in settings.items() if value not in (None, (), "none")}
     sections = [f"# {comment}\n{_lines(given)}", f"[target]\n{_lines(target.tvm)}"]
     sections.append(f"[schedule]\n{_lines(asdict(target.schedule))}")
     sections += [f"[[override]]\n{_lines({'when': o.when, **o.changes})}" for o in target.overrides]

@@ -9,7 +9,15 @@ from skim_runtime import UserError
 
 TABLE3 = RowClass(LevelKind.TABLE, 3, "int8")
 AFFINE8 = RowClass(LevelKind.AFFINE, 8, None)
-GOOD = (DIRECTORY / "rpi4.toml").read_text().partition("[[override]]")[0]
+GOOD = (
+    (DIRECTORY / "rpi4.toml").read_text().partition("[schedule]")[0]
+    + """\
+[schedule]
+decode = { rows = 1, lanes = 16, vector = 16, tokens = 1 }
+batch = { rows = 1, lanes = 16, vector = 4, tokens = 4 }
+prefill = { rows = 4, columns = 1024, lanes = 16, vector = 4, tokens = 4, least_tokens = 16 }
+"""
+)
 
 
 def load(tmp_path, text):
@@ -29,7 +37,7 @@ def test_every_target_loads(name):
 def test_a_file_of_ones_own(tmp_path):
     target = load(tmp_path, GOOD)
     assert (target.name, target.threads) == ("mine", 4)
-    assert target.schedule == load_cpu_target("rpi4").schedule
+    assert (target.schedule.decode.vector, target.schedule.prefill.least_tokens) == (16, 16)
 
 
 def test_later_overrides_win(tmp_path):

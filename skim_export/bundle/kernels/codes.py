@@ -6,7 +6,7 @@ from functools import reduce
 
 from tvm.tirx.script import builder as T
 
-from skim_export.bundle.kernels.tir import Buffer, Expr, load, splat
+from skim_export.bundle.kernels.tir import Buffer, Expr, cast, load, splat
 from skim_export.packed import FIELDS
 
 __all__ = ["CODES", "unpack"]
@@ -14,7 +14,7 @@ __all__ = ["CODES", "unpack"]
 CODES = 8  # of a lane
 
 
-def unpack(packed: Buffer, index: Expr, stride: Expr | int, bits: int, lanes: int) -> list[Expr]:
+def unpack(packed: Buffer, index: Expr, stride: Expr | int, bits: int, lanes: int, dtype: str = "uint8") -> list[Expr]:
     """The codes of `lanes` lanes of a superblock, which begin at `index`: 8 vectors, the first for code 0 of each lane.
 
     Args:
@@ -23,8 +23,9 @@ def unpack(packed: Buffer, index: Expr, stride: Expr | int, bits: int, lanes: in
         stride: bytes from one vector of the superblock to the next.
         bits: width of the codes.
         lanes: how many lanes to take.
+        dtype: of the codes.
     """
-    vectors = [T.Bind(load(packed, index + stride * i, lanes)) for i in range(bits)]
+    vectors = [T.Bind(cast(load(packed, index + stride * i, lanes), dtype)) for i in range(bits)]
     codes = []
     for j in range(CODES):
         fields = []
@@ -34,11 +35,11 @@ def unpack(packed: Buffer, index: Expr, stride: Expr | int, bits: int, lanes: in
             right = f.bit - f.code_bit
             value = vectors[f.vector]
             if right > 0:
-                value = value >> splat(right, "uint8", lanes)
+                value = value >> splat(right, dtype, lanes)
             elif right < 0:
-                value = value << splat(-right, "uint8", lanes)
+                value = value << splat(-right, dtype, lanes)
             if f.length < 8:
-                value = value & splat(((1 << f.length) - 1) << f.code_bit, "uint8", lanes)
+                value = value & splat(((1 << f.length) - 1) << f.code_bit, dtype, lanes)
             fields.append(value)
         codes.append(reduce(lambda a, b: a | b, fields))
     return codes

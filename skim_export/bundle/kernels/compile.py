@@ -13,7 +13,7 @@ from tvm import tirx
 from skim_export.bundle.abi import Kernels, Product, gather_name
 from skim_export.bundle.kernels.arithmetic import FLOAT, INTEGERS
 from skim_export.bundle.kernels.gather import gather
-from skim_export.bundle.kernels.lookup import LOOKUPS
+from skim_export.bundle.kernels.lookup import FLOAT_LOOKUPS, LOOKUPS, Lookups
 from skim_export.bundle.kernels.matmul import matmul
 from skim_export.bundle.kernels.prepare import prepare
 from skim_export.bundle.row_class import RowClass
@@ -52,17 +52,20 @@ def compile_scheduled(
     kernels: Iterable[Kernel], gathers: Iterable[RowClass], target: CpuTarget
 ) -> tuple[bytes, dict[Kernel, str]]:
     """The same with schedules that need not be the target's: an object file, and the functions in it."""
-    lookup = _named(target, "lookup", target.lookup, LOOKUPS)
+    lookups = Lookups(
+        _named(target, "lookup", target.lookup, LOOKUPS),
+        _named(target, "float_lookup", target.float_lookup, FLOAT_LOOKUPS),
+    )
     integer = _named(target, "integer", target.integer, INTEGERS)
     functions = [prepare(FLOAT.form, "skim_prepare"), prepare(integer.form, "skim_prepare_integer")]
-    functions += [gather(c, target.schedule.decode.lanes, lookup, gather_name(c)) for c in gathers]
+    functions += [gather(c, target.schedule.decode.lanes, lookups, gather_name(c)) for c in gathers]
     names: dict[Kernel, str] = {}
     for kernel in dict.fromkeys(kernels):
         base = f"skim_matmul_{kernel.row_class.name}{'_integer' if kernel.integer else ''}"
         like_it = sum(other[:2] == kernel[:2] for other in names)
         names[kernel] = f"{base}_{like_it + 1}" if like_it else base
         arithmetic = integer if kernel.integer else FLOAT
-        functions.append(matmul(kernel.row_class, kernel.schedule, lookup, arithmetic, names[kernel]))
+        functions.append(matmul(kernel.row_class, kernel.schedule, lookups, arithmetic, names[kernel]))
     module = compile_functions(functions, target)
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "kernels.o"

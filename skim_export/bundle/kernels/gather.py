@@ -7,7 +7,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from skim_export.bundle.kernels.lookup import Lookup
+from skim_export.bundle.kernels.lookup import Lookups
 from skim_export.bundle.kernels.tir import constant, parameters, store
 from skim_export.bundle.kernels.weights import Piece, Weights, each_piece, padded, weight_parameters
 from skim_export.bundle.row_class import RowClass
@@ -16,7 +16,7 @@ from skim_export.packed import COLUMNS
 __all__ = ["gather"]
 
 
-def gather(row_class: RowClass, lanes: int, lookup: Lookup, name: str) -> Any:
+def gather(row_class: RowClass, lanes: int, lookups: Lookups, name: str) -> Any:
     """A PrimFunc: one stored row of a class -> y, column scale not applied.
 
     Its parameters are those of `skim_gather_<class>` in skim_kernels.h; `lanes` of a superblock are decoded at once.
@@ -25,7 +25,7 @@ def gather(row_class: RowClass, lanes: int, lookup: Lookup, name: str) -> Any:
         T.func_name(name)
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
         given = parameters(**weight_parameters(row_class), y="float32*", K="int32", row="int32")
-        weights = Weights(row_class, lookup, given)
+        weights = Weights(row_class, lookups.bytes, lookups.floats, given)
         row = weights.row(given.row, given.K)
 
         def emit(piece: Piece) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
@@ -26,7 +26,7 @@ from skim_export.bundle.kernels.tir import (
     splat,
 )
 
-__all__ = ["LOOKUPS", "Lookup"]
+__all__ = ["FLOAT_LOOKUPS", "IN_MEMORY", "LOOKUPS", "FloatLookup", "Lookup", "Lookups"]
 
 REGISTER = 16  # bytes of a vector of entries
 
@@ -114,6 +114,47 @@ class _InMemory(Lookup):
     def __call__(self, entries: list[Any], codes: Expr, bits: int) -> Expr:
         codebook, index = entries
         return codebook[cast(codes, "int32") + splat(index, "int32", lanes_of(codes))]
+
+
+@dataclass(frozen=True)
+class FloatLookup:
+    """Looks up float32, for instruction sets whose permutations of them reach far enough.
+
+    Attributes:
+        bits: of codes: the instruction takes 2^bits codes at once, and as many entries.
+        leaf: the instruction: entries and codes (int32) -> entries.
+    """
+
+    bits: int
+    leaf: Callable[[Expr, Expr], Expr]
+
+    def table(self, entries: Expr) -> Expr:
+        """Entries, repeated where they are fewer than the instruction takes."""
+        return T.Bind(repeat(entries, 1 << self.bits))
+
+    def __call__(self, table: Expr, codes: Expr) -> Expr:
+        """Entries for codes (int32)."""
+        lanes, width = lanes_of(codes), 1 << self.bits
+        if lanes < width:
+            return part(self.leaf(table, repeat(codes, width)), 0, lanes)
+        return combine([self.leaf(table, part(codes, i, width)) for i in range(0, lanes, width)])
+
+
+def _permute_floats(table: Expr, codes: Expr) -> Expr:
+    return intrinsic("float32", 16, "llvm.x86.avx512.permvar.sf.512", table, codes)
+
+
+FLOAT_LOOKUPS = {
+    "none": None,
+    "vpermps": FloatLookup(4, _permute_floats),
+}
+
+
+class Lookups(NamedTuple):
+    """Of an instruction set."""
+
+    bytes: Lookup
+    floats: FloatLookup | None
 
 
 IN_MEMORY = _InMemory(8, (), lambda entries, codes: codes)

@@ -9,14 +9,14 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from skim_export.bundle.kernels.arithmetic import ArithmeticKind, Sums
+from skim_export.bundle.kernels.arithmetic import FLOAT, ArithmeticKind, Sums
 from skim_export.bundle.kernels.codes import CODES
-from skim_export.bundle.kernels.lookup import Lookup
+from skim_export.bundle.kernels.lookup import Lookups
 from skim_export.bundle.kernels.tir import Buffer, Expr, constant, load, local, parameters, part, store
 from skim_export.bundle.kernels.weights import Piece, Row, Weights, each_piece, padded, weight_parameters
 from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Prefill, Schedule, Tile
-from skim_export.packed import COLUMNS
+from skim_export.packed import COLUMNS, LANES
 
 __all__ = ["matmul"]
 
@@ -24,7 +24,7 @@ __all__ = ["matmul"]
 class _Product:
     """The parameters of the function, and the three ways to compute it."""
 
-    def __init__(self, row_class: RowClass, lookup: Lookup, arithmetic: ArithmeticKind) -> None:
+    def __init__(self, row_class: RowClass, lookups: Lookups, arithmetic: ArithmeticKind) -> None:
         given = parameters(
             **weight_parameters(row_class),
             row_index="int32*",
@@ -36,7 +36,8 @@ class _Product:
             begin="int32",
             end="int32",
         )
-        self._weights = Weights(row_class, lookup, given)
+        floats = lookups.floats if arithmetic is FLOAT else None
+        self._weights = Weights(row_class, lookups.bytes, floats, given)
         self._row_index, self._y = given.row_index, given.y
         self.M, self._K, self._y_stride = given.M, given.K, given.y_stride
         self._begin, self._end = given.begin, given.end
@@ -88,6 +89,9 @@ class _Product:
         def emit(piece: Piece) -> None:
             lanes = min(tile.vector, piece.lanes)
             sums = main if piece.lanes == tile.lanes else arithmetic.sums(count, lanes)
+            if tile.ahead and piece.lanes == LANES:
+                for row in rows:
+                    self._weights.prefetch(row, piece, tile.ahead)
             codes = [self._weights.codes_of(row, piece) for row in rows]
             for j in range(CODES):
                 entries = [T.Bind(row.look_up(c[j])) for row, c in zip(rows, codes, strict=True)]
@@ -177,7 +181,7 @@ def _ceil_div(a: Expr, b: int) -> Expr:
     return (a + (b - 1)) // b
 
 
-def matmul(row_class: RowClass, schedule: Schedule, lookup: Lookup, arithmetic: ArithmeticKind, name: str) -> Any:
+def matmul(row_class: RowClass, schedule: Schedule, lookups: Lookups, arithmetic: ArithmeticKind, name: str) -> Any:
     """A PrimFunc: stored rows begin..end of a class times M prepared tokens.
 
     Its parameters are those of `skim_matmul_<class>` in skim_kernels.h.
@@ -185,7 +189,7 @@ def matmul(row_class: RowClass, schedule: Schedule, lookup: Lookup, arithmetic: 
     with IRBuilder() as ib, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"global_symbol": name, "tirx.noalias": True})
-        product = _Product(row_class, lookup, arithmetic)
+        product = _Product(row_class, lookups, arithmetic)
         tokens = product.M
         with T.If(tokens == 1):
             with T.Then():

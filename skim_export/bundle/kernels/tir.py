@@ -27,6 +27,7 @@ __all__ = [
     "multiply_add",
     "parameters",
     "part",
+    "prefetch",
     "repeat",
     "splat",
     "store",
@@ -122,6 +123,12 @@ def combine(parts: Sequence[Expr]) -> Expr:
 def intrinsic(dtype: str, lanes: int, name: str, *arguments: Expr) -> Expr:
     """An instruction without side effects, by its name in LLVM."""
     return T.call_llvm_pure_intrin(vector_type(dtype, lanes), name, *arguments)
+
+
+def prefetch(buffer: Buffer, index: Expr) -> None:
+    """Fetch an element's cache line for reading."""
+    read, keep, data = T.int32(0), T.int32(3), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(buffer[index]), read, keep, data))
 
 
 def multiply_add(a: Expr, b: Expr, c: Expr) -> Expr:

@@ -10,17 +10,20 @@ from types import SimpleNamespace
 from tvm.tirx.script import builder as T
 
 from skim_export.bundle.kernels.codes import unpack
-from skim_export.bundle.kernels.lookup import IN_MEMORY, Lookup
+from skim_export.bundle.kernels.lookup import IN_MEMORY, FloatLookup, Lookup
 from skim_export.bundle.kernels.tir import (
     Buffer,
     Expr,
     cast,
     constant,
     lanes_of,
+    load,
     local,
     multiply_add,
+    prefetch,
     splat,
     store,
+    vector_type,
 )
 from skim_export.bundle.row_class import RowClass
 from skim_export.packed import COLUMNS, LANES, LevelKind
@@ -28,6 +31,7 @@ from skim_export.packed import COLUMNS, LANES, LevelKind
 __all__ = ["Piece", "Row", "Weights", "each_piece", "padded", "weight_parameters"]
 
 IN_MEMORY_LANES = 8
+CACHE_LINE = 64  # bytes
 LEAST_LANES = 4  # the last superblock has a multiple of so many
 
 
@@ -47,9 +51,9 @@ class Row(ABC):
 
     @abstractmethod
     def look_up(self, codes: Expr) -> Expr:
-        """The levels of codes as bytes (int8, in vectors of uint8), for many codes at once.
+        """The levels of codes (uint8) as bytes (int8, in vectors of uint8), for many codes at once.
 
-        Rows that have no such levels return the codes.
+        Rows that have no such levels return the codes, or floats for codes of int32.
         """
 
     def floats(self, entries: Expr) -> Expr:
@@ -83,25 +87,37 @@ class Weights:
     Args:
         row_class: of the rows.
         lookup: of the instruction set.
+        float_lookup: the same for floats, if it has one and floats are wanted.
         given: the function's parameters, with those of `weight_parameters`.
 
     Attributes:
         most_lanes: of a superblock that should be decoded at once.
     """
 
-    def __init__(self, row_class: RowClass, lookup: Lookup, given: SimpleNamespace) -> None:
+    def __init__(
+        self, row_class: RowClass, lookup: Lookup, float_lookup: FloatLookup | None, given: SimpleNamespace
+    ) -> None:
         self.row_class = row_class
+        has_floats = float_lookup and row_class.kind == LevelKind.TABLE and row_class.bits <= float_lookup.bits
+        self._float_lookup = float_lookup if has_floats else None
+        self._code_type = "int32" if self._float_lookup else "uint8"
         in_registers = row_class.codebook == "int8" and row_class.bits <= lookup.most_bits
         self._lookup = lookup if in_registers else IN_MEMORY
         # From memory, levels come one by one: more of them at once would only need more registers.
-        by_register = row_class.kind == LevelKind.AFFINE or self._lookup is not IN_MEMORY
+        by_register = row_class.kind == LevelKind.AFFINE or self._float_lookup or self._lookup is not IN_MEMORY
         self.most_lanes = LANES if by_register else IN_MEMORY_LANES
         self.codes, self._codebook, self._row_scale = given.codes, given.codebook, given.row_scale
 
     def codes_of(self, row: Row, piece: Piece) -> list[Expr]:
-        """The codes of a piece of a row, uint8 vectors; the first holds code 0 of each lane."""
-        index = row.start + cast(piece.offset, "int64")
-        return [T.Bind(c) for c in unpack(self.codes, index, piece.stride, self.row_class.bits, piece.lanes)]
+        """The codes of a piece of a row, vectors of `Row.look_up`'s type; the first holds code 0 of each lane."""
+        index, bits = row.start + cast(piece.offset, "int64"), self.row_class.bits
+        return [T.Bind(c) for c in unpack(self.codes, index, piece.stride, bits, piece.lanes, self._code_type)]
+
+    def prefetch(self, row: Row, piece: Piece, ahead: int) -> None:
+        """Fetch what lies `ahead` bytes behind the codes of a whole superblock; it does not matter what that is."""
+        start = row.start + cast(piece.offset, "int64") + ahead
+        for line in range(0, self.row_class.bits * LANES, CACHE_LINE):
+            prefetch(self.codes, start + line)
 
     def row(self, index: Expr, K: Expr) -> Row:
         """Stored row `index` (int32) of the class."""
@@ -113,6 +129,8 @@ class Weights:
         bits = self.row_class.bits
         if self.row_class.kind == LevelKind.AFFINE:
             return _Affine(bits, self._row_scale, index)
+        if self._float_lookup is not None:
+            return _FloatTable(self.row_class, self._float_lookup, self._codebook, self._row_scale, index)
         if self.row_class.codebook == "int8":
             return _Table(bits, self._lookup, self._codebook, self._row_scale, index)
         return _HalfTable(bits, self._codebook, index)
@@ -152,6 +170,31 @@ class _Table(Row):
         return floats * splat(self._scale, "float32", lanes_of(floats))
 
 
+class _FloatTable(Row):
+    """A codebook of either type in registers, as float32; codes are int32."""
+
+    def __init__(
+        self, row_class: RowClass, lookup: FloatLookup, codebook: Buffer, row_scale: Buffer, index: Expr
+    ) -> None:
+        entries = load(codebook, index << row_class.bits, 1 << row_class.bits)
+        is_half = row_class.codebook == "float16"
+        self._lookup = lookup
+        self._table = lookup.table(T.Bind(float_of_half(entries) if is_half else super().floats(entries)))
+        self._scale = constant(1.0, "float32") if is_half else T.Bind(row_scale[index])
+
+    def look_up(self, codes: Expr) -> Expr:
+        return self._lookup(self._table, codes)
+
+    def floats(self, entries: Expr) -> Expr:
+        return entries
+
+    def finish(self, total: Expr, x_sum: Expr, unit: Expr) -> Expr:
+        return total * (self._scale * unit)
+
+    def weights(self, floats: Expr) -> Expr:
+        return floats * splat(self._scale, "float32", lanes_of(floats))
+
+
 class _HalfTable(Row):
     """A codebook of float16, on the stack as float32. There is no integer arithmetic for it."""
 
@@ -178,10 +221,16 @@ def float_of_half(half: Expr) -> Expr:
 
     Exponent and fraction, in the places of a float32, make a number that is too small by 2^112.
     """
+    lanes = lanes_of(half)
+    floats, words = vector_type("float32", lanes), vector_type("uint32", lanes)
+
+    def word(value: int) -> Expr:
+        return splat(value, "uint32", lanes)
+
     bits = T.Bind(cast(half, "uint32"))
-    magnitude = T.reinterpret("float32", (bits & constant(0x7FFF, "uint32")) << constant(13, "uint32"))
-    scaled = T.Bind(T.reinterpret("uint32", magnitude * constant(2.0**112, "float32")))
-    return T.reinterpret("float32", scaled | ((bits & constant(0x8000, "uint32")) << constant(16, "uint32")))
+    magnitude = T.reinterpret(floats, (bits & word(0x7FFF)) << word(13))
+    scaled = T.Bind(T.reinterpret(words, magnitude * splat(2.0**112, "float32", lanes)))
+    return T.reinterpret(floats, scaled | ((bits & word(0x8000)) << word(16)))
 
 
 @dataclass(frozen=True)
