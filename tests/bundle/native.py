@@ -30,6 +30,7 @@ class Device:
     description: str = "This machine"
     compiler_name: str = "cc"
     compiler_flags: tuple[str, ...] = ()
+    compiler_package: str | None = None
     compiles: bool = False
 
     def compiler(self):
