@@ -31,6 +31,7 @@ CROSSOVERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128]  # tokens; the first a
 LONGEST_BATCH = 256
 WIDTHS = [1, 2, 4, 8, 16, 32]
 COUNTS = [1, 2, 3, 4, 6, 8]
+AHEAD = [0, 1024, 2048, 4096, 8192]
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Role:
 
 
 ROLES = {
-    "decode": Role((1,), {"rows": COUNTS, "lanes": WIDTHS[2:], "vector": WIDTHS}),
+    "decode": Role((1,), {"rows": COUNTS, "lanes": WIDTHS[2:], "vector": WIDTHS, "ahead": AHEAD}),
     "batch": Role((4, 8), {"vector": WIDTHS, "rows": COUNTS, "tokens": COUNTS, "lanes": WIDTHS[2:]}),
     "prefill": Role(
         (32,),
