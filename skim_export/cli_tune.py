@@ -73,18 +73,23 @@ def _run(args: argparse.Namespace) -> None:
     from skim_export.bundle.tune import overrides, tune
 
     products = [(row_class, integer) for integer in (False, True) for row_class in classes]
-    with ProgressBar() as progress:
-        findings = list(tune(timed_on, products, shapes, cold, progress))
-    schedule, changes = overrides(findings)
     where = f"{args.rpc_key or target.name}, by RPC" if args.rpc else machine()["processor"]
-    text = target_file(
-        replace(target, schedule=schedule, overrides=changes), f"Schedules found by skim-export tune-kernels on {where}"
-    )
+    findings = []
+    with ProgressBar() as progress:
+        for finding in tune(timed_on, products, shapes, cold, progress):
+            findings.append(finding)
+            schedule, changes = overrides(findings)
+            tuned = replace(target, schedule=schedule, overrides=changes)
+            _write(output, target_file(tuned, f"Schedules found by skim-export tune-kernels on {where}"))
+    _print(findings, f"{target.name}, {' '.join(args.shape)}, 1 thread")
+
+
+def _write(output: Path, text: str) -> None:
+    """Write what is known by now: it takes long, and may be interrupted."""
     try:
         output.write_text(text, encoding="utf-8")
     except OSError as error:
         raise UserError(f"--output {output}: cannot be written ({error.strerror})") from error
-    _print(findings, f"{target.name}, {' '.join(args.shape)}, 1 thread")
 
 
 def _print(findings: Sequence[Finding], title: str) -> None:

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -181,16 +182,18 @@ def board():
     ]
     commands[1] += ["--tracker", address, "--key", "loopback"]
     environment = {**os.environ, "TVM_BIND_THREADS": "0"}
-    processes = [subprocess.Popen(commands[0], stderr=subprocess.DEVNULL)]
+    # Each is a session of its own: they start workers, which have to be ended with them.
+    own = {"stderr": subprocess.DEVNULL, "start_new_session": True}
+    processes = [subprocess.Popen(commands[0], **own)]
     try:
         wait_for(lambda: socket.create_connection(("127.0.0.1", tracker), 1).close())
-        processes.append(subprocess.Popen(commands[1], stderr=subprocess.DEVNULL, env=environment))
+        processes.append(subprocess.Popen(commands[1], env=environment, **own))
         connected = rpc.connect_tracker("127.0.0.1", tracker)
         wait_for(lambda: connected.summary()["queue_info"]["loopback"])
         yield address
     finally:
         for process in reversed(processes):
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait(10)
 
 
