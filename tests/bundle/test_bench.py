@@ -73,7 +73,7 @@ def check_rows(rows, tokens):
         assert row["copies"] == (-(-20_000 // row["nbytes"]) if row["tokens"] < 32 else 1)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kernels_here(here, tmp_path, capsys, threads):
     options = ["--tokens", 1, 5, 40, "--rounds", 2, "--seconds", 0.001, "--threads", threads]
     report = measured(tmp_path / "a.json", "--target", TARGET, *QUICK, *options)
@@ -89,7 +89,10 @@ def test_kernels_here(here, tmp_path, capsys, threads):
         assert text in printed
 
 
-@pytest.mark.parametrize("target", ["rpi5", "armv7", "riscv64"])
+SLOW_TARGETS = [pytest.param(name, marks=pytest.mark.slow) for name in ("armv7", "riscv64")]
+
+
+@pytest.mark.parametrize("target", ["rpi5", *SLOW_TARGETS])
 def test_instructions_under_an_emulator(tmp_path, capsys, target):
     loaded = load_cpu_target(target)
     if loaded.missing_here() is None:
@@ -147,6 +150,7 @@ def few_candidates(monkeypatch):
     monkeypatch.setattr(tune, "CROSSOVERS", [2])
 
 
+@pytest.mark.slow
 def test_tuning_here(here, few_candidates, tmp_path, capsys):
     output = tmp_path / "own.toml"
     assert cli.main(["tune-kernels", "--target", TARGET, *QUICK, "--bits", "3", "-o", str(output)]) == 0
@@ -209,6 +213,7 @@ def wait_for(action, seconds=30):
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_board(here, board, few_candidates, tmp_path, capsys):
     where = ["--target", TARGET, "--rpc", board, "--rpc-key", "loopback"]
     options = ["--tokens", 1, 40, "--rounds", 1, "--seconds", 0.001]

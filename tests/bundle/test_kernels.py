@@ -129,7 +129,11 @@ def check(machine, rng, cases, *, bound=1e-5):
             assert error < bound, (call[0], call[-5:], error)
 
 
-@pytest.fixture(scope="module", params=target_names("cpu"))
+SLOW = ("jetson-orin-cpu", "riscv64", "rpi4")  # much like others
+MACHINES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in target_names("cpu")]
+
+
+@pytest.fixture(scope="module", params=MACHINES)
 def machine(request, tmp_path_factory):
     return program(request.param, SOME, tmp_path_factory.mktemp(request.param))
 
