@@ -1,0 +1,132 @@
+// The instructions of a GPU that C++ has no words for. Kernels use these, the vector types and the barriers of CUDA, and
+// nothing else, so a header of the same name can run them on a CPU.
+//
+// Two halves in a register are a `half2`, an uint32_t with the first one in its low bits.
+#pragma once
+
+#include <cstdint>
+
+#define SKIM_DEVICE __device__ __forceinline__
+
+namespace skim::cuda {
+
+// The bytes of (a, b), numbered 0..7 from a's lowest, that the four low nibbles of `selector` name; bit 3 of a nibble
+// must be 0.
+SKIM_DEVICE uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
+  uint32_t bytes;
+  asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selector));
+  return bytes;
+}
+
+SKIM_DEVICE uint32_t SubtractHalf2(uint32_t a, uint32_t b) {
+  uint32_t difference;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(difference) : "r"(a), "r"(b));
+  return difference;
+}
+
+SKIM_DEVICE uint32_t MultiplyHalf2(uint32_t a, uint32_t b) {
+  uint32_t product;
+  asm("mul.f16x2 %0, %1, %2;" : "=r"(product) : "r"(a), "r"(b));
+  return product;
+}
+
+SKIM_DEVICE float HalfToFloat(uint16_t half) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
+  return value;
+}
+
+// Rounds to nearest, ties to even; too large values become infinite.
+SKIM_DEVICE uint16_t FloatToHalf(float value) {
+  uint16_t half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
+  return half;
+}
+
+// d [16, 8] += a [16, 16] b [16, 8], halves with float32 sums, by the 32 threads of a warp together (mma.m16n8k16).
+// With g = lane / 4 and c = lane % 4, a thread holds
+//   a: rows g and g + 8 of columns 2c, 2c + 1 (a[0], a[1]), then of columns 2c + 8, 2c + 9 (a[2], a[3]);
+//   b: rows 2c, 2c + 1 of column g, then rows 2c + 8, 2c + 9;
+//   d: columns 2c and 2c + 1 of row g, then of row g + 8.
+SKIM_DEVICE void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  for (int half = 0; half < 2; ++half) {  // Turing multiplies half as many columns at once
+    asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
+  }
+#endif
+}
+
+// A vector of codes, which a launch reads once: it does not displace activations from the L1 cache.
+SKIM_DEVICE uint4 LoadOnce(const uint4* from) {
+  uint4 v;
+  asm("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(from));
+  return v;
+}
+
+SKIM_DEVICE uint2 LoadOnce(const uint2* from) {
+  uint2 v;
+  asm("ld.global.nc.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(from));
+  return v;
+}
+
+// What nothing writes while the kernel runs.
+template <typename T>
+SKIM_DEVICE T Load(const T* from) {
+  return __ldg(from);
+}
+
+// Starts to copy 16 bytes to shared memory, or to fill them with zeros; both addresses are multiples of 16.
+SKIM_DEVICE void CopyAsync(void* shared, const void* global, bool zero) {
+#if __CUDA_ARCH__ >= 800
+  const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(zero ? 0 : 16) : "memory");
+#else
+  *static_cast<uint4*>(shared) = zero ? uint4{} : __ldg(static_cast<const uint4*>(global));
+#endif
+}
+
+// Closes a group of copies.
+SKIM_DEVICE void CommitCopies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+// Waits until at most `kPending` of this thread's groups are not done; a barrier must follow before others' are read.
+template <int kPending>
+SKIM_DEVICE void WaitForCopies() {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+#endif
+}
+
+// The block's dynamic shared memory.
+SKIM_DEVICE char* SharedMemory() {
+  extern __shared__ uint4 shared[];
+  return reinterpret_cast<char*>(shared);
+}
+
+// Launches kernel(arguments...) on a stream (cudaStream_t). Returns a cudaError_t.
+template <typename... Parameters, typename... Arguments>
+int Launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, size_t shared_bytes, void* stream,
+           const Arguments&... arguments) {
+  constexpr size_t kAlwaysAllowed = 48 * 1024;
+  if (shared_bytes > kAlwaysAllowed) {
+    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                   static_cast<int>(shared_bytes));
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  return cudaGetLastError();
+}
+
+}  // namespace skim::cuda
