@@ -1,0 +1,118 @@
+"""The CUDA kernels through their C interface (custom_ops/cuda/c_api.cpp): needs numpy and nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.packed import CLASSES, LevelKind, PackedLinear, class_bits, class_kind, row_bytes
+
+__all__ = ["EPILOGUES", "FLOAT_TYPES", "CudaLibrary", "PlacedLayer"]
+
+ALIGNMENT = 16
+EPILOGUES = {"store": 0, "silu": 1, "multiply": 2}
+FLOAT_TYPES = {"float32": 1, "float16": 10}
+
+
+class LayerFields(ctypes.Structure):
+    """`SkimCudaLayer`."""
+
+    _fields_ = (
+        ("N", ctypes.c_int64),
+        ("K", ctypes.c_int64),
+        ("rows_per_class", ctypes.c_int64 * CLASSES),
+        ("int8_codebook", ctypes.c_int64),
+        ("codes", ctypes.c_void_p * CLASSES),
+        ("codebook", ctypes.c_void_p * CLASSES),
+        ("row_scale", ctypes.c_void_p * CLASSES),
+        ("destination", ctypes.c_void_p),
+        ("stored", ctypes.c_void_p),
+        ("column_scale", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("column_unit", ctypes.c_double),
+    )
+
+
+class PlacedLayer:
+    """A packed linear as the kernels want it: one block of bytes, every tensor of every class aligned in it.
+
+    Attributes:
+        content: the bytes, uint8; to be copied to an address that is a multiple of 16.
+    """
+
+    def __init__(self, packed: PackedLinear) -> None:
+        self._packed = packed
+        self._parts: list[npt.NDArray[np.uint8]] = []
+        self._size = 0
+        self._codes, self._codebook, self._row_scale = [0] * CLASSES, [0] * CLASSES, [0] * CLASSES
+        int8 = packed.codebook.dtype == np.int8
+        codes = entries = scales = 0
+        for cls, rows in enumerate(packed.rows_per_class):
+            affine = class_kind(cls) == LevelKind.AFFINE
+            code_bytes = rows * row_bytes(class_bits(cls), packed.in_features)
+            entry_count = 0 if affine else rows << class_bits(cls)
+            scale_count = rows * (2 if affine else int(int8))
+            self._codes[cls] = self._add(packed.codes[codes : codes + code_bytes])
+            self._codebook[cls] = self._add(packed.codebook[entries : entries + entry_count])
+            self._row_scale[cls] = self._add(packed.row_scale[scales : scales + scale_count])
+            codes, entries, scales = codes + code_bytes, entries + entry_count, scales + scale_count
+        order = np.argsort(packed.row_class, kind="stable").astype(np.int32)
+        self._destination, self._stored = self._add(order), self._add(np.argsort(order).astype(np.int32))
+        largest = float(packed.column_scale.max(initial=0))
+        self._unit = 2.0 ** np.ceil(np.log2(largest)) if largest > 1 else 1.0
+        self._column_scale = self._add((packed.column_scale / np.float16(self._unit)).astype(np.float16))
+        self._bias = self._add(packed.bias)
+        self.content = np.concatenate(self._parts)
+
+    def fields(self, address: int) -> LayerFields:
+        """The layer, if its content is at an address."""
+        packed = self._packed
+        return LayerFields(
+            packed.out_features,
+            packed.in_features,
+            (ctypes.c_int64 * CLASSES)(*packed.rows_per_class),
+            packed.codebook.dtype == np.int8,
+            *(
+                (ctypes.c_void_p * CLASSES)(*(address + start for start in starts))
+                for starts in (self._codes, self._codebook, self._row_scale)
+            ),
+            address + self._destination if packed.row_class.size else None,
+            address + self._stored if packed.row_class.size else None,
+            address + self._column_scale if packed.column_scale.size else None,
+            address + self._bias if packed.bias.size else None,
+            self._unit,
+        )
+
+    def _add(self, tensor: npt.NDArray[np.generic]) -> int:
+        """Append a tensor and return where it begins."""
+        start = self._size
+        content = np.frombuffer(tensor.tobytes(), np.uint8)
+        self._parts.append(np.pad(content, (0, -len(content) % ALIGNMENT)))
+        self._size += len(self._parts[-1])
+        return start
+
+
+class CudaLibrary:
+    """A library that the kernels and their C interface were compiled to."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        pointer, fields, size = ctypes.c_void_p, ctypes.POINTER(LayerFields), ctypes.c_int64
+        self._matmul, self._gather = library.SkimCudaMatmul, library.SkimCudaGather
+        self._matmul.argtypes = (fields, pointer, ctypes.c_int, size, ctypes.c_int, pointer, pointer)
+        self._gather.argtypes = (fields, pointer, size, pointer, ctypes.c_int, pointer)
+
+    def matmul(
+        self, layer: LayerFields, x: int, dtype: str, tokens: int, y: int, epilogue: str = "store", stream: int = 0
+    ) -> int:
+        """`skim::cuda::Matmul` on the addresses of x and y; returns its error code."""
+        code: int = self._matmul(layer, x, FLOAT_TYPES[dtype], tokens, EPILOGUES[epilogue], y, stream)
+        return code
+
+    def gather(self, layer: LayerFields, ids: int, count: int, dtype: str, y: int, stream: int = 0) -> int:
+        """`skim::cuda::Gather` on the addresses of ids and y; returns its error code."""
+        code: int = self._gather(layer, ids, count, y, FLOAT_TYPES[dtype], stream)
+        return code
