@@ -1,0 +1,19 @@
+"""Tables in Markdown, aligned so that they can be read as they are: on a terminal without further packages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+__all__ = ["markdown_table"]
+
+
+def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table, its first column aligned to the left and the others to the right."""
+    widths = [max(3, *(len(row[i]) for row in (headings, *rows))) for i in range(len(headings))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+
+    def line(cells: Sequence[str]) -> str:
+        others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
+        return f"| {' | '.join([cells[0].ljust(widths[0]), *others])} |\n"
+
+    return "".join(line(cells) for cells in (headings, rule, *rows))
