@@ -24,11 +24,10 @@ from cuda_contenders import Contender, Dense, NBits, Packed, why_no_nbits
 from cuda_device import Device, Gpu, Kernels
 from cuda_library import CudaLibrary
 from cuda_speed import Row, read_bandwidth, take_turns
-from text_table import markdown_table
+from text_table import markdown_table, write_markdown
 
 from skim_export.bench.random_linear import random_linear
 from skim_export.bench.speed import at_least, number, parse_shape, save_json
-from skim_runtime.errors import UserError
 
 __all__ = ["add_arguments", "check_all", "run"]
 
@@ -115,10 +114,10 @@ def measure(
         "rows": [],
     }
     no_nbits = why_no_nbits()
-    text = [f"{device.name}: {bandwidth.bytes_per_second / 1e9:.0f} GB/s read by {bandwidth.way}."]
+    text = [f"{device.name}: {bandwidth.bytes_per_second / 1e9:.0f} GB/s read by {bandwidth.way}.\n"]
     if no_nbits is not None:
-        text.append(f"{NBits.name}: not measured, {no_nbits}.")
-    _say("\n".join(text))
+        text.append(f"{NBits.name}: not measured, {no_nbits}.\n")
+    _say("".join(text))
     for name, shape in shapes.items():
         contenders = list(_contenders(shape, kernels, device, with_nbits=no_nbits is None))
         rows = [
@@ -130,8 +129,7 @@ def measure(
         text.append(_table(f"{name} ({SHAPES[name]})" if name in SHAPES else name, rows))
         _say(text[-1])
         save_json(json, report)
-        if markdown is not None:
-            _write(markdown, "\n\n".join(text))
+        write_markdown(markdown, text)
 
 
 def _contenders(shape: tuple[int, int], kernels: Kernels, device: Device, with_nbits: bool) -> Iterator[Contender]:
@@ -168,10 +166,3 @@ def _table(title: str, rows: Sequence[Row]) -> str:
 def _say(text: str) -> None:
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(f"{text}\n", "utf-8")
-    except OSError as error:
-        raise UserError(f"--markdown {path}: cannot be written: {error.strerror}") from error

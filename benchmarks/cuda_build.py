@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from source_tree import ROOT
@@ -16,7 +17,7 @@ from skim_runtime.errors import UserError
 __all__ = ["CUDA", "Nvcc", "kernel_sources"]
 
 CUDA = ROOT / "custom_ops" / "cuda"
-INCLUDES = (ROOT / "custom_ops" / "include", CUDA / "gpu")
+INCLUDES = (ROOT / "custom_ops" / "include", CUDA, CUDA / "gpu")
 OPTIONS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", *(f"-I{path}" for path in INCLUDES))
 BUILD = ROOT / "build" / "cuda"
 
@@ -46,17 +47,19 @@ class Nvcc:
         Raises:
             UserError: nvcc refuses.
         """
-        sources = [*kernel_sources(), CUDA / "c_api.cpp"]
-        options = ["-shared", "-Xcompiler", "-fPIC", f"-arch={architecture}", *OPTIONS]
-        return self._compiled("libskim_cuda.so", sources, options)
+        options = ("-c", "-Xcompiler", "-fPIC", f"-arch={architecture}", *OPTIONS)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            sources = [*kernel_sources(), *sorted(CUDA.glob("*.cpp"))]
+            objects = list(pool.map(lambda source: self._compiled(f"{source.name}.o", [source], options), sources))
+        return self._compiled("libskim_cuda.so", objects, ("-shared", f"-arch={architecture}"))
 
-    def cubin(self, source: Path, architecture: str, defines: Sequence[str] = ()) -> Path:
-        """The machine code of one translation unit; beside it lies the assembler's report, `.txt`.
+    def cubin(self, source: Path, architecture: str) -> Path:
+        """The machine code of one translation unit; beside it lies what the assembler reports, `.txt`.
 
         Raises:
             UserError: nvcc refuses.
         """
-        options = ["-cubin", "-Xptxas", "-v", f"-arch={architecture}", *OPTIONS, *(f"-D{define}" for define in defines)]
+        options = ("-cubin", "-Xptxas", "-v", f"-arch={architecture}", *OPTIONS)
         return self._compiled(f"{source.stem}.{architecture}.cubin", [source], options)
 
     def _compiled(self, name: str, sources: Sequence[Path], options: Sequence[str]) -> Path:
@@ -71,15 +74,15 @@ class Nvcc:
         if done.returncode:
             output = (done.stderr + done.stdout).splitlines()
             reason = next((line for line in output if "error" in line), output[0] if output else "it gave no reason")
-            raise UserError(f"nvcc cannot compile {', '.join(source.name for source in sources)}: {reason.strip()}")
+            raise UserError(f"nvcc cannot make {name}: {reason.strip()}")
         target.with_suffix(".txt").write_text(done.stderr, "utf-8")
         partial.replace(target)
         return target
 
     def _key(self, sources: Sequence[Path], options: Sequence[str]) -> str:
         """A hash of the compiler, its options, the sources and every header that they could include."""
-        headers = sorted(path for directory in INCLUDES for path in directory.rglob("*") if path.is_file())
-        digest = hashlib.sha256(repr((self._version, list(options))).encode())
-        for path in [*sources, *headers]:
+        headers = (path for directory in INCLUDES for path in sorted(directory.rglob("*.*h")))
+        digest = hashlib.sha256(repr((self._version, options)).encode())
+        for path in (*sources, *headers):
             digest.update(path.read_bytes())
         return digest.hexdigest()[:16]

@@ -124,7 +124,7 @@ def _with_epilogue(
     values: npt.NDArray[np.float64], epilogue: str, before: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
     if epilogue == "silu":
-        values = values / (1 + np.exp(-values))
+        values = values * np.exp(np.minimum(values, 0)) / (1 + np.exp(-np.abs(values)))
     return values * before if epilogue == "multiply" else values
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-__all__ = ["markdown_table"]
+from skim_runtime.errors import UserError
+
+__all__ = ["markdown_table", "write_markdown"]
 
 
 def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -17,3 +20,17 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
         return f"| {' | '.join([cells[0].ljust(widths[0]), *others])} |\n"
 
     return "".join(line(cells) for cells in (headings, rule, *rows))
+
+
+def write_markdown(path: Path | None, parts: Sequence[str]) -> None:
+    """Write what `--markdown` asks for, if it was given.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    if path is None:
+        return
+    try:
+        path.write_text("\n".join(parts), "utf-8")
+    except OSError as error:
+        raise UserError(f"--markdown {path}: cannot be written: {error.strerror}") from error

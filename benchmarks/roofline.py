@@ -1,0 +1,186 @@
+"""How close the CUDA kernels can come to the speed of memory, by the instructions in their machine code: without a GPU.
+
+Each class of rows is compiled as a decode kernel of its own (roofline_probe.cu), for one token. What a warp runs of it
+is the shortest way through all tensor core instructions and loads of weights, the loop as often as K asks for; one warp
+of a block goes on to store the result. A multiprocessor takes for a block of 16 rows at least
+
+- what its share of the memory's bandwidth takes to bring the block's codes and levels, and
+- for each pipe, the instructions of the block's warps over the pipe's rate (gpus.py).
+
+The longest of these is the limit; the first one over it is the share of the bandwidth that the kernel can reach. The
+model knows nothing of waiting: latencies, barriers, banks, caches and clocks below boost make it slower than predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cuda_build import Nvcc
+from gpus import GPUS, WARP, Gpu
+from ptxas_report import demangled
+from sass import Function, Instruction, disassemble, find_nvdisasm
+from text_table import markdown_table, write_markdown
+
+from skim_export.bench.speed import at_least, save_json
+from skim_export.packed import level_bytes, row_bytes
+from skim_runtime.errors import UserError
+
+__all__ = ["Prediction", "add_arguments", "pipe", "predict", "run"]
+
+PROBE = Path(__file__).with_name("roofline_probe.cu")
+WARPS, ROWS = 8, 16  # of a block (custom_ops/cuda/gpu/decode.cuh)
+SHARED_BYTES_PER_CLOCK = 128  # that a multiprocessor moves between registers and shared memory or L1 cache
+KINDS = {"0": "int8 table", "1": "float16 table", "2": "affine"}  # skim::cuda::LevelKind
+
+PIPES = {
+    "ALU": "PRMT LOP3 SHF IADD3 ISETP LEA SEL MOV IMNMX VIMNMX IABS BMSK SGXT LOP PLOP3 FSETP FSEL FMNMX P2R R2P I2FP",
+    "FMA": "IMAD FFMA FADD FMUL FFMA32I IDP",
+    "half": "HADD2 HMUL2 HFMA2 HSETP2 HMNMX2",
+    "tensor": "HMMA",
+    "XU": "MUFU I2F F2I F2F FRND POPC FLO BREV",
+    "memory": "LDG STG LDS STS LDGSTS LDSM LDC LDL STL SHFL",
+}
+_PIPE_OF = {operation: name for name, operations in PIPES.items() for operation in operations.split()}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one class of rows can reach on one GPU.
+
+    Attributes:
+        gpu: its name.
+        rows: kind and width of the rows.
+        bits: their width.
+        columns: K.
+        instructions: of a thread for a weight, by pipe, and in sum ("issue").
+        clocks: of a multiprocessor for a block, by what takes them: pipes, and the "bandwidth".
+        limit: which of them is the longest.
+        bandwidth_share: the part of the bandwidth that is left by it.
+    """
+
+    gpu: str
+    rows: str
+    bits: int
+    columns: int
+    instructions: dict[str, float]
+    clocks: dict[str, float]
+    limit: str
+    bandwidth_share: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--columns", nargs="+", type=int, default=[4096, 8192], metavar="K", help="default: 4096 8192")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a JSON file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to a Markdown file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compile, count, and print a table for each GPU."""
+    at_least("--columns", 1, *args.columns)
+    for columns in args.columns:
+        if columns % 512:
+            raise UserError(f"--columns {columns}: must be a multiple of 512")
+    nvcc = Nvcc()
+    find_nvdisasm()  # before minutes of compilation
+    tables = []
+    predictions = []
+    for gpu in GPUS:
+        probes = disassemble(nvcc.cubin(PROBE, gpu.architecture))
+        for columns in args.columns:
+            found = [predict(probe, gpu, columns) for probe in probes.values() if "Probe<" in demangled(probe.name)]
+            found.sort(key=lambda prediction: (prediction.rows, prediction.bits))
+            predictions += found
+            tables.append(f"{gpu.name}, K = {columns}\n\n{_table(found)}")
+            sys.stdout.write(f"{tables[-1]}\n")
+    save_json(args.json, {"rows": [asdict(prediction) for prediction in predictions]})
+    write_markdown(args.markdown, tables)
+
+
+def pipe(instruction: Instruction) -> str | None:
+    """The pipe that an instruction goes to; None if it takes no more than its start."""
+    if instruction.operation.startswith("U") or instruction.operation == "R2UR":
+        return "uniform"
+    return _PIPE_OF.get(instruction.operation)
+
+
+def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
+    """What a probe's rows can reach on a GPU."""
+    kind, bits = (part.strip() for part in demangled(probe.name).split("<")[1].split(">")[0].rsplit(",", 1))
+    name = KINDS[kind.rsplit(")", 1)[-1]]
+    counts: dict[str, float] = defaultdict(float)
+    moved = 0.0
+    for at, times in _block(probe, int(bits), columns).items():
+        instruction = probe.instructions[at]
+        counts["issue"] += times
+        if (of := pipe(instruction)) == "memory":
+            moved += times * WARP * _bytes(instruction)
+        elif of is not None:
+            counts[of] += times
+    clocks = {of: count / gpu.rates[of] for of, count in counts.items()}
+    clocks["memory"] = moved / SHARED_BYTES_PER_CLOCK
+    row = row_bytes(int(bits), columns) + level_bytes(int(bits), name.split()[0], name == "affine")
+    clocks["bandwidth"] = ROWS * row / gpu.bytes_per_clock
+    limit = max(clocks, key=lambda of: clocks[of])
+    weights = ROWS * columns
+    return Prediction(
+        gpu=gpu.name,
+        rows=f"{bits} bits, {name}",
+        bits=int(bits),
+        columns=columns,
+        instructions={of: WARP * count / weights for of, count in counts.items()},
+        clocks=clocks,
+        limit=limit,
+        bandwidth_share=clocks["bandwidth"] / clocks[limit],
+    )
+
+
+def _block(probe: Function, bits: int, columns: int) -> dict[int, float]:
+    """How often the warps of a block run each instruction, all together."""
+
+    def multiplies(instruction: Instruction) -> bool:
+        return instruction.operation in ("HMMA", "LDG")
+
+    def stores(instruction: Instruction) -> bool:
+        return multiplies(instruction) or instruction.operation == "STG"
+
+    code = probe.instructions
+    loop = max((loop for loop in probe.loops() if any(code[at].operation == "HMMA" for at in loop)), key=len)
+    weights = sum(8 * WARP * _bytes(code[at]) // bits for at in loop if _loads_codes(code[at]))
+    iterations = ROWS * columns / weights / WARPS
+    times: dict[int, float] = {}
+    for warps, path in ((WARPS - 1, probe.path(multiplies)), (1, probe.path(stores))):
+        for at in path:
+            times[at] = times.get(at, 0) + warps * (iterations if at in loop else 1)
+    return times
+
+
+def _loads_codes(instruction: Instruction) -> bool:
+    """Whether it is the kernels' LoadOnce."""
+    return instruction.operation == "LDG" and "NA" in instruction.modifiers
+
+
+def _bytes(instruction: Instruction) -> int:
+    """What a thread moves with it."""
+    return next((int(size) // 8 for size in ("128", "64") if size in instruction.modifiers), 4)
+
+
+def _table(predictions: Sequence[Prediction]) -> str:
+    names = ("issue", "ALU", "FMA", "half", "tensor")
+    headings = ("rows", *("instructions" if name == "issue" else name for name in names), "limit", "of bandwidth")
+    lines = [
+        (
+            found.rows,
+            *(f"{found.instructions.get(name, 0):.2f}" for name in names),
+            found.limit,
+            f"{found.bandwidth_share:.0%}",
+        )
+        for found in predictions
+    ]
+    return markdown_table(headings, lines)
