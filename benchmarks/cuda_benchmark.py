@@ -114,10 +114,10 @@ def measure(
         "rows": [],
     }
     no_nbits = why_no_nbits()
-    text = [f"{device.name}: {bandwidth.bytes_per_second / 1e9:.0f} GB/s read by {bandwidth.way}.\n"]
+    text = [f"{device.name}: {bandwidth.bytes_per_second / 1e9:.0f} GB/s read by {bandwidth.way}."]
     if no_nbits is not None:
-        text.append(f"{NBits.name}: not measured, {no_nbits}.\n")
-    _say("".join(text))
+        text.append(f"{NBits.name}: not measured, {no_nbits}.")
+    _say(*text)
     for name, shape in shapes.items():
         contenders = list(_contenders(shape, kernels, device, with_nbits=no_nbits is None))
         rows = [
@@ -163,6 +163,7 @@ def _table(title: str, rows: Sequence[Row]) -> str:
     return f"{title}\n\n{markdown_table(('weights', *headings), lines)}"
 
 
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+def _say(*paragraphs: str) -> None:
+    for paragraph in paragraphs:
+        sys.stdout.write(f"{paragraph}\n\n")
     sys.stdout.flush()

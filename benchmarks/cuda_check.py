@@ -114,7 +114,8 @@ def check(case: Case, kernels: Kernels, device: Device, seed: int = 0) -> Findin
     else:
         activations = random.standard_normal((case.tokens, case.columns)).astype(case.dtype)
         before = random.standard_normal((case.tokens, case.rows)).astype(case.dtype).astype(np.float64)
-        want = _with_epilogue(activations.astype(np.float64) @ weight.T + packed.bias, case.epilogue, before)
+        products = activations.astype(np.float64) @ weight.T + (packed.bias if packed.bias.size else 0)
+        want = _with_epilogue(products, case.epilogue, before)
         x = torch.from_numpy(activations).to(device.place)
         launch = lambda y: kernels.matmul(layer, x, y, case.epilogue)  # noqa: E731
     return _compare(case, want, before if case.epilogue == "multiply" else np.full_like(before, np.nan), launch, device)

@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
             found.sort(key=lambda prediction: (prediction.rows, prediction.bits))
             predictions += found
             tables.append(f"{gpu.name}, K = {columns}\n\n{_table(found)}")
-            sys.stdout.write(f"{tables[-1]}\n")
+            sys.stdout.write(f"{tables[-1]}\n\n")
     save_json(args.json, {"rows": [asdict(prediction) for prediction in predictions]})
     write_markdown(args.markdown, tables)
 

@@ -17,12 +17,12 @@ def markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> st
 
     def line(cells: Sequence[str]) -> str:
         others = [cell.rjust(width) for cell, width in zip(cells[1:], widths[1:], strict=True)]
-        return f"| {' | '.join([cells[0].ljust(widths[0]), *others])} |\n"
+        return f"| {' | '.join([cells[0].ljust(widths[0]), *others])} |"
 
-    return "".join(line(cells) for cells in (headings, rule, *rows))
+    return "\n".join(line(cells) for cells in (headings, rule, *rows))
 
 
-def write_markdown(path: Path | None, parts: Sequence[str]) -> None:
+def write_markdown(path: Path | None, paragraphs: Sequence[str]) -> None:
     """Write what `--markdown` asks for, if it was given.
 
     Raises:
@@ -31,6 +31,6 @@ def write_markdown(path: Path | None, parts: Sequence[str]) -> None:
     if path is None:
         return
     try:
-        path.write_text("\n".join(parts), "utf-8")
+        path.write_text("\n\n".join(paragraphs) + "\n", "utf-8")
     except OSError as error:
         raise UserError(f"--markdown {path}: cannot be written: {error.strerror}") from error
