@@ -161,7 +161,7 @@ class NBits:
         if provider == PROVIDER:
             options = {"enable_cuda_graph": "1", "user_compute_stream": str(device.stream())}
             self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        self._model = model_of([self._layer, *others], dtype=np.float16)
+        self._model = model_of([self._layer, *others], np.float16)
         self._provider = (provider, options)
 
     def call(self, tokens: int) -> Callable[[], None]:

@@ -1,8 +1,8 @@
 """How close the CUDA kernels can come to the speed of memory, by the instructions in their machine code: without a GPU.
 
 Each class of rows is compiled as a decode kernel of its own (roofline_probe.cu), for one token. What a warp runs of it
-is the shortest way through all tensor core instructions and loads of weights, the loop as often as K asks for; one warp
-of a block goes on to store the result. A multiprocessor takes for a block of 16 rows at least
+is the shortest way through all tensor core instructions and loads of weights, their loop as often as K asks for and
+others once; one warp of a block goes on to store the result. A multiprocessor takes for a block of 16 rows at least
 
 - what its share of the memory's bandwidth takes to bring the block's codes and levels, and
 - for each pipe, the instructions of the block's warps over the pipe's rate (gpus.py).
@@ -35,6 +35,7 @@ __all__ = ["Prediction", "add_arguments", "pipe", "predict", "run"]
 PROBE = Path(__file__).with_name("roofline_probe.cu")
 WARPS, ROWS = 8, 16  # of a block (custom_ops/cuda/gpu/decode.cuh)
 SHARED_BYTES_PER_CLOCK = 128  # that a multiprocessor moves between registers and shared memory or L1 cache
+COUNTED = GPUS[1]  # whose instructions the table shows: they hardly differ
 KINDS = {"0": "int8 table", "1": "float16 table", "2": "affine"}  # skim::cuda::LevelKind
 
 PIPES = {
@@ -54,7 +55,7 @@ class Prediction:
 
     Attributes:
         gpu: its name.
-        rows: kind and width of the rows.
+        kind: of the rows' levels.
         bits: their width.
         columns: K.
         instructions: of a thread for a weight, by pipe, and in sum ("issue").
@@ -64,7 +65,7 @@ class Prediction:
     """
 
     gpu: str
-    rows: str
+    kind: str
     bits: int
     columns: int
     instructions: dict[str, float]
@@ -82,23 +83,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compile, count, and print a table for each GPU."""
+    """Compile, count, and print a table for each K."""
     at_least("--columns", 1, *args.columns)
     for columns in args.columns:
         if columns % 512:
             raise UserError(f"--columns {columns}: must be a multiple of 512")
     nvcc = Nvcc()
     find_nvdisasm()  # before minutes of compilation
-    tables = []
     predictions = []
     for gpu in GPUS:
-        probes = disassemble(nvcc.cubin(PROBE, gpu.architecture))
-        for columns in args.columns:
-            found = [predict(probe, gpu, columns) for probe in probes.values() if "Probe<" in demangled(probe.name)]
-            found.sort(key=lambda prediction: (prediction.rows, prediction.bits))
-            predictions += found
-            tables.append(f"{gpu.name}, K = {columns}\n\n{_table(found)}")
-            sys.stdout.write(f"{tables[-1]}\n\n")
+        functions = disassemble(nvcc.cubin(PROBE, gpu.architecture)).values()
+        probes = [function for function in functions if "Probe<" in demangled(function.name)]
+        predictions += [predict(probe, gpu, columns) for columns in args.columns for probe in probes]
+    tables = [_table([found for found in predictions if found.columns == columns]) for columns in args.columns]
+    sys.stdout.write("\n\n".join(tables) + "\n")
     save_json(args.json, {"rows": [asdict(prediction) for prediction in predictions]})
     write_markdown(args.markdown, tables)
 
@@ -131,7 +129,7 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     weights = ROWS * columns
     return Prediction(
         gpu=gpu.name,
-        rows=f"{bits} bits, {name}",
+        kind=name,
         bits=int(bits),
         columns=columns,
         instructions={of: WARP * count / weights for of, count in counts.items()},
@@ -172,15 +170,21 @@ def _bytes(instruction: Instruction) -> int:
 
 
 def _table(predictions: Sequence[Prediction]) -> str:
-    names = ("issue", "ALU", "FMA", "half", "tensor")
-    headings = ("rows", *("instructions" if name == "issue" else name for name in names), "limit", "of bandwidth")
-    lines = [
-        (
-            found.rows,
-            *(f"{found.instructions.get(name, 0):.2f}" for name in names),
-            found.limit,
-            f"{found.bandwidth_share:.0%}",
+    """One K: a line for each kind and width of rows, a column for each GPU."""
+    pipes = ("issue", "ALU", "FMA", "half", "tensor")
+    headings = ("rows", "instructions", *pipes[1:], *(gpu.name for gpu in GPUS))
+    of_gpu = {(found.gpu, found.kind, found.bits): found for found in predictions}
+    lines = []
+    for kind, bits in sorted({(found.kind, found.bits) for found in predictions}):
+        counted = of_gpu[COUNTED.name, kind, bits].instructions
+        shares = []
+        for gpu in GPUS:
+            found = of_gpu[gpu.name, kind, bits]
+            limit = "" if found.limit == "bandwidth" else f" {found.limit}"
+            shares.append(f"{found.bandwidth_share:.0%}{limit}")
+        lines.append(
+            (f"{kind}, {bits} bit{'s' * (bits > 1)}", *(f"{counted.get(name, 0):.2f}" for name in pipes), *shares)
         )
-        for found in predictions
-    ]
-    return markdown_table(headings, lines)
+    columns = predictions[0].columns
+    title = f"K = {columns}: instructions for a weight on {COUNTED.name}, shares of the bandwidth, and what limits them"
+    return f"{title}\n\n{markdown_table(headings, lines)}"

@@ -147,7 +147,7 @@ def _bytes(random: Random, count: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(random.bytes(count), np.uint8)
 
 
-def model_of(layers: Sequence[RandomLayer], *, dtype: npt.DTypeLike = np.float32, **attributes: Any) -> bytes:
+def model_of(layers: Sequence[RandomLayer], dtype: npt.DTypeLike = np.float32, /, **attributes: Any) -> bytes:
     """A serialized model with a node for each layer, all of the input `X`, with the outputs `Y0`, `Y1`, ...
 
     X and the outputs are of `dtype`; `attributes` are added to those of the layers.

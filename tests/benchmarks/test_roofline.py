@@ -74,7 +74,7 @@ def test_a_prediction():
     assert a100.name == "A100 SXM 80 GB"
     # Two loads of 16 bytes by 32 threads bring 2048 codes of 4 bits; 16 rows of 4096 columns are 4 turns of 8 warps.
     found = roofline.predict(probe(4, 2, 500), a100, 4096)
-    assert found.rows == "4 bits, int8 table"
+    assert (found.kind, found.bits) == ("int8 table", 4)
     issued = 8 * (4 * (2 + 1 + 500 + 1) + 2) + 2
     assert found.instructions["issue"] == pytest.approx(32 * issued / (16 * 4096), rel=1e-3)
     assert found.clocks["ALU"] == 8 * 4 * 500 / 2
@@ -107,7 +107,7 @@ def test_the_command(tmp_path):
         assert 0 < row["bandwidth_share"] <= 1
         assert 1 < row["instructions"]["issue"] < 20
         tensor = row["instructions"]["tensor"]
-        sums = 2 if "affine" in row["rows"] else 1  # with ones: of the tokens
+        sums = 2 if row["kind"] == "affine" else 1  # with ones: of the tokens
         assert tensor == pytest.approx(sums * 32 / 256, rel=0.1)
 
 
