@@ -97,6 +97,7 @@ _COMMON = {"issue": 4.0, "ALU": 2.0, "XU": 0.5, "uniform": 4.0}
 # TFLOP/s).
 GPUS = (
     Gpu("A100 SXM 80 GB", "sm_80", 108, 1.410e9, 2039e9, {**_COMMON, "FMA": 2.0, "half": 4.0, "tensor": 0.5}),
+    # Its boost clock is 1.98 GHz without tensor cores.
     Gpu("H100 SXM", "sm_90", 132, 1.830e9, 3352e9, {**_COMMON, "FMA": 4.0, "half": 4.0, "tensor": 0.5}),
     Gpu("RTX 4090", "sm_89", 128, 2.520e9, 1008e9, {**_COMMON, "FMA": 4.0, "half": 2.0, "tensor": 0.125}),
 )
