@@ -26,7 +26,7 @@ from text_table import markdown_table, write_markdown
 from skim_export.bench.random_linear import random_linear
 from skim_runtime.errors import UserError
 
-from ..custom_ops.native import build_native
+from ..custom_ops.native import build_cuda_on_cpu
 from .command import BENCHMARKS, refusal
 
 CPU = "CPUExecutionProvider"
@@ -62,11 +62,7 @@ DEVICE = StandIn()
 @pytest.fixture(scope="module")
 def kernels():
     """The kernels on the CPU."""
-    release = ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2"]
-    directory = os.environ.get("SKIM_TEST_CUDA_ON_CPU") or (
-        build_native("cuda-on-cpu", release, ["skim_cuda_on_cpu"]) / "tests" / "on_cpu"
-    )
-    return Kernels(CudaLibrary(Path(directory) / "libskim_cuda_on_cpu.so"), DEVICE)
+    return Kernels(CudaLibrary(build_cuda_on_cpu() / "libskim_cuda_on_cpu.so"), DEVICE)
 
 
 def test_the_grid(kernels):
