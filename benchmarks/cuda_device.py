@@ -15,7 +15,10 @@ from skim_runtime.errors import UserError
 
 __all__ = ["Device", "Gpu", "Kernels", "Layer"]
 
+# What nvidia-smi is asked for.
 FACTS = ("driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit", "clocks.sm", "temperature.gpu")
+# Errors of a launch that a user can mend.
+CAUSES = {35: "the driver is older than the CUDA of nvcc, update it", 209: "nvcc compiled for another GPU"}
 
 
 class Device(Protocol):
@@ -161,5 +164,7 @@ class Kernels:
 
 
 def _check(code: int, what: str) -> None:
+    if code in CAUSES:
+        raise UserError(f"CUDA error {code}: {CAUSES[code]}")
     if code:
         raise RuntimeError(f"{what} could not be launched: CUDA error {code}")

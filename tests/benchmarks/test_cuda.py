@@ -18,7 +18,7 @@ import torch
 from cuda_build import Nvcc
 from cuda_check import EPILOGUES, Case, cases, check
 from cuda_contenders import Dense, NBits, Packed, copies_of, why_no_nbits
-from cuda_device import Kernels
+from cuda_device import Kernels, Layer
 from cuda_library import CudaLibrary
 from cuda_speed import read_bandwidth, take_turns
 from text_table import markdown_table, write_markdown
@@ -160,6 +160,17 @@ def test_the_tables(kernels, monkeypatch, tmp_path, capsys):
     assert printed.strip() == (tmp_path / "a.md").read_text().strip()
     assert "MatMulNBits 4 bits: not measured, onnxruntime has no CUDAExecutionProvider." in printed
     assert "| 2, 3 and 4 bits | " in printed
+
+
+@pytest.mark.parametrize(("code", "error"), [(35, UserError), (1, RuntimeError)])
+def test_launches_that_fail(code, error):
+    class Failing:
+        def matmul(self, *arguments):
+            return code
+
+    layer = Layer(random_linear(np.random.default_rng(0), 4, 32, {1: 1.0}), DEVICE)
+    with pytest.raises(error, match=f"CUDA error {code}"):
+        Kernels(Failing(), DEVICE).matmul(layer, torch.zeros(1, 32), torch.zeros(1, 4))
 
 
 def test_copies_are_colder_than_the_cache():
