@@ -1,7 +1,7 @@
 """How close the CUDA kernels can come to the speed of memory, by the instructions in their machine code: without a GPU.
 
 Each class of rows is compiled as a decode kernel of its own (roofline_probe.cu), for one token. What a warp runs of it
-is the shortest way through all tensor core instructions and loads of weights, their loop as often as K asks for and
+is the shortest way through all tensor core instructions and loads of weights, their loops as often as K asks for and
 others once; one warp of a block goes on to store the result. A multiprocessor takes for a block of 16 rows at least
 
 - what its share of the memory's bandwidth takes to bring the block's codes and levels, and
@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ __all__ = ["Prediction", "add_arguments", "pipe", "predict", "run"]
 
 PROBE = Path(__file__).with_name("roofline_probe.cu")
 WARPS, ROWS = 8, 16  # of a block (custom_ops/cuda/gpu/decode.cuh)
+WEIGHTS_OF_MMA = 16 * 16  # of a tensor core instruction
 SHARED_BYTES_PER_CLOCK = 128  # that a multiprocessor moves between registers and shared memory or L1 cache
 COUNTED = GPUS[1]  # whose instructions the table shows: they hardly differ
 KINDS = {"0": "int8 table", "1": "float16 table", "2": "affine"}  # skim::cuda::LevelKind
@@ -141,22 +142,40 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
 
 def _block(probe: Function, bits: int, columns: int) -> dict[int, float]:
     """How often the warps of a block run each instruction, all together."""
-
-    def multiplies(instruction: Instruction) -> bool:
-        return instruction.operation in ("HMMA", "LDG")
-
-    def stores(instruction: Instruction) -> bool:
-        return multiplies(instruction) or instruction.operation == "STG"
-
     code = probe.instructions
-    loop = max((loop for loop in probe.loops() if any(code[at].operation == "HMMA" for at in loop)), key=len)
-    weights = sum(8 * WARP * _bytes(code[at]) // bits for at in loop if _loads_codes(code[at]))
-    iterations = ROWS * columns / weights / WARPS
+
+    def count(what: Callable[[Instruction], bool], loop: range) -> int:
+        return sum(what(code[at]) for at in loop)
+
+    loops = list(probe.loops())
+    columns_loop = max((loop for loop in loops if count(_loads_codes, loop)), key=len)
+    weights = 8 * WARP * sum(_bytes(code[at]) for at in columns_loop if _loads_codes(code[at])) // bits
+    # Wide tables have a loop over words inside of it: as often as it takes to multiply what was loaded.
+    words_loop, words = range(0), 1
+    for loop in loops:
+        if loop.start > columns_loop.start and loop.stop < columns_loop.stop and count(_multiplies, loop):
+            words_loop, words = loop, weights // WEIGHTS_OF_MMA // count(_multiplies, loop)
+    turns = ROWS * columns / weights / WARPS
     times: dict[int, float] = {}
-    for warps, path in ((WARPS - 1, probe.path(multiplies)), (1, probe.path(stores))):
+    for warps, path in ((WARPS - 1, probe.path(_is_needed)), (1, probe.path(_is_needed_to_store))):
         for at in path:
-            times[at] = times.get(at, 0) + warps * (iterations if at in loop else 1)
+            of_warp = (turns if at in columns_loop else 1) * (words if at in words_loop else 1)
+            times[at] = times.get(at, 0) + warps * of_warp
     return times
+
+
+def _multiplies(instruction: Instruction) -> bool:
+    return instruction.operation == "HMMA"
+
+
+def _is_needed(instruction: Instruction) -> bool:
+    """Whether every warp must come by it."""
+    return instruction.operation in ("HMMA", "LDG")
+
+
+def _is_needed_to_store(instruction: Instruction) -> bool:
+    """Whether the warp that stores must come by it."""
+    return instruction.operation in ("HMMA", "LDG", "STG")
 
 
 def _loads_codes(instruction: Instruction) -> bool:

@@ -86,6 +86,16 @@ def test_a_prediction():
     assert roofline.predict(probe(4, 2, 5), a100, 4096).bandwidth_share == 1
 
 
+def test_a_loop_over_words_runs_as_often_as_there_are_products():
+    loads, products, arithmetic = ["LDG.E.NA.64.CONSTANT"] * 16, ["HMMA.16816.F32"] * 8, ["PRMT"] * 100
+    function = code("S2R", *loads, *products, *arithmetic, "@P0 BRA 0x110", "@P1 BRA 0x10", "STG.E", "EXIT")
+    wide = Function("_ZN4skim4cuda5ProbeILNS0_9LevelKindE1ELi8EEEvv", function.instructions)
+    found = roofline.predict(wide, GPUS[0], 4096)
+    # 16 loads of 8 bytes by 32 threads bring 4096 codes of 8 bits: 16 products, 8 at a time, and 2 turns of 8 warps.
+    assert found.clocks["ALU"] == 8 * 2 * 2 * 100 / 2
+    assert found.clocks["tensor"] == 8 * 2 * 2 * 8 / 0.5
+
+
 def test_every_instruction_of_the_pipes_is_in_one():
     operations = [operation for names in roofline.PIPES.values() for operation in names.split()]
     assert len(set(operations)) == len(operations)

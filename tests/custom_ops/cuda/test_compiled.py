@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cuda_build import Nvcc, kernel_sources
+from cuda_build import CUDA, Nvcc, kernel_sources
 from gpus import ARCHITECTURES
-from ptxas_report import demangled, read_report
+from ptxas_report import read_report
 from sass import disassemble, find_nvdisasm
 
 from skim_runtime.errors import UserError
@@ -33,13 +33,13 @@ class Expected:
     blocks: tuple[int, int, int, int]
 
 
+# By source file, for all kernels in it.
 KERNELS = {
-    "DecodeKernel<unsigned short, 1, 1>": Expected(256, 128, 32 << 10, (2, 2, 2, 2)),
-    "DecodeKernel<unsigned short, 2, 2>": Expected(256, 255, 64 << 10, (1, 1, 1, 1)),
-    "DecodeKernel<float, 1, 1>": Expected(256, 128, 64 << 10, (1, 1, 2, 2)),
-    "PrefillKernel": Expected(128, 255, 64 << 10, (1, 1, 2, 2)),
-    "GatherKernel<unsigned short>": Expected(128, 64, 0, (8, 8, 8, 8)),
-    "GatherKernel<float>": Expected(128, 64, 0, (8, 8, 8, 8)),
+    "decode_8": Expected(256, 128, 32 << 10, (2, 2, 2, 2)),
+    "decode_16": Expected(256, 255, 64 << 10, (1, 1, 1, 1)),
+    "decode_float32": Expected(256, 128, 64 << 10, (1, 1, 2, 2)),
+    "prefill": Expected(128, 255, 64 << 10, (1, 1, 2, 2)),
+    "gather": Expected(128, 64, 0, (8, 8, 8, 8)),
 }
 SHARED = (64 << 10, 100 << 10, 164 << 10, 228 << 10)
 FAST = "sm_80"  # the architecture that is always tested
@@ -59,20 +59,16 @@ def missing(what):
 @dataclass(frozen=True)
 class Compiled:
     architecture: str
-    cubins: list[Path]
+    cubins: dict[str, Path]
 
-    def resources(self):
-        """Resources by the kernels' names."""
-        reports = [cubin.with_suffix(".txt").read_text() for cubin in self.cubins]
-        return {demangled(found.kernel): found for report in reports for found in read_report(report)}
+    def resources(self, name):
+        """Resources of the kernels in a source file."""
+        return list(read_report(self.cubins[name].with_suffix(".txt").read_text()))
 
-    def code(self, kernel):
-        """The instructions of a kernel."""
-        for cubin in self.cubins:
-            for name, function in disassemble(cubin).items():
-                if demangled(name) == kernel:
-                    return function.instructions
-        raise AssertionError(f"there is no {kernel}")
+    def code(self, name):
+        """The instructions of each kernel in a source file, without the functions that they call."""
+        kernels = {found.kernel for found in self.resources(name)}
+        return [f.instructions for f in disassemble(self.cubins[name]).values() if f.name in kernels]
 
 
 @pytest.fixture(scope="module")
@@ -81,48 +77,56 @@ def compiled(request):
     if shutil.which("nvcc") is None:
         missing("nvcc is missing")
     nvcc, started = Nvcc(), time.monotonic()
+    names = ("prefill", "decode_float32", "decode_16", "decode_8", "gather")
     with ThreadPoolExecutor(2) as pool:
-        cubins = list(pool.map(lambda source: nvcc.cubin(source, request.param), reversed(kernel_sources())))
+        cubins = pool.map(lambda name: nvcc.cubin(CUDA / f"{name}.cu", request.param), names)
+        found = Compiled(request.param, dict(zip(names, cubins, strict=True)))
     terminal = request.config.pluginmanager.getplugin("terminalreporter")
     terminal.write_line(f"\nkernels for {request.param}: {time.monotonic() - started:.0f} s")
-    return Compiled(request.param, cubins)
+    return found
+
+
+def test_every_source_file_is_known():
+    assert {source.stem for source in kernel_sources()} == KERNELS.keys()
 
 
 @of_every_architecture
 def test_everything_is_in_registers(compiled):
-    resources = compiled.resources()
-    assert resources.keys() == KERNELS.keys()
-    spilled = {name: r for name, r in resources.items() if r.spill_bytes or r.stack_bytes}
-    assert not spilled
+    for name in KERNELS:
+        resources = compiled.resources(name)
+        assert resources
+        assert not [found for found in resources if found.spill_bytes or found.stack_bytes]
 
 
 @of_every_architecture
 def test_occupancy(compiled):
     architecture = ARCHITECTURES[compiled.architecture]
     place = SHARED.index(architecture.shared_bytes)
-    for name, found in compiled.resources().items():
-        expected = KERNELS[name]
-        assert found.registers <= expected.registers, name
-        shared = found.shared_bytes + expected.shared_bytes
-        blocks = architecture.resident_blocks(expected.threads, found.registers, shared)
-        assert blocks >= expected.blocks[place], name
+    for name, expected in KERNELS.items():
+        for found in compiled.resources(name):
+            assert found.registers <= expected.registers, name
+            shared = found.shared_bytes + expected.shared_bytes
+            blocks = architecture.resident_blocks(expected.threads, found.registers, shared)
+            assert blocks >= expected.blocks[place], name
 
 
 @of_every_architecture
 def test_instructions(compiled):
-    """Weights come 16 bytes a thread and go through tensor cores; prefill copies activations meanwhile."""
+    """Weights come 16 bytes a thread and go through tensor cores; activations are copied without registers."""
     try:
         find_nvdisasm()
     except UserError as error:
         missing(str(error))
-    decode = compiled.code("DecodeKernel<unsigned short, 1, 1>")
-    prefill = compiled.code("PrefillKernel")
-    assert any(i.operation == "LDG" and {"128", "NA"} <= set(i.modifiers) for i in decode)
-    for code in (decode, prefill, compiled.code("DecodeKernel<unsigned short, 2, 2>")):
-        assert any(i.operation == "HMMA" for i in code)
-        if compiled.architecture != "sm_75":
-            assert any(i.operation == "LDGSTS" for i in code)
-    assert not any(i.operation == "HMMA" for i in compiled.code("DecodeKernel<float, 1, 1>"))
+    for name in ("decode_8", "decode_16", "prefill"):
+        for code in compiled.code(name):
+            assert any(i.operation == "HMMA" for i in code)
+            if compiled.architecture != "sm_75":  # Turing can't
+                assert any(i.operation == "LDGSTS" for i in code)
+    for code in compiled.code("decode_8"):
+        assert any(i.operation == "LDG" and {"128", "NA"} <= set(i.modifiers) for i in code)
+    for code in compiled.code("decode_float32"):
+        assert any(i.operation == "FFMA" for i in code)
+        assert not any(i.operation == "HMMA" for i in code)
 
 
 @pytest.mark.parametrize(
