@@ -16,7 +16,7 @@ import pytest
 
 from skim_export import cli
 from skim_export.bench import cli as bench
-from skim_export.bundle.measure.layers import Layers, parse_classes, random_layer
+from skim_export.bench.measure.layers import Layers, parse_classes, random_layer
 from skim_export.bundle.schedule import Prefill, Schedule, Tile
 from skim_export.bundle.target import load_cpu_target, target_names
 from skim_export.bundle.target_file import target_file
@@ -240,7 +240,7 @@ def test_targets_as_files(tmp_path, name):
 
 
 def test_overrides_say_what_was_found():
-    from skim_export.bundle.tune import Finding, overrides
+    from skim_export.bench.tune import Finding, overrides
 
     base = Schedule(Tile(1, 32, 32, 1), Tile(2, 32, 8, 4), Prefill(4, 1024, 32, 8, 3, 16))
     wide = replace(base, decode=replace(base.decode, rows=2))
