@@ -53,9 +53,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> None:
     # Imported late: --help should not wait for numpy and TVM.
+    from skim_export.bench.measure.layers import parse_classes
     from skim_export.bench.speed import machine, parse_shape
     from skim_export.bundle.build import check_target
-    from skim_export.bench.measure.layers import parse_classes
     from skim_export.bundle.target import load_cpu_target
     from skim_export.bundle.target_file import target_file
     from skim_runtime.progress_bar import ProgressBar

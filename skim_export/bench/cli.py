@@ -85,9 +85,9 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _kernels(args: argparse.Namespace) -> dict[str, Any]:
+    from skim_export.bench.measure.layers import parse_classes
     from skim_export.bench.speed import parse_shape
     from skim_export.bundle.build import check_target
-    from skim_export.bench.measure.layers import parse_classes
     from skim_export.bundle.target import load_cpu_target
 
     check_target(args.target)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from skim_export.bench.measure.layers import Layers, random_layer
+from skim_export.bench.measure.program import Program
 from skim_export.bench.sessions import activations
 from skim_export.bundle.abi import Product, prepared_bytes
 from skim_export.bundle.kernels.compile import compile_kernels
-from skim_export.bench.measure.layers import Layers, random_layer
-from skim_export.bench.measure.program import Program
 from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.target import CpuTarget
 from skim_runtime.progress import Progress

@@ -15,11 +15,11 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from skim_export.bench.measure.layers import Layers, random_layer
+from skim_export.bench.measure.machine import Machine
 from skim_export.bench.random_layers import RandomLayer
 from skim_export.bench.sessions import Contender, LayerSession, activations, cold_layers, mean_seconds
 from skim_export.bundle.kernels.compile import Kernel
-from skim_export.bench.measure.layers import Layers, random_layer
-from skim_export.bench.measure.machine import Machine
 from skim_export.bundle.row_class import RowClass
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress

@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from skim_export.bench.sessions import activations, cold_layers
-from skim_export.bundle.kernels.compile import Kernel
 from skim_export.bench.measure.layers import Layers, random_layer
 from skim_export.bench.measure.machine import Library, Machine, OnMachine
+from skim_export.bench.sessions import activations, cold_layers
+from skim_export.bundle.kernels.compile import Kernel
 from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Override, Prefill, Schedule, Tile
 from skim_export.packed import LevelKind

@@ -137,7 +137,7 @@ def test_a_bundle_alone(here, tiny, tmp_path, capsys):
 
 @pytest.fixture
 def few_candidates(monkeypatch):
-    from skim_export.bundle import tune
+    from skim_export.bench import tune
 
     roles = {
         name: replace(role, tokens=(1,) if name == "decode" else (4,), values={"rows": [1, 2]})

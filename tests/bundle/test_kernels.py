@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from skim_export.bundle.abi import Product
 from skim_export.bench.measure.program import Program
+from skim_export.bundle.abi import Product
 from skim_export.bundle.row_class import RowClass, row_classes
 from skim_export.bundle.target import load_cpu_target, target_names
 from skim_export.packed import LevelKind
