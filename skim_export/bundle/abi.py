@@ -90,9 +90,8 @@ def kernels_header(matmuls: Mapping[Product, str], gathers: Iterable[RowClass]) 
     header = HEADER
     for function, product in sorted({function: product for product, function in matmuls.items()}.items()):
         row_class = product.row_class
-        entries = 1 << row_class.bits
-        codebook = "not read" if row_class.codebook is None else f"[rows][{entries}] {row_class.codebook}"
-        row_scale = {"int8": "[rows]", "float16": "not read", None: "[rows][2]: scale and offset"}[row_class.codebook]
+        codebook = f"[rows][{row_class.entries}] {row_class.codebook}" if row_class.entries else "not read"
+        row_scale = ("not read", "[rows]", "[rows][2]: scale and offset")[row_class.scales]
         arithmetic = "integer" if product.integer else "float"
         header += MATMUL.format(function=function, codebook=codebook, row_scale=row_scale, arithmetic=arithmetic)
     for row_class in gathers:

@@ -109,11 +109,10 @@ def _first_of_class(
     classes: Sequence[RowClass], counts: Sequence[Any], tensors: Sequence[tirx.Buffer], columns: Any
 ) -> list[list[Any]]:
     """Addresses of codes, codebook and scale of each class's first row, if it has `counts` rows."""
-    sizes = []
-    for row_class, count in zip(classes, counts, strict=True):
-        entries = 0 if row_class.codebook is None else 1 << row_class.bits
-        scales = {"int8": 1, "float16": 0, None: 2}[row_class.codebook]
-        sizes.append([count * (padded(columns) // 8 * row_class.bits), count * entries, count * scales])
+    sizes = [
+        [count * (padded(columns) // 8 * row_class.bits), count * row_class.entries, count * row_class.scales]
+        for row_class, count in zip(classes, counts, strict=True)
+    ]
     starts = [[ZERO, *accumulate(of_tensor)][:-1] for of_tensor in zip(*sizes, strict=True)]
     return [
         [T.address_of(tensor[start]) for tensor, start in zip(tensors, of_class, strict=True)]

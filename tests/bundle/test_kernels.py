@@ -60,10 +60,9 @@ def segments(packed):
     order = packed.row_order().astype(np.int32)
     found = []
     for row_class in row_classes(packed):
-        count = packed.rows_per_class[row_class.kind * 8 + row_class.bits - 1]
+        count = packed.rows_per_class[row_class.number]
         code_bytes = count * row_class.bits * 4 * -(-packed.in_features // 32)
-        entries = 0 if row_class.codebook is None else count << row_class.bits
-        scales = {"int8": count, "float16": 0, None: 2 * count}[row_class.codebook]
+        entries, scales = count * row_class.entries, count * row_class.scales
         found.append(
             (
                 row_class,
@@ -85,10 +84,6 @@ def relative_error(found, expected):
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
 
 
-def number(row_class):
-    return row_class.kind * 8 + row_class.bits - 1
-
-
 def rounded_tokens(x, scale):
     """What tokens are in integer arithmetic (docs/format.md, "Arithmetic")."""
     scaled = x * scale
@@ -101,7 +96,7 @@ def check(machine, rng, cases, *, bound=1e-5):
     calls, wanted = [], []
     for classes, rows, columns, tokens in cases:
         entries = np.float16 if any(c.codebook == "float16" for c in classes) else np.int8
-        packed = random_packed(rng, rows, columns, [number(c) for c in classes], entries, column_scale=columns % 2 == 0)
+        packed = random_packed(rng, rows, columns, [c.number for c in classes], entries, column_scale=columns % 2 == 0)
         x = rng.normal(size=(tokens, columns)).astype(np.float32)
         scale = packed.column_scale.astype(np.float32) if packed.column_scale.size else np.ones(columns, np.float32)
         for integer in (False, True):
@@ -170,7 +165,7 @@ def check_gather(machine, rng, classes):
     for row_class in classes:
         for columns in COLUMNS:
             packed = random_packed(
-                rng, 3, columns, [number(row_class)], np.float16 if row_class.codebook == "float16" else np.int8
+                rng, 3, columns, [row_class.number], np.float16 if row_class.codebook == "float16" else np.int8
             )
             ((_, codes, codebook, row_scale, _),) = segments(packed)
             for row in (0, 2):
