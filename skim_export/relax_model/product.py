@@ -14,15 +14,12 @@ from tvm import ir, relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from skim_export.bundle.abi import Kernels, gather_name
-from skim_export.bundle.kernels.arithmetic import token_bytes
+from skim_export.bundle.abi import Kernels, gather_name, prepare_name, prepared_bytes
 from skim_export.bundle.kernels.weights import padded
 from skim_export.bundle.row_class import RowClass, row_classes
 from skim_export.relax_model.operands import PackedOperand
 
 __all__ = ["lut_gather", "lut_product"]
-
-PREPARE = {False: "skim_prepare", True: "skim_prepare_integer"}  # by whether arithmetic is that of integers
 
 ZERO = tirx.const(0, "int64")
 
@@ -58,8 +55,8 @@ def _product(packed: PackedOperand, kernels: Kernels) -> tirx.PrimFunc:
         column_scale = T.arg("column_scale", T.buffer((K,), "float32"))
         counts = [T.arg(f"rows_{row_class.name}", T.int64()) for row_class in classes]
         y = T.arg("y", T.buffer((1, M, N), "float32"))
-        prepared = T.alloc_buffer((M * token_bytes(K),), "uint8")
-        _call(PREPARE[packed.integer], x.data, column_scale.data, prepared.data, M, K)
+        prepared = T.alloc_buffer((M * prepared_bytes(K),), "uint8")
+        _call(prepare_name(packed.integer), x.data, column_scale.data, prepared.data, M, K)
         # A task of a thread: so many rows that it takes about the same bytes in every class.
         task_rows = [4 * (16 // row_class.bits) for row_class in classes]
         tasks = [tirx.ceildiv(count, rows) for count, rows in zip(counts, task_rows, strict=True)]
