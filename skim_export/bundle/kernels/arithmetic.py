@@ -237,9 +237,7 @@ def _sdot(sums: Expr, levels: Expr, digits: Expr) -> Expr:
     out = width // 4
     name = f"llvm.aarch64.neon.sdot.v{out}i32.v{width}i8"
     dots = [
-        intrinsic(
-            "int32", width // 4, name, part(sums, i // 4, width // 4), part(levels, i, width), part(digits, i, width)
-        )
+        intrinsic("int32", out, name, part(sums, i // 4, out), part(levels, i, width), part(digits, i, width))
         for i in range(0, lanes, width)
     ]
     return combine(dots)
