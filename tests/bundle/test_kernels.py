@@ -1,8 +1,5 @@
 """The kernels of every CPU target against numpy: run here, or by an emulator."""
 
-import os
-import shutil
-
 import numpy as np
 import pytest
 
@@ -13,8 +10,9 @@ from skim_export.bundle.target import load_cpu_target, target_names
 from skim_export.packed import LevelKind
 
 from ..random_packed import random_packed
+from ..tools import require, require_packages
 
-pytest.importorskip("tvm", reason="the extra [tvm] is not installed")
+require_packages("tvm")
 
 TABLES = [RowClass(LevelKind.TABLE, bits, "int8") for bits in range(1, 9)]
 AFFINE = [RowClass(LevelKind.AFFINE, bits, None) for bits in range(1, 9)]
@@ -23,12 +21,6 @@ SOME = [TABLES[2], TABLES[4], AFFINE[7], HALF_TABLES[1]]
 COLUMNS = [1, 3, 31, 32, 33, 64, 100, 200, 231, 256, 257, 300, 512, 576, 1320]
 TOKENS = [1, 2, 3, 5, 8, 16, 19]
 POISON = np.frombuffer(b"\xff" * 4, np.float32)[0]
-
-
-def require(condition, reason):
-    """Skip, but fail in CI."""
-    if not condition:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
 
 
 def has_arithmetic(row_class, integer):
@@ -43,8 +35,8 @@ def program(name, classes, directory):
     if target.missing_here():
         if not target.emulator:
             pytest.skip(f"target {name}: {target.missing_here()}")
-        require(shutil.which(target.emulator[0]), f"{target.emulator[0]} is not installed: apt install qemu-user")
-    require(target.compiler(), f"{target.compiler_name} is not installed: apt install {target.compiler_package}")
+        require(target.emulator[0])
+    require(target.compiler_name)
     products = [
         Product(c, integer, 100, 1320) for c in classes for integer in (False, True) if has_arithmetic(c, integer)
     ]
