@@ -144,7 +144,7 @@ def some_cases(rng, classes):
 def test_products(machine):
     rng = np.random.default_rng(0)
     check(machine, rng, some_cases(rng, SOME))
-    check(machine, rng, [(SOME[:3], 23, 300, 1), (SOME[:3], 23, 2100, 17)])
+    check(machine, rng, [(SOME[:3], 23, 300, 1), (SOME[:3], 23, 2100, 17), (SOME[:3], 9, 4500, 17)])
 
 
 def test_gather(machine):
