@@ -94,7 +94,7 @@ class Session:
         Raises:
             UserError: more tokens than the model's context length.
         """
-        ids = self._ids(input_ids)
+        ids = as_batch(input_ids, self._cache.length, self.context_length)
         if self._cache.reserve(ids.shape[1]) or self._binding is None:
             self._bind_cache()
         binding = self._binding
@@ -112,18 +112,11 @@ class Session:
         Raises:
             UserError: more tokens than the model's context length.
         """
-        ids = self._ids(input_ids, past=0)
+        ids = as_batch(input_ids, 0, self.context_length)
         feeds = self._feeds(ids, 0)
         for name, buffer in zip(self._past, self._cache.buffers, strict=True):
             feeds[name] = buffer[:, :, :0]
         return _float32(self._session.run(["logits"], feeds)[0][0])
-
-    def _ids(self, input_ids: npt.ArrayLike, past: int | None = None) -> npt.NDArray[np.int64]:
-        ids = np.asarray(input_ids, np.int64).reshape(1, -1)
-        past = self._cache.length if past is None else past
-        if past + ids.shape[1] > self.context_length:
-            raise UserError(f"{past + ids.shape[1]} tokens do not fit the model's context of {self.context_length}")
-        return ids
 
     def _feeds(self, ids: npt.NDArray[np.int64], past: int) -> dict[str, npt.NDArray[Any]]:
         total = past + ids.shape[1]
@@ -150,6 +143,18 @@ def check_options(threads: int | None, kernel: str) -> None:
         raise UserError(f"threads must be at least 1, got {threads}")
     if kernel not in ("auto", "function"):
         raise UserError(f"kernel must be auto or function, got {kernel!r}")
+
+
+def as_batch(input_ids: npt.ArrayLike, past: int, context_length: int) -> npt.NDArray[np.int64]:
+    """Tokens that follow `past` others, as a batch of one, int64 `[1, S]`.
+
+    Raises:
+        UserError: together they are more than `context_length`.
+    """
+    ids = np.asarray(input_ids, np.int64).reshape(1, -1)
+    if past + ids.shape[1] > context_length:
+        raise UserError(f"{past + ids.shape[1]} tokens do not fit the model's context of {context_length}")
+    return ids
 
 
 def _open(directory: ModelDirectory, threads: int | None, kernel: Kernel) -> tuple[Any, str]:

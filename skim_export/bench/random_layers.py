@@ -12,14 +12,12 @@ import onnx
 from onnx import helper, numpy_helper
 
 from skim_export.bench.random_linear import random_linear
+from skim_export.bundle.row_class import row_classes
 from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS
 from skim_export.packed import (
     CLASSES,
     FORMAT_VERSION,
-    LevelKind,
     PackedLinear,
-    class_bits,
-    class_kind,
     row_bytes,
 )
 
@@ -82,21 +80,19 @@ def packed_layer(random: Random, rows: int, columns: int, shares: dict[int, floa
 def _first_rows(packed: PackedLinear, count: int) -> tuple[PackedLinear, npt.NDArray[np.int64]]:
     """The first `count` stored rows of each class as a packed linear, and which rows of `packed` they are."""
     kept: dict[str, list[npt.NDArray[Any]]] = {"codes": [], "codebook": [], "row_scale": [], "rows": []}
-    counts, order = [], packed.row_order()
+    counts, order = np.minimum(packed.rows_per_class, count), packed.row_order()
     start = dict.fromkeys(kept, 0)
-    for row_class, rows in enumerate(packed.rows_per_class):
-        table = class_kind(row_class) == LevelKind.TABLE
+    for row_class in row_classes(packed):
         sizes = {
-            "codes": row_bytes(class_bits(row_class), packed.in_features),
-            "codebook": (1 << class_bits(row_class)) if table else 0,
-            "row_scale": 1 if table else 2,
+            "codes": row_bytes(row_class.bits, packed.in_features),
+            "codebook": row_class.entries,
+            "row_scale": row_class.scales,
             "rows": 1,
         }
-        counts.append(min(rows, count))
         for name, size in sizes.items():
             source = order if name == "rows" else getattr(packed, name)
-            kept[name].append(source[start[name] : start[name] + counts[-1] * size])
-            start[name] += rows * size
+            kept[name].append(source[start[name] : start[name] + counts[row_class.number] * size])
+            start[name] += packed.rows_per_class[row_class.number] * size
     joined = {name: np.concatenate(parts) for name, parts in kept.items()}
     chosen = joined.pop("rows")
     # In the order of storage: the sample's own rows are sorted by class.
@@ -104,7 +100,7 @@ def _first_rows(packed: PackedLinear, count: int) -> tuple[PackedLinear, npt.NDA
     sample = PackedLinear(
         out_features=len(chosen),
         in_features=packed.in_features,
-        rows_per_class=tuple(counts),
+        rows_per_class=tuple(counts.tolist()),
         row_class=classes if packed.row_class.size else packed.row_class,
         column_scale=packed.column_scale,
         bias=packed.bias,
