@@ -80,13 +80,13 @@ struct Decode {
         for (int h = 0; h < 2; ++h) LoadCodes<kBits>(codes[r][h], x.K, block, word, words[r][h]);
       }
 #pragma unroll
-      for (int i = 0; i < kStep; ++i) {
-        if (first + i < blocks) ActivationTile<Float>(of_warp + i * tile_bytes, first + i).Stage(x, lane, 32);
+      for (int i = 0; i < kStep; ++i) {  // behind the last superblock zeros: code 0 has a level, too
+        ActivationTile<Float>(of_warp + i * tile_bytes, first + i).Stage(x, lane, 32);
       }
       CommitCopies();
       WaitForCopies<0>();
       __syncwarp();
-      const ActivationTile<Float> activations(of_warp + (block < blocks ? block - first : 0) * tile_bytes, block);
+      const ActivationTile<Float> activations(of_warp + (block - first) * tile_bytes, block);
 #pragma unroll
       for (int i = 0; i < kWords; i += Sums::Reader::kWords) {
         uint32_t some[Sums::Reader::kWords][kRowTiles][2][kBits];
