@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <list>
 #include <map>
@@ -28,9 +29,9 @@ class HostLayer {
   explicit HostLayer(const PackedLinear& weights) : indexed_(weights), column_scale_(weights.column_scale.size) {
     layer_ = {indexed_.layer(), 1, indexed_.stored()};
     const Tensor<uint16_t>& scale = weights.column_scale;
-    for (int64_t k = 0; k < scale.size; ++k) {
-      while (HalfToFloat(scale.data[k]) > layer_.column_unit) layer_.column_unit *= 2;
-    }
+    float largest = 0;
+    for (int64_t k = 0; k < scale.size; ++k) largest = std::max(largest, HalfToFloat(scale.data[k]));
+    if (largest > 0) layer_.column_unit = std::exp2(std::ceil(std::log2(largest)));
     for (int64_t k = 0; k < scale.size; ++k) {
       column_scale_[k] = FloatToHalf(HalfToFloat(scale.data[k]) / layer_.column_unit);
     }

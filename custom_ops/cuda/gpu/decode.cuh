@@ -79,8 +79,9 @@ struct Decode {
 #pragma unroll
         for (int h = 0; h < 2; ++h) LoadCodes<kBits>(codes[r][h], x.K, block, word, words[r][h]);
       }
+      // A superblock that does not exist too: its activations are 0, its levels are not.
 #pragma unroll
-      for (int i = 0; i < kStep; ++i) {  // behind the last superblock zeros: code 0 has a level, too
+      for (int i = 0; i < kStep; ++i) {
         ActivationTile<Float>(of_warp + i * tile_bytes, first + i).Stage(x, lane, 32);
       }
       CommitCopies();
