@@ -5,7 +5,7 @@
 namespace skim::cuda {
 
 int Decode16(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
-  return LaunchDecode<Half, 2, 2>(layer, x, M, epilogue, y, stream);
+  return LaunchDecode<2, 2>(layer, x, M, epilogue, y, stream);
 }
 
 }  // namespace skim::cuda

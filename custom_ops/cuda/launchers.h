@@ -10,7 +10,7 @@ using MatmulLauncher = int(const DeviceLayer& layer, const void* x, int64_t M, E
 
 MatmulLauncher Decode8;         // float16, up to 8 tokens a block
 MatmulLauncher Decode16;        // float16, up to 16 tokens a block
-MatmulLauncher DecodeFloat32;   // float32, up to 8 tokens a block
+MatmulLauncher MatmulFloat32;   // float32, up to 8 tokens a block
 MatmulLauncher PrefillFloat16;  // up to 64 tokens a block
 
 }  // namespace skim::cuda

@@ -9,7 +9,7 @@ constexpr int64_t kFewTokens = 4;
 constexpr int64_t kDecodeTokens = 16;
 
 MatmulLauncher& LauncherFor(FloatType type, int64_t M) {
-  if (type == FloatType::kFloat32) return DecodeFloat32;
+  if (type == FloatType::kFloat32) return MatmulFloat32;
   if (M <= kFewTokens) return Decode8;
   return M <= kDecodeTokens ? Decode16 : PrefillFloat16;
 }

@@ -19,19 +19,20 @@ struct Activations {
   int K;
 };
 
-// 256 columns of each token: code j of lane i at 32 j + i. A last superblock of fewer lanes is spread out to them; the
-// others, and columns that do not exist, are 0.
+// The columns of kCodes of a superblock's codes, for each token: code j of lane i at 32 j + i. A last superblock of
+// fewer lanes is spread out to them; the others, and columns that do not exist, are 0.
 //
 // A thread reads 16 bytes (a piece) at once. Threads that do so together are those of four pieces beside each other, or
 // of two in each of two superblocks, for two tokens: pieces change places so that they lie in different banks.
-template <typename Float>
+template <typename Float, int kCodes = 8>
 class ActivationTile {
  public:
   static constexpr int kPieceColumns = 16 / static_cast<int>(sizeof(Float));
-  static constexpr int kPieces = kSuperblockColumns / kPieceColumns;
-  static constexpr int kTokenBytes = kSuperblockColumns * static_cast<int>(sizeof(Float));
+  static constexpr int kPieces = kCodes * kLanes / kPieceColumns;
+  static constexpr int kTokenBytes = kCodes * kLanes * static_cast<int>(sizeof(Float));
 
-  SKIM_DEVICE ActivationTile(char* shared, int block) : tile_(shared), block_(block) {}
+  SKIM_DEVICE ActivationTile(char* shared, int block, int first_code = 0)
+      : tile_(shared), block_(block), first_code_(first_code) {}
 
   SKIM_DEVICE char* Piece(int token, int piece) const {
     return tile_ + token * kTokenBytes + 16 * (piece ^ (token % 2 * 4) ^ (block_ % 2));
@@ -39,11 +40,11 @@ class ActivationTile {
 
   // Fills the tile by `threads` threads of which this is `thread`; it is there after WaitForCopies and a barrier.
   SKIM_DEVICE void Stage(const Activations<Float>& from, int thread, int threads) const {
-    const int first = block_ * kSuperblockColumns;
-    const bool whole = first + kSuperblockColumns <= from.K && from.K % kPieceColumns == 0;
+    const bool whole = (block_ + 1) * kSuperblockColumns <= from.K && from.K % kPieceColumns == 0;
 #pragma unroll 1
     for (int i = thread; i < from.count * kPieces; i += threads) {
-      const int token = i / kPieces, piece = i % kPieces, column = first + piece * kPieceColumns;
+      const int token = i / kPieces, piece = i % kPieces;
+      const int column = block_ * kSuperblockColumns + first_code_ * kLanes + piece * kPieceColumns;
       const Float* row = from.x + static_cast<int64_t>(token) * from.K;
       if (!whole) {
         StageColumns(from, row, token, piece);
@@ -61,7 +62,7 @@ class ActivationTile {
     const int lanes = first + kSuperblockColumns <= from.K ? kLanes : TailLanes(from.K);
 #pragma unroll 1
     for (int i = 0; i < kPieceColumns; ++i) {
-      const int j = (piece * kPieceColumns + i) / kLanes, lane = (piece * kPieceColumns + i) % kLanes;
+      const int j = first_code_ + (piece * kPieceColumns + i) / kLanes, lane = (piece * kPieceColumns + i) % kLanes;
       const int column = first + j * lanes + lane;
       float value = 0;
       if (lane < lanes && column < from.K) {
@@ -85,22 +86,20 @@ class ActivationTile {
   }
 
   char* tile_;
-  int block_;
+  int block_, first_code_;
 };
 
-// What a thread reads of a tile: the columns of one word of codes (float), or of two beside each other (Half).
-template <typename Float, int kTokenTiles>
-class ActivationReader;
-
-// For tensor cores, where a thread has one token of eight. What it reads for tokens that do not exist does not matter,
-// as no other token depends on it; it only must stay within the tile.
+// What a thread of a tensor core reads of a tile: the fragments of two words of codes beside each other, for one token
+// of eight. What it reads for tokens that do not exist does not matter, as no other token depends on it; it only must
+// stay within the tile.
 template <int kTokenTiles>
-class ActivationReader<Half, kTokenTiles> {
+class FragmentReader {
  public:
   static constexpr int kWords = 2;
 
   // `tokens`: that the tile has room for.
-  SKIM_DEVICE ActivationReader(const ActivationTile<Half>& tile, int word, int tokens) {
+  template <int kCodes>
+  SKIM_DEVICE FragmentReader(const ActivationTile<Half, kCodes>& tile, int word, int tokens) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
       int token = kMmaTokens * t + threadIdx.x % 32 / 4;
@@ -110,7 +109,7 @@ class ActivationReader<Half, kTokenTiles> {
     }
   }
 
-  // The fragments of code j, for the tokens from 8 tile on: of both words, or of `word`.
+  // The fragments of the tile's code j, for the tokens from 8 tile on: of both words, or of `word`.
   SKIM_DEVICE void Fragments(int tile, int j, int, uint32_t (&b)[2][2]) const {
     const uint4 v = *reinterpret_cast<const uint4*>(Code(tile, j));
     b[0][0] = v.x, b[0][1] = v.y, b[1][0] = v.z, b[1][1] = v.w;
@@ -126,26 +125,6 @@ class ActivationReader<Half, kTokenTiles> {
   SKIM_DEVICE const char* Code(int tile, int j) const { return (j % 2 ? odd_ : even_)[tile] + 16 * kPiecesOfCode * j; }
 
   const char *even_[kTokenTiles], *odd_[kTokenTiles];  // of codes 0, 2, .. and 1, 3, ..
-};
-
-template <>
-class ActivationReader<float, 1> {
- public:
-  static constexpr int kWords = 1;
-
-  SKIM_DEVICE ActivationReader(const ActivationTile<float>& tile, int word, int count)
-      : tile_(tile), word_(word), count_(count) {}
-
-  SKIM_DEVICE int count() const { return count_; }
-
-  // The four columns of code j.
-  SKIM_DEVICE float4 Columns(int token, int j) const {
-    return *reinterpret_cast<const float4*>(tile_.Piece(token, j * (kLanes / 4) + word_));
-  }
-
- private:
-  ActivationTile<float> tile_;
-  int word_, count_;
 };
 
 }  // namespace skim::cuda

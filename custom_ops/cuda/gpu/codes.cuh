@@ -9,19 +9,20 @@
 namespace skim::cuda {
 
 template <int kWords>
-using CodeVector = std::conditional_t<kWords == 4, uint4, uint2>;
+using CodeVector = std::conditional_t<kWords == 4, uint4, std::conditional_t<kWords == 2, uint2, uint32_t>>;
 
 SKIM_DEVICE void Split(const uint4& v, uint32_t (&words)[4]) {
   words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
 }
 SKIM_DEVICE void Split(const uint2& v, uint32_t (&words)[2]) { words[0] = v.x, words[1] = v.y; }
+SKIM_DEVICE void Split(uint32_t v, uint32_t (&words)[1]) { words[0] = v; }
 
 // Words word..word+kWords-1 of each vector of a row's superblock; those that do not exist are 0.
 template <int kBits, int kWords>
 SKIM_DEVICE void LoadCodes(const uint8_t* row, int K, int block, int word, uint32_t (&words)[kBits][kWords]) {
   const bool full = (block + 1) * kSuperblockColumns <= K;
   const uint8_t* from = row + block * kBits * kLanes + 4 * word;
-  if (full && K % (32 * kWords) == 0) {  // rows begin at multiples of a vector's size
+  if (kWords > 1 && full && K % (32 * kWords) == 0) {  // rows begin at multiples of a vector's size
 #pragma unroll
     for (int v = 0; v < kBits; ++v) {
       Split(LoadOnce(reinterpret_cast<const CodeVector<kWords>*>(from + v * kLanes)), words[v]);

@@ -78,6 +78,12 @@ SKIM_DEVICE uint2 LoadOnce(const uint2* from) {
   return v;
 }
 
+SKIM_DEVICE uint32_t LoadOnce(const uint32_t* from) {
+  uint32_t v;
+  asm("ld.global.nc.L1::no_allocate.u32 %0, [%1];" : "=r"(v) : "l"(from));
+  return v;
+}
+
 // What nothing writes while the kernel runs.
 template <typename T>
 SKIM_DEVICE T Load(const T* from) {

@@ -14,11 +14,16 @@ namespace skim::cuda {
 
 enum class LevelKind { kTableInt8, kTableFloat16, kAffine };
 
-// Fields of codes that lie beside each other in a byte are decoded together: codes `PairFirst(bits, pair)` and
-// PairDistance(bits) further, for pair 0..3.
-static constexpr int PairDistance(int bits) { return bits == 1 ? 4 : bits == 2 ? 2 : 1; }
+// Fields of codes that lie near each other in a byte are decoded together: codes `PairFirst(bits, pair)` and
+// PairDistance(bits) further, for pair 0..3. The first two pairs are codes 0..3.
+static constexpr int PairDistance(int bits) { return bits <= 2 ? 2 : 1; }
 static constexpr int PairFirst(int bits, int pair) {
   return pair / PairDistance(bits) * 2 * PairDistance(bits) + pair % PairDistance(bits);
+}
+
+// The k-th of `together` codes that are decoded in step i of 0..8 / together - 1.
+static constexpr int CodeOfStep(int bits, int together, int i, int k) {
+  return together == 1 ? i : PairFirst(bits, i) + k * PairDistance(bits);
 }
 
 // Code j of four lanes, one in each byte, times 2^shift.

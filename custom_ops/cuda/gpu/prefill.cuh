@@ -1,6 +1,6 @@
 // The product of many tokens: a block has a tile of rows and one of tokens, its warps share the rows. Codes become
-// tensor core fragments in registers, once for all tokens of the tile; the next superblock's activations are on their
-// way to shared memory meanwhile.
+// tensor core fragments in registers, once for all tokens of the tile; the next activations are on their way to shared
+// memory meanwhile. A stage is half a superblock: codes 0..3, then 4..7.
 #pragma once
 
 #include <device.cuh>
@@ -8,88 +8,128 @@
 #include "activations.cuh"
 #include "codes.cuh"
 #include "levels.cuh"
-#include "product.cuh"
 #include "tile.cuh"
 
 namespace skim::cuda {
 
+template <LevelKind kTable>
 struct Prefill {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
   static constexpr int kRowTiles = 2, kWarpRows = kMmaRows * kRowTiles, kRows = kWarps * kWarpRows;
   static constexpr int kTokenTiles = 8, kTokens = kMmaTokens * kTokenTiles;
   static constexpr int kSumTiles = kTokenTiles / kWarps;  // of which a warp adds up the tokens
-  static constexpr int kWords = 2;                        // of each vector that a thread has at once
-  static constexpr int kStageBytes = kTokens * ActivationTile<Half>::kTokenBytes;
+  static constexpr int kWords = 2;                        // of codes that a thread decodes at once
+  static constexpr int kCodes = 4;                        // of a stage
+
+  using Tile = ActivationTile<Half, kCodes>;
+  static constexpr int kStageBytes = kTokens * Tile::kTokenBytes;
   static constexpr int kProductFloats = ProductTile<kRows>::Floats(kTokens);
+  static constexpr int kBytes =
+      2 * kStageBytes > (kProductFloats + kTokens) * 4 ? 2 * kStageBytes : (kProductFloats + kTokens) * 4;
 
-  static_assert(2 * kStageBytes <= kSharedBytes && (kProductFloats + kTokens) * 4 <= kSharedBytes);
+  static_assert(kRows == kThreads, "a thread stores a row");
 
-  // The products of the block's rows and tokens, to shared memory, and behind them the sums of tokens.
-  template <LevelKind kKind, int kBits>
-  static SKIM_DEVICE void Multiply(const RowTile& tile, const Activations<Half>& x, char* shared) {
+  // Two words of each of the thread's rows as fragments, of the four codes of a stage.
+  using Fragments = uint32_t[kCodes][kWords][kRowTiles][4];
+
+  template <LevelKind kKind, int kBits, int kFirstCode>
+  static SKIM_DEVICE void Decode(const RowTile& tile, int warp_row, int K, int block, Fragments& fragments) {
     using RowLevels = Levels<kKind, kBits, Place::kCache>;
-    constexpr bool kSums = kKind == LevelKind::kAffine;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
-    const int warp_row = warp * kWarpRows;
-
-    RowLevels levels[kRowTiles][2];
-    const uint8_t* codes[kRowTiles][2];
+    constexpr int kTogether = RowLevels::kTogether;
+    const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         int64_t row = tile.first + warp_row + kMmaRows * r + 8 * h + g;
         if (row >= tile.run.count) row = tile.run.count - 1;  // computed once more, never stored
-        levels[r][h].Prepare(tile.run, row, nullptr, h, kWarps);
-        codes[r][h] = tile.run.codes + row * RowBytes(kBits, x.K);
+        RowLevels levels;
+        levels.Prepare(tile.run, row, nullptr, h, kWarps);
+        uint32_t words[kBits][kWords];
+        LoadCodes<kBits>(tile.run.codes + row * RowBytes(kBits, K), K, block, kWords * c, words);
+#pragma unroll
+        for (int w = 0; w < kWords; ++w) {
+          uint32_t codes[kBits];
+#pragma unroll
+          for (int v = 0; v < kBits; ++v) codes[v] = words[v][w];
+#pragma unroll
+          for (int i = 0; i < kCodes / kTogether; ++i) {
+            uint32_t halves[kTogether][2];
+            levels.Decode(codes, kFirstCode / kTogether + i, halves);
+#pragma unroll
+            for (int k = 0; k < kTogether; ++k) {
+              uint32_t (&a)[4] = fragments[CodeOfStep(kBits, kTogether, i, k)][w][r];
+              a[h] = halves[k][0], a[2 + h] = halves[k][1];
+            }
+          }
+        }
       }
     }
+  }
 
-    Product<Half, kRowTiles, kTokenTiles, kSums, kSumTiles> sums(warp);
-    const bool idle = tile.first + warp_row >= tile.run.count && !kSums;
-    const int blocks = (x.K + kSuperblockColumns - 1) / kSuperblockColumns;
-    ActivationTile<Half>(shared, 0).Stage(x, threadIdx.x, kThreads);
-    CommitCopies();
+  // The products of the block's rows and tokens, to shared memory, and behind them the sums of tokens.
+  static SKIM_DEVICE void Multiply(const RowTile& tile, const Activations<Half>& x, char* shared) {
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
+    const int warp_row = warp * kWarpRows;
+    const bool needs_sums = IsAffine(tile.run.row_class);
+    const bool idle = tile.first + warp_row >= tile.run.count && !needs_sums;
+    const uint32_t ones[4] = {kOneHalf2, kOneHalf2, kOneHalf2, kOneHalf2};
+    float sums[kRowTiles][kTokenTiles][4] = {}, token_sums[kSumTiles][4] = {};
+    const int stages = 2 * ((x.K + kSuperblockColumns - 1) / kSuperblockColumns);
 #pragma unroll 1
-    for (int block = 0; block < blocks; ++block) {
-      if (block + 1 < blocks) {
-        ActivationTile<Half>(shared + (block + 1) % 2 * kStageBytes, block + 1).Stage(x, threadIdx.x, kThreads);
+    for (int stage = -1; stage < stages; ++stage) {
+      const int next = stage + 1;
+      if (next < stages) {
+        Tile(shared + next % 2 * kStageBytes, next / 2, next % 2 * kCodes).Stage(x, threadIdx.x, kThreads);
       }
       CommitCopies();
-      uint32_t words[kRowTiles][2][kBits][kWords];
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) LoadCodes<kBits>(codes[r][h], x.K, block, c * kWords, words[r][h]);
+      if (stage < 0) continue;
+      Fragments fragments;
+      if (!idle) {
+        WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto bits) {
+          if (stage % 2 == 0) {
+            Decode<decltype(kind)::value, decltype(bits)::value, 0>(tile, warp_row, x.K, stage / 2, fragments);
+          } else {
+            Decode<decltype(kind)::value, decltype(bits)::value, kCodes>(tile, warp_row, x.K, stage / 2, fragments);
+          }
+        });
       }
       WaitForCopies<1>();
       __syncthreads();
       if (!idle) {
-        uint32_t by_word[kWords][kRowTiles][2][kBits];
-        SortByWord(words, 0, by_word);
-        const ActivationTile<Half> activations(shared + block % 2 * kStageBytes, block);
-        AddWords(levels, by_word, ActivationReader<Half, kTokenTiles>(activations, c * kWords, kTokens), sums);
+        const FragmentReader<kTokenTiles> reader(Tile(shared + stage % 2 * kStageBytes, stage / 2), kWords * c,
+                                                 kTokens);
+#pragma unroll
+        for (int j = 0; j < kCodes; ++j) {
+#pragma unroll
+          for (int t = 0; t < kTokenTiles; ++t) {
+            uint32_t b[kWords][2];
+            reader.Fragments(t, j, 0, b);
+#pragma unroll
+            for (int w = 0; w < kWords; ++w) {
+#pragma unroll
+              for (int r = 0; r < kRowTiles; ++r) MultiplyAdd(sums[r][t], fragments[j][w][r], b[w]);
+              if (needs_sums && t / kSumTiles == warp) MultiplyAdd(token_sums[t % kSumTiles], ones, b[w]);
+            }
+          }
+        }
       }
       __syncthreads();  // before the tile is filled again
     }
 
     auto* products = reinterpret_cast<float*>(shared);
-    const ProductTile<kRows> product_tile(products);
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
-        product_tile.Write(warp_row + kMmaRows * r, kMmaTokens * t, sums.Finish(r, t));
+        ProductTile<kRows>(products).Write(warp_row + kMmaRows * r, kMmaTokens * t, sums[r][t]);
       }
     }
-    if (g == 0) {
 #pragma unroll
-      for (int t = 0; t < kSumTiles; ++t) {
+    for (int t = 0; g == 0 && t < kSumTiles; ++t) {
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          products[kProductFloats + kMmaTokens * (warp * kSumTiles + t) + 2 * c + i] =
-              kSums ? sums.TokenSum(t, i) : 0.0f;
-        }
+      for (int i = 0; i < 2; ++i) {
+        products[kProductFloats + kMmaTokens * (warp * kSumTiles + t) + 2 * c + i] = token_sums[t][i];
       }
     }
   }
@@ -106,34 +146,29 @@ struct Prefill {
   }
 };
 
-static_assert(Prefill::kRows == Prefill::kThreads, "a thread stores a row");
+template <LevelKind kTable>
+__global__ void __launch_bounds__(Prefill<kTable>::kThreads, 2)
+    PrefillKernel(const DeviceLayer device, const Half* x, int64_t M, Epilogue epilogue, Half* y) {
+  using Kernel = Prefill<kTable>;
+  const PackedLinear& weights = device.layer.weights;
+  const auto token_tiles = static_cast<unsigned>(CeilDiv(M, Kernel::kTokens));
+  const int64_t first = static_cast<int64_t>(blockIdx.x % token_tiles) * Kernel::kTokens;
+  const int count = static_cast<int>(M - first < Kernel::kTokens ? M - first : Kernel::kTokens);
+  const RowTile tile = FindTile(device.layer, blockIdx.x / token_tiles, Kernel::kRows);
+  char* shared = SharedMemory();
+  Kernel::Multiply(tile, {x + first * weights.K, weights.column_scale.data, count, static_cast<int>(weights.K)},
+                   shared);
+  __syncthreads();
+  Kernel::Store(tile, device, count, shared, epilogue, y + first * weights.N);
+}
 
 // `kTable`: the kind of the layer's codebooks.
 template <LevelKind kTable>
-__global__ void __launch_bounds__(Prefill::kThreads, 2)
-    PrefillKernel(const DeviceLayer device, const Half* x, int64_t M, Epilogue epilogue, Half* y) {
-  const PackedLinear& weights = device.layer.weights;
-  const auto token_tiles = static_cast<unsigned>(CeilDiv(M, Prefill::kTokens));
-  const int64_t first = static_cast<int64_t>(blockIdx.x % token_tiles) * Prefill::kTokens;
-  const int count = static_cast<int>(M - first < Prefill::kTokens ? M - first : Prefill::kTokens);
-  const RowTile tile = FindTile(device.layer, blockIdx.x / token_tiles, Prefill::kRows);
-  const Activations<Half> activations{x + first * weights.K, weights.column_scale.data, count,
-                                      static_cast<int>(weights.K)};
-  char* shared = SharedMemory();
-  WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto bits) {
-    Prefill::Multiply<decltype(kind)::value, decltype(bits)::value>(tile, activations, shared);
-  });
-  __syncthreads();
-  Prefill::Store(tile, device, count, shared, epilogue, y + first * weights.N);
-}
-
-inline int LaunchPrefill(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
-  const int64_t blocks = CountTiles(layer.layer, Prefill::kRows) * CeilDiv(M, Prefill::kTokens);
-  const auto kernel = layer.layer.weights.codebook_type == CodebookType::kInt8
-                          ? PrefillKernel<LevelKind::kTableInt8>
-                          : PrefillKernel<LevelKind::kTableFloat16>;
-  return Launch(kernel, blocks, Prefill::kThreads, 2 * Prefill::kStageBytes, stream, layer, static_cast<const Half*>(x),
-                M, epilogue, static_cast<Half*>(y));
+int LaunchPrefill(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
+  using Kernel = Prefill<kTable>;
+  const int64_t blocks = CountTiles(layer.layer, Kernel::kRows) * CeilDiv(M, Kernel::kTokens);
+  return Launch(PrefillKernel<kTable>, blocks, Kernel::kThreads, Kernel::kBytes, stream, layer,
+                static_cast<const Half*>(x), M, epilogue, static_cast<Half*>(y));
 }
 
 }  // namespace skim::cuda

@@ -1,4 +1,4 @@
-// Codes times activations, summed up in registers: on tensor cores for halves, by fused multiply-adds for floats.
+// Codes times activations, summed up in the registers of tensor cores.
 #pragma once
 
 #include <device.cuh>
@@ -10,23 +10,17 @@
 namespace skim::cuda {
 
 // Sums of kRowTiles * 16 rows with kTokenTiles * 8 tokens, in the fragments of a warp's tensor core. With kSums also
-// the sums of the tokens themselves, as products with ones, of kSumTiles tiles of tokens: those of part `sum_part`.
-template <typename Float, int kRowTiles, int kTokenTiles, bool kSums, int kSumTiles = kTokenTiles>
-class Product;
-
-template <int kRowTiles, int kTokenTiles, bool kSums, int kSumTiles>
-class Product<Half, kRowTiles, kTokenTiles, kSums, kSumTiles> {
+// the sums of the tokens themselves, as products with ones.
+template <int kRowTiles, int kTokenTiles, bool kSums>
+class Product {
  public:
-  using Reader = ActivationReader<Half, kTokenTiles>;
-
-  SKIM_DEVICE explicit Product(int sum_part = 0) : sum_part_(sum_part) {}
+  using Reader = FragmentReader<kTokenTiles>;
 
   // Adds the products of code j of some of the reader's words, those from `word` on, as fragments `a`, with its
   // columns.
   template <int kSome>
   SKIM_DEVICE void Add(const uint32_t (&a)[kSome][kRowTiles][4], const Reader& reader, int j, int word) {
-    constexpr uint32_t kOne = 0x3c003c00;
-    const uint32_t ones[4] = {kOne, kOne, kOne, kOne};
+    const uint32_t ones[4] = {kOneHalf2, kOneHalf2, kOneHalf2, kOneHalf2};
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
       uint32_t b[kSome][2];
@@ -35,7 +29,7 @@ class Product<Half, kRowTiles, kTokenTiles, kSums, kSumTiles> {
       for (int w = 0; w < kSome; ++w) {
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) MultiplyAdd(sums_[w % kChains][r][t], a[w][r], b[w]);
-        if (kSums && t / kSumTiles == sum_part_) MultiplyAdd(token_sums_[t % kSumTiles], ones, b[w]);
+        if (kSums) MultiplyAdd(token_sums_[t], ones, b[w]);
       }
     }
   }
@@ -49,7 +43,7 @@ class Product<Half, kRowTiles, kTokenTiles, kSums, kSumTiles> {
     return sums_[0][row_tile][token_tile];
   }
 
-  // The sum of token 2 c + i of a tile of this part.
+  // The sum of token 2 c + i of a tile.
   SKIM_DEVICE float TokenSum(int tile, int i) const { return token_sums_[tile][i]; }
 
  private:
@@ -57,58 +51,7 @@ class Product<Half, kRowTiles, kTokenTiles, kSums, kSumTiles> {
   static constexpr int kChains = kRowTiles * kTokenTiles == 1 ? 2 : 1;
 
   float sums_[kChains][kRowTiles][kTokenTiles][4] = {};
-  float token_sums_[kSums ? kSumTiles : 1][4] = {};
-  int sum_part_;
-};
-
-// The four threads of a quad have the sums of other columns each, and add them up at the end.
-template <bool kSums>
-class Product<float, 1, 1, kSums, 1> {
- public:
-  using Reader = ActivationReader<float, 1>;
-
-  SKIM_DEVICE void Add(const uint32_t (&a)[1][1][4], const Reader& reader, int j, int) {
-    float weights[2][4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {  // fragment i: row i % 2, columns 2 (i / 2) and the next
-      weights[i % 2][i / 2 * 2] = HalfToFloat(a[0][0][i] & 0xffff);
-      weights[i % 2][i / 2 * 2 + 1] = HalfToFloat(a[0][0][i] >> 16);
-    }
-#pragma unroll
-    for (int t = 0; t < kMmaTokens; ++t) {
-      if (t >= reader.count()) break;
-      const float4 x = reader.Columns(t, j);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        sums_[h][t] += weights[h][0] * x.x;
-        sums_[h][t] += weights[h][1] * x.y;
-        sums_[h][t] += weights[h][2] * x.z;
-        sums_[h][t] += weights[h][3] * x.w;
-      }
-      if (kSums) sums_[2][t] += x.x + x.y + (x.z + x.w);
-    }
-  }
-
-  SKIM_DEVICE const float (&Finish(int, int))[4] {
-    const int c = threadIdx.x % 4;
-#pragma unroll
-    for (int t = 0; t < kMmaTokens; ++t) {
-#pragma unroll
-      for (int i = 0; i < (kSums ? 3 : 2); ++i) {
-        float sum = sums_[i][t];
-        sum += __shfl_xor_sync(0xffffffff, sum, 1);
-        sum += __shfl_xor_sync(0xffffffff, sum, 2);
-        if (t / 2 == c) (i < 2 ? result_[2 * i + t % 2] : token_sums_[t % 2]) = sum;
-      }
-    }
-    return result_;
-  }
-
-  SKIM_DEVICE float TokenSum(int, int i) const { return token_sums_[i]; }
-
- private:
-  float sums_[kSums ? 3 : 2][kMmaTokens] = {};
-  float result_[4] = {}, token_sums_[2] = {};
+  float token_sums_[kSums ? kTokenTiles : 1][4] = {};
 };
 
 // Adds kSome words of codes, [word][row tile][row g or g + 8], times what `reader` reads for its words from `first` on.
@@ -135,7 +78,7 @@ SKIM_DEVICE void AddSomeWords(const Levels (&levels)[kRowTiles][2], const uint32
     }
 #pragma unroll
     for (int k = 0; k < kCodes; ++k) {
-      product.Add(a[k], reader, kCodes == 1 ? i : PairFirst(kBits, i) + k * PairDistance(kBits), first);
+      product.Add(a[k], reader, CodeOfStep(kBits, kCodes, i, k), first);
     }
   }
 }

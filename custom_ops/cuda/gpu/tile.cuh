@@ -12,6 +12,8 @@ using Half = uint16_t;
 
 constexpr int kSharedBytes = 64 * 1024;  // that a block may have on every GPU since Turing
 
+constexpr uint32_t kOneHalf2 = 0x3c003c00;  // 1 twice
+
 constexpr int kMmaRows = 16, kMmaTokens = 8;  // of one tensor core instruction
 
 static constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
