@@ -110,15 +110,20 @@ class ActivationReader<Half, kTokenTiles> {
     }
   }
 
-  // The fragments of code j of both words for the tokens from 8 tile on.
-  SKIM_DEVICE void Fragments(int tile, int j, uint32_t (&b)[kWords][2]) const {
-    const char* from = (j % 2 ? odd_ : even_)[tile] + 16 * kPiecesOfCode * j;
-    const uint4 v = *reinterpret_cast<const uint4*>(from);
+  // The fragments of code j, for the tokens from 8 tile on: of both words, or of `word`.
+  SKIM_DEVICE void Fragments(int tile, int j, int, uint32_t (&b)[2][2]) const {
+    const uint4 v = *reinterpret_cast<const uint4*>(Code(tile, j));
     b[0][0] = v.x, b[0][1] = v.y, b[1][0] = v.z, b[1][1] = v.w;
+  }
+  SKIM_DEVICE void Fragments(int tile, int j, int word, uint32_t (&b)[1][2]) const {
+    const uint2 v = reinterpret_cast<const uint2*>(Code(tile, j))[word];
+    b[0][0] = v.x, b[0][1] = v.y;
   }
 
  private:
   static constexpr int kPiecesOfCode = kLanes / ActivationTile<Half>::kPieceColumns;
+
+  SKIM_DEVICE const char* Code(int tile, int j) const { return (j % 2 ? odd_ : even_)[tile] + 16 * kPiecesOfCode * j; }
 
   const char *even_[kTokenTiles], *odd_[kTokenTiles];  // of codes 0, 2, .. and 1, 3, ..
 };

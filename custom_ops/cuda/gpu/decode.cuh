@@ -134,7 +134,7 @@ struct Decode {
 };
 
 // `tokens`: of a block.
-template <typename Float, int kRowTiles, int kTokenTiles>
+template <typename Float, LevelKind kTable, int kRowTiles, int kTokenTiles>
 __global__ void __launch_bounds__(kDecodeThreads, 2 / kRowTiles)
     DecodeKernel(const DeviceLayer device, const Float* x, int64_t M, int tokens, Epilogue epilogue, Float* y) {
   using Kernel = Decode<Float, kRowTiles, kTokenTiles>;
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 2 / kRowTiles)
   const Activations<Float> activations{x + first * weights.K, weights.column_scale.data, count,
                                        static_cast<int>(weights.K)};
   char* shared = SharedMemory();
-  WithLevels(KindOf(tile.run.row_class, weights.codebook_type), tile.run.row_class, [&](auto kind, auto bits) {
+  WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto bits) {
     Kernel::template Multiply<decltype(kind)::value, decltype(bits)::value>(tile, activations, shared);
   });
   __syncthreads();
@@ -159,8 +159,10 @@ int LaunchDecode(const DeviceLayer& layer, const void* x, int64_t M, Epilogue ep
   using Kernel = Decode<Float, kRowTiles, kTokenTiles>;
   int tokens = M < Kernel::kTokens ? static_cast<int>(M) : Kernel::kTokens;
   while (tokens > 1 && Kernel::SharedBytes(layer.layer, tokens) > kSharedBytes) --tokens;
-  return Launch(DecodeKernel<Float, kRowTiles, kTokenTiles>,
-                CountTiles(layer.layer, Kernel::kRows) * CeilDiv(M, tokens), kDecodeThreads,
+  const auto kernel = layer.layer.weights.codebook_type == CodebookType::kInt8
+                          ? DecodeKernel<Float, LevelKind::kTableInt8, kRowTiles, kTokenTiles>
+                          : DecodeKernel<Float, LevelKind::kTableFloat16, kRowTiles, kTokenTiles>;
+  return Launch(kernel, CountTiles(layer.layer, Kernel::kRows) * CeilDiv(M, tokens), kDecodeThreads,
                 Kernel::SharedBytes(layer.layer, tokens), stream, layer, static_cast<const Float*>(x), M, tokens,
                 epilogue, static_cast<Float*>(y));
 }

@@ -103,6 +103,9 @@ enum class Place { kShared, kCache };
 
 // The levels of a thread's row. `Prepare` is called once, then `Decode` for each word of codes.
 //   kSharedBytes: what the tables of 16 rows take in shared memory.
+//   kTogether: codes of a word that are decoded at once, and words. Two share their work; what looks entries up in
+//   memory
+//     has so many of them on their way that one of one fills the registers.
 template <LevelKind kKind, int kBits, Place kPlace>
 class Levels;
 
@@ -110,7 +113,7 @@ class Levels;
 template <int kBits, Place kPlace>
 class RegisterInt8 {
  public:
-  static constexpr int kSharedBytes = 0;
+  static constexpr int kSharedBytes = 0, kTogether = 2;
 
   SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, char*, int, int) {
     LoadTable<(1 << kBits)>(static_cast<const char*>(run.codebook) + (row << kBits), table_.words);
@@ -136,7 +139,7 @@ class RegisterInt8 {
 template <int kBits, Place kPlace>
 class RegisterFloat16 {
  public:
-  static constexpr int kSharedBytes = 0;
+  static constexpr int kSharedBytes = 0, kTogether = 2;
 
   SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, char*, int, int) {
     uint32_t halves[2 * ByteTable<kBits>::kWords];
@@ -164,49 +167,51 @@ class RegisterFloat16 {
   ByteTable<kBits> low_, high_;
 };
 
-// Codebooks of 5 bits and more, both types; their entries are halves in shared memory, entry by entry, and of each for
-// each of the 32 threads of a warp those of its rows g and g + 8: a thread reads its own bank.
+// Codebooks of 5 bits and more, both types. In shared memory they are halves, entry by entry, and of each for each of
+// the 32 threads of a warp those of its rows g and g + 8: a thread reads its own bank.
 template <bool kInt8, int kBits, Place kPlace>
 class MemoryTable {
  public:
   static constexpr int kSharedBytes = kPlace == Place::kShared ? MemoryTableBytes(kBits) : 0;
+  static constexpr int kTogether = 1;
 
   // `half`: 0 for row g, 1 for row g + 8. In shared memory the warps fill the table together, `warps` of them.
   SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, char* shared, int half, int warps) {
-    const char* entries = static_cast<const char*>(run.codebook) + (row << kBits) * (kInt8 ? 1 : 2);
+    const char* codebook = static_cast<const char*>(run.codebook);
+    const auto first = static_cast<uint32_t>(row) << kBits;
     if constexpr (kPlace == Place::kShared) {
-      const int lane = threadIdx.x % 32;
-      auto* table = reinterpret_cast<uint16_t*>(shared) + 2 * lane + half;
-      for (int e = threadIdx.x / 32; e < 1 << kBits; e += warps) table[64 * e] = Entry(entries, e);
-      table_ = reinterpret_cast<const char*>(table);
+      table_ = shared;
+      first_ = 4 * (threadIdx.x % 32) + 2 * half;
+      for (int e = threadIdx.x / 32; e < 1 << kBits; e += warps) {
+        *reinterpret_cast<uint16_t*>(shared + first_ + 128 * e) = Entry(codebook, first + e);
+      }
     } else {
-      table_ = entries;
+      table_ = codebook;
+      first_ = first;
     }
   }
 
-  SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int pair, uint32_t (&halves)[2][2]) const {
+  SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int j, uint32_t (&halves)[1][2]) const {
+    const uint32_t codes = CodeBytes(word, j);
 #pragma unroll
-    for (int k = 0; k < 2; ++k) {
-      const uint32_t codes = CodeBytes(word, PairFirst(kBits, pair) + k);
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        halves[k][i] = LookUp(codes >> 16 * i & 0xff) | LookUp(codes >> (16 * i + 8) & 0xff) << 16;
-      }
+    for (int i = 0; i < 2; ++i) {
+      halves[0][i] = LookUp(codes >> 16 * i & 0xff) | LookUp(codes >> (16 * i + 8) & 0xff) << 16;
     }
   }
 
  private:
-  static SKIM_DEVICE uint16_t Entry(const char* entries, int e) {
-    if constexpr (kInt8) return FloatToHalf(Load(reinterpret_cast<const int8_t*>(entries) + e));
-    return Load(reinterpret_cast<const uint16_t*>(entries) + e);
+  static SKIM_DEVICE uint16_t Entry(const char* codebook, uint32_t e) {
+    if constexpr (kInt8) return FloatToHalf(Load(reinterpret_cast<const int8_t*>(codebook) + e));
+    return Load(reinterpret_cast<const uint16_t*>(codebook) + e);
   }
 
   SKIM_DEVICE uint32_t LookUp(uint32_t code) const {
-    if constexpr (kPlace == Place::kShared) return *reinterpret_cast<const uint16_t*>(table_ + 128 * code);
-    return Entry(table_, code);
+    if constexpr (kPlace == Place::kShared) return *reinterpret_cast<const uint16_t*>(table_ + first_ + 128 * code);
+    return Entry(table_, first_ + code);
   }
 
-  const char* table_;
+  const char* table_;  // of all rows, so that only one address has 64 bits
+  uint32_t first_;     // of this row: bytes in shared memory, else entries
 };
 
 template <int kBits, Place kPlace>
@@ -223,7 +228,7 @@ class Levels<LevelKind::kTableFloat16, kBits, kPlace>
 template <int kBits, Place kPlace>
 class Levels<LevelKind::kAffine, kBits, kPlace> {
  public:
-  static constexpr int kSharedBytes = 0;
+  static constexpr int kSharedBytes = 0, kTogether = 2;
 
   SKIM_DEVICE void Prepare(const RowRun&, int64_t, char*, int, int) {}
 
@@ -256,18 +261,17 @@ static constexpr LevelKind KindOf(int row_class, CodebookType codebook) {
 }
 
 // Calls body(kind, bits), both as constants, for the rows of a class.
-template <typename Body>
-SKIM_DEVICE void WithLevels(LevelKind kind, int row_class, Body&& body) {
-#define SKIM_CASE(kind, bits)                 \
-  case static_cast<int>(kind) * 8 + bits - 1: \
+template <LevelKind kTable, typename Body>
+SKIM_DEVICE void WithLevels(int row_class, Body&& body) {
+#define SKIM_CASE(kind, bits)                       \
+  case 8 * (kind == LevelKind::kAffine) + bits - 1: \
     return body(std::integral_constant<LevelKind, kind>{}, std::integral_constant<int, bits>{});
 #define SKIM_CASES(kind) \
   SKIM_CASE(kind, 1)     \
   SKIM_CASE(kind, 2)     \
   SKIM_CASE(kind, 3) SKIM_CASE(kind, 4) SKIM_CASE(kind, 5) SKIM_CASE(kind, 6) SKIM_CASE(kind, 7) SKIM_CASE(kind, 8)
-  switch (static_cast<int>(kind) * 8 + row_class % 8) {
-    SKIM_CASES(LevelKind::kTableInt8)
-    SKIM_CASES(LevelKind::kTableFloat16)
+  switch (row_class) {
+    SKIM_CASES(kTable)
     SKIM_CASES(LevelKind::kAffine)
   }
 #undef SKIM_CASES

@@ -108,7 +108,9 @@ struct Prefill {
 
 static_assert(Prefill::kRows == Prefill::kThreads, "a thread stores a row");
 
-static __global__ void __launch_bounds__(Prefill::kThreads, 2)
+// `kTable`: the kind of the layer's codebooks.
+template <LevelKind kTable>
+__global__ void __launch_bounds__(Prefill::kThreads, 2)
     PrefillKernel(const DeviceLayer device, const Half* x, int64_t M, Epilogue epilogue, Half* y) {
   const PackedLinear& weights = device.layer.weights;
   const auto token_tiles = static_cast<unsigned>(CeilDiv(M, Prefill::kTokens));
@@ -118,11 +120,20 @@ static __global__ void __launch_bounds__(Prefill::kThreads, 2)
   const Activations<Half> activations{x + first * weights.K, weights.column_scale.data, count,
                                       static_cast<int>(weights.K)};
   char* shared = SharedMemory();
-  WithLevels(KindOf(tile.run.row_class, weights.codebook_type), tile.run.row_class, [&](auto kind, auto bits) {
+  WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto bits) {
     Prefill::Multiply<decltype(kind)::value, decltype(bits)::value>(tile, activations, shared);
   });
   __syncthreads();
   Prefill::Store(tile, device, count, shared, epilogue, y + first * weights.N);
+}
+
+inline int LaunchPrefill(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
+  const int64_t blocks = CountTiles(layer.layer, Prefill::kRows) * CeilDiv(M, Prefill::kTokens);
+  const auto kernel = layer.layer.weights.codebook_type == CodebookType::kInt8
+                          ? PrefillKernel<LevelKind::kTableInt8>
+                          : PrefillKernel<LevelKind::kTableFloat16>;
+  return Launch(kernel, blocks, Prefill::kThreads, 2 * Prefill::kStageBytes, stream, layer, static_cast<const Half*>(x),
+                M, epilogue, static_cast<Half*>(y));
 }
 
 }  // namespace skim::cuda

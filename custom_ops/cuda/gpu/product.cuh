@@ -21,16 +21,18 @@ class Product<Half, kRowTiles, kTokenTiles, kSums, kSumTiles> {
 
   SKIM_DEVICE explicit Product(int sum_part = 0) : sum_part_(sum_part) {}
 
-  // Adds the products of code j of some words, as fragments `a`, with its columns.
-  SKIM_DEVICE void Add(const uint32_t (&a)[Reader::kWords][kRowTiles][4], const Reader& reader, int j) {
+  // Adds the products of code j of some of the reader's words, those from `word` on, as fragments `a`, with its
+  // columns.
+  template <int kSome>
+  SKIM_DEVICE void Add(const uint32_t (&a)[kSome][kRowTiles][4], const Reader& reader, int j, int word) {
     constexpr uint32_t kOne = 0x3c003c00;
     const uint32_t ones[4] = {kOne, kOne, kOne, kOne};
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
-      uint32_t b[Reader::kWords][2];
-      reader.Fragments(t, j, b);
+      uint32_t b[kSome][2];
+      reader.Fragments(t, j, word, b);
 #pragma unroll
-      for (int w = 0; w < Reader::kWords; ++w) {
+      for (int w = 0; w < kSome; ++w) {
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) MultiplyAdd(sums_[w % kChains][r][t], a[w][r], b[w]);
         if (kSums && t / kSumTiles == sum_part_) MultiplyAdd(token_sums_[t % kSumTiles], ones, b[w]);
@@ -65,7 +67,7 @@ class Product<float, 1, 1, kSums, 1> {
  public:
   using Reader = ActivationReader<float, 1>;
 
-  SKIM_DEVICE void Add(const uint32_t (&a)[1][1][4], const Reader& reader, int j) {
+  SKIM_DEVICE void Add(const uint32_t (&a)[1][1][4], const Reader& reader, int j, int) {
     float weights[2][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {  // fragment i: row i % 2, columns 2 (i / 2) and the next
@@ -109,28 +111,63 @@ class Product<float, 1, 1, kSums, 1> {
   float result_[4] = {}, token_sums_[2] = {};
 };
 
-// Adds words of codes, [word][row tile][row g or g + 8], times what `reader` reads for them.
-template <int kWords, int kRowTiles, int kBits, typename Levels, typename Reader, typename Product>
-SKIM_DEVICE void AddWords(const Levels (&levels)[kRowTiles][2], const uint32_t (&codes)[kWords][kRowTiles][2][kBits],
-                          const Reader& reader, Product& product) {
+// Adds kSome words of codes, [word][row tile][row g or g + 8], times what `reader` reads for its words from `first` on.
+template <int kSome, int kRowTiles, int kBits, typename Levels, typename Reader, typename Product>
+SKIM_DEVICE void AddSomeWords(const Levels (&levels)[kRowTiles][2], const uint32_t (&codes)[kSome][kRowTiles][2][kBits],
+                              const Reader& reader, int first, Product& product) {
+  constexpr int kCodes = Levels::kTogether;
 #pragma unroll
-  for (int pair = 0; pair < 4; ++pair) {
-    uint32_t a[2][kWords][kRowTiles][4];
+  for (int i = 0; i < 8 / kCodes; ++i) {
+    if (kCodes == 1) __syncwarp();  // no lookups of the next code yet: the registers are needed for this one's
+    uint32_t a[kCodes][kSome][kRowTiles][4];
 #pragma unroll
-    for (int w = 0; w < kWords; ++w) {
+    for (int w = 0; w < kSome; ++w) {
 #pragma unroll
       for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          uint32_t halves[2][2];
-          levels[r][h].Decode(codes[w][r][h], pair, halves);
+          uint32_t halves[kCodes][2];
+          levels[r][h].Decode(codes[w][r][h], i, halves);
 #pragma unroll
-          for (int k = 0; k < 2; ++k) a[k][w][r][h] = halves[k][0], a[k][w][r][2 + h] = halves[k][1];
+          for (int k = 0; k < kCodes; ++k) a[k][w][r][h] = halves[k][0], a[k][w][r][2 + h] = halves[k][1];
         }
       }
     }
 #pragma unroll
-    for (int k = 0; k < 2; ++k) product.Add(a[k], reader, PairFirst(kBits, pair) + k * PairDistance(kBits));
+    for (int k = 0; k < kCodes; ++k) {
+      product.Add(a[k], reader, kCodes == 1 ? i : PairFirst(kBits, i) + k * PairDistance(kBits), first);
+    }
+  }
+}
+
+template <int kRowTiles, int kBits>
+SKIM_DEVICE void Copy(const uint32_t (&from)[kRowTiles][2][kBits], uint32_t (&to)[kRowTiles][2][kBits]) {
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int v = 0; v < kBits; ++v) to[r][h][v] = from[r][h][v];
+    }
+  }
+}
+
+// Adds the reader's words.
+template <int kWords, int kRowTiles, int kBits, typename Levels, typename Reader, typename Product>
+SKIM_DEVICE void AddWords(const Levels (&levels)[kRowTiles][2], const uint32_t (&codes)[kWords][kRowTiles][2][kBits],
+                          const Reader& reader, Product& product) {
+  if constexpr (kWords <= Levels::kTogether) {
+    AddSomeWords(levels, codes, reader, 0, product);
+  } else {
+    // One after the other, and not unrolled: the lookups of two words do not fit into the registers.
+    static_assert(kWords == 2);
+    uint32_t word[1][kRowTiles][2][kBits];
+    Copy(codes[0], word[0]);
+#pragma unroll 1
+    for (int w = 0; w < kWords; ++w) {
+      AddSomeWords(levels, word, reader, w, product);
+      Copy(codes[1], word[0]);
+    }
   }
 }
 
