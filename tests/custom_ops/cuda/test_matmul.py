@@ -132,6 +132,6 @@ def test_other_rows_have_no_influence(kernels, dtype):
 def test_whole_grid(kernels, columns, entries, dtype):
     rng = np.random.default_rng(columns)
     for tokens in TOKENS:
-        for cls in ALL:
+        for cls in rng.choice(ALL, 3, replace=False):
             check(kernels, rng, int(rng.integers(1, 80)), columns, tokens, [cls], entries, dtype)
-        check(kernels, rng, 200, columns, tokens, ALL, entries, dtype)
+        check(kernels, rng, 60, columns, tokens, ALL, entries, dtype)
