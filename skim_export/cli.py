@@ -16,6 +16,7 @@ from skim_export.cli_bundle import check_bundle_output, describe_bundle
 from skim_export.quantize import DEFAULT_METHOD, METHODS
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
+from skim_runtime.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from skim_export.report import ExportReport
@@ -92,6 +93,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the products, as for MatMulNBits: with 4 (default) activations are rounded to 16 bits and multiplied "
         "as integers, with 0 to 3 they are multiplied in float32",
     )
+    parser.add_argument(
+        "--ep",
+        choices=list(PROVIDERS),
+        help="execution provider that the ONNX model is for: cpu (default), or cuda, whose activations are float16",
+    )
     parser.add_argument("--force", action="store_true", help="replace an output that exists")
     return parser
 
@@ -139,6 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "threads": args.threads,
         }
         if args.target is not None:
+            if args.ep is not None:
+                raise UserError("--ep is of ONNX models, and --target writes none: give one of them")
             check_bundle_output(args.output, args.force)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
         from skim_export.bundle.build import export_bundle
@@ -148,7 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         manifest = None
         with ProgressBar() as progress:
             if args.target is None:
-                report = export(args.model, args.output, force=args.force, progress=progress, **options)
+                report = export(
+                    args.model, args.output, ep=args.ep or "cpu", force=args.force, progress=progress, **options
+                )
             else:
                 report, manifest = export_bundle(args.model, args.target, args.output, progress=progress, **options)
         if manifest is None:

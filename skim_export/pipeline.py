@@ -21,7 +21,7 @@ from skim_export.calibration import self_generated, tokens_from_file
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, default_bits, resolve
 from skim_export.files import staged_directory
 from skim_export.graph.external_data import save_model
-from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder
+from skim_export.graph.genai_builder import LIBRARY_NAME, PRECISIONS, DecoderBuilder
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import DEFAULT_METHOD, CodebookType
 from skim_export.quantize_model import (
@@ -60,6 +60,7 @@ def export(
     head_bits: int | None = 8,
     codebook: CodebookType = "int8",
     accuracy_level: int = INTEGER_ACCURACY,
+    ep: str = "cpu",
     calib: str | Path | None = None,
     seed: int = 0,
     tune: bool = False,
@@ -84,6 +85,8 @@ def export(
         codebook: type of codebook entries, "int8" or "float16".
         accuracy_level: of the products in the graph, as for `MatMulNBits`: 4 lets a runtime round activations to
             integers, others keep to floats (docs/format.md).
+        ep: the execution provider that the graph is for: "cpu", or "cuda", which makes activations and key/value cache
+            float16. The weights are the same, and either graph runs on either.
         calib: a text file for calibration; without it the model writes its own text.
         seed: seed of that text.
         tune: calibrate on four times as much text, and fine-tune the quantized model on it. An export that was
@@ -107,6 +110,8 @@ def export(
     check_calibration(calib, seed, threads)
     if accuracy_level not in ACCURACY_LEVELS:
         raise UserError(f"--accuracy-level {accuracy_level}: must be 0 to {ACCURACY_LEVELS[-1]}")
+    if ep not in PRECISIONS:
+        raise UserError(f"--ep {ep}: must be {' or '.join(PRECISIONS)}")
     _check_output(output, force)
     if bits is effective_bits is size is None:
         bits = default_bits(model)
@@ -121,6 +126,7 @@ def export(
         size=size,
         head_bits=head_bits,
         codebook=codebook,
+        float_bytes=PRECISIONS[ep][1].bitwidth // 8,
     )
     with staged_directory(output.parent, last=output.name) as stage:
         with tempfile.TemporaryDirectory(prefix=".packed-", dir=stage) as work:
@@ -149,7 +155,7 @@ def export(
                 state = tuning_state(output)
                 tuned = tune_levels(checkpoint, architecture, packed, text, state, threads=threads, progress=progress)
                 checkpoint = checkpoint.replacing(packed.parameters())
-            emit(checkpoint, architecture, packed, stage / output.name, accuracy_level, progress)
+            emit(checkpoint, architecture, packed, stage / output.name, accuracy_level, ep, progress)
             layers = [packed.report(name) for name in packed.names()]
         parts = model_parts(architecture, checkpoint, layers, stage / output.name)
         recorded = {
@@ -161,6 +167,7 @@ def export(
             "head_bits": head_bits,
             "codebook": codebook,
             "accuracy_level": accuracy_level,
+            "ep": ep,
             "calib": None if calib is None else calib.name,
             "seed": seed,
             "tuned": None if tuned is None else asdict(tuned),
@@ -216,6 +223,7 @@ def emit(
     packed: PackedCheckpoint,
     output: Path,
     accuracy_level: int,
+    ep: str,
     progress: Progress,
 ) -> None:
     """Write the ONNX model of a packed checkpoint, and beside it the configuration, tokenizer and operator library.
@@ -224,7 +232,7 @@ def emit(
         UserError: the model builder has another version, or the operator library is not built.
     """
     read = lru_cache(maxsize=1)(packed.read)  # the tensors of a layer are asked for one after the other
-    builder = DecoderBuilder(checkpoint, architecture, read, output, accuracy_level)
+    builder = DecoderBuilder(checkpoint, architecture, read, output, accuracy_level, ep)
     save_model(builder.build(), output, progress)
     builder.write_configuration()
     shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)

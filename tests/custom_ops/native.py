@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+CUDA_ON_CPU = ("skim_cuda_on_cpu", "skim_emulation_test")  # CMake targets
 
 
 def build_native(name, options, targets=("skim_ops", "skim_kernel_test"), root=ROOT):
@@ -23,6 +24,17 @@ def build_native(name, options, targets=("skim_ops", "skim_kernel_test"), root=R
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     return directory / "custom_ops"
+
+
+def build_cuda_on_cpu():
+    """Build the CUDA kernels for the CPU, and the emulation's own test; the directory of both libraries.
+
+    The environment variable SKIM_TEST_CUDA_ON_CPU names another build.
+    """
+    if directory := os.environ.get("SKIM_TEST_CUDA_ON_CPU"):
+        return Path(directory)
+    release = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2")
+    return build_native("cuda-on-cpu", release, CUDA_ON_CPU) / "tests" / "on_cpu"
 
 
 def build_sanitized(**options):

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ..native import ROOT, build_native, run_tests
-from .conftest import TARGETS
+from ..native import CUDA_ON_CPU, ROOT, build_native, run_tests
 
 pytestmark = pytest.mark.slow
 
@@ -51,7 +50,7 @@ def tests_pass(copy):
         path = copy / "custom_ops/cuda/gpu" / name
         changed.append((path, path.read_text()))
         path.write_text(text)
-        build = build_native("faults", ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"], TARGETS, root=copy)
+        build = build_native("faults", ["-DCMAKE_BUILD_TYPE=None", "-DCMAKE_CXX_FLAGS=-O1"], CUDA_ON_CPU, root=copy)
         done = run_tests(
             [Path(__file__).parent / "test_matmul.py"],
             "test_columns or test_mixed_classes or test_no_tokens",

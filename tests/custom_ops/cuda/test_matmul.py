@@ -9,7 +9,7 @@ from .products import ExactLayer, Kernels, check_product, relative_error
 
 ALL = list(range(16))
 TOKENS = [*range(1, 18), 64, 65, 128]
-# Every number of lanes of the last superblock, codes and activations aligned to 16 bytes and not,
+# Every number of lanes of the last superblock, with codes and activations that are aligned to 16 bytes and not;
 # more columns than the warps of a block load at once.
 COLUMNS = [1, 4, 31, 32, 33, 64, 96, 100, 128, 160, 192, 256, 288, 320, 384, 512, 576, 640, 768, 1000, 1024, 1100, 4352]
 ROWS = [1, 7, 16, 17, 31, 37, 64, 100, 129, 200]

@@ -5,14 +5,13 @@ All that kernels read and write lies in heap blocks of exactly its size, shared 
 
 from pathlib import Path
 
-from ..native import build_sanitized, run_sanitized_tests
-from .conftest import TARGETS
+from ..native import CUDA_ON_CPU, build_sanitized, run_sanitized_tests
 
 HERE = Path(__file__).parent
 
 
 def test_kernels():
-    build = build_sanitized(targets=TARGETS) / "tests/on_cpu"
+    build = build_sanitized(targets=CUDA_ON_CPU) / "tests/on_cpu"
     run_sanitized_tests(
         [HERE / "test_emulation.py", HERE / "test_matmul.py", HERE / "test_gather.py"],
         "(emulation and not race and not barrier) or ((mixed or columns or gather) and not whole)",
