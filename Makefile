@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGE_SOURCES := $(shell find skim_export runtime models custom_ops -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'skim_export/models/*')
-CPP := $(shell find custom_ops skim_export tests -name '*.cpp' -o -name '*.c' -o -name '*.h')
+CPP := $(shell find custom_ops skim_export tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -1,19 +1,24 @@
 """Builds of the native code that tests run beside the installed library."""
 
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
+CUDA_ON_CPU = ("skim_cuda_on_cpu", "skim_emulation_test")  # CMake targets
 
 
-def build_native(name, options, targets=("skim_ops", "skim_kernel_test")):
-    """Build CMake targets in `build/NAME`, kept between runs; the directory of those of custom_ops/."""
-    directory = ROOT / "build" / name
+def build_native(name, options, targets=("skim_ops", "skim_kernel_test"), root=ROOT):
+    """Build CMake targets in `build/NAME` of `root`, kept between runs; the directory of those of custom_ops/."""
+    directory = root / "build" / name
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     for command in (
-        ["cmake", *generator, "-S", str(ROOT), "-B", str(directory), "-DSKIM_BUILD_TESTS=ON", *options],
+        ["cmake", *generator, "-S", str(root), "-B", str(directory), "-DSKIM_BUILD_TESTS=ON", *options],
         ["cmake", "--build", str(directory), "--parallel", "2", "--target", *targets],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
@@ -29,4 +34,46 @@ def build_cuda_on_cpu():
     if directory := os.environ.get("SKIM_TEST_CUDA_ON_CPU"):
         return Path(directory)
     release = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2")
-    return build_native("cuda-on-cpu", release, ("skim_cuda_on_cpu", "skim_emulation_test")) / "tests" / "on_cpu"
+    return build_native("cuda-on-cpu", release, CUDA_ON_CPU) / "tests" / "on_cpu"
+
+
+def build_sanitized(**options):
+    """`build_native` with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    if platform.system() != "Linux" or not (sanitizer("libasan.so") and sanitizer("libubsan.so")):
+        pytest.skip("the compiler has no libasan.so and libubsan.so")
+    # At -O3, or with every check written out inline, the kernels take minutes to compile.
+    flags = "-DCMAKE_CXX_FLAGS=-O1 -g1 --param asan-instrumentation-with-call-threshold=0"
+    return build_native(
+        "sanitizers", ["-DCMAKE_BUILD_TYPE=None", flags, "-DSKIM_SANITIZE=address,undefined"], **options
+    )
+
+
+def sanitizer(name):
+    """Path of a sanitizer's shared library, None if the compiler has none."""
+    compiler = os.environ.get("CXX", "c++")
+    path = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+    return path if Path(path).is_absolute() else None
+
+
+def run_tests(modules, selection="", **environment):
+    """Run test modules in a process of their own, up to the first failure; the finished process."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", selection, *map(str, modules)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+        cwd=ROOT,
+    )
+
+
+def run_sanitized_tests(modules, selection="", **environment):
+    """`run_tests` for a library with sanitizers; all must pass."""
+    done = run_tests(
+        modules,
+        selection,
+        LD_PRELOAD=f"{sanitizer('libasan.so')} {sanitizer('libubsan.so')}",
+        # Python and onnxruntime were not built for the sanitizers: only what our library does is of interest.
+        ASAN_OPTIONS="detect_leaks=0:alloc_dealloc_mismatch=0",
+        **environment,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]

@@ -1,5 +1,5 @@
-// What kernels use of a GPU (custom_ops/cuda/gpu/device.cuh), for a C++ compiler: the same functions, and those words of
-// CUDA that kernels need. Whatever a GPU would leave undefined aborts, or is poisoned, where that can be seen.
+// What kernels use of a GPU (custom_ops/cuda/gpu/device.cuh), for a C++ compiler: the same functions, and those words
+// of CUDA that kernels need. Whatever a GPU would leave undefined aborts, or is poisoned, where that can be seen.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ inline void __syncthreads() { skim::on_cpu::MeetBlock(); }
 
 inline void __syncwarp() {
   using namespace skim::on_cpu;
-  MeetWarp(Barrier::kWarp, nullptr, [](void* const (&)[kWarp]) {});
+  MeetWarp(Barrier::kWarp, nullptr, [](void* const(&)[kWarp]) {});
 }
 
 template <typename T>
@@ -46,7 +46,7 @@ T __shfl_xor_sync(unsigned lanes, T value, int lane_mask) {
     unsigned partner;
   } mine{value, value, (threadIdx.x % kWarp) ^ static_cast<unsigned>(lane_mask)};
   if (mine.partner >= kWarp) Abort("__shfl_xor_sync with lane mask %d", lane_mask);
-  MeetWarp(Barrier::kShuffle, &mine, [](void* const (&parts)[kWarp]) {
+  MeetWarp(Barrier::kShuffle, &mine, [](void* const(&parts)[kWarp]) {
     for (void* part : parts) {
       Part& to = *static_cast<Part*>(part);
       to.received = static_cast<Part*>(parts[to.partner])->value;
@@ -95,7 +95,9 @@ struct Fragments {
   const uint32_t* a;
   const uint32_t* b;
 
-  static float Half(const uint32_t* pairs, int i) { return HalfToFloat(static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16)); }
+  static float Half(const uint32_t* pairs, int i) {
+    return HalfToFloat(static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16));
+  }
 
   static void MultiplyAll(void* const (&lanes)[on_cpu::kWarp]) {
     float a[16][16], b[16][8];
@@ -133,9 +135,7 @@ SKIM_DEVICE T Load(const T* from) {
   return *from;
 }
 
-SKIM_DEVICE void CopyAsync(void* shared, const void* global) {
-  on_cpu::StartCopy(shared, global);
-}
+SKIM_DEVICE void CopyAsync(void* shared, const void* global) { on_cpu::StartCopy(shared, global); }
 
 SKIM_DEVICE void CommitCopies() { on_cpu::CommitCopies(); }
 

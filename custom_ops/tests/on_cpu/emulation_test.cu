@@ -50,10 +50,15 @@ __global__ void DivergentKernel(int others, int last) {
   float value = 1, d[4]{};
   const uint32_t a[4]{}, b[2]{};
   switch (threadIdx.x == 63 ? last : others) {
-    case 1: return __syncthreads();
-    case 2: return __syncwarp();
-    case 3: __shfl_xor_sync(~0u, value, 1); return;
-    case 4: return MultiplyAdd(d, a, b);
+    case 1:
+      return __syncthreads();
+    case 2:
+      return __syncwarp();
+    case 3:
+      __shfl_xor_sync(~0u, value, 1);
+      return;
+    case 4:
+      return MultiplyAdd(d, a, b);
   }
 }
 
@@ -91,9 +96,13 @@ __global__ void OrderKernel(unsigned* order, unsigned* count) {
 
 }  // namespace
 
-TRY TryMultiply(const uint32_t* a, const uint32_t* b, float* d) { return Launch(MultiplyKernel, 1, 32, 0, nullptr, a, b, d); }
+TRY TryMultiply(const uint32_t* a, const uint32_t* b, float* d) {
+  return Launch(MultiplyKernel, 1, 32, 0, nullptr, a, b, d);
+}
 
-TRY TryShuffle(unsigned blocks, const float* x, float* y) { return Launch(ShuffleKernel, blocks, 32, 0, nullptr, x, y); }
+TRY TryShuffle(unsigned blocks, const float* x, float* y) {
+  return Launch(ShuffleKernel, blocks, 32, 0, nullptr, x, y);
+}
 
 TRY TryPipeline(int fault, const uint4* x, uint4* y, int steps, int threads) {
   void (*const kernels[])(const uint4*, uint4*, int, int) = {

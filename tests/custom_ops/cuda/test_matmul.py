@@ -48,15 +48,14 @@ def test_mixed_classes(kernels, entries, dtype):
     rng = np.random.default_rng(0)
     for columns in (96, 512):
         for tokens in (2, 9, 20):
-            check(kernels, rng, 150, columns, tokens, ALL, entries, dtype)
+            check(kernels, rng, 100, columns, tokens, ALL, entries, dtype)
 
 
 @types
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_tokens(kernels, tokens, dtype):
     rng = np.random.default_rng(tokens)
-    for columns in (260, 640):
-        check(kernels, rng, 40, columns, tokens, [2, 5, 11], np.int8, dtype)
+    check(kernels, rng, 40, (260, 640)[tokens % 2], tokens, [2, 5, 11], np.int8, dtype)
 
 
 @types
@@ -133,6 +132,6 @@ def test_other_rows_have_no_influence(kernels, dtype):
 def test_whole_grid(kernels, columns, entries, dtype):
     rng = np.random.default_rng(columns)
     for tokens in TOKENS:
-        for cls in ALL:
+        for cls in rng.choice(ALL, 3, replace=False):
             check(kernels, rng, int(rng.integers(1, 80)), columns, tokens, [cls], entries, dtype)
-        check(kernels, rng, 200, columns, tokens, ALL, entries, dtype)
+        check(kernels, rng, 60, columns, tokens, ALL, entries, dtype)

@@ -1,0 +1,19 @@
+"""The CUDA kernels once more, built with AddressSanitizer and UndefinedBehaviorSanitizer.
+
+All that kernels read and write lies in heap blocks of exactly its size, shared memory too.
+"""
+
+from pathlib import Path
+
+from ..native import CUDA_ON_CPU, build_sanitized, run_sanitized_tests
+
+HERE = Path(__file__).parent
+
+
+def test_kernels():
+    build = build_sanitized(targets=CUDA_ON_CPU) / "tests/on_cpu"
+    run_sanitized_tests(
+        [HERE / "test_emulation.py", HERE / "test_matmul.py", HERE / "test_gather.py"],
+        "(emulation and not race and not barrier) or ((mixed or columns or gather) and not whole)",
+        SKIM_TEST_CUDA_ON_CPU=str(build),
+    )
