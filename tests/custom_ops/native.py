@@ -27,14 +27,14 @@ def build_native(name, options, targets=("skim_ops", "skim_kernel_test"), root=R
 
 
 def build_cuda_on_cpu():
-    """Build the CUDA kernels for the CPU, and the emulation's own test; the directory of both libraries.
+    """Build the CUDA kernels for the CPU, their operators and the emulation's own test; the directory of the kernels.
 
     The environment variable SKIM_TEST_CUDA_ON_CPU names another build.
     """
     if directory := os.environ.get("SKIM_TEST_CUDA_ON_CPU"):
         return Path(directory)
     release = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2")
-    return build_native("cuda-on-cpu", release, CUDA_ON_CPU) / "tests" / "on_cpu"
+    return build_native("cuda-on-cpu", release, (*CUDA_ON_CPU, "skim_ops_on_cpu")) / "tests" / "on_cpu"
 
 
 def build_sanitized(**options):

@@ -16,8 +16,11 @@ namespace skim::cuda {
 constexpr int kDecodeWarps = 8;  // 4096 columns are on their way at once
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
 
-// Words of each vector that a thread loads at once: as many as fit into 64 bytes of registers for each row.
-static constexpr int LoadedWords(int row_tiles, int bits) { return row_tiles == 1 && bits <= 4 ? 4 : 2; }
+// Words of each vector that a thread loads at once: as many as fit into 64 bytes of registers for each row, or 32 beside
+// the largest table.
+static constexpr int LoadedWords(int row_tiles, LevelKind kind, int bits) {
+  return row_tiles == 1 && bits <= (kind == LevelKind::kTableFloat16 ? 3 : 4) ? 4 : 2;
+}
 
 // For up to 8 kTokenTiles tokens a block.
 template <int kRowTiles, int kTokenTiles>
@@ -31,10 +34,11 @@ struct Decode {
     int64_t bytes = Parts::kBytes;
     for (int i = 0; i < layer.run_count; ++i) {
       const int bits = ClassBits(layer.runs[i].row_class);
-      const bool in_memory = bits > kMaxRegisterBits && !IsAffine(layer.runs[i].row_class);
+      const LevelKind kind = KindOf(layer.runs[i].row_class, layer.weights.codebook_type);
+      const bool in_memory = bits > kMaxRegisterBits && kind != LevelKind::kAffine;
       const int64_t needed =
           (in_memory ? kRowTiles * MemoryTableBytes(bits) : 0) +
-          kDecodeWarps * LoadedWords(kRowTiles, bits) / 2 * tokens * ActivationTile<Half>::kTokenBytes;
+          kDecodeWarps * LoadedWords(kRowTiles, kind, bits) / 2 * tokens * ActivationTile<Half>::kTokenBytes;
       if (needed > bytes) bytes = needed;
     }
     return bytes;
@@ -45,7 +49,7 @@ struct Decode {
   static SKIM_DEVICE void Multiply(const RowTile& tile, const Activations<Half>& x, char* shared) {
     using RowLevels = Levels<kKind, kBits, Place::kShared>;
     using Sums = Product<kRowTiles, kTokenTiles, kKind == LevelKind::kAffine>;
-    constexpr int kWords = LoadedWords(kRowTiles, kBits);
+    constexpr int kWords = LoadedWords(kRowTiles, kKind, kBits);
     constexpr int kStep = kWords / 2;  // superblocks that the four threads of a row load together
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
 

@@ -122,7 +122,7 @@ struct Float32 {
 };
 
 template <LevelKind kTable>
-__global__ void __launch_bounds__(Float32<kTable>::kThreads, 2)
+__global__ void __launch_bounds__(Float32<kTable>::kThreads, 1)
     Float32Kernel(const DeviceLayer device, const float* x, int64_t M, Epilogue epilogue, float* y) {
   using Kernel = Float32<kTable>;
   const PackedLinear& weights = device.layer.weights;

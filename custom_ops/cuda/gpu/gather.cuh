@@ -12,7 +12,8 @@ constexpr int kGatherThreads = 128;
 
 // A block has one id; a thread decodes words of codes, 32 columns each.
 template <typename Float>
-__global__ void __launch_bounds__(kGatherThreads) GatherKernel(const DeviceLayer device, const int64_t* ids, Float* y) {
+__global__ void __launch_bounds__(kGatherThreads, 8)
+    GatherKernel(const DeviceLayer device, const int64_t* ids, Float* y) {
   const PackedLinear& weights = device.layer.weights;
   const int K = static_cast<int>(weights.K);
   const int64_t id = Load(ids + blockIdx.x);

@@ -37,7 +37,7 @@ class Expected:
 KERNELS = {
     "decode_8": Expected(256, 128, 32 << 10, (2, 2, 2, 2)),
     "decode_16": Expected(256, 255, 64 << 10, (1, 1, 1, 1)),
-    "float32": Expected(256, 128, 64 << 10, (1, 1, 2, 2)),
+    "float32": Expected(256, 255, 64 << 10, (1, 1, 1, 1)),
     "prefill": Expected(128, 255, 34 << 10, (1, 2, 2, 2)),
     "gather": Expected(128, 64, 0, (8, 8, 8, 8)),
 }
@@ -77,7 +77,7 @@ def compiled(request):
     if shutil.which("nvcc") is None:
         missing("nvcc is missing")
     nvcc, started = Nvcc(), time.monotonic()
-    names = ("prefill", "float32", "decode_16", "decode_8", "gather")
+    names = ("decode_16", "prefill", "decode_8", "float32", "gather")
     with ThreadPoolExecutor(2) as pool:
         cubins = pool.map(lambda name: nvcc.cubin(CUDA / f"{name}.cu", request.param), names)
         found = Compiled(request.param, dict(zip(names, cubins, strict=True)))

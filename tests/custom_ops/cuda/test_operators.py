@@ -21,7 +21,7 @@ from skim_export.packed import PackedLinear
 from tests.random_packed import random_packed
 
 from ..models import TYPES, attributes, gather_model, initializers, matmul_model, model, relative_error, run, session
-from ..native import ROOT, build_native
+from ..native import ROOT, build_cuda_on_cpu
 from ..test_swiglu import expected, pair, swiglu_model
 
 BOUND = {np.float32: 1e-5, np.float16: 1e-3}
@@ -30,8 +30,7 @@ ALL = list(range(16))
 
 @pytest.fixture(scope="module")
 def library():
-    directory = build_native("on_cpu", ["-DCMAKE_BUILD_TYPE=Release"], ["skim_ops_on_cpu"])
-    return directory / "tests" / "ort_on_cpu" / "libskim_ops_on_cpu.so"
+    return build_cuda_on_cpu().parent / "ort_on_cpu" / "libskim_ops_on_cpu.so"
 
 
 @pytest.fixture
