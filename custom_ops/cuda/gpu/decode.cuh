@@ -16,8 +16,8 @@ namespace skim::cuda {
 constexpr int kDecodeWarps = 8;  // 4096 columns are on their way at once
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
 
-// Words of each vector that a thread loads at once: as many as fit into 64 bytes of registers for each row, or 32 beside
-// the largest table.
+// Words of each vector that a thread loads at once: as many as fit into 64 bytes of registers for each row, or 32
+// beside the largest table.
 static constexpr int LoadedWords(int row_tiles, LevelKind kind, int bits) {
   return row_tiles == 1 && bits <= (kind == LevelKind::kTableFloat16 ? 3 : 4) ? 4 : 2;
 }
@@ -132,12 +132,19 @@ __global__ void __launch_bounds__(kDecodeThreads, 2 / kRowTiles)
   typename Kernel::Parts(shared).Store(tile, device, count, epilogue, y + first * weights.N);
 }
 
-// As many tokens a block as fit.
+// Tokens of a block: as many as fit, at least one.
+template <int kRowTiles, int kTokenTiles>
+int TokensThatFit(const Layer& layer, int64_t M) {
+  using Kernel = Decode<kRowTiles, kTokenTiles>;
+  int tokens = M < Kernel::kTokens ? static_cast<int>(M) : Kernel::kTokens;
+  while (tokens > 1 && Kernel::SharedBytes(layer, tokens) > kSharedBytes) --tokens;
+  return tokens;
+}
+
 template <int kRowTiles, int kTokenTiles>
 int LaunchDecode(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
   using Kernel = Decode<kRowTiles, kTokenTiles>;
-  int tokens = M < Kernel::kTokens ? static_cast<int>(M) : Kernel::kTokens;
-  while (tokens > 1 && Kernel::SharedBytes(layer.layer, tokens) > kSharedBytes) --tokens;
+  const int tokens = TokensThatFit<kRowTiles, kTokenTiles>(layer.layer, M);
   const auto kernel = layer.layer.weights.codebook_type == CodebookType::kInt8
                           ? DecodeKernel<LevelKind::kTableInt8, kRowTiles, kTokenTiles>
                           : DecodeKernel<LevelKind::kTableFloat16, kRowTiles, kTokenTiles>;

@@ -123,15 +123,17 @@ SKIM_DEVICE char* SharedMemory() {
 
 // Launches kernel(arguments...) on a stream (cudaStream_t). Returns a cudaError_t.
 template <typename... Parameters, typename... Arguments>
-int Launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, size_t shared_bytes, void* stream,
+int Launch(void (*kernel)(Parameters...), int64_t blocks, unsigned threads, size_t shared_bytes, void* stream,
            const Arguments&... arguments) {
   constexpr size_t kAlwaysAllowed = 48 * 1024;
+  constexpr int64_t kMaxBlocks = 0x7fffffff;
+  if (blocks > kMaxBlocks) return cudaErrorInvalidConfiguration;
   if (shared_bytes > kAlwaysAllowed) {
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
-  kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
+  kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return cudaGetLastError();
 }
 

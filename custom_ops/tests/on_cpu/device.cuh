@@ -147,7 +147,7 @@ SKIM_DEVICE void WaitForCopies() {
 SKIM_DEVICE char* SharedMemory() { return on_cpu::SharedMemory(); }
 
 template <typename... Parameters, typename... Arguments>
-int Launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, size_t shared_bytes, void*,
+int Launch(void (*kernel)(Parameters...), int64_t blocks, unsigned threads, size_t shared_bytes, void*,
            const Arguments&... arguments) {
   return on_cpu::RunGrid(blocks, threads, shared_bytes, [&] { kernel(arguments...); });
 }

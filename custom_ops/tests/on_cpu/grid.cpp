@@ -196,8 +196,8 @@ void RecordWrite(const void* address, size_t bytes) {
   if (IsShared(address, bytes)) races.Write(thread_index.x, static_cast<const char*>(address) - shared.get(), bytes);
 }
 
-int RunGrid(unsigned blocks, unsigned thread_count, size_t shared_bytes, std::function<void()> kernel) {
-  if (shared_bytes > kMaxSharedBytes) return kInvalidValue;
+int RunGrid(int64_t blocks, unsigned thread_count, size_t shared_bytes, std::function<void()> kernel) {
+  if (shared_bytes > kMaxSharedBytes || blocks > kMaxBlocks) return kInvalidValue;
   if (blocks == 0 || blocks > INT32_MAX || thread_count == 0 || thread_count > kMaxThreads) {
     return kInvalidConfiguration;
   }

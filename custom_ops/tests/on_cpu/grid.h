@@ -14,8 +14,9 @@
 namespace skim::on_cpu {
 
 constexpr unsigned kWarp = 32;
-constexpr int kPoison = 0xff;               // in every byte: not a number as a float32 or as a float16
-constexpr size_t kMaxSharedBytes = 232448;  // dynamic shared memory of a block, compute capability 9.0
+constexpr int kPoison = 0xff;              // in every byte: not a number as a float32 or as a float16
+constexpr size_t kMaxSharedBytes = 65536;  // dynamic shared memory of a block on the GPU that has least: Turing
+constexpr int64_t kMaxBlocks = 0x7fffffff;
 
 struct Index {
   unsigned x;
@@ -44,6 +45,6 @@ void RecordWrite(const void* address, size_t bytes);
 [[noreturn]] void Abort(const char* format, ...) __attribute__((format(printf, 1, 2)));
 
 // Runs `kernel` once for each thread. Returns a cudaError_t.
-int RunGrid(unsigned blocks, unsigned threads, size_t shared_bytes, std::function<void()> kernel);
+int RunGrid(int64_t blocks, unsigned threads, size_t shared_bytes, std::function<void()> kernel);
 
 }  // namespace skim::on_cpu

