@@ -100,6 +100,8 @@ DeviceWeights::DeviceWeights(const PackedLinear& weights, const std::string& nod
     pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(next);
     next += Aligned(bytes);
   });
+  // A copy may still be on its way when cudaMemcpy returns, and the session's stream does not wait for it.
+  CheckCuda(cudaDeviceSynchronize(), node, BytesText(size));
 }
 
 bool DeviceWeights::Equal(const PackedLinear& weights, const std::string& node) const {
