@@ -12,6 +12,7 @@ import kernels
 import quality
 import quality_whole
 import quantizer
+import synthetic
 
 from skim_runtime.command import run_command
 
@@ -32,6 +33,8 @@ def main() -> int:
     costs = names.add_parser("arithmetic", help="perplexity of an exported model in integers and in float32")
     arithmetic.add_arguments(costs)
     decode.add_arguments(names.add_parser("decode", help="tokens per second of a whole model, beside other exports"))
+    making = names.add_parser("make-checkpoint", help="write a checkpoint of true shapes with random weights")
+    synthetic.add_arguments(making)
     args = parser.parse_args()
     return run_command(f"benchmarks {args.name}", lambda: args.run(args))
 

@@ -116,8 +116,8 @@ def _library() -> ctypes.CDLL:
     floats, doubles, vector = _array(np.float32, 2), _array(np.float64, 2), _array(np.float64, 1)
     bits, codes, singles = _array(np.uint8, 1), _array(np.uint8, 2), _array(np.float32, 1)
     signatures = {
-        "skim_error_curves": (layer, number, number, doubles),
-        "skim_kmeans": (layer, bits, number, number, floats, floats, codes),
+        "skim_error_curves": (layer, number, number, number, doubles),
+        "skim_kmeans": (layer, bits, number, number, number, floats, floats, codes),
         "skim_assign": (layer, bits, floats, number, number, codes, vector),
         "skim_assign_affine": (layer, bits, singles, singles, number, codes, vector, vector, vector),
         "skim_refit": (layer, bits, codes, number, number, floats, vector, vector, vector),
@@ -148,22 +148,27 @@ def _check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> 
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
 
 
-def error_curves(layer: Layer, max_bits: int) -> Float64:
-    """Least weighted squared error of each row with 2, 4, ... 2^max_bits free levels, float64 `[N, max_bits]`."""
+def error_curves(layer: Layer, max_bits: int, points: int | None = None) -> Float64:
+    """Least weighted squared error of each row with 2, 4, ... 2^max_bits free levels, float64 `[N, max_bits]`.
+
+    With `points`, clusters begin at one of about so many places among the sorted weights of a row, not at any: nearly
+    the same error in a fraction of the time.
+    """
     if not 1 <= max_bits <= MAX_BITS:
         raise ValueError(f"max_bits must be from 1 to {MAX_BITS}, got {max_bits}")
     errors = np.empty((layer.rows, max_bits), np.float64)
     for rows in layer.chunks(1 << max_bits):
-        _call("skim_error_curves", layer, rows, max_bits, layer.threads, errors[rows])
+        _call("skim_error_curves", layer, rows, max_bits, points or 0, layer.threads, errors[rows])
     return errors
 
 
-def kmeans(layer: Layer, bits: UInt8) -> tuple[Float32, Float32, UInt8]:
+def kmeans(layer: Layer, bits: UInt8, points: int | None = None) -> tuple[Float32, Float32, UInt8]:
     """Optimal codebooks: exact weighted k-means of every row of `values / column_scale`.
 
     Args:
         layer: the layer.
         bits: width of each row, uint8 `[N]`.
+        points: see `error_curves`; None for the optimum.
 
     Returns:
         centroids, float32 `[N, 2^max(bits)]`, ascending; unused entries are 0;
@@ -175,7 +180,8 @@ def kmeans(layer: Layer, bits: UInt8) -> tuple[Float32, Float32, UInt8]:
     mass = np.zeros((layer.rows, stride), np.float32)
     codes = np.empty((layer.rows, layer.columns), np.uint8)
     for rows in layer.chunks(stride):
-        _call("skim_kmeans", layer, rows, bits[rows], stride, layer.threads, centroids[rows], mass[rows], codes[rows])
+        results = centroids[rows], mass[rows], codes[rows]
+        _call("skim_kmeans", layer, rows, bits[rows], stride, points or 0, layer.threads, *results)
     return centroids, mass, codes
 
 
