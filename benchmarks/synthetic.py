@@ -119,7 +119,7 @@ def make_checkpoint(
         shards = _shards(shapes, shard_bytes)
         weights = _Weights(random, max(shape[-1] for shape in shapes.values()))
         progress.start("writing weights", len(shapes))
-        files = {}
+        files: dict[str, str] = {}
         for index, names in enumerate(shards):
             file = f"model-{index + 1:05}-of-{len(shards):05}.safetensors"
             files |= dict.fromkeys(names, file)
@@ -127,7 +127,7 @@ def make_checkpoint(
                 _write_header(stream, {name: shapes[name] for name in names})
                 for name in names:
                     for chunk in weights.tensor(shapes[name]):
-                        stream.write(memoryview(chunk.bfloat16().view(torch.int16).numpy()).cast("B"))
+                        chunk.bfloat16().view(torch.int16).numpy().tofile(stream)
                     progress.step(name)
         total = 2 * sum(math.prod(shape) for shape in shapes.values())
         write_json(stage / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files})
