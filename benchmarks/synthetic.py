@@ -127,7 +127,7 @@ def make_checkpoint(
                 _write_header(stream, {name: shapes[name] for name in names})
                 for name in names:
                     for chunk in weights.tensor(shapes[name]):
-                        chunk.bfloat16().view(torch.int16).numpy().tofile(stream)
+                        stream.write(chunk.bfloat16().view(torch.uint8).numpy().data)
                     progress.step(name)
         total = 2 * sum(math.prod(shape) for shape in shapes.values())
         write_json(stage / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": files})

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 from skim_export.bundle.target import target_names
 from skim_export.checkpoint import load_recipes
 from skim_export.cli_bundle import check_bundle_output, describe_bundle
-from skim_export.quantize import DEFAULT_METHOD, METHODS
+from skim_export.effort import DEFAULT_EFFORT, EFFORTS
+from skim_export.quantize import METHODS
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
 
@@ -80,10 +81,22 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--bits", type=float, help="average width of the codes, 1 to 8, fractions too (default: 3)")
     budget.add_argument("--effective-bits", type=float, help="the same with codebooks and scales counted in")
     budget.add_argument("--size", help="size of the model's weights as a whole, e.g. 2.5GB")
-    parser.add_argument("--method", choices=list(METHODS), default=DEFAULT_METHOD, help=f"default: {DEFAULT_METHOD}")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--effort",
+        choices=list(EFFORTS),
+        default=DEFAULT_EFFORT,
+        help="weights: look at nothing else, which takes minutes and loses most; calibrated (default): let the model "
+        "read a text; tuned: fine-tune it on a longer one, too, which is better below 4 bits and takes much longer",
+    )
+    others = [name for name in METHODS if name not in {effort.name for effort in EFFORTS.values()}]
+    how.add_argument("--method", choices=others, help="calibrate with a method to compare with")
     add_quantizing_arguments(parser)
     parser.add_argument(
-        "--tune", action="store_true", help="fine-tune the quantized model: better below 4 bits, and takes much longer"
+        "--max-memory", metavar="SIZE", help="memory to use at most, e.g. 4GB; the result does not depend on it"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what the export would take: time, memory and disk"
     )
     parser.add_argument(
         "--accuracy-level",
@@ -129,14 +142,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "bits": args.bits,
             "effective_bits": args.effective_bits,
             "size": None if args.size is None else parse_size(args.size),
+            "effort": args.effort,
             "method": args.method,
             "head_bits": args.head_bits,
             "codebook": args.codebook,
             "accuracy_level": args.accuracy_level,
             "calib": args.calib,
             "seed": args.seed,
-            "tune": args.tune,
             "threads": args.threads,
+            "max_memory": None if args.max_memory is None else parse_size(args.max_memory, "--max-memory"),
         }
         if args.target is not None:
             check_bundle_output(args.output, args.force)

@@ -24,7 +24,6 @@ from skim_export.cli import main, parse_size
 from skim_export.files import staged_directory
 from skim_export.graph.reader import read_packed
 from skim_export.modules import dequantized_model
-from skim_export.pipeline import tuning_state
 from skim_export.quantize import METHODS
 from skim_export.tuning import HELD_OUT
 from skim_export.tuning.training import EPOCHS
@@ -95,8 +94,8 @@ def test_the_accuracy_level_chooses_the_arithmetic(llama, calib, tmp_path):
 def test_a_tuned_export_is_what_was_tuned(llama, calib, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "TUNING_SEQUENCES", HELD_OUT + 16)
     directory = tmp_path / "out"
-    export(str(llama), directory / "model.onnx", bits=2, calib=calib, tune=True)
-    assert not tuning_state(directory / "model.onnx").exists()
+    export(str(llama), directory / "model.onnx", bits=2, calib=calib, effort="tuned")
+    assert list(tmp_path.iterdir()) == [directory]
     tuned = json.loads((directory / "export.json").read_text())["options"]["tuned"]
     assert 0 < tuned["steps"] <= 4 * EPOCHS
     assert 0 < tuned["after"] < tuned["before"]
@@ -222,7 +221,7 @@ def refused(capsys, tmp_path, *arguments):
 
 
 def test_text_too_short_to_tune_on(capsys, tmp_path, llama, calib):
-    line = refused(capsys, tmp_path, "--model", llama, "--calib", calib, "--tune")
+    line = refused(capsys, tmp_path, "--model", llama, "--calib", calib, "--effort", "tuned")
     assert f"{pipeline.TUNING_SEQUENCES} windows" in line
     assert calib.name in line
 

@@ -24,6 +24,7 @@ __all__ = [
     "Method",
     "QuantizedLinear",
     "even_levels_pay",
+    "method_named",
     "quantize_linear",
     "quantize_rows",
     "quantize_uniform",
@@ -77,6 +78,17 @@ Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
+
+
+def method_named(name: str) -> Method:
+    """One of `METHODS`.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise UserError(f"--method {name}: must be one of {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 @dataclass(frozen=True)
