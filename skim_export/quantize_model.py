@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.budget import Budget, widths_around
-from skim_export.calibration import calibrate
+from skim_export.calibration import Activations, calibrate
 from skim_export.checkpoint import Architecture, Checkpoint, Linear, linear_bias, linear_weight
 from skim_export.packed import PackedLinear
 from skim_export.packed_checkpoint import PackedCheckpoint
@@ -89,12 +90,25 @@ def gather_statistics(
 ) -> None:
     """Run the calibration tokens `[S, T]` through the model and keep the statistics of every linear layer.
 
-    With `vocabulary`, also of embedding and head.
+    With `vocabulary`, also of embedding and head. What was kept of the same tokens before is not computed again.
     """
+    wanted = architecture.linears + (architecture.vocabulary_linears if vocabulary else [])
+    kept = {linear.name for linear in wanted if store.is_complete(linear.name)}
+    if len(kept) == len(wanted):
+        return
+    directory = store.directory / "activations"
     for linear, statistics in calibrate(
-        checkpoint, architecture, tokens, vocabulary=vocabulary, threads=threads, progress=progress
+        checkpoint,
+        architecture,
+        tokens,
+        Activations(directory),
+        vocabulary=vocabulary,
+        is_kept=lambda linear: linear.name in kept,
+        threads=threads,
+        progress=progress,
     ):
         store.write(linear.name, statistics)
+    shutil.rmtree(directory)
 
 
 def allocate(
@@ -162,7 +176,6 @@ def layer_errors(
             _sensitivity(store, linear, method, rows),
             widths,
             scale=scale,
-            points=method.points,
             threads=resources.threads,
         )
         for rows in chunks

@@ -60,7 +60,7 @@ METHODS = {
     "skim": Method("sensitivity", allocation=True, column_scale=True),
     "squeezellm": Method("sensitivity"),
     "gptq": Method("layer", levels="range", correlated=True),
-    "weights": Method(None, allocation=True, points=512),
+    "weights": Method(None, points=1024),
     "rtn": Method(None, levels="range"),
 }
 
@@ -119,7 +119,6 @@ def width_errors(
     widths: Sequence[int],
     *,
     scale: Float16 | None = None,
-    points: int | None = None,
     threads: int | None = None,
 ) -> Float64:
     """Weighted squared error of each row at each width, float64 `[N, widths]`, for bit allocation.
@@ -132,13 +131,12 @@ def width_errors(
         fisher: weights of the squared errors, float32 `[N, K]`; None for all 1.
         widths: widths in bits.
         scale: of the columns, float16 `[K]`; None for that of these rows.
-        points: of the clustering, see `skim_export.quantize.solver.error_curves`; None for the optimum.
         threads: threads to use; None for all.
     """
     scale = unit_column_scale(weight) if scale is None else scale
     layer = Layer(weight, fisher, scale.astype(np.float32), threads)
     free = [b for b in widths if b < AFFINE_BITS]
-    curves = error_curves(layer, max(free), points) if free else np.zeros((layer.rows, 0))
+    curves = error_curves(layer, max(free)) if free else np.zeros((layer.rows, 0))
     columns = []
     for b in widths:
         columns.append(curves[:, b - 1] if b in free else fit_affine(layer, np.full(layer.rows, b, np.uint8))[2])

@@ -116,7 +116,7 @@ def _library() -> ctypes.CDLL:
     floats, doubles, vector = _array(np.float32, 2), _array(np.float64, 2), _array(np.float64, 1)
     bits, codes, singles = _array(np.uint8, 1), _array(np.uint8, 2), _array(np.float32, 1)
     signatures = {
-        "skim_error_curves": (layer, number, number, number, doubles),
+        "skim_error_curves": (layer, number, number, doubles),
         "skim_kmeans": (layer, bits, number, number, number, floats, floats, codes),
         "skim_assign": (layer, bits, floats, number, number, codes, vector),
         "skim_assign_affine": (layer, bits, singles, singles, number, codes, vector, vector, vector),
@@ -148,17 +148,13 @@ def _check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> 
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
 
 
-def error_curves(layer: Layer, max_bits: int, points: int | None = None) -> Float64:
-    """Least weighted squared error of each row with 2, 4, ... 2^max_bits free levels, float64 `[N, max_bits]`.
-
-    With `points`, clusters begin at one of about so many places among the sorted weights of a row, not at any: nearly
-    the same error in a fraction of the time.
-    """
+def error_curves(layer: Layer, max_bits: int) -> Float64:
+    """Least weighted squared error of each row with 2, 4, ... 2^max_bits free levels, float64 `[N, max_bits]`."""
     if not 1 <= max_bits <= MAX_BITS:
         raise ValueError(f"max_bits must be from 1 to {MAX_BITS}, got {max_bits}")
     errors = np.empty((layer.rows, max_bits), np.float64)
     for rows in layer.chunks(1 << max_bits):
-        _call("skim_error_curves", layer, rows, max_bits, points or 0, layer.threads, errors[rows])
+        _call("skim_error_curves", layer, rows, max_bits, layer.threads, errors[rows])
     return errors
 
 
@@ -168,7 +164,8 @@ def kmeans(layer: Layer, bits: UInt8, points: int | None = None) -> tuple[Float3
     Args:
         layer: the layer.
         bits: width of each row, uint8 `[N]`.
-        points: see `error_curves`; None for the optimum.
+        points: clusters begin at one of about so many places among the sorted weights of a row, which takes nearly the
+            same error and a fraction of the time; None for any place, and the optimum.
 
     Returns:
         centroids, float32 `[N, 2^max(bits)]`, ascending; unused entries are 0;

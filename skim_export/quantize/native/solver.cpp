@@ -178,8 +178,8 @@ using skim::ParallelFor;
 using skim::Row;
 using skim::RowKmeans;
 
-bool skim_error_curves(const SkimLayer* layer, int32_t max_bits, int32_t points, int32_t threads, double* errors) {
-  const auto make = [&] { return RowKmeans(layer->columns, points); };
+bool skim_error_curves(const SkimLayer* layer, int32_t max_bits, int32_t threads, double* errors) {
+  const auto make = [&] { return RowKmeans(layer->columns, 0); };
   return ParallelFor(layer->rows, threads, make, [&](RowKmeans& kmeans, int64_t r) {
     const Row row(*layer, r);
     kmeans.Load(row.values, row.weights, row.column_scale);

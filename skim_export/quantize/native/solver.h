@@ -17,14 +17,11 @@ struct SkimLayer {
 
 #define SKIM_EXPORT extern "C" __attribute__((visibility("default")))
 
-// `points` bounds the work of clustering: clusters begin at one of about so many places among the sorted weights of a
-// row, 0 for all; see RowKmeans.
-
 // Weighted error of the optimal codebooks with 2, 4, ... 2^max_bits entries, errors [rows, max_bits].
-SKIM_EXPORT bool skim_error_curves(const SkimLayer* layer, int32_t max_bits, int32_t points, int32_t threads,
-                                   double* errors);
+SKIM_EXPORT bool skim_error_curves(const SkimLayer* layer, int32_t max_bits, int32_t threads, double* errors);
 
 // Optimal codebooks of bits[row] bits: centroids and the weight they carry [rows, stride], codes [rows, columns].
+// Optimal but for this: clusters begin at one of about `points` places among the sorted weights of a row; 0 for any.
 SKIM_EXPORT bool skim_kmeans(const SkimLayer* layer, const uint8_t* bits, int32_t stride, int32_t points,
                              int32_t threads, float* centroids, float* mass, uint8_t* codes);
 
