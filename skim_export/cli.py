@@ -19,6 +19,7 @@ from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from skim_export.cost import Cost
     from skim_export.report import ExportReport
 
 SUBCOMMANDS = {
@@ -109,6 +110,23 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _print_cost(cost: Cost) -> None:
+    from rich.console import Console
+
+    steps = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in cost.seconds.items())
+    line = (
+        f"about {_duration(sum(cost.seconds.values()))} ({steps}), {cost.memory / 1e9:.1f} GB of memory and "
+        f"{cost.disk / 1e9:.1f} GB of disk, of which {cost.output / 1e9:.2f} GB stay"
+    )
+    Console(stderr=True).print(line, soft_wrap=True, highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
 def _print_summary(report: ExportReport, last_line: str) -> None:
     from rich.console import Console
     from rich.table import Table
@@ -156,13 +174,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_bundle_output(args.output, args.force)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
         from skim_export.bundle.build import export_bundle
-        from skim_export.pipeline import export
+        from skim_export.cost import estimate_cost
+        from skim_export.pipeline import prepare, run
         from skim_runtime.progress_bar import ProgressBar
 
         manifest = None
         with ProgressBar() as progress:
-            if args.target is None:
-                report = export(args.model, args.output, force=args.force, progress=progress, **options)
+            if args.target is None or args.dry_run:
+                output = args.output if args.target is None else args.output / "model.onnx"
+                job = prepare(args.model, output, force=args.force, progress=progress, **options)
+                _print_cost(estimate_cost(job))
+                if args.dry_run:
+                    return
+                report = run(job, progress)
             else:
                 report, manifest = export_bundle(args.model, args.target, args.output, progress=progress, **options)
         if manifest is None:

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -21,10 +21,11 @@ import numpy.typing as npt
 from skim_export.budget import Budget, check_stated
 from skim_export.calibration import self_generated, tokens_from_file
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, default_bits, resolve
-from skim_export.effort import DEFAULT_EFFORT, Effort, effort_named
+from skim_export.effort import DEFAULT_EFFORT, effort_named
 from skim_export.files import publish, sha256
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder, check_builder
+from skim_export.job import Job
 from skim_export.memory import resources_within
 from skim_export.packed import PackedLinear
 from skim_export.packed_checkpoint import PackedCheckpoint
@@ -48,43 +49,12 @@ from skim_runtime.library import library_path
 from skim_runtime.model_directory import INTEGER_ACCURACY
 from skim_runtime.progress import Progress
 
-__all__ = ["Job", "calibration_tokens", "check_calibration", "emit", "export", "prepare", "run", "tuning_tokens"]
+__all__ = ["calibration_tokens", "check_calibration", "emit", "export", "prepare", "run", "tuning_tokens"]
 
 SEQUENCES = 64
 SEQUENCE_LENGTH = 256
 ACCURACY_LEVELS = range(INTEGER_ACCURACY + 1)
 TUNING_SEQUENCES = HELD_OUT + 256  # of the same length
-
-
-@dataclass(frozen=True)
-class Job:
-    """An export that was checked and can be run.
-
-    Attributes:
-        checkpoint: the model.
-        architecture: of the model.
-        output: the ONNX file to write.
-        options: how to quantize.
-        budget: of the linear layers.
-        effort: what is learnt of the model beside its weights.
-        calib: a text file for calibration, or None.
-        seed: of the text that the model writes otherwise.
-        accuracy_level: of the products in the graph.
-        recorded: the options as export.json tells them.
-        resources: what of the machine may be used.
-    """
-
-    checkpoint: Checkpoint
-    architecture: Architecture
-    output: Path
-    options: QuantizeOptions
-    budget: Budget
-    effort: Effort
-    calib: Path | None
-    seed: int
-    accuracy_level: int
-    recorded: dict[str, Any]
-    resources: Resources
 
 
 def export(model: str, output: str | Path, *, progress: Progress | None = None, **options: Any) -> ExportReport:
@@ -191,12 +161,21 @@ def prepare(
         "calib": None if calib is None else calib.name,
         "seed": seed,
     }
-    resources = resources_within(
-        max_memory, threads, checkpoint, architecture, options, chosen, (SEQUENCES, SEQUENCE_LENGTH)
+    job = Job(
+        checkpoint=checkpoint,
+        architecture=architecture,
+        output=output,
+        options=options,
+        budget=budget,
+        effort=chosen,
+        calib=calib,
+        seed=seed,
+        text=(TUNING_SEQUENCES if chosen.tune else SEQUENCES, SEQUENCE_LENGTH),
+        accuracy_level=accuracy_level,
+        recorded=recorded,
+        resources=Resources(threads),
     )
-    return Job(
-        checkpoint, architecture, output, options, budget, chosen, calib, seed, accuracy_level, recorded, resources
-    )
+    return job if max_memory is None else replace(job, resources=resources_within(job, max_memory))
 
 
 def run(job: Job, progress: Progress | None = None) -> ExportReport:
@@ -234,7 +213,7 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
     checkpoint, architecture, options, resources = job.checkpoint, job.architecture, job.options, job.resources
     packed = PackedCheckpoint(work.subdirectory("packed"))
     store = StatisticsStore(work.subdirectory("statistics"))
-    if options.method.objective is not None:
+    if job.calibrates:
         tokens = _tokens(job, work, progress)[HELD_OUT if job.effort.tune else 0 :]
         vocabulary = options.head_bits is None
         gather_statistics(
@@ -253,7 +232,7 @@ def _tokens(job: Job, work: Workplace, progress: Progress) -> npt.NDArray[np.int
     """Tokens to calibrate on, or to tune on, which are more, int64 `[S, T]`."""
     path = work.directory / "tokens.npy"
     if not is_sealed(path):
-        make = tuning_tokens if job.effort.tune else calibration_tokens
+        make = tuning_tokens if job.effort.tune else partial(calibration_tokens, sequences=job.text[0])
         tokens = make(
             job.checkpoint,
             job.architecture,

@@ -17,7 +17,7 @@ from skim_export.quantize.methods import (
     width_errors,
 )
 from skim_export.quantize.refinement import Coupling, damped
-from skim_export.quantize.scaling import fit_column_scale, power_of_two_scale
+from skim_export.quantize.scaling import fit_column_scale, power_of_two_scale, unit_column_scale
 
 __all__ = [
     "AFFINE_BITS",
@@ -40,5 +40,6 @@ __all__ = [
     "quantize_rows",
     "quantize_uniform",
     "round_levels",
+    "unit_column_scale",
     "width_errors",
 ]
