@@ -20,6 +20,7 @@ __all__ = ["peak_memory", "resources_within"]
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
 WHOLE_LAYER_BYTES = 32  # for one weight, where a column scale is trained
 FREE_LEVELS = 64  # of a row, at most
+LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
 FLOAT = 4
 UNKNOWN_RESIDENT = 600 << 20  # what Python and torch take, about
 
@@ -43,7 +44,7 @@ def resources_within(job: Job, max_memory: int) -> Resources:
 
 def peak_memory(job: Job, resources: Resources) -> int:
     """The most memory that an export has resident, in bytes, its own start included; a careful estimate."""
-    return _resident() + max(_steps(job, resources).values())
+    return _resident() + LATER_BYTES + max(_steps(job, resources).values())
 
 
 def _text_is_largest(job: Job) -> bool:

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -45,3 +47,22 @@ def test_the_seed_decides(tmp_path):
     first, same, other = (Checkpoint(tmp_path / name).tensor("lm_head.weight").numpy() for name in ("a", "b", "c"))
     np.testing.assert_array_equal(first, same)
     assert (first != other).any()
+
+
+def test_an_export_keeps_to_the_memory_it_is_allowed(tmp_path):
+    """The embedding would take half as much again, if all its rows were quantized at once."""
+    shape = {**SMALL, "hidden_size": 1024, "head_dim": 256, "vocab_size": 80_000}
+    make_checkpoint({**COMMON, **CONFIGS["mistral-7b"], **shape}, tmp_path / "hf", 0, Progress())
+    code = (
+        "import sys; from skim_export.cli import main; from skim_export.bench.child import peak_megabytes\n"
+        "code = main(); print(peak_megabytes()); sys.exit(code)"
+    )
+    limit = 1000
+    arguments = ["--effort", "weights", "--max-memory", f"{limit}MB", "-o", tmp_path / "out" / "model.onnx"]
+    result = subprocess.run(
+        [sys.executable, "-c", code, "--model", *map(str, [tmp_path / "hf", *arguments])],
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert float(result.stdout.split()[-1]) < limit
