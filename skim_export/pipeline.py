@@ -255,9 +255,9 @@ def _tune(
     job: Job, packed: PackedCheckpoint, work: Workplace, progress: Progress
 ) -> tuple[PackedCheckpoint, TuneReport]:
     """The packed layers after tuning, and what it did."""
-    report = work.directory / "tuned.json"
-    if is_sealed(report):
-        return PackedCheckpoint(work.subdirectory("tuned")), TuneReport(**json.loads(report.read_text()))
+    report, tuned = work.directory / "tuned.json", PackedCheckpoint(work.subdirectory("tuned"))
+    if is_sealed(report) and all(tuned.is_complete(name) for name in packed.names()):
+        return tuned, TuneReport(**json.loads(report.read_text()))
     tuned = packed.copied(work.empty_subdirectory("tuned"))
     result = tune_levels(
         job.checkpoint,
