@@ -4,39 +4,49 @@ from __future__ import annotations
 
 import argparse
 import sys
+from importlib import import_module
 
-import arithmetic
-import decode
-import instructions
-import kernels
-import quality
-import quality_whole
-import quantizer
-import synthetic
+import source_tree
 
-from skim_runtime.command import run_command
+source_tree.make_importable()
+
+from skim_runtime.command import run_command  # noqa: E402
+from skim_runtime.errors import UserError  # noqa: E402
+
+# Name -> module and what it measures. Each needs packages of its own, so only the one that is called is imported.
+BENCHMARKS = {
+    "quality": ("quality", "perplexity of quantization methods side by side"),
+    "quality-whole": ("quality_whole", "the same with embedding and head quantized, against GGUF mixtures"),
+    "quantizer": ("quantizer", "seconds to quantize one layer"),
+    "kernels": ("kernels", "milliseconds of one linear layer, beside onnxruntime's own"),
+    "instructions": ("instructions", "instructions for one weight, by width and arithmetic"),
+    "make-checkpoint": ("synthetic", "no measurement: writes a checkpoint of true shapes with random weights"),
+    "arithmetic": ("arithmetic", "perplexity of an exported model in integers and in float32"),
+    "decode": ("decode", "tokens per second of a whole model, beside other exports"),
+    "cuda": ("cuda_benchmark", "microseconds of one linear layer on a GPU, beside cuBLAS; needs torch, numpy and nvcc"),
+    "roofline": ("roofline", "what the machine code of the CUDA kernels lets GPUs do at most; needs no GPU"),
+}
 
 
 def main() -> int:
     """Run one benchmark and return its exit code."""
+    chosen = next((argument for argument in sys.argv[1:2] if argument in BENCHMARKS), None)
+    return run_command(f"benchmarks {chosen}" if chosen else "benchmarks", lambda: run(chosen))
+
+
+def run(chosen: str | None) -> None:
+    """Parse the command line, of which `chosen` is the benchmark, and run it."""
     parser = argparse.ArgumentParser(prog="python benchmarks", description=__doc__)
     names = parser.add_subparsers(dest="name", required=True, metavar="NAME")
-    quality.add_arguments(names.add_parser("quality", help="perplexity of quantization methods side by side"))
-    whole = names.add_parser("quality-whole", help="the same with embedding and head quantized, against GGUF mixtures")
-    quality_whole.add_arguments(whole)
-    quantizer.add_arguments(names.add_parser("quantizer", help="seconds to quantize one layer"))
-    kernels.add_arguments(
-        names.add_parser("kernels", help="milliseconds of one linear layer, beside onnxruntime's own")
-    )
-    counting = names.add_parser("instructions", help="instructions for one weight, by width and arithmetic")
-    instructions.add_arguments(counting)
-    costs = names.add_parser("arithmetic", help="perplexity of an exported model in integers and in float32")
-    arithmetic.add_arguments(costs)
-    decode.add_arguments(names.add_parser("decode", help="tokens per second of a whole model, beside other exports"))
-    making = names.add_parser("make-checkpoint", help="write a checkpoint of true shapes with random weights")
-    synthetic.add_arguments(making)
+    for name, (module, help_text) in BENCHMARKS.items():
+        benchmark = names.add_parser(name, help=help_text)
+        if name == chosen:
+            try:
+                import_module(module).add_arguments(benchmark)
+            except ModuleNotFoundError as error:
+                raise UserError(f"{error.name} is missing: this benchmark needs it") from error
     args = parser.parse_args()
-    return run_command(f"benchmarks {args.name}", lambda: args.run(args))
+    args.run(args)
 
 
 if __name__ == "__main__":

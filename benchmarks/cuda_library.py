@@ -41,11 +41,12 @@ class PlacedLayer:
 
     Attributes:
         content: the bytes, uint8; to be copied to an address that is a multiple of 16.
+        tensors: the bytes of each tensor that has any, by its place in `content`.
     """
 
     def __init__(self, packed: PackedLinear) -> None:
         self._packed = packed
-        self._parts: list[npt.NDArray[np.uint8]] = []
+        self.tensors: dict[int, npt.NDArray[np.uint8]] = {}
         self._size = 0
         self._codes, self._codebook, self._row_scale = [0] * CLASSES, [0] * CLASSES, [0] * CLASSES
         int8 = packed.codebook.dtype == np.int8
@@ -65,7 +66,9 @@ class PlacedLayer:
         self._unit = 2.0 ** np.ceil(np.log2(largest)) if largest > 1 else 1.0
         self._column_scale = self._add((packed.column_scale / np.float16(self._unit)).astype(np.float16))
         self._bias = self._add(packed.bias)
-        self.content = np.concatenate(self._parts)
+        self.content = np.zeros(self._size, np.uint8)
+        for start, tensor in self.tensors.items():
+            self.content[start : start + len(tensor)] = tensor
 
     def fields(self, address: int) -> LayerFields:
         """The layer, if its content is at an address."""
@@ -89,9 +92,9 @@ class PlacedLayer:
     def _add(self, tensor: npt.NDArray[np.generic]) -> int:
         """Append a tensor and return where it begins."""
         start = self._size
-        content = np.frombuffer(tensor.tobytes(), np.uint8)
-        self._parts.append(np.pad(content, (0, -len(content) % ALIGNMENT)))
-        self._size += len(self._parts[-1])
+        if tensor.size:
+            self.tensors[start] = np.frombuffer(tensor.tobytes(), np.uint8)
+        self._size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
         return start
 
 

@@ -19,11 +19,11 @@ from pathlib import Path
 
 import numpy as np
 from decoders import PRECISIONS, check_llama, genai_export, recipe_ggufs
+from engines import Decoder, Speeds, measure, weight_bytes
 from rich.console import Console
 from rich.table import Table
 
 from skim_export.bench.child import in_child
-from skim_export.bench.engines import Decoder, Speeds, measure, weight_bytes
 from skim_export.bench.speed import at_least, machine, number, save_json
 from skim_export.checkpoint import resolve
 from skim_runtime.errors import UserError

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from skim_export.bench.random_layers import dense_layer, model_of_nothing, nbits_layer, packed_layer
 from skim_export.bench.sessions import (
+    MANY_TOKENS,
     Contender,
     LayerSession,
     activations,
@@ -41,7 +42,6 @@ from skim_runtime.progress_bar import ProgressBar
 __all__ = ["WIDTHS", "Row", "add_arguments", "run"]
 
 COLUMNS = 64  # columns must be a multiple: the blocks of the 2-bit operator
-MANY_TOKENS = 32
 COLD = 3  # times the last-level cache
 NOTHING_NODES = 256
 LUT_ROWS = 128  # onnxruntime takes its table path only for multiples of these

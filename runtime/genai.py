@@ -16,6 +16,7 @@ import numpy.typing as npt
 from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.operators import FALLBACK, load, one_line
+from skim_runtime.providers import cuda_obstacle, warn_of_cpu
 from skim_runtime.session import Kernel, check_options
 
 __all__ = ["GenaiSession"]
@@ -37,10 +38,19 @@ class GenaiSession:
         self.directory = ModelDirectory.open(directory)
         self.weight_bytes = self.directory.graph.weight_bytes
         library, self.kernel = _library(self.directory, kernel)
+        obstacle = None
+        if self.directory.provider == "cuda":
+            obstacle = cuda_obstacle("onnxruntime-genai", og.is_cuda_available(), library)
+            if obstacle is not None:
+                warn_of_cpu(obstacle)
+            elif library is not None:
+                self.kernel = "cuda"
         options = {} if threads is None else {"intra_op_num_threads": threads}
         try:
             with _view(self.directory, library) as path:
                 config = og.Config(str(path))
+                if obstacle is not None:
+                    config.clear_providers()
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
                 self._model = og.Model(config)
         except Exception as error:  # onnxruntime-genai raises RuntimeError and its own

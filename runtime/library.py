@@ -7,7 +7,7 @@ from pathlib import Path
 
 from skim_runtime.errors import UserError
 
-__all__ = ["kernel_name", "kernel_names", "library_path"]
+__all__ = ["cuda_version", "kernel_name", "kernel_names", "library_path"]
 
 
 def library_path() -> Path:
@@ -46,6 +46,18 @@ def kernel_names(library: Path | None = None) -> list[str]:
         UserError: the library has not been built.
     """
     return (_call("SkimKernelNames", library) or "").split()
+
+
+def cuda_version(library: Path) -> int:
+    """The version of CUDA, such as 13000, that a library's kernels for GPUs are built with; 0 if it has none.
+
+    It has none, either, if it can't be loaded, or is older than these kernels.
+    """
+    try:
+        version: int = ctypes.CDLL(str(library)).SkimCudaVersion()
+    except (OSError, AttributeError):
+        return 0
+    return version
 
 
 def _call(function: str, library: Path | None) -> str | None:

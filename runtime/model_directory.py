@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from skim_runtime.errors import UserError
+from skim_runtime.providers import PROVIDERS
 
 __all__ = ["ModelDirectory"]
 
@@ -32,6 +33,7 @@ class ModelDirectory:
         head_size: channels of an attention head.
         eos_token_ids: tokens that end a text.
         custom_ops_library: what `genai_config.json` names as the operator library, or None.
+        provider: the execution provider that the model was exported for, a key of `PROVIDERS`.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class ModelDirectory:
     head_size: int
     eos_token_ids: tuple[int, ...]
     custom_ops_library: str | None
+    provider: str
 
     @classmethod
     def open(cls, path: str | Path) -> ModelDirectory:
@@ -57,13 +60,16 @@ class ModelDirectory:
         try:
             model = json.loads(config_file.read_text("utf-8"))["model"]
             eos = model["eos_token_id"]
+            options = model["decoder"].get("session_options", {})
+            providers = [name for entry in options.get("provider_options", []) for name in entry if name in PROVIDERS]
             directory = cls(
                 path=path,
                 model_file=path / model["decoder"]["filename"],
                 context_length=int(model["context_length"]),
                 head_size=int(model["decoder"]["head_size"]),
                 eos_token_ids=tuple(eos) if isinstance(eos, list) else (int(eos),),
-                custom_ops_library=model["decoder"].get("session_options", {}).get("custom_ops_library"),
+                custom_ops_library=options.get("custom_ops_library"),
+                provider=providers[0] if providers else "cpu",
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"has no entry {error}" if isinstance(error, KeyError) else f"is malformed ({error})"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skim_runtime.errors import UserError
-from skim_runtime.library import kernel_name, library_path
+from skim_runtime.library import cuda_version, kernel_name, library_path
 from skim_runtime.model_directory import ModelDirectory
 
 __all__ = ["FALLBACK", "load", "one_line"]
@@ -18,7 +18,8 @@ FALLBACK = "function fallback"
 def load(directory: ModelDirectory, loader: Callable[[Path], object]) -> tuple[Path | None, str]:
     """Load the library that lies beside the model, where an export puts it, or else the installed one.
 
-    Without a usable library a warning says why, and the model-local functions of the graph do the work.
+    For a model that was exported for CUDA, one that has kernels for GPUs goes first. Without a usable library a warning
+    says why, and the model-local functions of the graph do the work.
 
     Args:
         directory: the model.
@@ -35,6 +36,8 @@ def load(directory: ModelDirectory, loader: Callable[[Path], object]) -> tuple[P
         paths.append(library_path())
     except UserError as error:
         reasons.append(str(error))
+    if directory.provider == "cuda":
+        paths.sort(key=lambda path: not cuda_version(path))
     for path in paths:
         try:
             loader(path)

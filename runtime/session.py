@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +14,7 @@ from skim_runtime.cache import KeyValueCache
 from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.operators import FALLBACK, load, one_line
+from skim_runtime.providers import PROVIDERS, cuda_obstacle, warn_of_cpu
 
 __all__ = ["Kernel", "Session"]
 
@@ -24,11 +27,15 @@ _INPUTS = {"input_ids", "attention_mask", "position_ids"}
 class Session:
     """A decoder that skim-export wrote, with its key/value cache; batch size 1.
 
+    A model that was exported for CUDA runs there, and its cache stays there. If that is impossible, a warning says why,
+    and it runs on the CPU.
+
     Attributes:
         directory: the exported directory.
+        device: "cpu" or "cuda".
         kernel: what multiplies packed weights: the kernels of our library and their arithmetic, such as "avx2, integer
-            arithmetic"; "function fallback" (standard operators in a stock onnxruntime, slow); or "none" (the graph has
-            no packed weights).
+            arithmetic", or "cuda"; "function fallback" (standard operators in a stock onnxruntime, slow); or "none"
+            (the graph has no packed weights).
         weight_bytes: bytes of packed weights read for each generated token.
         vocabulary: number of logits of a token, V.
 
@@ -52,6 +59,7 @@ class Session:
             )
         self.weight_bytes = graph.weight_bytes
         self._session, self.kernel = _open(self.directory, threads, kernel)
+        self.device = "cuda" if PROVIDERS["cuda"] in self._session.get_providers() else "cpu"
 
         inputs = {value.name: value for value in self._session.get_inputs()}
         outputs = {value.name: value for value in self._session.get_outputs()}
@@ -66,6 +74,7 @@ class Session:
         self.vocabulary = int(outputs["logits"].shape[-1])
         kv_heads = [int(inputs[name].shape[1]) for name in past]
         self._cache = KeyValueCache(kv_heads, self.directory.head_size, _DTYPES[inputs[past[0]].type])
+        self._values: list[Any] = []  # the cache in the device's memory
         self._binding: Any = None
 
     @property
@@ -86,6 +95,7 @@ class Session:
     def reset(self, capacity: int = 0) -> None:
         """Forget all tokens; room for `capacity` tokens spares the cache from growing later."""
         self._cache.clear(capacity)
+        self._values = []
         self._binding = None
 
     def step(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
@@ -94,14 +104,18 @@ class Session:
         Raises:
             UserError: more tokens than the model's context length.
         """
-        ids = self._ids(input_ids)
-        if self._cache.reserve(ids.shape[1]) or self._binding is None:
+        ids = as_batch(input_ids, self._cache.length, self.context_length)
+        if self._cache.length + ids.shape[1] > self._cache.capacity:
+            self._fetch_cache()
+            self._cache.reserve(ids.shape[1])
+            self._binding = None
+        if self._binding is None:
             self._bind_cache()
         binding = self._binding
         for name, array in self._feeds(ids, self._cache.length).items():
             binding.bind_cpu_input(name, array)
         logits = np.empty((*ids.shape, self.vocabulary), self._logits_dtype)
-        binding.bind_ortvalue_output("logits", _ort_value(logits))
+        binding.bind_ortvalue_output("logits", _ort_value(logits, "cpu"))
         self._session.run_with_iobinding(binding)
         self._cache.length += ids.shape[1]
         return _float32(logits[0])
@@ -112,18 +126,11 @@ class Session:
         Raises:
             UserError: more tokens than the model's context length.
         """
-        ids = self._ids(input_ids, past=0)
+        ids = as_batch(input_ids, 0, self.context_length)
         feeds = self._feeds(ids, 0)
         for name, buffer in zip(self._past, self._cache.buffers, strict=True):
             feeds[name] = buffer[:, :, :0]
         return _float32(self._session.run(["logits"], feeds)[0][0])
-
-    def _ids(self, input_ids: npt.ArrayLike, past: int | None = None) -> npt.NDArray[np.int64]:
-        ids = np.asarray(input_ids, np.int64).reshape(1, -1)
-        past = self._cache.length if past is None else past
-        if past + ids.shape[1] > self.context_length:
-            raise UserError(f"{past + ids.shape[1]} tokens do not fit the model's context of {self.context_length}")
-        return ids
 
     def _feeds(self, ids: npt.NDArray[np.int64], past: int) -> dict[str, npt.NDArray[Any]]:
         total = past + ids.shape[1]
@@ -132,10 +139,16 @@ class Session:
             feeds["position_ids"] = np.arange(past, total, dtype=np.int64)[None]
         return feeds
 
+    def _fetch_cache(self) -> None:
+        """Bring home what the device has written."""
+        if self.device != "cpu":
+            for buffer, value in zip(self._cache.buffers, self._values, strict=False):
+                buffer[...] = value.numpy()
+
     def _bind_cache(self) -> None:
         self._binding = self._session.io_binding()
-        for (past, present), buffer in zip(self._past.items(), self._cache.buffers, strict=True):
-            value = _ort_value(buffer)
+        self._values = [_ort_value(buffer, self.device) for buffer in self._cache.buffers]
+        for (past, present), value in zip(self._past.items(), self._values, strict=True):
             self._binding.bind_ortvalue_input(past, value)
             self._binding.bind_ortvalue_output(present, value)
 
@@ -152,22 +165,64 @@ def check_options(threads: int | None, kernel: str) -> None:
         raise UserError(f"kernel must be auto or function, got {kernel!r}")
 
 
+def as_batch(input_ids: npt.ArrayLike, past: int, context_length: int) -> npt.NDArray[np.int64]:
+    """Tokens that follow `past` others, as a batch of one, int64 `[1, S]`.
+
+    Raises:
+        UserError: together they are more than `context_length`.
+    """
+    ids = np.asarray(input_ids, np.int64).reshape(1, -1)
+    if past + ids.shape[1] > context_length:
+        raise UserError(f"{past + ids.shape[1]} tokens do not fit the model's context of {context_length}")
+    return ids
+
+
 def _open(directory: ModelDirectory, threads: int | None, kernel: Kernel) -> tuple[Any, str]:
     """An onnxruntime session and the kernel that it runs packed weights with."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
-    name = "none"
+    library, name = None, "none"
     if directory.graph.has_packed_weights:
         if kernel == "function":
             name = FALLBACK
         else:
-            _, name = load(directory, lambda path: options.register_custom_ops_library(str(path)))
+            library, name = load(directory, lambda path: options.register_custom_ops_library(str(path)))
+    if directory.provider == "cuda":
+        try:
+            session = _cuda_session(directory, options, library)
+        except UserError as error:
+            warn_of_cpu(str(error))
+        else:
+            return session, name if library is None else "cuda"
     try:
-        return ort.InferenceSession(directory.model_file, options, providers=["CPUExecutionProvider"]), name
+        return ort.InferenceSession(directory.model_file, options, providers=[PROVIDERS["cpu"]]), name
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise UserError(f"{directory.model_file}: refused by onnxruntime: {one_line(error)}") from error
+
+
+def _cuda_session(directory: ModelDirectory, options: Any, library: Path | None) -> Any:
+    """An onnxruntime session on the GPU.
+
+    Raises:
+        UserError: why there is none.
+    """
+    import onnxruntime as ort
+
+    obstacle = cuda_obstacle("onnxruntime", PROVIDERS["cuda"] in ort.get_available_providers(), library)
+    if obstacle is not None:
+        raise UserError(obstacle)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it does not find; the session will say it again
+        ort.preload_dlls()
+    providers = [PROVIDERS["cuda"], PROVIDERS["cpu"]]  # what belongs to shapes is computed on the CPU
+    try:
+        session = ort.InferenceSession(directory.model_file, options, providers=providers, enable_fallback=0)
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise UserError(one_line(error)) from error
+    if session.get_providers() != providers:
+        raise UserError("onnxruntime could not load its CUDAExecutionProvider, see its messages")
+    return session
 
 
 def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
@@ -175,8 +230,8 @@ def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     return converted
 
 
-def _ort_value(array: npt.NDArray[Any]) -> Any:
-    """An OrtValue over the memory of `array`."""
+def _ort_value(array: npt.NDArray[Any], device: str) -> Any:
+    """An OrtValue over the memory of `array`; on another device than the CPU over a copy."""
     import onnxruntime as ort
 
-    return ort.OrtValue.ortvalue_from_numpy(array)
+    return ort.OrtValue.ortvalue_from_numpy(array, device, 0)

@@ -57,8 +57,9 @@ class Budget:
         size: int | None,
         head_bits: int | None,
         codebook: CodebookType,
+        float_bytes: int = 4,
     ) -> Budget:
-        """The budget from the one way in which it was stated.
+        """The budget from the one way in which it was stated; `float_bytes` as in `other_bytes`.
 
         Raises:
             UserError: the size is less than the rest of the model takes.
@@ -69,7 +70,7 @@ class Budget:
             return cls(stated, stored=effective_bits is not None)
         linears = architecture.linears + ([] if head_bits else architecture.vocabulary_linears)
         weights = sum(linear.out_features * linear.in_features for linear in linears)
-        rest = other_bytes(checkpoint, architecture, head_bits, codebook) + GRAPH_BYTES
+        rest = other_bytes(checkpoint, architecture, head_bits, codebook, float_bytes) + GRAPH_BYTES
         if size <= rest + weights // 8:
             head = f"the embedding and head at {head_bits} bits, " if head_bits else ""
             raise UserError(
@@ -154,9 +155,16 @@ def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str, affin
 
 
 def other_bytes(
-    checkpoint: Checkpoint, architecture: Architecture, head_bits: int | None, codebook: CodebookType
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    head_bits: int | None,
+    codebook: CodebookType,
+    float_bytes: int = 4,
 ) -> int:
-    """What the model takes beside budgeted layers and graph: embedding and head, norms, biases, rotary tables."""
+    """What the model takes beside budgeted layers and graph: embedding and head, norms, biases, rotary tables.
+
+    An element of the tables takes `float_bytes`. Norms count as float32, as biases are, whatever the graph's type.
+    """
     head = 0
     if head_bits is not None:
         for linear in architecture.vocabulary_linears:
@@ -166,7 +174,7 @@ def other_bytes(
     config = checkpoint.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary = int(config.max_position_embeddings * head_size)  # cosines and sines of half the head each
-    return head + 4 * (floats + rotary)
+    return head + 4 * floats + float_bytes * rotary
 
 
 def graph_bytes(blocks: int, widths: int) -> int:

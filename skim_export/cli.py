@@ -17,6 +17,7 @@ from skim_export.effort import DEFAULT_EFFORT, EFFORTS
 from skim_export.quantize import METHODS
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
+from skim_runtime.providers import PROVIDERS
 
 if TYPE_CHECKING:
     from skim_export.cost import Cost
@@ -106,6 +107,11 @@ def _parser() -> argparse.ArgumentParser:
         help="of the products, as for MatMulNBits: with 4 (default) activations are rounded to 16 bits and multiplied "
         "as integers, with 0 to 3 they are multiplied in float32",
     )
+    parser.add_argument(
+        "--ep",
+        choices=list(PROVIDERS),
+        help="execution provider that the ONNX model is for: cpu (default), or cuda, whose activations are float16",
+    )
     parser.add_argument("--force", action="store_true", help="replace an output that exists")
     return parser
 
@@ -171,6 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             "max_memory": None if args.max_memory is None else parse_size(args.max_memory, "--max-memory"),
         }
         if args.target is not None:
+            if args.ep is not None:
+                raise UserError("--ep is of ONNX models, and --target writes none: give one of them")
             check_bundle_output(args.output, args.force)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
         from skim_export.bundle.build import export_bundle
@@ -182,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ProgressBar() as progress:
             if args.target is None or args.dry_run:
                 output = args.output if args.target is None else args.output / "model.onnx"
-                job = prepare(args.model, output, force=args.force, progress=progress, **options)
+                job = prepare(args.model, output, ep=args.ep or "cpu", force=args.force, progress=progress, **options)
                 _print_cost(estimate_cost(job))
                 if args.dry_run:
                     return

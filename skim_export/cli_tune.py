@@ -8,12 +8,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skim_export.bundle.measure.options import add_machine_arguments, cold_bytes, open_machine
+from skim_export.bench.measure.options import add_machine_arguments, cold_bytes, open_machine
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from skim_export.bundle.tune import Finding
+    from skim_export.bench.tune import Finding
 
 __all__ = ["main"]
 
@@ -53,9 +53,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(args: argparse.Namespace) -> None:
     # Imported late: --help should not wait for numpy and TVM.
+    from skim_export.bench.measure.layers import parse_classes
     from skim_export.bench.speed import machine, parse_shape
     from skim_export.bundle.build import check_target
-    from skim_export.bundle.measure.layers import parse_classes
     from skim_export.bundle.target import load_cpu_target
     from skim_export.bundle.target_file import target_file
     from skim_runtime.progress_bar import ProgressBar
@@ -70,7 +70,7 @@ def _run(args: argparse.Namespace) -> None:
         raise UserError(f"--output {output}: must be a .toml file in a directory that exists")
     timed_on = open_machine(args, target, threads=1)
 
-    from skim_export.bundle.tune import overrides, tune
+    from skim_export.bench.tune import overrides, tune
 
     products = [(row_class, integer) for integer in (False, True) for row_class in classes]
     where = f"{args.rpc_key or target.name}, by RPC" if args.rpc else machine()["processor"]

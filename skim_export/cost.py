@@ -25,6 +25,7 @@ from skim_export.calibration.text import GROUP as WRITTEN_TOGETHER
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Linear, linear_weight
 from skim_export.files import fsync
+from skim_export.graph.genai_builder import PRECISIONS
 from skim_export.job import Job
 from skim_export.memory import peak_memory
 from skim_export.packed import level_bytes
@@ -83,7 +84,8 @@ def _linear_weights(job: Job) -> int:
 
 
 def _other_bytes(job: Job) -> int:
-    rest = other_bytes(job.checkpoint, job.architecture, job.options.head_bits, job.options.codebook)
+    float_bytes = PRECISIONS[job.ep][1].bitwidth // 8
+    rest = other_bytes(job.checkpoint, job.architecture, job.options.head_bits, job.options.codebook, float_bytes)
     return rest + graph_bytes(len(job.architecture.blocks), len(widths_around(job.budget.bits)))
 
 

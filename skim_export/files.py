@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from skim_runtime.errors import UserError
 
 __all__ = ["disk_error", "fsync", "publish", "sha256", "staged_directory", "write_json"]
@@ -43,6 +41,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def disk_error(error: Exception) -> str | None:
     """Why the disk refused, if it did."""
+    from safetensors import SafetensorError  # not above: whoever only writes JSON can do without it
+
     number = error.errno if isinstance(error, OSError) else None
     if isinstance(error, SafetensorError) and (found := re.search(r"os error (\d+)", str(error))):
         number = int(found[1])  # it tells the number only in its text
@@ -89,7 +89,7 @@ def staged_directory(target: Path, last: str) -> Iterator[Path]:
         stage.chmod(0o755)  # mkdtemp makes it private
         yield stage
         publish(stage, target, last)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         if (reason := disk_error(error)) is None:
             raise
         raise UserError(f"cannot write {target}: {reason}") from error

@@ -30,6 +30,7 @@ class Job:
         seed: of the text that the model writes otherwise.
         text: sequences of the text, S, and their length, T.
         accuracy_level: of the products in the graph.
+        ep: the execution provider that the graph is for, "cpu" or "cuda".
         recorded: the options as export.json tells them.
         resources: what of the machine may be used.
     """
@@ -44,6 +45,7 @@ class Job:
     seed: int
     text: tuple[int, int]
     accuracy_level: int
+    ep: str
     recorded: dict[str, Any]
     resources: Resources
 

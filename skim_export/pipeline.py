@@ -24,7 +24,7 @@ from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, de
 from skim_export.effort import DEFAULT_EFFORT, effort_named
 from skim_export.files import publish, sha256
 from skim_export.graph.external_data import save_model
-from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder, check_builder
+from skim_export.graph.genai_builder import LIBRARY_NAME, PRECISIONS, DecoderBuilder, check_builder
 from skim_export.job import Job
 from skim_export.memory import resources_within
 from skim_export.packed import PackedLinear
@@ -90,6 +90,7 @@ def prepare(
     head_bits: int | None = 8,
     codebook: CodebookType = "int8",
     accuracy_level: int = INTEGER_ACCURACY,
+    ep: str = "cpu",
     calib: str | Path | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -113,6 +114,8 @@ def prepare(
         codebook: type of codebook entries, "int8" or "float16".
         accuracy_level: of the products in the graph, as for `MatMulNBits`: 4 lets a runtime round activations to
             integers, others keep to floats (docs/format.md).
+        ep: the execution provider that the graph is for: "cpu", or "cuda", which makes activations and key/value cache
+            float16. The weights are the same, and either graph runs on either.
         calib: a text file for calibration; without it the model writes its own text.
         seed: seed of that text.
         threads: threads to use, all by default; the result does not depend on it.
@@ -131,6 +134,8 @@ def prepare(
     check_calibration(calib, seed, threads)
     if accuracy_level not in ACCURACY_LEVELS:
         raise UserError(f"--accuracy-level {accuracy_level}: must be 0 to {ACCURACY_LEVELS[-1]}")
+    if ep not in PRECISIONS:
+        raise UserError(f"--ep {ep}: must be {' or '.join(PRECISIONS)}")
     _check_output(output, force)
     check_builder()
     library_path()
@@ -147,6 +152,7 @@ def prepare(
         size=size,
         head_bits=head_bits,
         codebook=codebook,
+        float_bytes=PRECISIONS[ep][1].bitwidth // 8,
     )
     recorded = {
         "model": model,
@@ -158,6 +164,7 @@ def prepare(
         "head_bits": head_bits,
         "codebook": codebook,
         "accuracy_level": accuracy_level,
+        "ep": ep,
         "calib": None if calib is None else calib.name,
         "seed": seed,
     }
@@ -172,6 +179,7 @@ def prepare(
         seed=seed,
         text=(TUNING_SEQUENCES if chosen.tune else SEQUENCES, SEQUENCE_LENGTH),
         accuracy_level=accuracy_level,
+        ep=ep,
         recorded=recorded,
         resources=Resources(threads),
     )
@@ -198,7 +206,7 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
             packed, tuned = _tune(job, packed, work, progress)
             read, checkpoint = packed.read, checkpoint.replacing(packed.parameters())
         stage = work.empty_subdirectory("stage")
-        emit(checkpoint, job.architecture, read, stage / output.name, job.accuracy_level, progress)
+        emit(checkpoint, job.architecture, read, stage / output.name, job.accuracy_level, job.ep, progress)
         layers = [packed.report(name) for name in packed.names()]
         parts = model_parts(job.architecture, checkpoint, layers, stage / output.name)
         recorded = {**job.recorded, "tuned": None if tuned is None else asdict(tuned)}
@@ -312,6 +320,7 @@ def emit(
     weights: Callable[[str], PackedLinear],
     output: Path,
     accuracy_level: int,
+    ep: str,
     progress: Progress,
 ) -> None:
     """Write the ONNX model of packed weights, and beside it the configuration, tokenizer and operator library.
@@ -322,13 +331,14 @@ def emit(
         weights: reads the packed weights of a unit.
         output: the ONNX file to write.
         accuracy_level: of the products.
+        ep: the execution provider that the graph is for.
         progress: told of every tensor.
 
     Raises:
         UserError: the model builder has another version, or the operator library is not built.
     """
     read = lru_cache(maxsize=1)(weights)  # the tensors of a layer are asked for one after the other
-    builder = DecoderBuilder(checkpoint, architecture, read, output, accuracy_level)
+    builder = DecoderBuilder(checkpoint, architecture, read, output, accuracy_level, ep)
     save_model(builder.build(), output, progress)
     builder.write_configuration()
     shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors import SafetensorError
@@ -23,7 +24,7 @@ from skim_export.modules import dequantized_model
 from skim_export.quantize import METHODS
 from skim_export.tuning import HELD_OUT
 from skim_export.tuning.training import EPOCHS
-from skim_runtime import Session
+from skim_runtime import Session, generate
 from skim_runtime.errors import UserError
 
 from .tiny_models import TEXT, tiny_llama, tiny_mistral
@@ -87,6 +88,27 @@ def test_the_accuracy_level_chooses_the_arithmetic(llama, calib, tmp_path):
     assert 0 < np.abs(logits[4] - logits[0]).max() < 5e-3 * np.abs(logits[0]).max()
 
 
+@pytest.mark.parametrize("kernel", ["auto", "function"])
+def test_an_export_for_cuda_is_the_same_model_in_half_precision(llama, calib, tmp_path, kernel):
+    logits, tokens, packed = {}, {}, {}
+    for ep in ("cpu", "cuda"):
+        directory = tmp_path / ep
+        export(str(llama), directory / "model.onnx", bits=3, method="rtn", calib=calib, accuracy_level=0, ep=ep)
+        assert json.loads((directory / "export.json").read_text())["options"]["ep"] == ep
+        packed[ep] = read_packed(directory / "model.onnx")
+        session = Session(directory, kernel=kernel)
+        logits[ep] = session.logits(TOKENS)
+        tokens[ep] = generate(session, TOKENS.tolist(), max_new_tokens=20, stop=()).tokens
+    assert tokens["cuda"] == tokens["cpu"]
+    assert packed["cpu"].keys() == packed["cuda"].keys()
+    for unit, linear in packed["cpu"].items():
+        for name in linear.TENSORS:
+            np.testing.assert_array_equal(getattr(linear, name), getattr(packed["cuda"][unit], name))
+    assert 0 < np.linalg.norm(logits["cuda"] - logits["cpu"]) < 5e-3 * np.linalg.norm(logits["cpu"])
+    inputs = {value.name: value.type.tensor_type.elem_type for value in onnx.load(directory / "model.onnx").graph.input}
+    assert inputs["past_key_values.0.key"] == onnx.TensorProto.FLOAT16
+
+
 def test_a_tuned_export_is_what_was_tuned(llama, calib, tmp_path, monkeypatch):
     monkeypatch.setattr(pipeline, "TUNING_SEQUENCES", HELD_OUT + 16)
     directory = tmp_path / "out"
@@ -146,8 +168,9 @@ def test_every_mixture_of_widths_and_types_runs(llama, calib, tmp_path, options,
 def test_budgets_are_kept(llama, calib, tmp_path):
     by_effective = export(str(llama), tmp_path / "a" / "model.onnx", effective_bits=4.5, calib=calib)
     assert 4.4 <= by_effective.parts[0].effective_bits <= 4.5
-    by_size = export(str(llama), tmp_path / "b" / "model.onnx", size=1_200_000, calib=calib)
-    assert by_size.parts[-1].nbytes <= 1_200_000
+    for ep in ("cpu", "cuda"):
+        by_size = export(str(llama), tmp_path / ep / "model.onnx", size=1_200_000, calib=calib, ep=ep)
+        assert by_size.parts[-1].nbytes <= 1_200_000
 
 
 @pytest.mark.parametrize(("make", "tie"), [(tiny_llama, True), (tiny_mistral, False)])
@@ -220,6 +243,15 @@ def test_text_too_short_to_tune_on(capsys, tmp_path, llama, calib):
     line = refused(capsys, tmp_path, "--model", llama, "--calib", calib, "--effort", "tuned")
     assert f"{pipeline.TUNING_SEQUENCES} windows" in line
     assert calib.name in line
+
+
+def test_an_execution_provider_for_a_bundle(capsys, tmp_path, llama):
+    assert "--ep" in refused(capsys, tmp_path, "--model", llama, "--ep", "cuda", "--target", "rpi5")
+
+
+def test_unknown_execution_provider(llama, tmp_path):
+    with pytest.raises(UserError, match="--ep rocm: must be cpu or cuda"):
+        export(str(llama), tmp_path / "model.onnx", ep="rocm")
 
 
 def test_unknown_alias(capsys, tmp_path):

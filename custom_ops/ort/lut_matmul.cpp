@@ -7,13 +7,10 @@ namespace {
 
 class LutMatMul {
  public:
-  static constexpr const char* kName = "LutMatMul";
-  static constexpr size_t kLayers = 1;
-
   LutMatMul(const Op& op, const OrtApi* api, const OrtKernelInfo* info)
       : api_(api),
         type_(static_cast<FloatType>(op.activation_type)),
-        node_(NodeText(api, info, kName)),
+        node_(NodeText(api, info, LutMatMulOperator::kName)),
         layer_(ReadWeights(api, info, node_)),
         arithmetic_(ChooseArithmetic(*op.kernels, layer_.layer().weights, api, info, node_)) {}
 
@@ -56,7 +53,7 @@ class LutMatMul {
 }  // namespace
 
 void AddLutMatMul(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
-  AddProduct<LutMatMul>(api, kernels, ops);
+  AddProduct<LutMatMulOperator, LutMatMul>(api, kernels, ops);
 }
 
 }  // namespace skim

@@ -8,14 +8,11 @@ namespace {
 
 class LutSwiglu {
  public:
-  static constexpr const char* kName = "LutSwiglu";
-  static constexpr size_t kLayers = 2;
-
   LutSwiglu(const Op& op, const OrtApi* api, const OrtKernelInfo* info)
       : api_(api),
         kernels_(*op.kernels),
         type_(static_cast<FloatType>(op.activation_type)),
-        node_(NodeText(api, info, kName)),
+        node_(NodeText(api, info, LutSwigluOperator::kName)),
         gate_(ReadWeights(api, info, node_, 1, "gate_")),
         up_(ReadWeights(api, info, node_, 1 + kWeightInputs, "up_")),
         of_gate_(ChooseArithmetic(kernels_, gate_.layer().weights, api, info, node_)),
@@ -82,7 +79,7 @@ class LutSwiglu {
 }  // namespace
 
 void AddLutSwiglu(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
-  AddProduct<LutSwiglu>(api, kernels, ops);
+  AddProduct<LutSwigluOperator, LutSwiglu>(api, kernels, ops);
 }
 
 }  // namespace skim

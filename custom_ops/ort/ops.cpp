@@ -35,13 +35,19 @@ Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, in
   op.kernels = kernels;
   op.activation_type = activation_type;
   op.codebook_type = codebook_type;
-  op.GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };
+  op.GetExecutionProviderType = [](const OrtCustomOp* op) -> const char* {
+    return AsOp(op).kernels != nullptr ? nullptr : "CUDAExecutionProvider";
+  };
   op.GetInputType = InputType;
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 1 + kWeightInputs; };
   op.GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   op.GetInputCharacteristic = [](const OrtCustomOp*, size_t) { return abi::kRequired; };
   op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return abi::kRequired; };
-  op.GetInputMemoryType = [](const OrtCustomOp*, size_t) -> int32_t { return 0; };
+  // The runtime keeps an initializer where the first node that reads it wants it (PlannerImpl::GeneratePlanForWeights),
+  // and copies one that is wanted on both sides, so these stay on the CPU, external ones as pages of their file.
+  op.GetInputMemoryType = [](const OrtCustomOp*, size_t index) {
+    return index == 0 ? abi::kProviderMemory : abi::kCpuMemory;
+  };
   op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
   op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };
   op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 1; };

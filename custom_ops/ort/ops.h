@@ -12,12 +12,13 @@ namespace skim {
 // An operator for one combination of types, with what its callbacks need.
 struct Op : OrtCustomOp {
   const OrtApi* api;
-  const Kernels* kernels;
+  const Kernels* kernels;   // of the CPU; null for an operator of the CUDA execution provider
   int32_t activation_type;  // of X; of the ids for LutGather
   int32_t codebook_type;
 };
 
-// The fields that most operators share: inputs 1..6, one output, memory on the CPU.
+// The fields that most operators share: inputs 1..6, one output, and where they run. Weights are read on the CPU
+// everywhere.
 Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, int32_t codebook_type);
 
 // The callbacks of a kernel class that is made from (op, api, info) and has a Run(context).
@@ -39,9 +40,17 @@ int64_t InferenceAttribute(const OrtApi* api, const OrtShapeInferContext* contex
 // after it. Does nothing if the input's shape is unknown: the type and shape that the model declares hold then.
 void InferOutput(const OrtApi* api, OrtShapeInferContext* context, int32_t type, int64_t last, bool replace_last);
 
-// Append all combinations of types. A list, since the runtime keeps pointers to its elements.
+// Append an operator for all combinations of types. A list, since the runtime keeps pointers to its elements.
 void AddLutMatMul(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
 void AddLutSwiglu(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
 void AddLutGather(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
+void AddCudaOps(const OrtApi* api, std::list<Op>& ops);  // all three
+
+// Appends all operators of this library.
+void AddOps(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
+
+// The version of CUDA, such as 13000, that the operators for its execution provider are built with; 0 if there are
+// none.
+int CudaVersion();
 
 }  // namespace skim

@@ -11,6 +11,16 @@
 
 namespace skim {
 
+// The operators with an input X, whatever runs them; `kLayers` packed linears follow it.
+struct LutMatMulOperator {
+  static constexpr const char* kName = "LutMatMul";
+  static constexpr size_t kLayers = 1;
+};
+struct LutSwigluOperator {
+  static constexpr const char* kName = "LutSwiglu";
+  static constexpr size_t kLayers = 2;
+};
+
 // Tokens for which weights are decoded once: bounds the scratch memory, and 256 make decoding cheap.
 constexpr int64_t kTokenBlock = 256;
 
@@ -66,15 +76,14 @@ class RowTasks {
 // Fills in what operators with an input X share: the type and the shape of their output.
 void DescribeProduct(Op& op);
 
-// Appends the operator of a kernel class (see `SetKernel`) that has an input X, then the weights of `kLayers` layers,
-// for all combinations of types.
-template <typename Kernel>
+// Appends an operator with an input X that a kernel class (see `SetKernel`) implements, for all combinations of types.
+template <typename Operator, typename Kernel>
 void AddProduct(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
   for (int32_t type : {abi::kFloat32, abi::kFloat16}) {
     for (int32_t codebook : {abi::kInt8, abi::kFloat16}) {
       Op op = MakeOp(api, kernels, type, codebook);
-      op.GetName = [](const OrtCustomOp*) { return Kernel::kName; };
-      op.GetInputTypeCount = [](const OrtCustomOp*) { return 1 + Kernel::kLayers * kWeightInputs; };
+      op.GetName = [](const OrtCustomOp*) { return Operator::kName; };
+      op.GetInputTypeCount = [](const OrtCustomOp*) { return 1 + Operator::kLayers * kWeightInputs; };
       DescribeProduct(op);
       SetKernel<Kernel>(op);
       ops.push_back(op);

@@ -23,9 +23,7 @@ const Registration& GetRegistration(const OrtApi* api, const Kernels* kernels) {
   Registration& registration = registrations[{api, kernels}];
   if (registration.domain == nullptr) {
     registration.ops.clear();
-    AddLutMatMul(api, kernels, registration.ops);
-    AddLutSwiglu(api, kernels, registration.ops);
-    AddLutGather(api, kernels, registration.ops);
+    AddOps(api, kernels, registration.ops);
     OrtCustomOpDomain* domain = nullptr;
     Call(abi::CreateCustomOpDomain, api, "ai.skim", &domain);
     for (const Op& op : registration.ops) Call(abi::CustomOpDomain_Add, api, domain, &op);
@@ -78,3 +76,6 @@ SKIM_EXPORT const char* SkimKernelName() {
   const skim::Kernels* kernels = skim::SelectKernels();
   return kernels == nullptr ? nullptr : kernels->name;
 }
+
+// The version of CUDA, such as 13000, that the kernels for GPUs are built with; 0 if the library has none.
+SKIM_EXPORT int SkimCudaVersion() { return skim::CudaVersion(); }

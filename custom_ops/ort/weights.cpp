@@ -5,18 +5,23 @@
 namespace skim {
 namespace {
 
-const char* TypeText(int32_t type) {
+struct ElementType {
+  const char* name;
+  int64_t bytes;
+};
+
+ElementType DescribeType(int32_t type) {
   switch (type) {
     case abi::kFloat32:
-      return "float32";
+      return {"float32", 4};
     case abi::kUint8:
-      return "uint8";
+      return {"uint8", 1};
     case abi::kInt8:
-      return "int8";
+      return {"int8", 1};
     case abi::kFloat16:
-      return "float16";
+      return {"float16", 2};
     default:
-      return "another type";
+      return {"another type", 0};
   }
 }
 
@@ -29,13 +34,15 @@ struct Input {
   template <typename T>
   Tensor<T> As(int32_t type) const {
     if (info.element_type != type) {
-      throw InvalidArgument(name + " must be " + TypeText(type) + ", got " + TypeText(info.element_type));
+      throw InvalidArgument(name + " must be " + DescribeType(type).name + ", got " +
+                            DescribeType(info.element_type).name);
     }
     return {static_cast<const T*>(data), info.shape[0]};
   }
 };
 
-Input ReadInput(const OrtApi* api, const OrtKernelInfo* info, size_t index, const std::string& name) {
+Input ReadInput(const OrtApi* api, const OrtKernelInfo* info, size_t index, const std::string& name,
+                const ToHost& to_host) {
   int is_constant = 0;
   const OrtValue* value = nullptr;
   Call(abi::KernelInfoGetConstantInput_tensor, api, info, index, &is_constant, &value);
@@ -44,6 +51,7 @@ Input ReadInput(const OrtApi* api, const OrtKernelInfo* info, size_t index, cons
   if (input.info.shape.size() != 1) {
     throw InvalidArgument(name + " must have one dimension, got shape " + ShapeText(input.info.shape));
   }
+  if (to_host) input.data = to_host(input.data, input.info.shape[0] * DescribeType(input.info.element_type).bytes);
   return input;
 }
 
@@ -65,7 +73,11 @@ void ReadRowsPerClass(const OrtApi* api, const OrtKernelInfo* info, const std::s
   }
 }
 
-PackedLinear Read(const OrtApi* api, const OrtKernelInfo* info, size_t first, const std::string& prefix) {
+PackedLinear Read(const OrtApi* api, const OrtKernelInfo* info, size_t first, const std::string& prefix,
+                  const ToHost& to_host) {
+  const auto input = [&](size_t index, const char* name) {
+    return ReadInput(api, info, first + index, prefix + name, to_host);
+  };
   const int64_t version = ReadAttribute(api, info, "version");
   if (version != kFormatVersion) {
     throw InvalidArgument("version must be " + std::to_string(kFormatVersion) + ", got " + std::to_string(version) +
@@ -75,15 +87,15 @@ PackedLinear Read(const OrtApi* api, const OrtKernelInfo* info, size_t first, co
   weights.N = ReadAttribute(api, info, "N");
   weights.K = ReadAttribute(api, info, "K");
   ReadRowsPerClass(api, info, prefix + "rows_per_class", weights.rows_per_class);
-  weights.codes = ReadInput(api, info, first, prefix + "codes").As<uint8_t>(abi::kUint8);
-  const Input codebook = ReadInput(api, info, first + 1, prefix + "codebook");
+  weights.codes = input(0, "codes").As<uint8_t>(abi::kUint8);
+  const Input codebook = input(1, "codebook");
   const bool int8 = codebook.info.element_type == abi::kInt8;
   weights.codebook_type = int8 ? CodebookType::kInt8 : CodebookType::kFloat16;
   weights.codebook = codebook.As<void>(int8 ? abi::kInt8 : abi::kFloat16);
-  weights.row_scale = ReadInput(api, info, first + 2, prefix + "row_scale").As<uint16_t>(abi::kFloat16);
-  weights.row_class = ReadInput(api, info, first + 3, prefix + "row_class").As<uint8_t>(abi::kUint8);
-  weights.column_scale = ReadInput(api, info, first + 4, prefix + "column_scale").As<uint16_t>(abi::kFloat16);
-  weights.bias = ReadInput(api, info, first + 5, prefix + "bias").As<float>(abi::kFloat32);
+  weights.row_scale = input(2, "row_scale").As<uint16_t>(abi::kFloat16);
+  weights.row_class = input(3, "row_class").As<uint8_t>(abi::kUint8);
+  weights.column_scale = input(4, "column_scale").As<uint16_t>(abi::kFloat16);
+  weights.bias = input(5, "bias").As<float>(abi::kFloat32);
   if (std::string message = weights.Validate(); !message.empty()) throw InvalidArgument(prefix + message);
   return weights;
 }
@@ -91,9 +103,9 @@ PackedLinear Read(const OrtApi* api, const OrtKernelInfo* info, size_t first, co
 }  // namespace
 
 PackedLinear ReadWeights(const OrtApi* api, const OrtKernelInfo* info, const std::string& node, size_t first,
-                         const std::string& prefix) {
+                         const std::string& prefix, const ToHost& to_host) {
   try {
-    return Read(api, info, first, prefix);
+    return Read(api, info, first, prefix, to_host);
   } catch (const InvalidArgument& error) {
     throw InvalidArgument(node + ": " + error.what());
   }

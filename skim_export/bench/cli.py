@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skim_export.bundle.measure.options import add_machine_arguments, cold_bytes, open_machine
+from skim_export.bench.measure.options import add_machine_arguments, cold_bytes, open_machine
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
 
@@ -85,9 +85,9 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _kernels(args: argparse.Namespace) -> dict[str, Any]:
+    from skim_export.bench.measure.layers import parse_classes
     from skim_export.bench.speed import parse_shape
     from skim_export.bundle.build import check_target
-    from skim_export.bundle.measure.layers import parse_classes
     from skim_export.bundle.target import load_cpu_target
 
     check_target(args.target)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from skim_export.bench.measure.layers import Layers, random_layer
+from skim_export.bench.measure.program import Program
 from skim_export.bench.sessions import activations
-from skim_export.bundle.abi import Product, prepared_bytes
+from skim_export.bundle.abi import Product, prepare_name, prepared_bytes
 from skim_export.bundle.kernels.compile import compile_kernels
-from skim_export.bundle.measure.layers import Layers, random_layer
-from skim_export.bundle.measure.program import Program
 from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.target import CpuTarget
 from skim_runtime.progress import Progress
@@ -61,7 +61,7 @@ def count_instructions(
         with tempfile.TemporaryDirectory() as directory:
             products = [Product(row_class, integer, N, K) for integer in (False, True)]
             kernels = compile_kernels(products, [], target)
-            functions = ["skim_prepare", "skim_prepare_integer", *kernels.matmuls.values()]
+            functions = [*(prepare_name(product.integer) for product in products), *kernels.matmuls.values()]
             program = Program(kernels.object_file, functions, target, Path(directory))
             layers = Layers.of([random_layer(np.random.default_rng(0), row_class, N, K)], row_class)
             for product, kernel in kernels.matmuls.items():
@@ -74,9 +74,8 @@ def count_instructions(
 def _counted(program: Program, layers: Layers, product: Product, kernel: str, tokens: int) -> Count:
     N, K, tensors = layers.N, layers.K, layers.tensors
     x = activations(tokens, K)
-    prepare = "skim_prepare_integer" if product.integer else "skim_prepare"
     shape = (tokens, prepared_bytes(K) // 4)
-    (prepared,) = program.run([(prepare, x, tensors["column_scale"], shape, tokens, K)])
+    (prepared,) = program.run([(prepare_name(product.integer), x, tensors["column_scale"], shape, tokens, K)])
     rows = [tensors[name] for name in ("codes", "codebook", "row_scale", "row_index")]
     call = (kernel, *rows, prepared, (tokens, N), tokens, K, N, 0, N)
     (y,) = program.run([call])

@@ -15,18 +15,17 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from skim_export.bench.measure.layers import Layers, random_layer
+from skim_export.bench.measure.machine import Machine
 from skim_export.bench.random_layers import RandomLayer
-from skim_export.bench.sessions import Contender, LayerSession, activations, cold_layers, mean_seconds
+from skim_export.bench.sessions import MANY_TOKENS, Contender, LayerSession, activations, cold_layers, mean_seconds
 from skim_export.bundle.kernels.compile import Kernel
-from skim_export.bundle.measure.layers import Layers, random_layer
-from skim_export.bundle.measure.machine import Machine
 from skim_export.bundle.row_class import RowClass
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress
 
 __all__ = ["Row", "Settings", "measure_kernels"]
 
-MANY_TOKENS = 32  # from here on arithmetic takes longer than reading: one layer is enough
 PAUSE = 0.03  # seconds after which threads of a contender have stopped spinning
 LEVELS = {False: 0, True: 4}  # accuracy_level of the operator with the same arithmetic
 

@@ -11,14 +11,13 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from skim_export.bench.random_linear import random_linear
+from skim_export.bundle.row_class import row_classes
 from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS
 from skim_export.packed import (
     CLASSES,
     FORMAT_VERSION,
-    LevelKind,
     PackedLinear,
-    class_bits,
-    class_kind,
     row_bytes,
 )
 
@@ -62,25 +61,7 @@ def packed_layer(random: Random, rows: int, columns: int, shares: dict[int, floa
         columns: K, a multiple of 32: then any bytes are valid codes.
         shares: share of the rows by class; the last class gets what rounding leaves.
     """
-    counts = np.zeros(CLASSES, np.int64)
-    for row_class, share in shares.items():
-        counts[row_class] = int(share * rows)
-    counts[max(shares)] += rows - counts.sum()
-    table = sum(int(counts[c]) for c in range(CLASSES) if class_kind(c) == LevelKind.TABLE)
-    entries = sum(int(counts[c]) << class_bits(c) for c in range(CLASSES) if class_kind(c) == LevelKind.TABLE)
-    order = random.permutation(np.repeat(np.arange(CLASSES, dtype=np.uint8), counts))
-    packed = PackedLinear(
-        out_features=rows,
-        in_features=columns,
-        rows_per_class=tuple(int(n) for n in counts),
-        codes=_bytes(random, sum(int(n) * row_bytes(class_bits(c), columns) for c, n in enumerate(counts))),
-        codebook=random.integers(-127, 128, entries, np.int8),
-        row_scale=random.uniform(1e-3, 1e-2, table + 2 * (rows - table)).astype(np.float16),
-        row_class=order if np.count_nonzero(counts) > 1 else np.zeros(0, np.uint8),
-        column_scale=np.zeros(0, np.float16),
-        bias=np.zeros(0, np.float32),
-    )
-    packed.validate()
+    packed = random_linear(random, rows, columns, shares)
 
     def sample() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         part, chosen = _first_rows(packed, CHECKED_ROWS)
@@ -99,21 +80,19 @@ def packed_layer(random: Random, rows: int, columns: int, shares: dict[int, floa
 def _first_rows(packed: PackedLinear, count: int) -> tuple[PackedLinear, npt.NDArray[np.int64]]:
     """The first `count` stored rows of each class as a packed linear, and which rows of `packed` they are."""
     kept: dict[str, list[npt.NDArray[Any]]] = {"codes": [], "codebook": [], "row_scale": [], "rows": []}
-    counts, order = [], packed.row_order()
+    counts, order = np.minimum(packed.rows_per_class, count), packed.row_order()
     start = dict.fromkeys(kept, 0)
-    for row_class, rows in enumerate(packed.rows_per_class):
-        table = class_kind(row_class) == LevelKind.TABLE
+    for row_class in row_classes(packed):
         sizes = {
-            "codes": row_bytes(class_bits(row_class), packed.in_features),
-            "codebook": (1 << class_bits(row_class)) if table else 0,
-            "row_scale": 1 if table else 2,
+            "codes": row_bytes(row_class.bits, packed.in_features),
+            "codebook": row_class.entries,
+            "row_scale": row_class.scales,
             "rows": 1,
         }
-        counts.append(min(rows, count))
         for name, size in sizes.items():
             source = order if name == "rows" else getattr(packed, name)
-            kept[name].append(source[start[name] : start[name] + counts[-1] * size])
-            start[name] += rows * size
+            kept[name].append(source[start[name] : start[name] + counts[row_class.number] * size])
+            start[name] += packed.rows_per_class[row_class.number] * size
     joined = {name: np.concatenate(parts) for name, parts in kept.items()}
     chosen = joined.pop("rows")
     # In the order of storage: the sample's own rows are sorted by class.
@@ -121,7 +100,7 @@ def _first_rows(packed: PackedLinear, count: int) -> tuple[PackedLinear, npt.NDA
     sample = PackedLinear(
         out_features=len(chosen),
         in_features=packed.in_features,
-        rows_per_class=tuple(counts),
+        rows_per_class=tuple(counts.tolist()),
         row_class=classes if packed.row_class.size else packed.row_class,
         column_scale=packed.column_scale,
         bias=packed.bias,
@@ -130,11 +109,13 @@ def _first_rows(packed: PackedLinear, count: int) -> tuple[PackedLinear, npt.NDA
     return sample, chosen
 
 
-def nbits_layer(random: Random, rows: int, columns: int, bits: int, block: int) -> RandomLayer:
-    """A MatMulNBits node: evenly spaced levels, a float32 scale for each `block` columns, no zero points."""
+def nbits_layer(
+    random: Random, rows: int, columns: int, bits: int, block: int, dtype: npt.DTypeLike = np.float32
+) -> RandomLayer:
+    """A MatMulNBits node: evenly spaced levels, a scale of `dtype` for each `block` columns, no zero points."""
     blocks = columns // block
     codes = _bytes(random, rows * columns * bits // 8)
-    scales = random.uniform(1e-3, 1e-2, rows * blocks).astype(np.float32)
+    scales = random.uniform(1e-3, 1e-2, rows * blocks).astype(dtype)
 
     def sample() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         chosen = np.arange(min(rows, CHECKED_ROWS))
@@ -162,10 +143,10 @@ def _bytes(random: Random, count: int) -> npt.NDArray[np.uint8]:
     return np.frombuffer(random.bytes(count), np.uint8)
 
 
-def model_of(layers: Sequence[RandomLayer], **attributes: Any) -> bytes:
+def model_of(layers: Sequence[RandomLayer], dtype: npt.DTypeLike = np.float32, /, **attributes: Any) -> bytes:
     """A serialized model with a node for each layer, all of the input `X`, with the outputs `Y0`, `Y1`, ...
 
-    `attributes` are added to those of the layers.
+    X and the outputs are of `dtype`; `attributes` are added to those of the layers.
     """
     nodes, tensors = [], {}
     for i, layer in enumerate(layers):
@@ -179,17 +160,18 @@ def model_of(layers: Sequence[RandomLayer], **attributes: Any) -> bytes:
                 layer.operator, ["X", *names], [f"Y{i}"], domain=layer.domain, **layer.attributes, **attributes
             )
         )
-    return _serialized(nodes, [numpy_helper.from_array(array, name) for name, array in tensors.items()])
+    return _serialized(nodes, [numpy_helper.from_array(array, name) for name, array in tensors.items()], dtype)
 
 
 def model_of_nothing(nodes: int) -> bytes:
     """A model like those of `model_of`, whose nodes do next to nothing."""
-    return _serialized([helper.make_node("Abs", ["X"], [f"Y{i}"]) for i in range(nodes)], [])
+    return _serialized([helper.make_node("Abs", ["X"], [f"Y{i}"]) for i in range(nodes)], [], np.float32)
 
 
-def _serialized(nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto]) -> bytes:
+def _serialized(nodes: list[onnx.NodeProto], tensors: list[onnx.TensorProto], dtype: npt.DTypeLike) -> bytes:
+    element_type = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
     inputs, *outputs = [
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [None, None])
+        helper.make_tensor_value_info(name, element_type, [None, None])
         for name in ("X", *(node.output[0] for node in nodes))
     ]
     graph = helper.make_graph(nodes, "layers", [inputs], outputs, tensors)

@@ -23,6 +23,7 @@ import onnxruntime as ort
 from skim_export.bench.random_layers import RandomLayer, model_of
 
 __all__ = [
+    "MANY_TOKENS",
     "Contender",
     "LayerSession",
     "activations",
@@ -32,6 +33,7 @@ __all__ = [
     "open_session",
 ]
 
+MANY_TOKENS = 32  # from here on arithmetic takes longer than reading: one layer is enough
 MODEL_LIMIT = 1_500_000_000  # bytes: onnx has models of 2 GiB at most
 BOUNDS = {None: 1e-4, 0: 1e-4, 4: 5e-2}  # relative error by accuracy level
 

@@ -7,5 +7,4 @@
 - `kernels/`: the generator of CPU kernels, compiled by TVM.
 - `c/`, `sources.py`: the runtime in C, and the tables that are generated for it.
 - `bundle.py`: writes the bundle of a CPU. `gpu/`: the same for GPUs, kernels as source.
-- `measure/`, `tune.py`: kernels called here, on boards and under emulators; the search for the fastest schedule.
 """

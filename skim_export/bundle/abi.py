@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from skim_export.bundle.row_class import RowClass
 
-__all__ = ["Kernels", "Product", "gather_name", "kernels_header", "prepared_bytes"]
+__all__ = ["Kernels", "Product", "gather_name", "kernels_header", "prepare_name", "prepared_bytes"]
 
 HEADER = """\
 // The kernels of this bundle, compiled in skim_kernels.o, on tensors of weights.bin. Rows are independent: threads may
@@ -19,7 +19,7 @@ HEADER = """\
 
 // Bytes of a token that is prepared for a product with K columns: a multiple of 64, as its address must be.
 static inline int64_t skim_prepared_bytes(int32_t K) {
-  return (((int64_t)K + 31) / 32 * 32 * 4 + 4 + 63) / 64 * 64;  // padded to 32 columns of 4 bytes, and a sum
+  return ((((int64_t)K + 31) / 32 * 32 + 1) * 4 + 63) / 64 * 64;  // padded to 32 columns of 4 bytes, and a sum
 }
 
 void skim_prepare(const float *x,             // [M][K]
@@ -75,9 +75,17 @@ class Kernels:
     matmuls: Mapping[Product, str]
 
 
-def prepared_bytes(in_features: int) -> int:
-    """Bytes of a token that is prepared for a product with K columns: as many floats, padded to 32, and their sum."""
-    return -(-4 * (32 * -(-in_features // 32) + 1) // 64) * 64
+def prepared_bytes(K: Any) -> Any:
+    """Bytes of a token that is prepared for a product with K columns, an int or an expression of TVM.
+
+    It has room for as many floats, padded to 32, and their sum, and is a multiple of 64.
+    """
+    return (((K + 31) // 32 * 32 + 1) * 4 + 63) // 64 * 64
+
+
+def prepare_name(integer: bool) -> str:
+    """The function that prepares tokens for one arithmetic."""
+    return "skim_prepare_integer" if integer else "skim_prepare"
 
 
 def gather_name(row_class: RowClass) -> str:
@@ -90,9 +98,8 @@ def kernels_header(matmuls: Mapping[Product, str], gathers: Iterable[RowClass]) 
     header = HEADER
     for function, product in sorted({function: product for product, function in matmuls.items()}.items()):
         row_class = product.row_class
-        entries = 1 << row_class.bits
-        codebook = "not read" if row_class.codebook is None else f"[rows][{entries}] {row_class.codebook}"
-        row_scale = {"int8": "[rows]", "float16": "not read", None: "[rows][2]: scale and offset"}[row_class.codebook]
+        codebook = f"[rows][{row_class.entries}] {row_class.codebook}" if row_class.entries else "not read"
+        row_scale = ("not read", "[rows]", "[rows][2]: scale and offset")[row_class.scales]
         arithmetic = "integer" if product.integer else "float"
         header += MATMUL.format(function=function, codebook=codebook, row_scale=row_scale, arithmetic=arithmetic)
     for row_class in gathers:

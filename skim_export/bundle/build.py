@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skim_export.bundle.bundle import build_bundle
-from skim_export.bundle.target import CpuTarget, load_cpu_target, read_target, target_names, target_path
+from skim_export.bundle.target import KINDS, CpuTarget, load_cpu_target, read_target, target_names, target_path
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -19,12 +19,10 @@ if TYPE_CHECKING:
 
 __all__ = ["check_target", "export_bundle", "targets_of", "write_bundle"]
 
-GROUPS = ("cpu", "gpu")
-
 
 def targets_of(names: Sequence[str]) -> list[str]:
     """Names of targets, with "cpu" and "gpu" replaced by all targets of that kind; each once."""
-    expanded = [target for name in names for target in (target_names(name) if name in GROUPS else [name])]
+    expanded = [target for name in names for target in (target_names(name) if name in KINDS else [name])]
     return list(dict.fromkeys(expanded))
 
 

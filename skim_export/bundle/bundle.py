@@ -22,13 +22,13 @@ from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress import Progress
 
 __all__ = [
-    "COPIED",
     "MANIFEST",
     "PROMPT_CHUNK",
     "WEIGHTS",
     "Device",
     "KernelCompiler",
     "build_bundle",
+    "copy_model_files",
     "files_of",
     "write_weights",
 ]
@@ -123,9 +123,7 @@ def build_bundle(
         }
         for name, text in texts.items():
             (stage / name).write_text(text, "utf-8")
-        for name in COPIED:
-            if (model / name).is_file():
-                shutil.copyfile(model / name, stage / name)
+        copy_model_files(model, stage)
         manifest = {
             "skim_export": metadata.version("skim-export"),
             "target": device.name,
@@ -151,6 +149,13 @@ def write_weights(program: Program, path: Path, progress: Progress) -> Weights:
     progress.finish()
     read_bytes = sum(linears[op.unit].read_bytes for op in program.operators if op.kind == Kind.PRODUCT)
     return Weights(file.header, file.size, read_bytes, linears, tensors)
+
+
+def copy_model_files(model: Path, directory: Path) -> None:
+    """Copy what is beside the model: tokenizer, configuration and the export's report, those that there are."""
+    for name in COPIED:
+        if (model / name).is_file():
+            shutil.copyfile(model / name, directory / name)
 
 
 def files_of(directory: Path) -> dict[str, dict[str, Any]]:

@@ -133,8 +133,7 @@ class WeightsFile:
         row = entry = scale = 0
         for row_class, count in zip(classes, filter(None, packed.rows_per_class), strict=True):
             size = row_bytes(row_class.bits, packed.in_features)
-            entries = 0 if row_class.codebook is None else count << row_class.bits
-            scales = {"int8": 1, "float16": 0, None: 2}[row_class.codebook] * count
+            entries, scales = count * row_class.entries, count * row_class.scales
             layout = RowsLayout(
                 row_class=row_class,
                 count=count,

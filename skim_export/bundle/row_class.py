@@ -29,6 +29,21 @@ class RowClass:
         """As it appears in the names of kernels: `table3_int8`, `affine8`."""
         return f"affine{self.bits}" if self.codebook is None else f"table{self.bits}_{self.codebook}"
 
+    @property
+    def number(self) -> int:
+        """Of the class in the packed format, an index into `rows_per_class`."""
+        return int(self.kind) * 8 + self.bits - 1
+
+    @property
+    def entries(self) -> int:
+        """Codebook entries of a row."""
+        return 0 if self.codebook is None else 1 << self.bits
+
+    @property
+    def scales(self) -> int:
+        """Elements of `row_scale` of a row: the codebook's scale, or scale and offset of affine levels."""
+        return {"int8": 1, "float16": 0, None: 2}[self.codebook]
+
 
 def row_classes(packed: PackedLinear) -> list[RowClass]:
     """The classes that a packed linear has rows of, in the order in which these are stored."""

@@ -10,7 +10,7 @@ from skim_export.bundle.row_class import RowClass
 from skim_export.packed import COLUMNS, LANES
 from skim_runtime.errors import UserError
 
-__all__ = ["Override", "Prefill", "Schedule", "Tile", "numbers"]
+__all__ = ["Override", "Prefill", "Schedule", "Tile"]
 
 T = TypeVar("T")
 
@@ -79,11 +79,11 @@ class Schedule:
     @classmethod
     def of(cls, table: Mapping[str, Any], where: str) -> Schedule:
         """From a target's file."""
-        _check_keys(table, [field.name for field in fields(cls)], where, complete=True)
-        parts = {"decode": Tile, "batch": Tile, "prefill": Prefill}
-        return cls(**{name: numbers(part, table[name], f"{where} {name}") for name, part in parts.items()}).checked(
-            where
-        )
+        names = [field.name for field in fields(cls)]
+        _check_keys(table, names, where, required=names)
+        kinds = {"decode": Tile, "batch": Tile, "prefill": Prefill}
+        parts: dict[str, Any] = {name: _numbers(kind, table[name], f"{where} {name}") for name, kind in kinds.items()}
+        return cls(**parts).checked(where)
 
     def checked(self, where: str) -> Schedule:
         """Itself.
@@ -142,29 +142,27 @@ class Override:
         return all(found[key] in (value if isinstance(value, list) else [value]) for key, value in self.when.items())
 
 
-def numbers(cls: type[T], table: Any, where: str) -> T:
+def _numbers(cls: type[T], table: Any, where: str) -> T:
     """A dataclass of integers from a table that names all without a default.
 
     Raises:
         UserError: a key is missing or unknown, or a value is no integer.
     """
-    names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    _check_keys(table, names, where)
-    for field in fields(cls):  # type: ignore[arg-type]
-        if field.default is MISSING and field.name not in table:
-            raise UserError(f"{where}: {field.name} is missing")
+    known = fields(cls)  # type: ignore[arg-type]
+    required = [field.name for field in known if field.default is MISSING]
+    _check_keys(table, [field.name for field in known], where, required=required)
     for name, value in table.items():
         if type(value) is not int:
             raise UserError(f"{where}: {name} = {value!r} must be an integer")
     return cls(**table)
 
 
-def _check_keys(table: Any, names: Sequence[str], where: str, *, complete: bool = False) -> None:
+def _check_keys(table: Any, names: Sequence[str], where: str, *, required: Sequence[str] = ()) -> None:
     if not isinstance(table, Mapping):
         raise UserError(f"{where}: must be a table with {', '.join(names)}")
     if unknown := [key for key in table if key not in names]:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; there are {', '.join(names)}")
-    if complete and (missing := [name for name in names if name not in table]):
+    if missing := [name for name in required if name not in table]:
         raise UserError(f"{where}: {missing[0]} is missing")
 
 

@@ -15,7 +15,7 @@ from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Override, Schedule
 from skim_runtime.errors import UserError
 
-__all__ = ["CpuTarget", "load_cpu_target", "read_target", "target_names", "target_path"]
+__all__ = ["KINDS", "CpuTarget", "load_cpu_target", "read_target", "target_names", "target_path"]
 
 KINDS = ("cpu", "gpu")
 DIRECTORY = Path(__file__).parent / "targets"

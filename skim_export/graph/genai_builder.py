@@ -26,11 +26,13 @@ from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS, lut_functions
 from skim_export.packed import CLASSES, FORMAT_VERSION, PackedLinear
 from skim_runtime.errors import UserError
 
-__all__ = ["LIBRARY_NAME", "DecoderBuilder", "check_builder"]
+__all__ = ["LIBRARY_NAME", "PRECISIONS", "DecoderBuilder", "check_builder"]
 
 BUILDER_VERSION = "0.18.0"
 LIBRARY_NAME = "libskim_ops.so"
 SILU = ("silu", "swish")
+# Type of activations and key/value cache by execution provider: the one in which it has GroupQueryAttention.
+PRECISIONS = {"cpu": ("fp32", ir.DataType.FLOAT), "cuda": ("fp16", ir.DataType.FLOAT16)}
 MODEL_CLASSES = {"LlamaForCausalLM": "LlamaModel", "MistralForCausalLM": "MistralModel"}
 
 log = logging.getLogger(__name__)
@@ -187,6 +189,7 @@ class DecoderBuilder:
         weights: returns the packed linear of a unit; called again when the graph is written, one unit at a time.
         output: the ONNX file to be; genai_config.json and the tokenizer files go beside it.
         accuracy_level: of the products with packed weights.
+        ep: execution provider that the graph is for, a key of `PRECISIONS`.
 
     Raises:
         UserError: the installed onnxruntime-genai is not the one that this module was written for.
@@ -199,6 +202,7 @@ class DecoderBuilder:
         weights: Callable[[str], PackedLinear],
         output: Path,
         accuracy_level: int,
+        ep: str = "cpu",
     ) -> None:
         check_builder()
         with _quiet():
@@ -211,12 +215,13 @@ class DecoderBuilder:
                 "windowed_kv_cache=false",  # a plain onnxruntime loop need not know of sliding windows
                 f"filename={output.name}",
             ]
-            options = builder.parse_extra_options("", directory, self._target, "fp32", "cpu", self._target, extra)
+            precision, dtype = PRECISIONS[ep]
+            options = builder.parse_extra_options("", directory, self._target, precision, ep, self._target, extra)
             details = options.pop("hf_details")
             options.pop("_effective_builder_config")
             config = details["hf_config"]
             base = getattr(builders, MODEL_CLASSES[config.architectures[0]])
-            self._model = _lut_model(base)(config, ir.DataType.FLOAT, ir.DataType.FLOAT, "cpu", self._target, options)
+            self._model = _lut_model(base)(config, dtype, dtype, ep, self._target, options)
         if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
             # The builder applies a window only where the configuration names the layers; Mistral's means all of them.
             self._model.layer_types = ["sliding_attention"] * self._model.num_layers

@@ -89,11 +89,7 @@ def build_library(imported: Imported, target: CpuTarget, library: Path) -> None:
     Raises:
         UserError: TVM does not accept the target, or its C compiler is not installed.
     """
-    if (compiler := target.compiler()) is None:
-        hint = f": apt install {target.compiler_package}" if target.compiler_package else ""
-        raise UserError(
-            f"target {target.name} needs the C compiler {target.compiler_name}, which is not installed{hint}"
-        )
+    compiler = target.require_compiler()
     with TemporaryDirectory() as temporary:
         object_file = Path(temporary) / "kernels.o"
         object_file.write_bytes(imported.kernels)

@@ -14,15 +14,12 @@ from tvm import ir, relax, tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from skim_export.bundle.abi import Kernels, gather_name
-from skim_export.bundle.kernels.arithmetic import token_bytes
+from skim_export.bundle.abi import Kernels, gather_name, prepare_name, prepared_bytes
 from skim_export.bundle.kernels.weights import padded
 from skim_export.bundle.row_class import RowClass, row_classes
 from skim_export.relax_model.operands import PackedOperand
 
 __all__ = ["lut_gather", "lut_product"]
-
-PREPARE = {False: "skim_prepare", True: "skim_prepare_integer"}  # by whether arithmetic is that of integers
 
 ZERO = tirx.const(0, "int64")
 
@@ -58,8 +55,8 @@ def _product(packed: PackedOperand, kernels: Kernels) -> tirx.PrimFunc:
         column_scale = T.arg("column_scale", T.buffer((K,), "float32"))
         counts = [T.arg(f"rows_{row_class.name}", T.int64()) for row_class in classes]
         y = T.arg("y", T.buffer((1, M, N), "float32"))
-        prepared = T.alloc_buffer((M * token_bytes(K),), "uint8")
-        _call(PREPARE[packed.integer], x.data, column_scale.data, prepared.data, M, K)
+        prepared = T.alloc_buffer((M * prepared_bytes(K),), "uint8")
+        _call(prepare_name(packed.integer), x.data, column_scale.data, prepared.data, M, K)
         # A task of a thread: so many rows that it takes about the same bytes in every class.
         task_rows = [4 * (16 // row_class.bits) for row_class in classes]
         tasks = [tirx.ceildiv(count, rows) for count, rows in zip(counts, task_rows, strict=True)]
@@ -109,11 +106,10 @@ def _first_of_class(
     classes: Sequence[RowClass], counts: Sequence[Any], tensors: Sequence[tirx.Buffer], columns: Any
 ) -> list[list[Any]]:
     """Addresses of codes, codebook and scale of each class's first row, if it has `counts` rows."""
-    sizes = []
-    for row_class, count in zip(classes, counts, strict=True):
-        entries = 0 if row_class.codebook is None else 1 << row_class.bits
-        scales = {"int8": 1, "float16": 0, None: 2}[row_class.codebook]
-        sizes.append([count * (padded(columns) // 8 * row_class.bits), count * entries, count * scales])
+    sizes = [
+        [count * (padded(columns) // 8 * row_class.bits), count * row_class.entries, count * row_class.scales]
+        for row_class, count in zip(classes, counts, strict=True)
+    ]
     starts = [[ZERO, *accumulate(of_tensor)][:-1] for of_tensor in zip(*sizes, strict=True)]
     return [
         [T.address_of(tensor[start]) for tensor, start in zip(tensors, of_class, strict=True)]

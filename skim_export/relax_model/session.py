@@ -21,6 +21,7 @@ from skim_export.relax_model.parameters import Tensors
 from skim_runtime.cache import KeyValueCache
 from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory
+from skim_runtime.session import as_batch
 
 __all__ = ["RelaxSession"]
 
@@ -101,14 +102,12 @@ class RelaxSession:
         Raises:
             UserError: more tokens than the model's context length, or one that the model does not know.
         """
-        ids = np.asarray(input_ids, np.int64).reshape(1, -1)
-        total = self._cache.length + ids.shape[1]
-        if total > self.context_length:
-            raise UserError(f"{total} tokens do not fit the model's context of {self.context_length}")
+        ids = as_batch(input_ids, self._cache.length, self.context_length)
         if (outside := ids[(ids < 0) | (ids >= self.vocabulary)]).size:
             raise UserError(f"token {outside[0]} is outside of the vocabulary of {self.vocabulary}")
         if self._cache.reserve(ids.shape[1]) or not self._past:
             self._past = [tvm_ffi.from_dlpack(buffer) for buffer in self._cache.buffers]
+        total = self._cache.length + ids.shape[1]
         mask = np.ones((1, total), np.int64)
         (logits,) = self._step(tvm.runtime.tensor(ids), tvm.runtime.tensor(mask), *self._past, *self._parameters)
         self._cache.length = total

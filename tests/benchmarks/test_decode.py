@@ -7,13 +7,13 @@ import sys
 
 import decode
 import decoders
+import engines
 import gguf
 import numpy as np
 import onnx
 import pytest
 
 from skim_export import export
-from skim_export.bench import engines
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.session import Session

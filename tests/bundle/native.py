@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import tempfile
@@ -10,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 
 from skim_export.bundle.abi import Kernels
 from skim_export.bundle.bundle import build_bundle
@@ -35,12 +33,6 @@ class Device:
 
     def compiler(self):
         return shutil.which(self.compiler_name) if self.compiles else None
-
-
-def require(tool):
-    """Skip a test that needs a tool, or fail it in continuous integration."""
-    if shutil.which(tool) is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{tool} is not installed")
 
 
 def run(*command, **options):

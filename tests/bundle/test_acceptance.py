@@ -5,9 +5,10 @@ import pytest
 from skim_export import export
 from skim_runtime import Session, Tokenizer, generate
 
-from .native import require, run
+from ..tools import require, require_packages
+from .native import run
 
-pytest.importorskip("tvm", reason="the extra [tvm] is not installed")
+require_packages("tvm")
 
 TARGETS = {"x86-avx2": [], "rpi5": ["qemu-aarch64"]}
 
@@ -16,8 +17,7 @@ TARGETS = {"x86-avx2": [], "rpi5": ["qemu-aarch64"]}
 def test_smollm2_says_the_same_as_in_onnxruntime(smollm2, tmp_path):
     from skim_export.bundle.build import write_bundle
 
-    for tool in ("make", "aarch64-linux-gnu-gcc", "qemu-aarch64"):
-        require(tool)
+    require("make", "aarch64-linux-gnu-gcc", "qemu-aarch64")
     model = tmp_path / "model"
     export("smollm2-135m", model / "model.onnx", bits=4, method="rtn")
     prompt = Tokenizer(model).prompt("What is the capital of France?")

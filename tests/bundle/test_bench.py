@@ -1,6 +1,5 @@
 """Measuring and tuning kernels, on tiny shapes: what is measured is right; how long it takes is no matter here."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -16,12 +15,12 @@ import pytest
 
 from skim_export import cli
 from skim_export.bench import cli as bench
-from skim_export.bundle.measure.layers import Layers, parse_classes, random_layer
+from skim_export.bench.measure.layers import Layers, parse_classes, random_layer
 from skim_export.bundle.schedule import Prefill, Schedule, Tile
 from skim_export.bundle.target import load_cpu_target, target_names
 from skim_export.bundle.target_file import target_file
 
-from .native import require
+from ..tools import require, require_packages
 
 TARGET = "x86-avx2"
 QUICK = ["--shape", "24x352", "--cold-mb", "0.02", "--bits", "3", "8-affine"]
@@ -29,9 +28,7 @@ QUICK = ["--shape", "24x352", "--cold-mb", "0.02", "--bits", "3", "8-affine"]
 
 @pytest.fixture(autouse=True)
 def tvm():
-    if os.environ.get("CI"):
-        import tvm  # noqa: F401
-    pytest.importorskip("tvm", reason="the extra [tvm] is not installed")
+    require_packages("tvm")
 
 
 @pytest.fixture
@@ -97,8 +94,7 @@ def test_instructions_under_an_emulator(tmp_path, capsys, target):
     loaded = load_cpu_target(target)
     if loaded.missing_here() is None:
         pytest.skip("it is this machine")
-    require(loaded.emulator[0])
-    require(loaded.compiler_name)
+    require(loaded.emulator[0], loaded.compiler_name)
     report = measured(tmp_path / "a.json", "--target", target, *QUICK, "--tokens", 1, 5)
     counts = {(c["rows"], c["tokens"], c["arithmetic"]): c for c in report["counts"]}
     assert len(counts) == 2 * 2 * 2
@@ -137,7 +133,7 @@ def test_a_bundle_alone(here, tiny, tmp_path, capsys):
 
 @pytest.fixture
 def few_candidates(monkeypatch):
-    from skim_export.bundle import tune
+    from skim_export.bench import tune
 
     roles = {
         name: replace(role, tokens=(1,) if name == "decode" else (4,), values={"rows": [1, 2]})
@@ -171,9 +167,7 @@ def free_port():
 @pytest.fixture
 def board():
     """The address of a tracker that knows a board, which is this machine, as `loopback`."""
-    for name in ("tornado", "cloudpickle"):
-        if importlib.util.find_spec(name) is None:
-            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"TVM's RPC tracker needs the package {name}")
+    require_packages("tornado", "cloudpickle")  # TVM's RPC tracker does
     from tvm import rpc
 
     tracker, server = free_port(), free_port()
@@ -240,7 +234,7 @@ def test_targets_as_files(tmp_path, name):
 
 
 def test_overrides_say_what_was_found():
-    from skim_export.bundle.tune import Finding, overrides
+    from skim_export.bench.tune import Finding, overrides
 
     base = Schedule(Tile(1, 32, 32, 1), Tile(2, 32, 8, 4), Prefill(4, 1024, 32, 8, 3, 16))
     wide = replace(base, decode=replace(base.decode, rows=2))

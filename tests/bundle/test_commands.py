@@ -1,7 +1,6 @@
 """`skim-export bundle` and `skim-export --target`, with the real kernels."""
 
 import json
-import os
 import shutil
 
 import pytest
@@ -11,15 +10,14 @@ from skim_export.cli import main
 from skim_runtime import Session, generate
 
 from ..tiny_models import tiny_llama
+from ..tools import require, require_packages
 from .models import random_tokens
-from .native import require, run
+from .native import run
 
 
 @pytest.fixture(autouse=True)
 def tvm():
-    if os.environ.get("CI"):
-        import tvm  # noqa: F401
-    pytest.importorskip("tvm", reason="the extra [tvm] is not installed")
+    require_packages("tvm")
 
 
 def greedy(bundle, prompt, count, emulator=()):
@@ -33,8 +31,7 @@ def greedy(bundle, prompt, count, emulator=()):
     ("target", "tools"), [("x86-avx2", ["gcc"]), ("rpi5", ["aarch64-linux-gnu-gcc", "qemu-aarch64"])]
 )
 def test_a_bundle_gives_the_tokens_of_onnxruntime(tiny, tmp_path, target, tools):
-    for tool in ["make", *tools]:
-        require(tool)
+    require("make", *tools)
     model = tiny("llama").path
     assert main(["bundle", str(model), "--target", target, "-o", str(tmp_path / "bundle")]) == 0
     prompt = random_tokens(40, seed=3)
@@ -59,8 +56,7 @@ def test_several_targets(tiny, tmp_path, capsys):
 
 
 def test_export_for_a_target(tmp_path, capsys):
-    for tool in ("gcc", "make"):
-        require(tool)
+    require("gcc", "make")
     checkpoint = tiny_llama(tmp_path / "checkpoint")
     output = tmp_path / "bundle"
     arguments = [

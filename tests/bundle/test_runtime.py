@@ -11,8 +11,9 @@ import pytest
 from skim_export.bundle.bundle import PROMPT_CHUNK
 from skim_runtime import Session, generate
 
+from ..tools import require
 from .models import MODELS, random_tokens
-from .native import Device, bundle, compile_runtime, link_logits, logits, require, run
+from .native import Device, bundle, compile_runtime, link_logits, logits, run
 
 PROMPTS = (1, 2, PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 7)
 SANITIZERS = {

@@ -7,6 +7,8 @@ from skim_export.bundle.target import DIRECTORY, load_cpu_target, target_names
 from skim_export.packed import LevelKind
 from skim_runtime import UserError
 
+from ..tools import require_packages
+
 TABLE3 = RowClass(LevelKind.TABLE, 3, "int8")
 AFFINE8 = RowClass(LevelKind.AFFINE, 8, None)
 GOOD = (
@@ -117,7 +119,7 @@ def test_unknown_names():
 
 @pytest.mark.parametrize(("key", "value"), [("lookup", "pshufd"), ("integer", "vdot")])
 def test_unknown_instructions_are_named(tmp_path, key, value):
-    pytest.importorskip("tvm", reason="the extra [tvm] is not installed")
+    require_packages("tvm")
     from skim_export.bundle.kernels.compile import compile_kernels
 
     line = next(line for line in GOOD.splitlines() if line.startswith(f"{key} ="))
@@ -127,7 +129,7 @@ def test_unknown_instructions_are_named(tmp_path, key, value):
 
 
 def test_a_target_that_tvm_refuses_is_named(tmp_path):
-    pytest.importorskip("tvm", reason="the extra [tvm] is not installed")
+    require_packages("tvm")
     from skim_export.bundle.kernels.compile import compile_kernels
 
     with pytest.raises(UserError, match="target mine: TVM does not accept it: "):

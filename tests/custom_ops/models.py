@@ -52,12 +52,15 @@ def gather_model(packed, dtype=np.float32, output_dtype=None, **changes):
     return model([node], inputs, outputs, initializers(packed))
 
 
-def session(proto: onnx.ModelProto, threads=1):
+def session(proto: onnx.ModelProto, threads=1, library=LIBRARY, shared=None):
+    """A session; `shared` has OrtValues that take the place of initializers."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.log_severity_level = 4  # refused models are expected here
-    options.register_custom_ops_library(LIBRARY)
+    options.register_custom_ops_library(str(library))
+    for name, value in (shared or {}).items():
+        options.add_initializer(name, value)
     return ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

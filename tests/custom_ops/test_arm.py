@@ -1,11 +1,10 @@
 """The kernels for Arm: cross-compiled, and run under emulation on a CPU of each kind that they tell apart."""
 
-import os
-import shutil
 import subprocess
 
 import pytest
 
+from ..tools import require
 from .native import build_native
 
 COMPILER = "aarch64-linux-gnu-g++"
@@ -21,9 +20,7 @@ KERNELS = {
 @pytest.fixture(scope="module")
 def kernel_test():
     """Path of the kernel test's program."""
-    missing = [tool for tool in (COMPILER, EMULATOR) if shutil.which(tool) is None]
-    if missing:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {' and '.join(missing)}")
+    require(COMPILER, EMULATOR)
     options = ["-DCMAKE_SYSTEM_NAME=Linux", "-DCMAKE_SYSTEM_PROCESSOR=aarch64", f"-DCMAKE_CXX_COMPILER={COMPILER}"]
     # Static, as the emulator has no Arm libraries to load.
     options += ["-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_EXE_LINKER_FLAGS=-static"]

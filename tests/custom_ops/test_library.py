@@ -31,12 +31,13 @@ def test_a_missing_library_is_said(monkeypatch, tmp_path):
         library.library_path()
 
 
-def test_only_three_symbols_are_exported():
+def test_only_four_symbols_are_exported():
     table = subprocess.run(
         ["nm", "--dynamic", "--defined-only", str(library.library_path())], capture_output=True, text=True, check=True
     ).stdout
     assert {line.split()[-1] for line in table.splitlines()} == {
         "RegisterCustomOps",
+        "SkimCudaVersion",
         "SkimKernelName",
         "SkimKernelNames",
     }

@@ -1,6 +1,5 @@
 """Whole models: Relax against onnxruntime."""
 
-import os
 import shutil
 
 import numpy as np
@@ -11,6 +10,7 @@ from skim_runtime import Session, generate
 from skim_runtime.errors import UserError
 
 from ..bundle.models import export_tiny
+from ..tools import require
 
 pytest.importorskip("tvm", reason="needs TVM: pip install 'skim-export[tvm]'")
 
@@ -82,9 +82,7 @@ def test_compiles_for_this_process(llama):
 
 
 def test_compiles_for_another_machine(llama, tmp_path):
-    target = load_cpu_target("rpi5")
-    if not target.compiler():
-        (pytest.fail if os.environ.get("CI") else pytest.skip)(f"needs {target.compiler_package}")
+    require(load_cpu_target("rpi5").compiler_name)
     library = tmp_path / "model.so"
     compile_model(llama[0], "rpi5", library)
     assert int.from_bytes(library.read_bytes()[18:20], "little") == AARCH64

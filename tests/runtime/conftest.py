@@ -27,7 +27,7 @@ def build(hf: Path, output: Path, precision: str, provider: str) -> Path:
     return output
 
 
-def build_packed(hf: Path, output: Path, accuracy_level: int = 0) -> Path:
+def build_packed(hf: Path, output: Path, accuracy_level: int = 0, ep: str = "cpu") -> Path:
     """Export with random packed weights, the operator library beside them."""
     checkpoint = Checkpoint(hf)
     architecture = architecture_of(checkpoint)
@@ -40,7 +40,7 @@ def build_packed(hf: Path, output: Path, accuracy_level: int = 0) -> Path:
     for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
         units[name] = random_packed(rng, architecture.vocabulary_size, architecture.hidden_size, [15])
     output.mkdir()
-    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output / "model.onnx", accuracy_level)
+    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output / "model.onnx", accuracy_level, ep)
     save_model(builder.build(), output / "model.onnx", Progress())
     builder.write_configuration()
     shutil.copyfile(library_path(), output / LIBRARY_NAME)

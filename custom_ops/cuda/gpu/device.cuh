@@ -1,5 +1,5 @@
-// The instructions of a GPU that C++ has no words for. Kernels use these, the vector types and the barriers of CUDA, and
-// nothing else, so a header of the same name can run them on a CPU.
+// The instructions of a GPU that C++ has no words for. Kernels use these, the vector types and the barriers of CUDA,
+// and nothing else, so a header of the same name can run them on a CPU.
 //
 // Two halves in a register are a `half2`, an uint32_t with the first one in its low bits.
 #pragma once
@@ -10,8 +10,8 @@
 
 namespace skim::cuda {
 
-// The bytes of (a, b), numbered 0..7 from a's lowest, that the four low nibbles of `selector` name; bit 3 of a nibble
-// must be 0.
+// The bytes of (a, b), numbered 0..7 from a's lowest, that the four low nibbles of `selector` name. Bit 3 of these
+// nibbles must be 0; the selector's high half does not matter.
 SKIM_DEVICE uint32_t Permute(uint32_t a, uint32_t b, uint32_t selector) {
   uint32_t bytes;
   asm("prmt.b32 %0, %1, %2, %3;" : "=r"(bytes) : "r"(a), "r"(b), "r"(selector));
@@ -84,13 +84,13 @@ SKIM_DEVICE T Load(const T* from) {
   return __ldg(from);
 }
 
-// Starts to copy 16 bytes to shared memory, or to fill them with zeros; both addresses are multiples of 16.
-SKIM_DEVICE void CopyAsync(void* shared, const void* global, bool zero) {
+// Starts to copy 16 bytes to shared memory; both addresses are multiples of 16.
+SKIM_DEVICE void CopyAsync(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(zero ? 0 : 16) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 #else
-  *static_cast<uint4*>(shared) = zero ? uint4{} : __ldg(static_cast<const uint4*>(global));
+  *static_cast<uint4*>(shared) = __ldg(static_cast<const uint4*>(global));
 #endif
 }
 
@@ -121,8 +121,8 @@ int Launch(void (*kernel)(Parameters...), unsigned blocks, unsigned threads, siz
            const Arguments&... arguments) {
   constexpr size_t kAlwaysAllowed = 48 * 1024;
   if (shared_bytes > kAlwaysAllowed) {
-    const cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                                   static_cast<int>(shared_bytes));
+    const cudaError_t error =
+        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
   }
   kernel<<<blocks, threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);

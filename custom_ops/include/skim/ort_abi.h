@@ -39,7 +39,7 @@ struct OrtCustomOp {
   void (*KernelDestroy)(void* kernel);
   int32_t (*GetInputCharacteristic)(const OrtCustomOp*, size_t);  // 0 required, 1 optional, 2 variadic
   int32_t (*GetOutputCharacteristic)(const OrtCustomOp*, size_t);
-  int32_t (*GetInputMemoryType)(const OrtCustomOp*, size_t);  // 0: the provider's default
+  int32_t (*GetInputMemoryType)(const OrtCustomOp*, size_t);
   int (*GetVariadicInputMinArity)(const OrtCustomOp*);
   int (*GetVariadicInputHomogeneity)(const OrtCustomOp*);
   int (*GetVariadicOutputMinArity)(const OrtCustomOp*);
@@ -70,6 +70,9 @@ enum ElementType : int32_t { kUndefined = 0, kFloat32 = 1, kUint8 = 2, kInt8 = 3
 
 constexpr int32_t kRequired = 0;
 constexpr int32_t kVariadic = 2;
+// Where an input is read: in the memory of the execution provider, or on the CPU whatever the provider.
+constexpr int32_t kProviderMemory = 0;
+constexpr int32_t kCpuMemory = -2;
 constexpr int kAttributeInt = 1;
 
 // A slot of OrtApi: its number and the signature of the function in it.
@@ -104,6 +107,7 @@ constexpr Slot<91, OrtStatus*(OrtKernelContext*, size_t, const int64_t* shape, s
 constexpr Slot<93, void(OrtStatus*)> ReleaseStatus;
 constexpr Slot<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTypeAndShapeInfo;
 constexpr Slot<163, OrtStatus*(const OrtKernelInfo*, const char*, int64_t*, size_t*)> KernelInfoGetAttributeArray_int64;
+constexpr Slot<193, OrtStatus*(const OrtKernelContext*, void** stream)> KernelContext_GetGPUComputeStream;
 constexpr Slot<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)> KernelInfo_GetNodeName;
 constexpr Slot<249, OrtStatus*(const OrtKernelInfo*, size_t, int* is_constant, const OrtValue**)>
     KernelInfoGetConstantInput_tensor;

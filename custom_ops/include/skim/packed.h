@@ -96,6 +96,7 @@ class IndexedLayer {
   IndexedLayer& operator=(const IndexedLayer&) = delete;
 
   const Layer& layer() const { return layer_; }
+  const int32_t* stored() const { return stored_.empty() ? nullptr : stored_.data(); }  // as `Layer::destination`
   // Stored row of an original row.
   int64_t StoredRow(int64_t row) const { return stored_.empty() ? row : stored_[row]; }
 

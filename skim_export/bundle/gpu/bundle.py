@@ -5,13 +5,12 @@ There is no program to run it: a host program launches the kernels as kernels.js
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from skim_export.bundle.bundle import COPIED, MANIFEST, WEIGHTS, files_of, write_weights
+from skim_export.bundle.bundle import MANIFEST, WEIGHTS, copy_model_files, files_of, write_weights
 from skim_export.bundle.gpu.target import GpuTarget
 from skim_export.bundle.gpu.write import write_kernels
 from skim_export.bundle.layout import LinearLayout
@@ -43,9 +42,7 @@ def build_gpu_bundle(
         classes = {rows.row_class for layout in weights.linears.values() for rows in layout.rows}
         gathered = {rows.row_class for unit in program.gathered for rows in weights.linears[unit].rows}
         write_kernels(stage, target, sorted(classes), sorted(gathered))
-        for name in COPIED:
-            if (model / name).is_file():
-                shutil.copyfile(model / name, stage / name)
+        copy_model_files(model, stage)
         manifest = {
             "skim_export": metadata.version("skim-export"),
             "target": target.name,

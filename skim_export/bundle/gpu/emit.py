@@ -108,10 +108,9 @@ def _elements(name: str, kernel: Kernel) -> str:
 
 
 def _weight_elements(row_class: RowClass) -> dict[str, str]:
-    b = row_class.bits
     entries_per_word = 4 if row_class.codebook == "int8" else 2
     return {
-        "codes": f"code_start + rows * {b} * ((K + 31) / 32)",
-        "codebook": f"(codebook_start + rows * {1 << b} + {entries_per_word - 1}) / {entries_per_word}",
+        "codes": f"code_start + rows * {row_class.bits} * ((K + 31) / 32)",
+        "codebook": f"(codebook_start + rows * {row_class.entries} + {entries_per_word - 1}) / {entries_per_word}",
         "row_scale": "scale_start + rows * 2" if row_class.kind == LevelKind.AFFINE else "scale_start + rows",
     }

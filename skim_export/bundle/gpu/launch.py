@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from skim_export.bundle.gpu.kernel_list import KernelEntry, KernelList
 from skim_export.bundle.row_class import row_classes
-from skim_export.packed import LevelKind, PackedLinear, row_bytes
+from skim_export.packed import PackedLinear, row_bytes
 
 __all__ = ["ClassRows", "Launch", "class_rows", "device_tensors", "gather", "prepare", "product"]
 
@@ -74,11 +74,10 @@ def class_rows(packed: PackedLinear) -> list[ClassRows]:
     counts = [count for count in packed.rows_per_class if count]
     for row_class, rows in zip(row_classes(packed), counts, strict=True):
         found.append(ClassRows(row_class.name, {"rows": rows, **start}))
-        affine = row_class.kind == LevelKind.AFFINE
         start["row_start"] += rows
         start["code_start"] += rows * row_bytes(row_class.bits, packed.in_features) // 4
-        start["codebook_start"] += 0 if affine else rows << row_class.bits
-        start["scale_start"] += 2 * rows if affine else rows if row_class.codebook == "int8" else 0
+        start["codebook_start"] += rows * row_class.entries
+        start["scale_start"] += rows * row_class.scales
     return found
 
 

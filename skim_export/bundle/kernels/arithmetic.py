@@ -15,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from types import SimpleNamespace
-from typing import Any
 
 from tvm import tirx
 from tvm.tirx.script import builder as T
 
+from skim_export.bundle.abi import prepared_bytes
 from skim_export.bundle.kernels.tir import (
     Expr,
     cast,
@@ -39,7 +39,7 @@ from skim_export.bundle.kernels.tir import (
 )
 from skim_export.bundle.kernels.weights import Row, padded
 
-__all__ = ["DIGIT_BASE", "FLOAT", "INTEGERS", "Arithmetic", "ArithmeticKind", "Form", "Sums", "token_bytes"]
+__all__ = ["DIGIT_BASE", "FLOAT", "INTEGERS", "Arithmetic", "ArithmeticKind", "Form", "Sums"]
 
 DIGIT_BASE = 255
 # Products of a level (up to 128) and 16 bits (up to 32512) that add up within 31 bits.
@@ -52,11 +52,6 @@ class Form(Enum):
     FLOATS = "floats"
     WORDS = "words"
     DIGITS = "digits"
-
-
-def token_bytes(K: Any) -> Any:
-    """Bytes of a prepared token, a multiple of 64."""
-    return ((padded(K) + 1) * 4 + 63) // 64 * 64
 
 
 class Sums:
@@ -124,7 +119,7 @@ class _Floats(Arithmetic):
     def __init__(self, given: SimpleNamespace) -> None:
         self._x = view(given.x, "float32")
         self._K = given.K
-        self._stride = T.Bind(token_bytes(given.K) // 4)
+        self._stride = T.Bind(prepared_bytes(given.K) // 4)
 
     def levels(self, row: Row, entries: Expr) -> Expr:
         return row.floats(entries)
@@ -156,7 +151,7 @@ class _IntegerArithmetic(Arithmetic):
 
     def __init__(self, given: SimpleNamespace) -> None:
         self._K = given.K
-        self._bytes = T.Bind(token_bytes(given.K))
+        self._bytes = T.Bind(prepared_bytes(given.K))
         self._scale, self._sum = view(given.x, "float32"), view(given.x, "int32")
 
     def result(self, row: Row, total: Expr, token: Expr, is_first: Expr | None = None) -> Expr:
@@ -242,9 +237,7 @@ def _sdot(sums: Expr, levels: Expr, digits: Expr) -> Expr:
     out = width // 4
     name = f"llvm.aarch64.neon.sdot.v{out}i32.v{width}i8"
     dots = [
-        intrinsic(
-            "int32", width // 4, name, part(sums, i // 4, width // 4), part(levels, i, width), part(digits, i, width)
-        )
+        intrinsic("int32", out, name, part(sums, i // 4, out), part(levels, i, width), part(digits, i, width))
         for i in range(0, lanes, width)
     ]
     return combine(dots)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import tvm
 from tvm import tirx
 
-from skim_export.bundle.abi import Kernels, Product, gather_name
+from skim_export.bundle.abi import Kernels, Product, gather_name, prepare_name
 from skim_export.bundle.kernels.arithmetic import FLOAT, INTEGERS
 from skim_export.bundle.kernels.gather import gather
 from skim_export.bundle.kernels.lookup import FLOAT_LOOKUPS, LOOKUPS, Lookups
@@ -57,7 +57,7 @@ def compile_scheduled(
         _named(target, "float_lookup", target.float_lookup, FLOAT_LOOKUPS),
     )
     integer = _named(target, "integer", target.integer, INTEGERS)
-    functions = [prepare(FLOAT.form, "skim_prepare"), prepare(integer.form, "skim_prepare_integer")]
+    functions = [prepare(FLOAT.form, prepare_name(False)), prepare(integer.form, prepare_name(True))]
     functions += [gather(c, target.schedule.decode.lanes, lookups, gather_name(c)) for c in gathers]
     names: dict[Kernel, str] = {}
     for kernel in dict.fromkeys(kernels):

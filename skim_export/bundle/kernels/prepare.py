@@ -10,7 +10,8 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from skim_export.bundle.kernels.arithmetic import DIGIT_BASE, Form, token_bytes
+from skim_export.bundle.abi import prepared_bytes
+from skim_export.bundle.kernels.arithmetic import DIGIT_BASE, Form
 from skim_export.bundle.kernels.tir import (
     Expr,
     cast,
@@ -57,7 +58,7 @@ class _Token:
     def __init__(self, given: SimpleNamespace) -> None:
         self._x, self._column_scale, self._prepared = given.x, given.column_scale, given.prepared
         self._K = given.K
-        self._bytes = T.Bind(token_bytes(given.K))
+        self._bytes = T.Bind(prepared_bytes(given.K))
 
     def _each(self, m: Expr, emit: Callable[[Expr, Expr], None]) -> None:
         """Hand the columns of token `m`, times their scales, and their index to `emit`: vectors, then what is left."""

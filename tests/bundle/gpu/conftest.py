@@ -1,22 +1,15 @@
-import os
 import shutil
 from dataclasses import replace
 
 import pytest
 
-
-def missing(what):
-    """Skip, or fail in CI."""
-    (pytest.fail if "CI" in os.environ else pytest.skip)(f"{what} is missing")
+from tests.tools import missing, require, require_packages
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory):
     """A function: language -> directory with the kernels for some classes."""
-    try:
-        import tvm  # noqa: F401
-    except ImportError:
-        missing("tvm")
+    require_packages("tvm")
     from skim_export.bundle.gpu.target import load_gpu_target
     from skim_export.bundle.gpu.write import write_kernels
 
@@ -32,10 +25,9 @@ def bundle(tmp_path_factory):
 @pytest.fixture(scope="session")
 def opencl_context():
     """PoCL's."""
-    try:
-        import pyopencl as cl
-    except ImportError:
-        missing("pyopencl")
+    require_packages("pyopencl")
+    import pyopencl as cl
+
     try:
         platforms = [p for p in cl.get_platforms() if p.name == "Portable Computing Language"]
     except cl.Error:  # no platform at all
@@ -48,10 +40,9 @@ def opencl_context():
 @pytest.fixture(scope="session")
 def wgpu_device():
     """Any; without a GPU that of Mesa's software driver for Vulkan."""
-    try:
-        import wgpu
-    except ImportError:
-        missing("wgpu")
+    require_packages("wgpu")
+    import wgpu
+
     adapters = [a for a in wgpu.gpu.enumerate_adapters_sync() if a.info["backend_type"] == "Vulkan"]
     if not adapters:
         missing("a Vulkan driver (Debian: mesa-vulkan-drivers)")
@@ -60,7 +51,8 @@ def wgpu_device():
 
 @pytest.fixture(scope="session")
 def cpp_compiler():
-    return shutil.which("g++") or missing("g++")
+    require("g++")
+    return "g++"
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,10 @@ import tvm
 from tvm import rpc
 from tvm.support import cc
 
+from skim_export.bench.measure.calls import layers_call
+from skim_export.bench.measure.layers import Layers
 from skim_export.bundle.abi import prepared_bytes
 from skim_export.bundle.kernels.compile import Kernel, compile_scheduled
-from skim_export.bundle.measure.calls import layers_call
-from skim_export.bundle.measure.layers import Layers
 from skim_export.bundle.target import CpuTarget
 from skim_runtime.errors import UserError
 

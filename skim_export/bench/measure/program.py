@@ -128,7 +128,7 @@ class Program:
 
 
 def _source(name: str) -> str:
-    return resources.files("skim_export.bundle.measure").joinpath(name).read_text("utf-8")
+    return resources.files("skim_export.bench.measure").joinpath(name).read_text("utf-8")
 
 
 def _compile(command: Sequence[str], directory: Path) -> None:

@@ -15,14 +15,9 @@ from skim_export.bundle.row_class import RowClass
 from skim_export.packed import LevelKind
 from skim_runtime.errors import UserError
 
-__all__ = ["Layers", "class_number", "parse_classes", "random_layer"]
+__all__ = ["Layers", "parse_classes", "random_layer"]
 
 BOUNDS = {False: 1e-5, True: 1e-4}  # relative error of float32, and of tokens that are rounded to 16 bits
-
-
-def class_number(row_class: RowClass) -> int:
-    """The number of a class in the format."""
-    return int(row_class.kind) * 8 + row_class.bits - 1
 
 
 def parse_classes(widths: Sequence[str]) -> list[RowClass]:
@@ -43,7 +38,7 @@ def parse_classes(widths: Sequence[str]) -> list[RowClass]:
 
 def random_layer(random: np.random.Generator, row_class: RowClass, rows: int, columns: int) -> RandomLayer:
     """A layer whose rows all have one class with codebooks of int8; `columns` is a multiple of 32."""
-    return packed_layer(random, rows, columns, {class_number(row_class): 1.0})
+    return packed_layer(random, rows, columns, {row_class.number: 1.0})
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
+from skim_export.bundle.abi import prepare_name
 from skim_export.bundle.row_class import RowClass
 
 __all__ = ["layers_call"]
@@ -41,7 +42,7 @@ def layers_call(name: str, row_class: RowClass, integer: bool, kernel: str) -> A
         handles = {name: T.arg(name, T.handle()) for name in types}
         M, K, N, layers, threads = (T.arg(name, T.int32()) for name in ("M", "K", "N", "layers", "threads"))
         data = {name: T.match_buffer(handles[name], (T.int32(),), types[name]).data for name in types}
-        prepare = "skim_prepare_integer" if integer else "skim_prepare"
+        prepare = prepare_name(integer)
         tensors = [data[name] for name in ("codes", "codebook", "row_scale", "row_index", "prepared", "y")]
         with T.serial(0, layers) as layer:
             T.evaluate(T.call_extern("void", prepare, data["x"], data["column_scale"], data["prepared"], M, K))

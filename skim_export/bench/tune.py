@@ -8,10 +8,10 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-from skim_export.bench.sessions import activations, cold_layers
+from skim_export.bench.measure.layers import Layers, random_layer
+from skim_export.bench.measure.machine import Library, Machine, OnMachine
+from skim_export.bench.sessions import MANY_TOKENS, activations, cold_layers
 from skim_export.bundle.kernels.compile import Kernel
-from skim_export.bundle.measure.layers import Layers, random_layer
-from skim_export.bundle.measure.machine import Library, Machine, OnMachine
 from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Override, Prefill, Schedule, Tile
 from skim_export.packed import LevelKind
@@ -25,7 +25,7 @@ GAIN = 1.02  # what a change must be faster by: less is noise
 PASSES = 4  # through all numbers of a role, while something changes
 NEAR = 2  # places in the list of a number's values that a change may be away
 MOST_SUMS = 32  # rows times tokens of a tile; no CPU has registers for more
-CHECKED = (37, 2400)  # rows and columns that are no multiples of anything, for candidates to be checked on
+CHECKED = (37, 4832)  # rows and columns that candidates are checked on: multiples of little, and more than a tile has
 CHECKED_TOKENS = (1, 2, 5, 19)
 CROSSOVERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128]  # tokens; the first are a batch, the others a prefill
 LONGEST_BATCH = 256
@@ -49,7 +49,7 @@ class Role:
 
 ROLES = {
     "decode": Role((1,), {"rows": COUNTS, "lanes": WIDTHS[2:], "vector": WIDTHS, "ahead": AHEAD}),
-    "batch": Role((4, 8), {"vector": WIDTHS, "rows": COUNTS, "tokens": COUNTS, "lanes": WIDTHS[2:]}),
+    "batch": Role((4, 8), {"vector": WIDTHS, "rows": COUNTS, "tokens": COUNTS, "lanes": WIDTHS[2:], "ahead": AHEAD}),
     "prefill": Role(
         (32,),
         {
@@ -217,16 +217,12 @@ class _Tuner:
 
     def _round(self, library: Library, best: Kernel, other: Kernel, tokens: int) -> tuple[float, float]:
         """Medians of the seconds of two kernels."""
+        inputs = [(on, activations(tokens, on.layers.K)) for on in self._layers]
+        cold = tokens < MANY_TOKENS
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):
-            # More than one token take longer to multiply than weights to read.
             for kernel, seconds in zip((best, other), times, strict=True):
-                seconds.append(
-                    sum(
-                        library.seconds(kernel, on, activations(tokens, on.layers.K), SECONDS, cold=tokens == 1)
-                        for on in self._layers
-                    )
-                )
+                seconds.append(sum(library.seconds(kernel, on, x, SECONDS, cold=cold) for on, x in inputs))
         return statistics.median(times[0]), statistics.median(times[1])
 
     def _check(self, library: Library, kernels: Sequence[Kernel]) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from skim_runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from skim_export.bundle.measure.machine import Machine
+    from skim_export.bench.measure.machine import Machine
     from skim_export.bundle.target import CpuTarget
 
 __all__ = ["add_machine_arguments", "cold_bytes", "open_machine"]
@@ -53,7 +53,7 @@ def open_machine(args: argparse.Namespace, target: CpuTarget, threads: int) -> M
     """
     if args.rpc_key and not args.rpc:
         raise UserError(f"--rpc-key {args.rpc_key}: needs --rpc, the tracker")
-    from skim_export.bundle.measure.machine import board, this_machine
+    from skim_export.bench.measure.machine import board, this_machine
 
     if args.rpc:
         return board(target, threads, args.rpc, args.rpc_key or target.name)

@@ -1,0 +1,88 @@
+"""Compiling the CUDA kernels of the source tree with nvcc; results are kept, by a hash of all that they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from source_tree import ROOT
+
+from skim_runtime.errors import UserError
+
+__all__ = ["CUDA", "Nvcc", "kernel_sources"]
+
+CUDA = ROOT / "custom_ops" / "cuda"
+INCLUDES = (ROOT / "custom_ops" / "include", CUDA, CUDA / "gpu")
+OPTIONS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", *(f"-I{path}" for path in INCLUDES))
+BUILD = ROOT / "build" / "cuda"
+
+
+def kernel_sources() -> list[Path]:
+    """The translation units that hold kernels."""
+    return sorted(CUDA.glob("*.cu"))
+
+
+class Nvcc:
+    """The CUDA compiler.
+
+    Raises:
+        UserError: there is none.
+    """
+
+    def __init__(self) -> None:
+        path = shutil.which("nvcc")
+        if path is None:
+            raise UserError("nvcc is missing: install the CUDA toolkit, and have its bin directory in PATH")
+        self._nvcc = path
+        self._version = subprocess.run([path, "--version"], capture_output=True, text=True, check=True).stdout
+
+    def library(self, architecture: str) -> Path:
+        """A library of the kernels with their C interface (custom_ops/cuda/c_api.cpp) for one architecture ("sm_80").
+
+        Raises:
+            UserError: nvcc refuses.
+        """
+        options = ("-c", "-Xcompiler", "-fPIC", f"-arch={architecture}", *OPTIONS)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            sources = [*kernel_sources(), *sorted(CUDA.glob("*.cpp"))]
+            objects = list(pool.map(lambda source: self._compiled(f"{source.name}.o", [source], options), sources))
+        return self._compiled("libskim_cuda.so", objects, ("-shared", f"-arch={architecture}"))
+
+    def cubin(self, source: Path, architecture: str) -> Path:
+        """The machine code of one translation unit; beside it lies what the assembler reports, `.txt`.
+
+        Raises:
+            UserError: nvcc refuses.
+        """
+        options = ("-cubin", "-Xptxas", "-v", f"-arch={architecture}", *OPTIONS)
+        return self._compiled(f"{source.stem}.{architecture}.cubin", [source], options)
+
+    def _compiled(self, name: str, sources: Sequence[Path], options: Sequence[str]) -> Path:
+        directory = BUILD / self._key(sources, options)
+        target = directory / name
+        if target.exists():
+            return target
+        directory.mkdir(parents=True, exist_ok=True)
+        partial = directory / f"{os.getpid()}.{name}"
+        command = [self._nvcc, *options, "-o", str(partial), *map(str, sources)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            output = (done.stderr + done.stdout).splitlines()
+            reason = next((line for line in output if "error" in line), output[0] if output else "it gave no reason")
+            raise UserError(f"nvcc cannot make {name}: {reason.strip()}")
+        target.with_suffix(".txt").write_text(done.stderr, "utf-8")
+        partial.replace(target)
+        return target
+
+    def _key(self, sources: Sequence[Path], options: Sequence[str]) -> str:
+        """A hash of the compiler, its options, the sources and every header that they could include."""
+        headers = (path for directory in INCLUDES for path in sorted(directory.rglob("*.*h")))
+        digest = hashlib.sha256(repr((self._version, options)).encode())
+        for path in (*sources, *headers):
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,171 @@
+"""Are the CUDA kernels right? A grid of cases against float64 in numpy.
+
+Every case is launched twice and captured in a CUDA graph: all three must give the same bits, write every output and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from cuda_device import Device, Kernels, Layer
+
+from skim_export.bench.random_linear import random_linear
+from skim_export.packed import CLASSES
+
+__all__ = ["BOUNDS", "Case", "Finding", "cases", "check"]
+
+BOUNDS = {"float16": 1e-3, "float32": 1e-5}  # of norm(y - reference) / norm(reference)
+MARGIN = 64  # elements around an output that must stay as they are
+ALL_CLASSES = tuple(range(CLASSES))
+TABLES = ALL_CLASSES[:8]
+
+
+Codebook = Literal["int8", "float16"]
+Float = Literal["float16", "float32"]
+Epilogue = Literal["store", "silu", "multiply", "gather"]
+CODEBOOKS: tuple[Codebook, ...] = ("int8", "float16")
+FLOATS: tuple[Float, ...] = ("float16", "float32")
+EPILOGUES: tuple[Epilogue, ...] = ("store", "silu", "multiply")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One product, or one gathering of rows.
+
+    Attributes:
+        rows: N.
+        columns: K.
+        classes: of the rows, in equal shares.
+        tokens: M; ids, for a gathering.
+        codebook: type of the codebook's entries.
+        dtype: of activations and outputs.
+        epilogue: what becomes of the product, or "gather".
+        extras: whether there are a column scale and a bias.
+    """
+
+    rows: int
+    columns: int
+    classes: tuple[int, ...]
+    tokens: int
+    codebook: Codebook = "int8"
+    dtype: Float = "float16"
+    epilogue: Epilogue = "store"
+    extras: bool = False
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a case gave.
+
+    Attributes:
+        error: norm(y - reference) / norm(reference).
+        complaint: what is wrong, or None.
+    """
+
+    error: float
+    complaint: str | None
+
+
+def cases() -> Iterator[Case]:
+    """The grid: classes, tokens, shapes and epilogues, in both types of activations."""
+    base = Case(rows=208, columns=1024, classes=ALL_CLASSES, tokens=1)
+    for dtype in FLOATS:
+        of_type = replace(base, dtype=dtype)
+        for codebook in CODEBOOKS:
+            # Affine rows have no codebook.
+            for row_class, tokens in product(ALL_CLASSES if codebook == "int8" else TABLES, (1, 6, 11, 70)):
+                alone = replace(of_type, rows=45, columns=768, classes=(row_class,), tokens=tokens)
+                yield replace(alone, codebook=codebook, extras=tokens > 1)
+            for tokens in (0, *range(1, 18), 64, 65, 128, 130):
+                yield replace(of_type, codebook=codebook, tokens=tokens)
+            for columns, tokens in product((1, 31, 100, 256, 640, 1000), (0, 1, 50)):
+                gathered = replace(of_type, columns=columns, tokens=tokens, epilogue="gather")
+                yield replace(gathered, codebook=codebook, extras=columns % 2 == 0)
+        for columns in (1, 4, 31, 33, 64, 96, 100, 128, 160, 256, 288, 320, 384, 512, 576, 640, 1000, 1100, 4096):
+            for rows, tokens in ((5, 1), (16, 9), (130, 3), (129, 66)):
+                yield replace(of_type, rows=rows, columns=columns, classes=(0, 1, 2, 3, 4, 7, 10, 15), tokens=tokens)
+        for epilogue, tokens, extras in product(EPILOGUES, (1, 7, 16, 100), (False, True)):
+            yield replace(of_type, columns=640, tokens=tokens, epilogue=epilogue, extras=extras)
+
+
+def check(case: Case, kernels: Kernels, device: Device, seed: int = 0) -> Finding:
+    """Run a case and compare it."""
+    random = np.random.default_rng(seed)
+    shares = dict.fromkeys(case.classes, 1 / len(case.classes))
+    packed = random_linear(
+        random, case.rows, case.columns, shares, case.codebook, column_scale=case.extras, bias=case.extras
+    )
+    layer, weight = Layer(packed, device), packed.dequantize().astype(np.float64)
+    if case.epilogue == "gather":
+        ids = random.integers(0, case.rows, case.tokens)
+        ids[1::5] = random.choice([-1, case.rows, 1 << 40], len(ids[1::5]))
+        exists = (ids >= 0) & (ids < case.rows)
+        want = np.where(exists[:, None], weight[np.where(exists, ids, 0)], np.nan)
+        before = np.zeros_like(want)
+        on_device = torch.from_numpy(ids).to(device.place)
+        launch: Callable[[torch.Tensor], None] = lambda y: kernels.gather(layer, on_device, y)  # noqa: E731
+    else:
+        activations = random.standard_normal((case.tokens, case.columns)).astype(case.dtype)
+        before = random.standard_normal((case.tokens, case.rows)).astype(case.dtype).astype(np.float64)
+        products = activations.astype(np.float64) @ weight.T + (packed.bias if packed.bias.size else 0)
+        want = _with_epilogue(products, case.epilogue, before)
+        x = torch.from_numpy(activations).to(device.place)
+        launch = lambda y: kernels.matmul(layer, x, y, case.epilogue)  # noqa: E731
+    return _compare(case, want, before if case.epilogue == "multiply" else np.full_like(before, np.nan), launch, device)
+
+
+def _with_epilogue(
+    values: npt.NDArray[np.float64], epilogue: str, before: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    if epilogue == "silu":
+        values = values * np.exp(np.minimum(values, 0)) / (1 + np.exp(-np.abs(values)))
+    return values * before if epilogue == "multiply" else values
+
+
+def _compare(
+    case: Case,
+    want: npt.NDArray[np.float64],
+    before: npt.NDArray[np.float64],
+    launch: Callable[[torch.Tensor], None],
+    device: Device,
+) -> Finding:
+    """Launch on outputs that hold `before`, and look at what they and their surroundings hold then."""
+    poisoned = np.pad(before.reshape(-1), MARGIN, constant_values=np.nan).astype(case.dtype)
+    start = torch.from_numpy(poisoned).to(device.place)
+    whole = torch.empty_like(start)
+    y = whole[MARGIN : MARGIN + before.size].view(before.shape)
+
+    def again(call: Callable[[], None]) -> npt.NDArray[np.float16 | np.float32]:
+        whole.copy_(start)
+        call()
+        found: npt.NDArray[np.float16 | np.float32] = whole.cpu().numpy().copy()
+        return found
+
+    first, second = (again(lambda: launch(y)) for _ in range(2))
+    replayed = again(device.captured(lambda: launch(y))) if case.tokens else first
+    got = first[MARGIN : MARGIN + before.size].reshape(want.shape).astype(np.float64)
+    exists = ~np.isnan(want)
+    error = _relative(got[exists], want[exists])
+    complaint = None
+    if not error < BOUNDS[case.dtype]:
+        complaint = f"off by {error:.2e}"
+    elif not np.isnan(got[~exists]).all():
+        complaint = "rows that do not exist are numbers"
+    elif not np.isnan(np.concatenate([first[:MARGIN], first[MARGIN + before.size :]])).all():
+        complaint = "writes outside of its output"
+    elif first.tobytes() != second.tobytes():
+        complaint = "the second launch gives other bits"
+    elif first.tobytes() != replayed.tobytes():
+        complaint = "a captured graph gives other bits"
+    return Finding(error, complaint)
+
+
+def _relative(got: npt.NDArray[np.float64], want: npt.NDArray[np.float64]) -> float:
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want)) if want.size else 0.0

@@ -1,0 +1,209 @@
+"""How close the CUDA kernels can come to the speed of memory, by the instructions in their machine code: without a GPU.
+
+Each class of rows is compiled as a decode kernel of its own (roofline_probe.cu), for one token. What a warp runs of it
+is the shortest way through all tensor core instructions and loads of weights, their loops as often as K asks for and
+others once; one warp of a block goes on to store the result. A multiprocessor takes for a block of 16 rows at least
+
+- what its share of the memory's bandwidth takes to bring the block's codes and levels, and
+- for each pipe, the instructions of the block's warps over the pipe's rate (gpus.py).
+
+The longest of these is the limit; the first one over it is the share of the bandwidth that the kernel can reach. The
+model knows nothing of waiting: latencies, barriers, banks, caches and clocks below boost make it slower than predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cuda_build import Nvcc
+from gpus import GPUS, WARP, Gpu
+from ptxas_report import demangled
+from sass import Function, Instruction, disassemble, find_nvdisasm
+from text_table import markdown_table, write_markdown
+
+from skim_export.bench.speed import at_least, save_json
+from skim_export.packed import level_bytes, row_bytes
+from skim_runtime.errors import UserError
+
+__all__ = ["Prediction", "add_arguments", "pipe", "predict", "run"]
+
+PROBE = Path(__file__).with_name("roofline_probe.cu")
+WARPS, ROWS = 8, 16  # of a block (custom_ops/cuda/gpu/decode.cuh)
+WEIGHTS_OF_MMA = 16 * 16  # of a tensor core instruction
+SHARED_BYTES_PER_CLOCK = 128  # that a multiprocessor moves between registers and shared memory or L1 cache
+COUNTED = GPUS[1]  # whose instructions the table shows: they hardly differ
+KINDS = {"0": "int8 table", "1": "float16 table", "2": "affine"}  # skim::cuda::LevelKind
+
+PIPES = {
+    "ALU": "PRMT LOP3 SHF IADD3 ISETP LEA SEL MOV IMNMX VIMNMX IABS BMSK SGXT LOP PLOP3 FSETP FSEL FMNMX P2R R2P I2FP",
+    "FMA": "IMAD FFMA FADD FMUL FFMA32I IDP",
+    "half": "HADD2 HMUL2 HFMA2 HSETP2 HMNMX2",
+    "tensor": "HMMA",
+    "XU": "MUFU I2F F2I F2F FRND POPC FLO BREV",
+    "memory": "LDG STG LDS STS LDGSTS LDSM LDC LDL STL SHFL",
+}
+_PIPE_OF = {operation: name for name, operations in PIPES.items() for operation in operations.split()}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one class of rows can reach on one GPU.
+
+    Attributes:
+        gpu: its name.
+        kind: of the rows' levels.
+        bits: their width.
+        columns: K.
+        instructions: of a thread for a weight, by pipe, and in sum ("issue").
+        clocks: of a multiprocessor for a block, by what takes them: pipes, and the "bandwidth".
+        limit: which of them is the longest.
+        bandwidth_share: the part of the bandwidth that is left by it.
+    """
+
+    gpu: str
+    kind: str
+    bits: int
+    columns: int
+    instructions: dict[str, float]
+    clocks: dict[str, float]
+    limit: str
+    bandwidth_share: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("--columns", nargs="+", type=int, default=[4096, 8192], metavar="K", help="default: 4096 8192")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a JSON file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables to a Markdown file")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compile, count, and print a table for each K."""
+    at_least("--columns", 1, *args.columns)
+    for columns in args.columns:
+        if columns % 512:
+            raise UserError(f"--columns {columns}: must be a multiple of 512")
+    nvcc = Nvcc()
+    find_nvdisasm()  # before minutes of compilation
+    predictions = []
+    for gpu in GPUS:
+        functions = disassemble(nvcc.cubin(PROBE, gpu.architecture)).values()
+        probes = [function for function in functions if "Probe<" in demangled(function.name)]
+        predictions += [predict(probe, gpu, columns) for columns in args.columns for probe in probes]
+    tables = [_table([found for found in predictions if found.columns == columns]) for columns in args.columns]
+    sys.stdout.write("\n\n".join(tables) + "\n")
+    save_json(args.json, {"rows": [asdict(prediction) for prediction in predictions]})
+    write_markdown(args.markdown, tables)
+
+
+def pipe(instruction: Instruction) -> str | None:
+    """The pipe that an instruction goes to; None if it takes no more than its start."""
+    if instruction.operation.startswith("U") or instruction.operation == "R2UR":
+        return "uniform"
+    return _PIPE_OF.get(instruction.operation)
+
+
+def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
+    """What a probe's rows can reach on a GPU."""
+    kind, bits = (part.strip() for part in demangled(probe.name).split("<")[1].split(">")[0].rsplit(",", 1))
+    name = KINDS[kind.rsplit(")", 1)[-1]]
+    counts: dict[str, float] = defaultdict(float)
+    moved = 0.0
+    for at, times in _block(probe, int(bits), columns).items():
+        instruction = probe.instructions[at]
+        counts["issue"] += times
+        if (of := pipe(instruction)) == "memory":
+            moved += times * WARP * _bytes(instruction)
+        elif of is not None:
+            counts[of] += times
+    clocks = {of: count / gpu.rates[of] for of, count in counts.items()}
+    clocks["memory"] = moved / SHARED_BYTES_PER_CLOCK
+    row = row_bytes(int(bits), columns) + level_bytes(int(bits), name.split()[0], name == "affine")
+    clocks["bandwidth"] = ROWS * row / gpu.bytes_per_clock
+    limit = max(clocks, key=lambda of: clocks[of])
+    weights = ROWS * columns
+    return Prediction(
+        gpu=gpu.name,
+        kind=name,
+        bits=int(bits),
+        columns=columns,
+        instructions={of: WARP * count / weights for of, count in counts.items()},
+        clocks=clocks,
+        limit=limit,
+        bandwidth_share=clocks["bandwidth"] / clocks[limit],
+    )
+
+
+def _block(probe: Function, bits: int, columns: int) -> dict[int, float]:
+    """How often the warps of a block run each instruction, all together."""
+    code = probe.instructions
+
+    def count(what: Callable[[Instruction], bool], loop: range) -> int:
+        return sum(what(code[at]) for at in loop)
+
+    loops = list(probe.loops())
+    columns_loop = max((loop for loop in loops if count(_loads_codes, loop)), key=len)
+    weights = 8 * WARP * sum(_bytes(code[at]) for at in columns_loop if _loads_codes(code[at])) // bits
+    # Wide tables have a loop over words inside of it: as often as it takes to multiply what was loaded.
+    words_loop, words = range(0), 1
+    for loop in loops:
+        if loop.start > columns_loop.start and loop.stop < columns_loop.stop and count(_multiplies, loop):
+            words_loop, words = loop, weights // WEIGHTS_OF_MMA // count(_multiplies, loop)
+    turns = ROWS * columns / weights / WARPS
+    times: dict[int, float] = {}
+    for warps, path in ((WARPS - 1, probe.path(_is_needed)), (1, probe.path(_is_needed_to_store))):
+        for at in path:
+            of_warp = (turns if at in columns_loop else 1) * (words if at in words_loop else 1)
+            times[at] = times.get(at, 0) + warps * of_warp
+    return times
+
+
+def _multiplies(instruction: Instruction) -> bool:
+    return instruction.operation == "HMMA"
+
+
+def _is_needed(instruction: Instruction) -> bool:
+    """Whether every warp must come by it."""
+    return instruction.operation in ("HMMA", "LDG")
+
+
+def _is_needed_to_store(instruction: Instruction) -> bool:
+    """Whether the warp that stores must come by it."""
+    return instruction.operation in ("HMMA", "LDG", "STG")
+
+
+def _loads_codes(instruction: Instruction) -> bool:
+    """Whether it is the kernels' LoadOnce."""
+    return instruction.operation == "LDG" and "NA" in instruction.modifiers
+
+
+def _bytes(instruction: Instruction) -> int:
+    """What a thread moves with it."""
+    return next((int(size) // 8 for size in ("128", "64") if size in instruction.modifiers), 4)
+
+
+def _table(predictions: Sequence[Prediction]) -> str:
+    """One K: a line for each kind and width of rows, a column for each GPU."""
+    pipes = ("issue", "ALU", "FMA", "half", "tensor")
+    headings = ("rows", "instructions", *pipes[1:], *(gpu.name for gpu in GPUS))
+    of_gpu = {(found.gpu, found.kind, found.bits): found for found in predictions}
+    lines = []
+    for kind, bits in sorted({(found.kind, found.bits) for found in predictions}):
+        counted = of_gpu[COUNTED.name, kind, bits].instructions
+        shares = []
+        for gpu in GPUS:
+            found = of_gpu[gpu.name, kind, bits]
+            limit = "" if found.limit == "bandwidth" else f" {found.limit}"
+            shares.append(f"{found.bandwidth_share:.0%}{limit}")
+        lines.append(
+            (f"{kind}, {bits} bit{'s' * (bits > 1)}", *(f"{counted.get(name, 0):.2f}" for name in pipes), *shares)
+        )
+    columns = predictions[0].columns
+    title = f"K = {columns}: instructions for a weight on {COUNTED.name}, shares of the bandwidth, and what limits them"
+    return f"{title}\n\n{markdown_table(headings, lines)}"

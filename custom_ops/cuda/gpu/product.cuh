@@ -1,0 +1,174 @@
+// Codes times activations, summed up in registers: on tensor cores for halves, by fused multiply-adds for floats.
+#pragma once
+
+#include <device.cuh>
+
+#include "activations.cuh"
+#include "levels.cuh"
+#include "tile.cuh"
+
+namespace skim::cuda {
+
+// Sums of kRowTiles * 16 rows with kTokenTiles * 8 tokens, in the fragments of a warp's tensor core. With kSums also
+// the sums of the tokens themselves, as products with ones, of kSumTiles tiles of tokens: those of part `sum_part`.
+template <typename Float, int kRowTiles, int kTokenTiles, bool kSums, int kSumTiles = kTokenTiles>
+class Product;
+
+template <int kRowTiles, int kTokenTiles, bool kSums, int kSumTiles>
+class Product<Half, kRowTiles, kTokenTiles, kSums, kSumTiles> {
+ public:
+  using Reader = ActivationReader<Half, kTokenTiles>;
+
+  SKIM_DEVICE explicit Product(int sum_part = 0) : sum_part_(sum_part) {}
+
+  // Adds the products of code j of some of the reader's words, those from `word` on, as fragments `a`, with its
+  // columns.
+  template <int kSome>
+  SKIM_DEVICE void Add(const uint32_t (&a)[kSome][kRowTiles][4], const Reader& reader, int j, int word) {
+    constexpr uint32_t kOne = 0x3c003c00;
+    const uint32_t ones[4] = {kOne, kOne, kOne, kOne};
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+      uint32_t b[kSome][2];
+      reader.Fragments(t, j, word, b);
+#pragma unroll
+      for (int w = 0; w < kSome; ++w) {
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) MultiplyAdd(sums_[w % kChains][r][t], a[w][r], b[w]);
+        if (kSums && t / kSumTiles == sum_part_) MultiplyAdd(token_sums_[t % kSumTiles], ones, b[w]);
+      }
+    }
+  }
+
+  // The sums as MultiplyAdd leaves them.
+  SKIM_DEVICE const float (&Finish(int row_tile, int token_tile))[4] {
+    if (kChains == 2) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums_[0][row_tile][token_tile][i] += sums_[1 % kChains][row_tile][token_tile][i];
+    }
+    return sums_[0][row_tile][token_tile];
+  }
+
+  // The sum of token 2 c + i of a tile of this part.
+  SKIM_DEVICE float TokenSum(int tile, int i) const { return token_sums_[tile][i]; }
+
+ private:
+  // With a single sum every instruction would wait for the one before it.
+  static constexpr int kChains = kRowTiles * kTokenTiles == 1 ? 2 : 1;
+
+  float sums_[kChains][kRowTiles][kTokenTiles][4] = {};
+  float token_sums_[kSums ? kSumTiles : 1][4] = {};
+  int sum_part_;
+};
+
+// The four threads of a quad have the sums of other columns each, and add them up at the end.
+template <bool kSums>
+class Product<float, 1, 1, kSums, 1> {
+ public:
+  using Reader = ActivationReader<float, 1>;
+
+  SKIM_DEVICE void Add(const uint32_t (&a)[1][1][4], const Reader& reader, int j, int) {
+    float weights[2][4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {  // fragment i: row i % 2, columns 2 (i / 2) and the next
+      weights[i % 2][i / 2 * 2] = HalfToFloat(a[0][0][i] & 0xffff);
+      weights[i % 2][i / 2 * 2 + 1] = HalfToFloat(a[0][0][i] >> 16);
+    }
+#pragma unroll
+    for (int t = 0; t < kMmaTokens; ++t) {
+      if (t >= reader.count()) break;
+      const float4 x = reader.Columns(t, j);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        sums_[h][t] += weights[h][0] * x.x;
+        sums_[h][t] += weights[h][1] * x.y;
+        sums_[h][t] += weights[h][2] * x.z;
+        sums_[h][t] += weights[h][3] * x.w;
+      }
+      if (kSums) sums_[2][t] += x.x + x.y + (x.z + x.w);
+    }
+  }
+
+  SKIM_DEVICE const float (&Finish(int, int))[4] {
+    const int c = threadIdx.x % 4;
+#pragma unroll
+    for (int t = 0; t < kMmaTokens; ++t) {
+#pragma unroll
+      for (int i = 0; i < (kSums ? 3 : 2); ++i) {
+        float sum = sums_[i][t];
+        sum += __shfl_xor_sync(0xffffffff, sum, 1);
+        sum += __shfl_xor_sync(0xffffffff, sum, 2);
+        if (t / 2 == c) (i < 2 ? result_[2 * i + t % 2] : token_sums_[t % 2]) = sum;
+      }
+    }
+    return result_;
+  }
+
+  SKIM_DEVICE float TokenSum(int, int i) const { return token_sums_[i]; }
+
+ private:
+  float sums_[kSums ? 3 : 2][kMmaTokens] = {};
+  float result_[4] = {}, token_sums_[2] = {};
+};
+
+// Adds kSome words of codes, [word][row tile][row g or g + 8], times what `reader` reads for its words from `first` on.
+template <int kSome, int kRowTiles, int kBits, typename Levels, typename Reader, typename Product>
+SKIM_DEVICE void AddSomeWords(const Levels (&levels)[kRowTiles][2], const uint32_t (&codes)[kSome][kRowTiles][2][kBits],
+                              const Reader& reader, int first, Product& product) {
+  constexpr int kCodes = Levels::kTogether;
+#pragma unroll
+  for (int i = 0; i < 8 / kCodes; ++i) {
+    if (kCodes == 1) __syncwarp();  // no lookups of the next code yet: the registers are needed for this one's
+    uint32_t a[kCodes][kSome][kRowTiles][4];
+#pragma unroll
+    for (int w = 0; w < kSome; ++w) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          uint32_t halves[kCodes][2];
+          levels[r][h].Decode(codes[w][r][h], i, halves);
+#pragma unroll
+          for (int k = 0; k < kCodes; ++k) a[k][w][r][h] = halves[k][0], a[k][w][r][2 + h] = halves[k][1];
+        }
+      }
+    }
+#pragma unroll
+    for (int k = 0; k < kCodes; ++k) {
+      product.Add(a[k], reader, kCodes == 1 ? i : PairFirst(kBits, i) + k * PairDistance(kBits), first);
+    }
+  }
+}
+
+template <int kRowTiles, int kBits>
+SKIM_DEVICE void Copy(const uint32_t (&from)[kRowTiles][2][kBits], uint32_t (&to)[kRowTiles][2][kBits]) {
+#pragma unroll
+  for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int v = 0; v < kBits; ++v) to[r][h][v] = from[r][h][v];
+    }
+  }
+}
+
+// Adds the reader's words.
+template <int kWords, int kRowTiles, int kBits, typename Levels, typename Reader, typename Product>
+SKIM_DEVICE void AddWords(const Levels (&levels)[kRowTiles][2], const uint32_t (&codes)[kWords][kRowTiles][2][kBits],
+                          const Reader& reader, Product& product) {
+  if constexpr (kWords <= Levels::kTogether) {
+    AddSomeWords(levels, codes, reader, 0, product);
+  } else {
+    // One after the other, and not unrolled: the lookups of two words do not fit into the registers.
+    static_assert(kWords == 2);
+    uint32_t word[1][kRowTiles][2][kBits];
+    Copy(codes[0], word[0]);
+#pragma unroll 1
+    for (int w = 0; w < kWords; ++w) {
+      AddSomeWords(levels, word, reader, w, product);
+      Copy(codes[1], word[0]);
+    }
+  }
+}
+
+}  // namespace skim::cuda

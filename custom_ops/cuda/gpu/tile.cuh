@@ -1,0 +1,100 @@
+// How a product's rows are cut among blocks, and how a block's tile of it is finished and stored.
+#pragma once
+
+#include <device.cuh>
+
+#include "levels.cuh"
+#include "skim/cuda.h"
+
+namespace skim::cuda {
+
+using Half = uint16_t;
+
+constexpr int kSharedBytes = 64 * 1024;  // that a block may have on every GPU since Turing
+
+constexpr int kMmaRows = 16, kMmaTokens = 8;  // of one tensor core instruction
+
+static constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// A block's rows: all of one class.
+struct RowTile {
+  const RowRun& run;
+  int first;  // in the run
+};
+
+// Tiles of `rows` rows that a layer is cut into; the last of each class may have fewer.
+static inline int64_t CountTiles(const Layer& layer, int rows) {
+  int64_t tiles = 0;
+  for (int i = 0; i < layer.run_count; ++i) tiles += CeilDiv(layer.runs[i].count, rows);
+  return tiles;
+}
+
+SKIM_DEVICE RowTile FindTile(const Layer& layer, int tile, int rows) {
+  const RowRun* run = layer.runs;
+  for (int tiles; tile >= (tiles = static_cast<int>(CeilDiv(run->count, rows))); ++run) tile -= tiles;
+  return {*run, tile * rows};
+}
+
+SKIM_DEVICE float LoadFloat(const float* from) { return Load(from); }
+SKIM_DEVICE float LoadFloat(const Half* from) { return HalfToFloat(Load(from)); }
+SKIM_DEVICE void StoreFloat(float* to, float value) { *to = value; }
+SKIM_DEVICE void StoreFloat(Half* to, float value) { *to = FloatToHalf(value); }
+SKIM_DEVICE float ReadBack(const float* from) { return *from; }
+SKIM_DEVICE float ReadBack(const Half* from) { return HalfToFloat(*from); }
+
+// Where a row's products go, and what is done to them.
+template <typename Float>
+class RowOutput {
+ public:
+  // `y`: of the tile's first token.
+  SKIM_DEVICE RowOutput(const DeviceLayer& layer, const RowRun& run, int row, Epilogue epilogue, Float* y)
+      : scale_(LoadRowScale(KindOf(run.row_class, layer.layer.weights.codebook_type), run, row, layer.column_unit)),
+        N_(layer.layer.weights.N),
+        epilogue_(epilogue) {
+    const int64_t stored = run.first + row;
+    const int64_t n = layer.layer.destination ? Load(layer.layer.destination + stored) : stored;
+    bias_ = layer.layer.weights.bias.size ? Load(layer.layer.weights.bias.data + n) : 0.0f;
+    y_ = y + n;
+  }
+
+  // `product`: of a token with the row's levels, `sum`: of the token's x.
+  SKIM_DEVICE void Store(int token, float product, float sum) const {
+    float value = product * scale_.scale + (scale_.offset * sum + bias_);
+    Float* y = y_ + token * N_;
+    if (epilogue_ == Epilogue::kSilu) value /= 1.0f + expf(-value);
+    if (epilogue_ == Epilogue::kMultiply) value *= ReadBack(y);
+    StoreFloat(y, value);
+  }
+
+ private:
+  RowScale scale_;
+  float bias_;
+  int64_t N_;
+  Epilogue epilogue_;
+  Float* y_;
+};
+
+// A tile of products in shared memory: [tokens][kRows], so that a warp stores to rows beside each other. Its stride
+// spreads what a warp writes of a tensor core's result over all banks.
+template <int kRows>
+class ProductTile {
+ public:
+  static constexpr int kStride = kRows + 4;
+  static constexpr int Floats(int tokens) { return tokens * kStride; }
+
+  SKIM_DEVICE explicit ProductTile(float* shared) : tile_(shared) {}
+
+  // A thread's part of a tensor core's result (see MultiplyAdd) whose first row and token these are.
+  SKIM_DEVICE void Write(int row, int token, const float (&d)[4]) const {
+    const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) tile_[(token + 2 * c + i % 2) * kStride + row + g + i / 2 * 8] = d[i];
+  }
+
+  static SKIM_DEVICE float Read(const float* tile, int row, int token) { return tile[token * kStride + row]; }
+
+ private:
+  float* tile_;
+};
+
+}  // namespace skim::cuda

@@ -1,0 +1,116 @@
+// The operators for the CUDA execution provider. They enqueue kernels on the session's stream, and neither allocate nor
+// wait when they run, so that a CUDA graph can capture them.
+#include "cuda_weights.h"
+#include "gather.h"
+#include "product.h"
+#include "skim/cuda.h"
+
+namespace skim {
+namespace {
+
+using Weights = std::shared_ptr<const DeviceWeights>;
+
+void* ComputeStream(const OrtApi* api, const OrtKernelContext* context) {
+  void* stream = nullptr;
+  Call(abi::KernelContext_GetGPUComputeStream, api, context, &stream);
+  return stream;
+}
+
+// The runtime's own memory is aligned; what a caller binds may not be.
+void CheckAligned(const void* data, const char* name, const std::string& node) {
+  if (reinterpret_cast<uintptr_t>(data) % cuda::kDeviceAlignment != 0) {
+    throw InvalidArgument(node + ": " + name + " must begin at a multiple of " +
+                          std::to_string(cuda::kDeviceAlignment) + " bytes");
+  }
+}
+
+// A product with packed weights, and what becomes of it.
+struct Step {
+  Weights weights;
+  cuda::Epilogue epilogue;
+};
+
+std::vector<Step> ReadSteps(LutMatMulOperator, const OrtApi* api, const OrtKernelInfo* info, const std::string& node) {
+  return {{UploadWeights(api, info, node), cuda::Epilogue::kStore}};
+}
+
+std::vector<Step> ReadSteps(LutSwigluOperator, const OrtApi* api, const OrtKernelInfo* info, const std::string& node) {
+  return {{UploadWeights(api, info, node, 1, "gate_"), cuda::Epilogue::kSilu},
+          {UploadWeights(api, info, node, 1 + kWeightInputs, "up_"), cuda::Epilogue::kMultiply}};
+}
+
+template <typename Operator>
+class CudaProduct {
+ public:
+  CudaProduct(const Op& op, const OrtApi* api, const OrtKernelInfo* info)
+      : api_(api),
+        type_(static_cast<FloatType>(op.activation_type)),
+        node_(NodeText(api, info, Operator::kName)),
+        steps_(ReadSteps(Operator(), api, info, node_)) {}
+
+  OrtStatus* Run(OrtKernelContext* context) const {
+    return Guarded(api_, [&] { Compute(context); });
+  }
+
+ private:
+  void Compute(OrtKernelContext* context) const {
+    const Layer& layer = steps_.front().weights->layer().layer;
+    const Activations x = ReadActivations(api_, context, layer, node_);
+    void* y = TensorData(api_, MakeOutput(api_, context, x.output_shape));
+    if (x.M == 0) return;
+    CheckAligned(x.data, "X", node_);
+    CheckAligned(y, "Y", node_);
+    void* stream = ComputeStream(api_, context);
+    for (const Step& step : steps_) {
+      const int error = cuda::Matmul(step.weights->layer(), x.data, type_, x.M, step.epilogue, y, stream);
+      CheckCuda(error, node_,
+                "M=" + std::to_string(x.M) + ", N=" + std::to_string(layer.weights.N) +
+                    ", K=" + std::to_string(layer.weights.K));
+    }
+  }
+
+  const OrtApi* api_;
+  FloatType type_;
+  std::string node_;
+  std::vector<Step> steps_;
+};
+
+class CudaGather {
+ public:
+  CudaGather(const Op&, const OrtApi* api, const OrtKernelInfo* info)
+      : api_(api),
+        node_(NodeText(api, info, kGatherName)),
+        type_(ReadOutputType(api, info, node_)),
+        weights_(UploadWeights(api, info, node_)) {}
+
+  OrtStatus* Run(OrtKernelContext* context) const {
+    return Guarded(api_, [&] { Compute(context); });
+  }
+
+ private:
+  void Compute(OrtKernelContext* context) const {
+    const cuda::DeviceLayer& layer = weights_->layer();
+    const int64_t K = layer.layer.weights.K;
+    const Rows rows = ReadRows(api_, context, K, type_, node_);
+    if (rows.count == 0) return;
+    CheckAligned(rows.y, "Y", node_);
+    const int error = cuda::Gather(layer, rows.ids, rows.count, rows.y, type_, ComputeStream(api_, context));
+    CheckCuda(error, node_, std::to_string(rows.count) + " ids, K=" + std::to_string(K));
+  }
+
+  const OrtApi* api_;
+  std::string node_;
+  FloatType type_;
+  Weights weights_;
+};
+
+}  // namespace
+
+void AddCudaOps(const OrtApi* api, std::list<Op>& ops) {
+  constexpr const Kernels* kNotOnCpu = nullptr;
+  AddProduct<LutMatMulOperator, CudaProduct<LutMatMulOperator>>(api, kNotOnCpu, ops);
+  AddProduct<LutSwigluOperator, CudaProduct<LutSwigluOperator>>(api, kNotOnCpu, ops);
+  AddGather<CudaGather>(api, kNotOnCpu, ops);
+}
+
+}  // namespace skim

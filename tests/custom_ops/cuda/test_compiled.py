@@ -1,0 +1,146 @@
+"""What nvcc makes of the CUDA kernels: no GPU is needed to see what they take of one."""
+
+import os
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from cuda_build import CUDA, Nvcc, kernel_sources
+from gpus import ARCHITECTURES
+from ptxas_report import read_report
+from sass import disassemble, find_nvdisasm
+
+from skim_runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a kernel may take, and how many of its blocks a multiprocessor holds then.
+
+    Attributes:
+        threads: of a block.
+        registers: of a thread, at most.
+        shared_bytes: of a block's dynamic shared memory: for rows of up to 4 bits and as many tokens as there may be.
+        blocks: of one multiprocessor with 64, 100, 164 and 228 KiB of shared memory.
+    """
+
+    threads: int
+    registers: int
+    shared_bytes: int
+    blocks: tuple[int, int, int, int]
+
+
+# By source file, for all kernels in it.
+KERNELS = {
+    "decode_8": Expected(256, 128, 32 << 10, (2, 2, 2, 2)),
+    "decode_16": Expected(256, 255, 64 << 10, (1, 1, 1, 1)),
+    "decode_float32": Expected(256, 128, 64 << 10, (1, 1, 2, 2)),
+    "prefill": Expected(128, 255, 64 << 10, (1, 1, 2, 2)),
+    "gather": Expected(128, 64, 0, (8, 8, 8, 8)),
+}
+SHARED = (64 << 10, 100 << 10, 164 << 10, 228 << 10)
+FAST = "sm_80"  # the architecture that is always tested
+
+of_every_architecture = pytest.mark.parametrize(
+    "compiled",
+    [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != FAST)],
+    indirect=True,
+)
+
+
+def missing(what):
+    """Skip, or fail in CI."""
+    (pytest.fail if "CI" in os.environ else pytest.skip)(what)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    architecture: str
+    cubins: dict[str, Path]
+
+    def resources(self, name):
+        """Resources of the kernels in a source file."""
+        return list(read_report(self.cubins[name].with_suffix(".txt").read_text()))
+
+    def code(self, name):
+        """The instructions of each kernel in a source file, without the functions that they call."""
+        kernels = {found.kernel for found in self.resources(name)}
+        return [f.instructions for f in disassemble(self.cubins[name]).values() if f.name in kernels]
+
+
+@pytest.fixture(scope="module")
+def compiled(request):
+    """All kernels for one architecture, compiled two files at a time, those that take longest first."""
+    if shutil.which("nvcc") is None:
+        missing("nvcc is missing")
+    nvcc, started = Nvcc(), time.monotonic()
+    names = ("prefill", "decode_float32", "decode_16", "decode_8", "gather")
+    with ThreadPoolExecutor(2) as pool:
+        cubins = pool.map(lambda name: nvcc.cubin(CUDA / f"{name}.cu", request.param), names)
+        found = Compiled(request.param, dict(zip(names, cubins, strict=True)))
+    terminal = request.config.pluginmanager.getplugin("terminalreporter")
+    terminal.write_line(f"\nkernels for {request.param}: {time.monotonic() - started:.0f} s")
+    return found
+
+
+def test_every_source_file_is_known():
+    assert {source.stem for source in kernel_sources()} == KERNELS.keys()
+
+
+@of_every_architecture
+def test_everything_is_in_registers(compiled):
+    for name in KERNELS:
+        resources = compiled.resources(name)
+        assert resources
+        assert not [found for found in resources if found.spill_bytes or found.stack_bytes]
+
+
+@of_every_architecture
+def test_occupancy(compiled):
+    architecture = ARCHITECTURES[compiled.architecture]
+    place = SHARED.index(architecture.shared_bytes)
+    for name, expected in KERNELS.items():
+        for found in compiled.resources(name):
+            assert found.registers <= expected.registers, name
+            shared = found.shared_bytes + expected.shared_bytes
+            blocks = architecture.resident_blocks(expected.threads, found.registers, shared)
+            assert blocks >= expected.blocks[place], name
+
+
+@of_every_architecture
+def test_instructions(compiled):
+    """Weights come 16 bytes a thread and go through tensor cores; activations are copied without registers."""
+    try:
+        find_nvdisasm()
+    except UserError as error:
+        missing(str(error))
+    for name in ("decode_8", "decode_16", "prefill"):
+        for code in compiled.code(name):
+            assert any(i.operation == "HMMA" for i in code)
+            if compiled.architecture != "sm_75":  # Turing can't
+                assert any(i.operation == "LDGSTS" for i in code)
+    for code in compiled.code("decode_8"):
+        assert any(i.operation == "LDG" and {"128", "NA"} <= set(i.modifiers) for i in code)
+    for code in compiled.code("decode_float32"):
+        assert any(i.operation == "FFMA" for i in code)
+        assert not any(i.operation == "HMMA" for i in code)
+
+
+@pytest.mark.parametrize(
+    ("threads", "registers", "shared", "blocks"),
+    [
+        (256, 128, 0, 2),
+        (256, 129, 0, 1),  # registers come in units of 8
+        (128, 255, 0, 2),
+        (1024, 32, 0, 2),
+        (32, 16, 0, 32),
+        (128, 32, 80 << 10, 2),
+        (128, 32, 82 << 10, 1),  # and a KiB for the system
+        (128, 32, 164 << 10, 0),
+    ],
+)
+def test_resident_blocks(threads, registers, shared, blocks):
+    assert ARCHITECTURES["sm_80"].resident_blocks(threads, registers, shared) == blocks

@@ -1,0 +1,170 @@
+"""The emulation of a GPU itself: it computes what a GPU does, and sees what a GPU would leave undefined."""
+
+import ctypes
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+POISON = 0xFF
+
+
+@pytest.fixture(scope="module")
+def path(on_cpu):
+    return on_cpu / "libskim_emulation_test.so"
+
+
+@pytest.fixture(scope="module")
+def kernels(path):
+    return ctypes.CDLL(str(path))
+
+
+def pointer(array):
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def abort_of(path, call):
+    """What a process prints that makes a call of the library and must abort."""
+    program = (
+        "import ctypes, sys; import numpy as np; kernels = ctypes.CDLL(sys.argv[1]);"
+        f"x = np.zeros(64, np.uint8); address = x.ctypes.data; address += -address % 16; {call}"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.startswith("CUDA on the CPU: ")
+    return done.stderr
+
+
+def test_multiply_add(kernels, order):
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(16, 16)).astype(np.float16)
+    b = rng.normal(size=(16, 8)).astype(np.float16)
+    d = rng.normal(size=(16, 8)).astype(np.float32)
+    # Rows and columns as device.cuh says, [lane, register, half].
+    g, c = np.divmod(np.arange(32), 4)
+    rows = np.stack([g, g + 8, g, g + 8], axis=1)[:, :, None]
+    pair = 2 * c[:, None] + [0, 1]
+    columns = np.stack([pair, pair, pair + 8, pair + 8], axis=1)
+    a_parts = a[rows, columns]
+    b_parts = b[columns[:, ::2], g[:, None, None]]
+    d_places = rows[:, :2], pair[:, None]
+    d_parts = d[d_places]
+    kernels.TryMultiply(pointer(a_parts), pointer(b_parts), pointer(d_parts))
+    got = np.empty_like(d)
+    got[d_places] = d_parts
+    np.testing.assert_allclose(got, d + a.astype(np.float64) @ b.astype(np.float64), rtol=0, atol=1e-5)
+
+
+def test_shuffle(kernels, order):
+    x = np.random.default_rng(0).normal(size=(3, 32)).astype(np.float32)
+    y = np.empty_like(x)
+    kernels.TryShuffle(3, pointer(x), pointer(y))
+    np.testing.assert_allclose(y, np.broadcast_to(x.sum(axis=1, keepdims=True), y.shape), atol=1e-5)
+
+
+def test_halves(kernels):
+    """Differences and products are rounded once, subnormals and overflows included."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 1 << 16, 2 * 32 * 1000).astype(np.uint16).view(np.float16) for _ in range(2))
+    difference, product = np.empty_like(a), np.empty_like(a)
+    kernels.TryHalf2(1000, pointer(a), pointer(b), pointer(difference), pointer(product))
+    with np.errstate(invalid="ignore", over="ignore"):
+        np.testing.assert_array_equal(difference, (a.astype(np.float64) - b.astype(np.float64)).astype(np.float16))
+        np.testing.assert_array_equal(product, (a.astype(np.float64) * b.astype(np.float64)).astype(np.float16))
+
+
+@pytest.mark.parametrize("threads", [32, 256, 1024])
+def test_pipeline(kernels, order, threads):
+    x = np.random.default_rng(0).integers(0, 255, (5, threads, 16)).astype(np.uint8)
+    y = np.empty_like(x)
+    assert kernels.TryPipeline(0, pointer(x), pointer(y), 5, threads) == 0
+    np.testing.assert_array_equal(y, x)
+
+
+def test_missing_wait(kernels, order):
+    """Poison is read, as no byte of x is 255."""
+    x = np.random.default_rng(0).integers(0, 255, (5, 64, 16)).astype(np.uint8)
+    y = np.empty_like(x)
+    assert kernels.TryPipeline(1, pointer(x), pointer(y), 5, 64) == 0
+    assert (y == POISON).any()
+
+
+@pytest.mark.parametrize("fault", [2, 3])
+def test_missing_barrier(path, order, fault):
+    call = f"x = np.zeros((5, 64, 16), np.uint8); kernels.TryPipeline({fault}, x.ctypes, x.ctypes, 5, 64)"
+    assert re.search("threads [0-9]+ and [0-9]+ race for byte [0-9]+ of shared memory", abort_of(path, call))
+
+
+def test_races_in_a_warp(path, kernels, order):
+    """Neighbours read what each other writes: behind the block's barrier, the warp's, or none."""
+    assert kernels.TryExchange(1) == 0
+    assert kernels.TryExchange(2) == 0
+    assert "race for byte" in abort_of(path, "kernels.TryExchange(0)")
+
+
+NAMES = ["has ended", "waits at __syncthreads", "waits at __syncwarp", "waits at __shfl_xor_sync"]
+NAMES += ["waits at MultiplyAdd"]
+
+
+@pytest.mark.parametrize(("others", "last"), [(1, 0), (0, 1), (1, 2), (2, 0), (2, 3), (3, 4), (4, 0), (0, 4), (4, 1)])
+def test_divergence_aborts(path, others, last):
+    message = abort_of(path, f"kernels.TryDivergence({others}, {last})")
+    assert NAMES[others] in message
+    assert NAMES[last] in message
+
+
+@pytest.mark.parametrize("barrier", [0, 1, 2, 3, 4])
+def test_no_divergence(kernels, barrier, order):
+    assert kernels.TryDivergence(barrier, barrier) == 0
+
+
+def test_shared_memory_is_poisoned(kernels):
+    content = np.zeros(32, np.uint8)
+    assert kernels.TryShared(ctypes.c_size_t(100), 99, pointer(content)) == 0
+    assert (content == POISON).all()
+
+
+def test_too_much_shared_memory(kernels):
+    content = np.zeros(32, np.uint8)
+    assert kernels.TryShared(ctypes.c_size_t(232448), 0, pointer(content)) == 0
+    assert kernels.TryShared(ctypes.c_size_t(232449), 0, pointer(content)) == 1
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "message"),
+    [
+        (4, 0, "CopyAsync from 0x"),
+        (0, 8, "CopyAsync to 0x"),
+        (0, 64, "CopyAsync to byte 64 of 64"),
+        (0, -16, "CopyAsync to byte -16 of 64"),
+    ],
+)
+def test_copy_aborts(path, source, destination, message):
+    call = f"kernels.TryCopy(ctypes.c_void_p(address + {source}), {destination})"
+    assert message in abort_of(path, call)
+
+
+def test_permute(kernels, path):
+    y = np.zeros(1, np.uint32)
+    kernels.TryPermute(ctypes.c_uint32(0x7250), pointer(y))
+    assert y[0] == 0x77225500
+    assert "selector 0x8000" in abort_of(path, "kernels.TryPermute(0x8000, ctypes.c_void_p(address))")
+
+
+def test_order(kernels, order):
+    counts, orders = np.zeros(1, np.uint32), np.zeros((3, 2, 64), np.uint32)
+    assert kernels.TryOrder(3, pointer(orders), pointer(counts)) == 0
+    assert counts[0] == orders.size
+    forward = np.arange(3)[:, None, None] * 64 + np.arange(64) + np.zeros((1, 2, 1), int)
+    np.testing.assert_array_equal(np.sort(orders.ravel()), np.sort(forward.ravel()))
+    if order == "shuffled":
+        assert (orders[:, 0] != orders[:, 1]).any()
+    else:
+        np.testing.assert_array_equal(orders, forward if order == "forward" else forward[::-1, :, ::-1])
+
+
+def test_unknown_order(path):
+    call = "import os; os.environ['SKIM_CUDA_ORDER'] = 'random'; kernels.TryDivergence(0, 0)"
+    assert "SKIM_CUDA_ORDER=random: must be" in abort_of(path, call)

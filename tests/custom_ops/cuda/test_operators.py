@@ -1,0 +1,183 @@
+"""The operators for CUDA, driven by onnxruntime on the CPU: kernels under emulation, on a GPU with the host's memory.
+
+This GPU ends the process where the operators mistake one memory for the other.
+"""
+
+import ctypes
+import gc
+import itertools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper
+
+from skim_export.packed import PackedLinear
+from tests.random_packed import random_packed
+
+from ..models import TYPES, attributes, gather_model, initializers, matmul_model, model, relative_error, run, session
+from ..native import ROOT, build_native
+from ..test_swiglu import expected, pair, swiglu_model
+
+BOUND = {np.float32: 1e-5, np.float16: 1e-3}
+ALL = list(range(16))
+
+
+@pytest.fixture(scope="module")
+def library():
+    directory = build_native("on_cpu", ["-DCMAKE_BUILD_TYPE=Release"], ["skim_ops_on_cpu"])
+    return directory / "tests" / "ort_on_cpu" / "libskim_ops_on_cpu.so"
+
+
+@pytest.fixture
+def blocks(library):
+    """Counts blocks of the fake GPU's memory; none must be left in the end."""
+    count = ctypes.CDLL(str(library)).FakeGpuBlocks
+    yield count
+    gc.collect()
+    assert count() == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("entries", [np.int8, np.float16])
+def test_matmul(library, blocks, dtype, entries):
+    rng = np.random.default_rng(0)
+    for (rows, columns, scale, bias), m in zip(
+        [(1, 1, False, False), (33, 100, True, False), (100, 256, False, True), (64, 640, True, True)],
+        itertools.cycle([1, 3, 17]),
+    ):
+        packed = random_packed(rng, rows, columns, ALL[:rows], entries, column_scale=scale, bias=bias)
+        x = rng.normal(size=(m, columns)).astype(dtype)
+        want = x.astype(np.float64) @ packed.dequantize().T + (packed.bias if bias else 0)
+        got = run(session(matmul_model(packed, dtype), library=library), x, (m, rows), dtype)
+        assert relative_error(got, want) < BOUND[dtype]
+
+
+@pytest.mark.parametrize(("factor", "size"), [(2**-12, 3e4), (1, 1e3), (500, 300)])
+def test_column_scales_of_any_size(library, blocks, factor, size):
+    """Scaled activations don't leave the range of float16, where outputs don't."""
+    packed = random_packed(np.random.default_rng(1), 20, 64, [2, 9], column_scale=True)
+    packed = replace(
+        packed,
+        column_scale=(packed.column_scale * factor).astype(np.float16),
+        row_scale=(packed.row_scale / 256).astype(np.float16),
+    )
+    x = (np.random.default_rng(2).normal(size=(2, 64)).clip(-2, 2) * size).astype(np.float16)
+    got = run(session(matmul_model(packed, np.float16), library=library), x, (2, 20), np.float16)
+    assert relative_error(got, x.astype(np.float64) @ packed.dequantize().T) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_swiglu(library, blocks, dtype):
+    rng = np.random.default_rng(3)
+    gate, up = pair(rng, 40, 160, (True, False))
+    s = session(swiglu_model(gate, up, dtype), library=library)
+    assert blocks() == 2
+    for m in (1, 18):
+        x = rng.normal(size=(m, 160)).astype(dtype)
+        assert relative_error(run(s, x, (m, 40), dtype), expected(gate, up, x)) < 2 * BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_gather(library, blocks, dtype):
+    rng = np.random.default_rng(4)
+    packed = random_packed(rng, 50, 200, ALL, column_scale=True)
+    ids = rng.integers(0, 50, (2, 3))
+    s = session(gather_model(packed, dtype), library=library)
+    assert relative_error(run(s, ids, (2, 3, 200), dtype), packed.dequantize()[ids]) < BOUND[dtype]
+    # A GPU can't refuse an id.
+    bad = run(s, np.array([7, 50, -1]), (3, 200), dtype)
+    assert relative_error(bad[0], packed.dequantize()[7]) < BOUND[dtype]
+    assert np.isnan(bad[1:]).all()
+
+
+def test_nothing_to_do(library, blocks):
+    packed = random_packed(np.random.default_rng(5), 20, 64, [2])
+    assert session(matmul_model(packed), library=library).run(None, {"X": np.ones((2, 0, 64), np.float32)})[0].size == 0
+    assert session(gather_model(packed), library=library).run(None, {"ids": np.ones(0, np.int64)})[0].shape == (0, 64)
+
+
+def tied_model(packed):
+    """An embedding and a head on the same initializers."""
+    values = attributes(packed)
+    names = PackedLinear.TENSORS
+    nodes = [
+        helper.make_node("LutGather", ["ids", *names], ["E"], "embedding", domain="ai.skim", dtype=10, **values),
+        helper.make_node("LutMatMul", ["E", *names], ["Y"], "head", domain="ai.skim", **values),
+    ]
+    ids = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["tokens"])
+    y = helper.make_tensor_value_info("Y", TYPES[np.dtype(np.float16)], None)
+    return model(nodes, [ids], [y], initializers(packed))
+
+
+def test_tied_weights_are_uploaded_once(library, blocks):
+    rng = np.random.default_rng(6)
+    packed = random_packed(rng, 100, 96, ALL, column_scale=True)
+    s = session(tied_model(packed), library=library)
+    assert blocks() == 1
+    ids = rng.integers(0, 100, 5)
+    weight = packed.dequantize().astype(np.float64)
+    assert relative_error(run(s, ids, (5, 100), np.float16), weight[ids] @ weight.T) < 2e-3
+
+
+def test_an_address_that_comes_back_with_other_contents(library, blocks):
+    packed = random_packed(np.random.default_rng(7), 40, 96, [3])
+    codes = packed.codes.copy()
+    shared = ort.OrtValue.ortvalue_from_numpy(codes)
+    x = np.ones((1, 96), np.float32)
+    sessions = []
+    for change, uploads in ((0, 1), (0, 1), (1, 2)):
+        codes ^= np.uint8(change)
+        sessions.append(session(matmul_model(packed), library=library, shared={"codes": shared}))
+        assert blocks() == uploads
+        want = x @ replace(packed, codes=codes).dequantize().T.astype(np.float64)
+        assert relative_error(run(sessions[-1], x, (1, 40), np.float32), want) < 1e-5
+
+
+def test_weights_that_the_runtime_keeps_on_the_gpu(library, blocks, monkeypatch):
+    monkeypatch.setenv("SKIM_FAKE_GPU_WEIGHTS", "1")
+    packed = random_packed(np.random.default_rng(8), 40, 96, ALL, column_scale=True, bias=True)
+    x = np.ones((1, 96), np.float32)
+    got = run(session(matmul_model(packed), library=library), x, (1, 40), np.float32)
+    assert relative_error(got, x @ packed.dequantize().T.astype(np.float64) + packed.bias) < 1e-5
+
+
+def test_a_full_gpu(library, blocks, monkeypatch):
+    monkeypatch.setenv("SKIM_FAKE_GPU_BYTES", "1000")
+    packed = random_packed(np.random.default_rng(9), 100, 256, [2])
+    with pytest.raises(Exception, match=r"LutMatMul node 'layer': CUDA: out of memory \(\d+ bytes of weights\)"):
+        session(matmul_model(packed), library=library)
+
+
+def test_memory_that_is_not_aligned(library, blocks):
+    packed = random_packed(np.random.default_rng(10), 20, 64, [2])
+    s = session(matmul_model(packed), library=library)
+    y = np.empty(21, np.float32)
+    binding = s.io_binding()
+    binding.bind_cpu_input("X", np.ones((1, 64), np.float32))
+    binding.bind_output("Y", "cpu", 0, np.float32, (1, 20), y[1:].ctypes.data)
+    with pytest.raises(Exception, match="LutMatMul node 'layer': Y must begin at a multiple of 16 bytes"):
+        s.run_with_iobinding(binding)
+
+
+def test_a_wrong_shape_is_refused(library, blocks):
+    s = session(matmul_model(random_packed(np.random.default_rng(11), 20, 64, [2])), library=library)
+    with pytest.raises(Exception, match="LutMatMul node 'layer': the last dimension of X must be K=64, got shape"):
+        s.run(None, {"X": np.ones((2, 63), np.float32)})
+
+
+def test_refusals(library):
+    """What is invalid for the CPU is so for the GPU."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/custom_ops/test_refusals.py"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"SKIM_TEST_LIBRARY": str(library)},
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
