@@ -54,7 +54,7 @@ __all__ = [
     "run",
 ]
 
-METHODS = ["weights", "rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+"]
+METHODS = ["rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+"]
 BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
 DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse", "skim+-sparse")  # the others are exportable
 WHOLE_BITS_ONLY = ("rtn-g64",)
@@ -69,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         default=METHODS,
-        help=f"of {' '.join(METHODS)} skim+-sparse; those of the exporter may have other parts, such as skim+:tune or "
-        f"skim+:even,scaled (parts: {', '.join(CHANGES)}, tune)",
+        help=f"of {' '.join(METHODS)} weights skim+-sparse; those of the exporter may have other parts, such as "
+        f"skim+:tune or skim+:even,scaled (parts: {', '.join(CHANGES)}, tune)",
     )
     parser.add_argument("--bits", type=float, nargs="+", default=BITS, help="average widths of the codes")
     parser.add_argument("--codebook", choices=get_args(CodebookType), default="int8")
