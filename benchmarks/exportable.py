@@ -28,6 +28,7 @@ TUNING_STATISTICS = "tuning"
 
 # What may follow a method's name and a colon, separated by commas, beside "tune": the method with a part exchanged.
 CHANGES: dict[str, dict[str, object]] = {
+    "allocated": {"allocation": True},
     "even": {"allocation": False},
     "layer": {"objective": "layer"},
     "scaled": {"column_scale": True},
