@@ -19,6 +19,7 @@ __all__ = ["peak_memory", "resources_within"]
 
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
 WHOLE_LAYER_BYTES = 32  # for one weight, where a column scale is trained
+IN_WORK = 6  # times the activations of a sequence that a thread holds while it goes backwards through them
 FREE_LEVELS = 64  # of a row, at most
 LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
 FLOAT = 4
@@ -101,7 +102,7 @@ def _calibrating(job: Job) -> int:
         weights = FLOAT * sum(linear.out_features * linear.in_features for linear in block)
         moments = [FLOAT * linear.in_features**2 for linear in block]
         channels = sum(linear.out_features + linear.in_features for linear in block)
-        seen = FLOAT * min(GROUP, sequences) * length * channels
+        seen = FLOAT * length * channels * (min(GROUP, sequences) + IN_WORK * job.resources.threads)
         blocks.append(2 * weights + sum(moments) + max(max(moments), seen))
     head = FLOAT * architecture.vocabulary_size * architecture.hidden_size
     return 3 * hidden + max(*blocks, head if job.options.head_bits is not None else 3 * head)
