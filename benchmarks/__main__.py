@@ -20,6 +20,7 @@ BENCHMARKS = {
     "quantizer": ("quantizer", "seconds to quantize one layer"),
     "kernels": ("kernels", "milliseconds of one linear layer, beside onnxruntime's own"),
     "instructions": ("instructions", "instructions for one weight, by width and arithmetic"),
+    "make-checkpoint": ("synthetic", "no measurement: writes a checkpoint of true shapes with random weights"),
     "arithmetic": ("arithmetic", "perplexity of an exported model in integers and in float32"),
     "decode": ("decode", "tokens per second of a whole model, beside other exports"),
     "cuda": ("cuda_benchmark", "microseconds of one linear layer on a GPU, beside cuBLAS; needs torch, numpy and nvcc"),

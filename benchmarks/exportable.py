@@ -12,8 +12,9 @@ from measuring import Job
 from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.packed_checkpoint import PackedCheckpoint
-from skim_export.quantize import CodebookType, Method
-from skim_export.quantize_model import QuantizeOptions, allocate, method_named, quantize_linears
+from skim_export.quantize import CodebookType, Method, method_named
+from skim_export.quantize_model import QuantizeOptions, allocate, quantize_linears
+from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_export.tuning import tune
 from skim_runtime.errors import UserError
@@ -27,6 +28,7 @@ TUNING_STATISTICS = "tuning"
 
 # What may follow a method's name and a colon, separated by commas, beside "tune": the method with a part exchanged.
 CHANGES: dict[str, dict[str, object]] = {
+    "allocated": {"allocation": True},
     "even": {"allocation": False},
     "layer": {"objective": "layer"},
     "scaled": {"column_scale": True},
@@ -81,9 +83,13 @@ def quantize_packed(
     """
     parts, tuned = parse_method(method)
     options = QuantizeOptions(parts, codebook=codebook)
-    store, threads = StatisticsStore(job.work / TUNING_STATISTICS if tuned else job.work), job.threads
-    widths = allocate(checkpoint, architecture, store, options, Budget(bits), threads=threads, progress=progress)
-    quantize_linears(checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress)
+    store = StatisticsStore(job.work / TUNING_STATISTICS if tuned else job.work)
+    resources, curves = Resources(job.threads), packed.directory / "curves"
+    curves.mkdir()
+    widths = allocate(
+        checkpoint, architecture, store, options, Budget(bits), curves=curves, resources=resources, progress=progress
+    )
+    quantize_linears(checkpoint, architecture, store, widths, packed, options, resources=resources, progress=progress)
     if tuned:
         text, state = np.load(job.work / TUNING_TEXT), packed.directory / "state"
-        tune(checkpoint, architecture, packed, text, state, threads=threads, progress=progress)
+        tune(checkpoint, architecture, packed, text, state, threads=job.threads, progress=progress)

@@ -37,6 +37,7 @@ from skim_export.files import sha256, write_json
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType, even_bits
 from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics
+from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_export.tuning import HELD_OUT
 from skim_runtime.errors import UserError
@@ -58,7 +59,7 @@ BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
 DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse", "skim+-sparse")  # the others are exportable
 WHOLE_BITS_ONLY = ("rtn-g64",)
 ONE_WIDTH = ("mxfp4",)
-UNCALIBRATED = ("rtn", "rtn-g64", "mxfp4")
+UNCALIBRATED = ("weights", "rtn", "rtn-g64", "mxfp4")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,8 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--methods",
         nargs="+",
         default=METHODS,
-        help=f"of {' '.join(METHODS)} skim+-sparse; those of the exporter may have other parts, such as skim+:tune or "
-        f"skim+:even,scaled (parts: {', '.join(CHANGES)}, tune)",
+        help=f"of {' '.join(METHODS)} weights skim+-sparse; those of the exporter may have other parts, such as "
+        f"skim+:tune or skim+:even,scaled (parts: {', '.join(CHANGES)}, tune)",
     )
     parser.add_argument("--bits", type=float, nargs="+", default=BITS, help="average widths of the codes")
     parser.add_argument("--codebook", choices=get_args(CodebookType), default="int8")
@@ -251,7 +252,10 @@ def _quantized_dense(
     if method == "skim+-sparse":
         assert bits is not None  # see _wanted
         options, budget = QuantizeOptions(codebook=codebook), Budget(bits)
-        widths = allocate(checkpoint, architecture, store, options, budget, threads=job.threads, progress=progress)
+        resources = Resources(job.threads)
+        widths = allocate(
+            checkpoint, architecture, store, options, budget, curves=directory, resources=resources, progress=progress
+        )
 
     def quantize(name: str) -> DenseLinear:
         weight = linear_weight(checkpoint, linears[name])

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 from skim_export.bundle.target import target_names
 from skim_export.checkpoint import load_recipes
 from skim_export.cli_bundle import check_bundle_output, describe_bundle
-from skim_export.quantize import DEFAULT_METHOD, METHODS
+from skim_export.effort import DEFAULT_EFFORT, EFFORTS
+from skim_export.quantize import METHODS
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
 from skim_runtime.providers import PROVIDERS
 
 if TYPE_CHECKING:
+    from skim_export.cost import Cost
     from skim_export.report import ExportReport
 
 SUBCOMMANDS = {
@@ -81,10 +83,22 @@ def _parser() -> argparse.ArgumentParser:
     budget.add_argument("--bits", type=float, help="average width of the codes, 1 to 8, fractions too (default: 3)")
     budget.add_argument("--effective-bits", type=float, help="the same with codebooks and scales counted in")
     budget.add_argument("--size", help="size of the model's weights as a whole, e.g. 2.5GB")
-    parser.add_argument("--method", choices=list(METHODS), default=DEFAULT_METHOD, help=f"default: {DEFAULT_METHOD}")
+    how = parser.add_mutually_exclusive_group()
+    how.add_argument(
+        "--effort",
+        choices=list(EFFORTS),
+        default=DEFAULT_EFFORT,
+        help="weights: look at nothing else, which takes minutes and loses most; calibrated (default): let the model "
+        "read a text; tuned: fine-tune it on a longer one, too, which is better below 4 bits and takes much longer",
+    )
+    others = [name for name in METHODS if name not in {effort.name for effort in EFFORTS.values()}]
+    how.add_argument("--method", choices=others, help="calibrate with a method to compare with")
     add_quantizing_arguments(parser)
     parser.add_argument(
-        "--tune", action="store_true", help="fine-tune the quantized model: better below 4 bits, and takes much longer"
+        "--max-memory", metavar="SIZE", help="memory to use at most, e.g. 4GB; the result does not depend on it"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="only say what the export would take: time, memory and disk"
     )
     parser.add_argument(
         "--accuracy-level",
@@ -100,6 +114,23 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--force", action="store_true", help="replace an output that exists")
     return parser
+
+
+def _print_cost(cost: Cost) -> None:
+    from rich.console import Console
+
+    steps = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in cost.seconds.items())
+    line = (
+        f"about {_duration(sum(cost.seconds.values()))} ({steps}), {cost.memory / 1e9:.1f} GB of memory and "
+        f"{cost.disk / 1e9:.1f} GB of disk, of which {cost.output / 1e9:.2f} GB stay"
+    )
+    Console(stderr=True).print(line, soft_wrap=True, highlight=False)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
 
 
 def _print_summary(report: ExportReport, last_line: str) -> None:
@@ -135,14 +166,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             "bits": args.bits,
             "effective_bits": args.effective_bits,
             "size": None if args.size is None else parse_size(args.size),
+            "effort": args.effort,
             "method": args.method,
             "head_bits": args.head_bits,
             "codebook": args.codebook,
             "accuracy_level": args.accuracy_level,
             "calib": args.calib,
             "seed": args.seed,
-            "tune": args.tune,
             "threads": args.threads,
+            "max_memory": None if args.max_memory is None else parse_size(args.max_memory, "--max-memory"),
         }
         if args.target is not None:
             if args.ep is not None:
@@ -150,15 +182,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_bundle_output(args.output, args.force)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
         from skim_export.bundle.build import export_bundle
-        from skim_export.pipeline import export
+        from skim_export.cost import estimate_cost
+        from skim_export.pipeline import prepare, run
         from skim_runtime.progress_bar import ProgressBar
 
         manifest = None
         with ProgressBar() as progress:
-            if args.target is None:
-                report = export(
-                    args.model, args.output, ep=args.ep or "cpu", force=args.force, progress=progress, **options
-                )
+            if args.target is None or args.dry_run:
+                output = args.output if args.target is None else args.output / "model.onnx"
+                job = prepare(args.model, output, ep=args.ep or "cpu", force=args.force, progress=progress, **options)
+                _print_cost(estimate_cost(job))
+                if args.dry_run:
+                    return
+                report = run(job, progress)
             else:
                 report, manifest = export_bundle(args.model, args.target, args.output, progress=progress, **options)
         if manifest is None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from skim_runtime.errors import UserError
 
-__all__ = ["sha256", "staged_directory", "write_json"]
+__all__ = ["disk_error", "fsync", "publish", "sha256", "staged_directory", "write_json"]
 
 
 def sha256(path: Path) -> str:
@@ -39,7 +39,7 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _disk_error(error: Exception) -> str | None:
+def disk_error(error: Exception) -> str | None:
     """Why the disk refused, if it did."""
     from safetensors import SafetensorError  # not above: whoever only writes JSON can do without it
 
@@ -51,12 +51,30 @@ def _disk_error(error: Exception) -> str | None:
     return os.strerror(number)
 
 
+def publish(stage: Path, target: Path, last: str) -> None:
+    """Move the files of a directory on the same disk into `target`.
+
+    A new `target` appears by one rename. In a `target` that exists, each file is renamed into place, and `last` (the
+    file that users open) after all others.
+    """
+    files = sorted(stage.iterdir(), key=lambda path: path.name == last)
+    for path in files:
+        fsync(path)
+    fsync(stage)
+    if target.exists():
+        for path in files:
+            path.replace(target / path.name)
+        fsync(target)
+    else:
+        stage.rename(target)
+    fsync(target.parent)
+
+
 @contextmanager
 def staged_directory(target: Path, last: str) -> Iterator[Path]:
     """A directory beside `target` whose files appear in `target` only when the block has ended without an error.
 
-    A new `target` appears by one rename. In a `target` that exists, each file is renamed into place, and `last` (the
-    file that users open) after all others. On any error the staged files are removed and `target` is as it was.
+    They are moved there by `publish`. On any error the staged files are removed and `target` is as it was.
 
     Raises:
         UserError: the place cannot be written to, or the disk is full.
@@ -70,19 +88,9 @@ def staged_directory(target: Path, last: str) -> Iterator[Path]:
     try:
         stage.chmod(0o755)  # mkdtemp makes it private
         yield stage
-        files = sorted(stage.iterdir(), key=lambda path: path.name == last)
-        for path in files:
-            fsync(path)
-        fsync(stage)
-        if target.exists():
-            for path in files:
-                path.replace(target / path.name)
-            fsync(target)
-        else:
-            stage.rename(target)
-        fsync(parent)
+        publish(stage, target, last)
     except Exception as error:
-        if (reason := _disk_error(error)) is None:
+        if (reason := disk_error(error)) is None:
             raise
         raise UserError(f"cannot write {target}: {reason}") from error
     finally:

@@ -6,6 +6,7 @@ weights in Python goes through `PackedLinear`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -183,6 +184,11 @@ def unpack_codes(packed: npt.NDArray[np.uint8], bits: int, in_features: int) -> 
     return np.concatenate(out, axis=1)
 
 
+def _joined(parts: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """The parts one after the other; of the type of those that are not empty, since an empty codebook has any."""
+    return np.concatenate([part for part in parts if part.size] or parts[:1])
+
+
 @dataclass(frozen=True)
 class PackedLinear:
     """One weight matrix in the packed format (see `docs/format.md` for shapes and meaning of the tensors)."""
@@ -245,6 +251,64 @@ class PackedLinear:
         packed.validate()
         return packed
 
+    @classmethod
+    def concatenate(cls, parts: Sequence[PackedLinear]) -> PackedLinear:
+        """One packed linear of the rows of several, which have the same columns and column scale.
+
+        Raises:
+            PackedFormatError: they do not go together.
+        """
+        first = parts[0]
+        for part in parts:
+            if part.in_features != first.in_features or not np.array_equal(part.column_scale, first.column_scale):
+                raise PackedFormatError("column_scale: parts of one matrix must have the same")
+        counts = np.sum([part.rows_per_class for part in parts], axis=0)
+        by_class: dict[str, list[list[npt.NDArray[Any]]]] = {
+            tensor: [[] for _ in range(CLASSES)] for tensor in ("codes", "codebook", "row_scale")
+        }
+        for part in parts:
+            for c, sections in enumerate(part.class_sections()):
+                for tensor, section in sections.items():
+                    by_class[tensor][c].append(section)
+        joined = {
+            tensor: _joined([section for sections in classes for section in sections])
+            for tensor, classes in by_class.items()
+        }
+        mixed = np.count_nonzero(counts) > 1
+        packed = cls(
+            out_features=sum(part.out_features for part in parts),
+            in_features=first.in_features,
+            rows_per_class=tuple(int(n) for n in counts),
+            row_class=_joined([part.row_classes() for part in parts]) if mixed else np.zeros(0, np.uint8),
+            column_scale=first.column_scale,
+            bias=_joined([part.bias for part in parts]),
+            **joined,
+        )
+        packed.validate()
+        return packed
+
+    def class_sections(self) -> list[dict[str, npt.NDArray[Any]]]:
+        """For each class, what of `codes`, `codebook` and `row_scale` belongs to its rows."""
+        sections = []
+        start = dict.fromkeys(("codes", "codebook", "row_scale"), 0)
+        for c, rows in enumerate(self.rows_per_class):
+            b, affine = class_bits(c), class_kind(c) == LevelKind.AFFINE
+            scales = 2 if affine else int(self.codebook.dtype == np.int8)
+            sizes = {
+                "codes": rows * row_bytes(b, self.in_features),
+                "codebook": 0 if affine else rows << b,
+                "row_scale": rows * scales,
+            }
+            sections.append({name: getattr(self, name)[start[name] : start[name] + n] for name, n in sizes.items()})
+            start = {name: start[name] + n for name, n in sizes.items()}
+        return sections
+
+    def row_classes(self) -> npt.NDArray[np.uint8]:
+        """Class of each row in original order, uint8 `[N]`."""
+        if self.row_class.size:
+            return self.row_class
+        return np.full(self.out_features, int(np.argmax(self.rows_per_class)), np.uint8)
+
     def row_order(self) -> npt.NDArray[np.int64]:
         """Original index of each stored row, `[N]`."""
         if self.row_class.size == 0:
@@ -253,9 +317,7 @@ class PackedLinear:
 
     def row_bits(self) -> npt.NDArray[np.uint8]:
         """Width of each row in original order, uint8 `[N]`."""
-        if self.row_class.size == 0:
-            return np.full(self.out_features, class_bits(int(np.argmax(self.rows_per_class))), np.uint8)
-        return (self.row_class % 8 + 1).astype(np.uint8)
+        return (self.row_classes() % 8 + 1).astype(np.uint8)
 
     def unpack(self) -> tuple[npt.NDArray[np.uint8], RowLevels]:
         """Undo `pack`: codes, uint8 `[N, K]`, and levels."""
@@ -265,27 +327,21 @@ class PackedLinear:
         entries = np.zeros((n, 1 << max(tables) if tables else 0), self.codebook.dtype)
         kind = np.empty(n, np.uint8)
         scale, offset = np.zeros(n, np.float16), np.zeros(n, np.float16)
-        row = code_start = entry_start = scale_start = 0
-        for c, count in enumerate(self.rows_per_class):
+        start = 0
+        for c, section in enumerate(self.class_sections()):
+            count = self.rows_per_class[c]
             if not count:
                 continue
-            b, rows = class_bits(c), order[row : row + count]
-            size = count * row_bytes(b, self.in_features)
-            packed = self.codes[code_start : code_start + size].reshape(count, -1)
-            codes[rows] = unpack_codes(packed, b, self.in_features)[:, : self.in_features]
-            code_start += size
+            b, rows = class_bits(c), order[start : start + count]
+            codes[rows] = unpack_codes(section["codes"].reshape(count, -1), b, self.in_features)[:, : self.in_features]
             kind[rows] = class_kind(c)
             if class_kind(c) == LevelKind.AFFINE:
-                pairs = self.row_scale[scale_start : scale_start + 2 * count].reshape(count, 2)
-                scale[rows], offset[rows] = pairs.T
-                scale_start += 2 * count
+                scale[rows], offset[rows] = section["row_scale"].reshape(count, 2).T
             else:
-                entries[rows, : 1 << b] = self.codebook[entry_start : entry_start + (count << b)].reshape(count, -1)
-                entry_start += count << b
+                entries[rows, : 1 << b] = section["codebook"].reshape(count, -1)
                 if self.codebook.dtype == np.int8:
-                    scale[rows] = self.row_scale[scale_start : scale_start + count]
-                    scale_start += count
-            row += count
+                    scale[rows] = section["row_scale"]
+            start += count
         return codes, RowLevels(self.row_bits(), kind, entries, scale, offset)
 
     def dequantize(self) -> npt.NDArray[np.float32]:

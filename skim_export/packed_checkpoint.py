@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from skim_export.files import fsync
 from skim_export.packed import FORMAT_VERSION, PackedLinear
+from skim_export.sealed import is_sealed, write_sealed
 
 if TYPE_CHECKING:
     import torch
@@ -45,10 +45,12 @@ class PackedCheckpoint:
             "rows_per_class": json.dumps(packed.rows_per_class),
             "report": json.dumps(report),
         }
-        partial = self._path(name).with_suffix(".partial")
-        save_file({tensor: getattr(packed, tensor) for tensor in PackedLinear.TENSORS}, partial, metadata)
-        fsync(partial)
-        partial.replace(self._path(name))
+        tensors = {tensor: getattr(packed, tensor) for tensor in PackedLinear.TENSORS}
+        write_sealed(self._path(name), lambda path: save_file(tensors, path, metadata))
+
+    def is_complete(self, name: str) -> bool:
+        """Whether a layer was stored and is as it was then; it is read to find out."""
+        return is_sealed(self._path(name))
 
     def read(self, name: str) -> PackedLinear:
         """Load a layer.
@@ -66,12 +68,9 @@ class PackedCheckpoint:
 
     def write_parameters(self, parameters: dict[str, torch.Tensor]) -> None:
         """Store parameters that are not packed but differ from the original checkpoint's, by their names there."""
-        partial = self._parameters.with_suffix(".partial")
         from safetensors.torch import save_file as save_torch_file
 
-        save_torch_file(parameters, partial)
-        fsync(partial)
-        partial.replace(self._parameters)
+        write_sealed(self._parameters, lambda path: save_torch_file(parameters, path))
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """What `write_parameters` stored, or nothing."""
@@ -84,6 +83,12 @@ class PackedCheckpoint:
         with safe_open(self._path(name), framework="numpy") as file:
             report: dict[str, Any] = json.loads(file.metadata()["report"])
         return report
+
+    def copied(self, directory: Path) -> PackedCheckpoint:
+        """The same layers in another, empty directory on the same disk, without taking space until they change."""
+        for path in self.directory.iterdir():
+            (directory / path.name).hardlink_to(path)
+        return PackedCheckpoint(directory)
 
     def digest(self, name: str) -> str:
         """SHA-256 of a layer's tensors (files differ in the order of their metadata)."""

@@ -5,13 +5,15 @@ checkpoint -> calibration statistics -> error curves -> bit allocation -> packed
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
-import tempfile
 import time
-from dataclasses import asdict
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,29 +21,35 @@ import numpy.typing as npt
 from skim_export.budget import Budget, check_stated
 from skim_export.calibration import self_generated, tokens_from_file
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, default_bits, resolve
-from skim_export.files import staged_directory
+from skim_export.effort import DEFAULT_EFFORT, effort_named
+from skim_export.files import publish, sha256
 from skim_export.graph.external_data import save_model
-from skim_export.graph.genai_builder import LIBRARY_NAME, PRECISIONS, DecoderBuilder
+from skim_export.graph.genai_builder import LIBRARY_NAME, PRECISIONS, DecoderBuilder, check_builder
+from skim_export.job import Job
+from skim_export.memory import resources_within
+from skim_export.packed import PackedLinear
 from skim_export.packed_checkpoint import PackedCheckpoint
-from skim_export.quantize import DEFAULT_METHOD, CodebookType
+from skim_export.quantize import CodebookType
 from skim_export.quantize_model import (
     QuantizeOptions,
     allocate,
     gather_statistics,
-    method_named,
     quantize_embeddings,
     quantize_linears,
 )
-from skim_export.report import REPORT_NAME, ExportReport, model_parts, write_report
+from skim_export.report import REPORT_NAME, ExportReport, model_parts, versions, write_report
+from skim_export.resources import Resources
+from skim_export.sealed import is_sealed, write_sealed
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tuning import HELD_OUT
+from skim_export.tuning import HELD_OUT, TuneReport
 from skim_export.tuning import tune as tune_levels
+from skim_export.workplace import Workplace, workplace, workplace_of
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 from skim_runtime.model_directory import INTEGER_ACCURACY
 from skim_runtime.progress import Progress
 
-__all__ = ["calibration_tokens", "check_calibration", "emit", "export", "tuning_tokens"]
+__all__ = ["calibration_tokens", "check_calibration", "emit", "export", "prepare", "run", "tuning_tokens"]
 
 SEQUENCES = 64
 SEQUENCE_LENGTH = 256
@@ -49,28 +57,48 @@ ACCURACY_LEVELS = range(INTEGER_ACCURACY + 1)
 TUNING_SEQUENCES = HELD_OUT + 256  # of the same length
 
 
-def export(
+def export(model: str, output: str | Path, *, progress: Progress | None = None, **options: Any) -> ExportReport:
+    """Quantize a model and write it as ONNX.
+
+    What is done is kept in a directory beside the output's, and moved into place at the end, model.onnx last. An export
+    that was interrupted goes on there when it is repeated, and ends with the same bytes.
+
+    Args:
+        model: alias of a recipe, Hugging Face id, or directory.
+        output: the ONNX file to write; the other files go beside it.
+        progress: told of every step.
+        options: of `prepare`.
+
+    Returns:
+        What was written, and what each part of the model takes.
+
+    Raises:
+        UserError: something given is wrong; nothing was written. Or the disk is full.
+    """
+    return run(prepare(model, output, progress=progress, **options), progress)
+
+
+def prepare(
     model: str,
     output: str | Path,
     *,
     bits: float | None = None,
     effective_bits: float | None = None,
     size: int | None = None,
-    method: str = DEFAULT_METHOD,
+    effort: str = DEFAULT_EFFORT,
+    method: str | None = None,
     head_bits: int | None = 8,
     codebook: CodebookType = "int8",
     accuracy_level: int = INTEGER_ACCURACY,
     ep: str = "cpu",
     calib: str | Path | None = None,
     seed: int = 0,
-    tune: bool = False,
     threads: int | None = None,
+    max_memory: int | None = None,
     force: bool = False,
     progress: Progress | None = None,
-) -> ExportReport:
-    """Quantize a model and write it as ONNX.
-
-    Everything is prepared in a directory beside the output's and moved into place at the end, model.onnx last.
+) -> Job:
+    """Check all that an export is given, and find the model.
 
     Args:
         model: alias of a recipe, Hugging Face id, or directory.
@@ -79,7 +107,8 @@ def export(
             recipe says, or else 3.
         effective_bits: the same with everything stored for the linear layers counted in.
         size: bytes of the ONNX file and its data together.
-        method: a key of `skim_export.quantize.METHODS`.
+        effort: a key of `skim_export.effort.EFFORTS`: what is learnt of the model beside its weights.
+        method: a key of `skim_export.quantize.METHODS`, in place of that of the effort.
         head_bits: width of embedding and output head, 1 to 8; None to let their rows take part in the allocation, and
             the budget be for them, too.
         codebook: type of codebook entries, "int8" or "float16".
@@ -89,23 +118,18 @@ def export(
             float16. The weights are the same, and either graph runs on either.
         calib: a text file for calibration; without it the model writes its own text.
         seed: seed of that text.
-        tune: calibrate on four times as much text, and fine-tune the quantized model on it. An export that was
-            interrupted meanwhile leaves its state beside the output directory, and goes on there when it is repeated.
         threads: threads to use, all by default; the result does not depend on it.
+        max_memory: bytes of memory to use at most; the result does not depend on it.
         force: replace an output that exists.
-        progress: told of every step.
-
-    Returns:
-        What was written, and what each part of the model takes.
+        progress: told of a download.
 
     Raises:
-        UserError: something given is wrong; nothing was written.
+        UserError: something given is wrong.
     """
-    started = time.monotonic()
-    progress = progress or Progress()
     threads = len(os.sched_getaffinity(0)) if threads is None else threads
     output, calib = Path(output), None if calib is None else Path(calib)
-    options = QuantizeOptions(method_named(method), head_bits, codebook)
+    chosen = effort_named(effort, method)
+    options = QuantizeOptions(chosen.method, head_bits, codebook)
     check_stated(bits, effective_bits, size)
     check_calibration(calib, seed, threads)
     if accuracy_level not in ACCURACY_LEVELS:
@@ -113,9 +137,11 @@ def export(
     if ep not in PRECISIONS:
         raise UserError(f"--ep {ep}: must be {' or '.join(PRECISIONS)}")
     _check_output(output, force)
+    check_builder()
+    library_path()
     if bits is effective_bits is size is None:
         bits = default_bits(model)
-    checkpoint = Checkpoint(resolve(model, progress=progress))
+    checkpoint = Checkpoint(resolve(model, progress=progress or Progress()))
     checkpoint.require_tokenizer()
     architecture = architecture_of(checkpoint)
     budget = Budget.of(
@@ -128,53 +154,130 @@ def export(
         codebook=codebook,
         float_bytes=PRECISIONS[ep][1].bitwidth // 8,
     )
-    with staged_directory(output.parent, last=output.name) as stage:
-        with tempfile.TemporaryDirectory(prefix=".packed-", dir=stage) as work:
-            packed = PackedCheckpoint(Path(work))
-            store = StatisticsStore(Path(work))
-            if tune:  # before anything that takes long: the text may be too short
-                text = tuning_tokens(checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress)
-            if options.method.objective is not None:
-                if tune:  # there is more text, then
-                    tokens = text[HELD_OUT:]
-                else:
-                    tokens = calibration_tokens(
-                        checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress
-                    )
-                vocabulary = options.head_bits is None
-                gather_statistics(
-                    checkpoint, architecture, tokens, store, vocabulary=vocabulary, threads=threads, progress=progress
-                )
-            widths = allocate(checkpoint, architecture, store, options, budget, threads=threads, progress=progress)
-            quantize_linears(
-                checkpoint, architecture, store, widths, packed, options, threads=threads, progress=progress
-            )
-            quantize_embeddings(checkpoint, architecture, packed, options, threads=threads, progress=progress)
-            tuned = None
-            if tune:
-                state = tuning_state(output)
-                tuned = tune_levels(checkpoint, architecture, packed, text, state, threads=threads, progress=progress)
-                checkpoint = checkpoint.replacing(packed.parameters())
-            emit(checkpoint, architecture, packed, stage / output.name, accuracy_level, ep, progress)
-            layers = [packed.report(name) for name in packed.names()]
-        parts = model_parts(architecture, checkpoint, layers, stage / output.name)
-        recorded = {
-            "model": model,
-            "method": method,
-            "bits": bits,
-            "effective_bits": effective_bits,
-            "size": size,
-            "head_bits": head_bits,
-            "codebook": codebook,
-            "accuracy_level": accuracy_level,
-            "ep": ep,
-            "calib": None if calib is None else calib.name,
-            "seed": seed,
-            "tuned": None if tuned is None else asdict(tuned),
-        }
-        write_report(stage, recorded, parts, layers)
-    tuning_state(output).unlink(missing_ok=True)
+    recorded = {
+        "model": model,
+        "effort": effort,
+        "method": chosen.name,
+        "bits": bits,
+        "effective_bits": effective_bits,
+        "size": size,
+        "head_bits": head_bits,
+        "codebook": codebook,
+        "accuracy_level": accuracy_level,
+        "ep": ep,
+        "calib": None if calib is None else calib.name,
+        "seed": seed,
+    }
+    job = Job(
+        checkpoint=checkpoint,
+        architecture=architecture,
+        output=output,
+        options=options,
+        budget=budget,
+        effort=chosen,
+        calib=calib,
+        seed=seed,
+        text=(TUNING_SEQUENCES if chosen.tune else SEQUENCES, SEQUENCE_LENGTH),
+        accuracy_level=accuracy_level,
+        ep=ep,
+        recorded=recorded,
+        resources=Resources(threads),
+    )
+    return job if max_memory is None else replace(job, resources=resources_within(job, max_memory))
+
+
+def run(job: Job, progress: Progress | None = None) -> ExportReport:
+    """Do what was prepared, or what an interruption has left of it; see `export`."""
+    started = time.monotonic()
+    progress = progress or Progress()
+    output, checkpoint = job.output, job.checkpoint
+    digest = checkpoint.digest(progress)
+    provenance = {
+        "checkpoint": digest,
+        "calibration text": None if job.calib is None else sha256(job.calib),
+        "versions": versions(),
+        **job.recorded,
+    }
+    with workplace(output.parent, provenance) as work:
+        packed = _quantize(job, work, progress)
+        read: Callable[[str], PackedLinear] = packed.read
+        tuned = None
+        if job.effort.tune:
+            packed, tuned = _tune(job, packed, work, progress)
+            read, checkpoint = packed.read, checkpoint.replacing(packed.parameters())
+        stage = work.empty_subdirectory("stage")
+        emit(checkpoint, job.architecture, read, stage / output.name, job.accuracy_level, job.ep, progress)
+        layers = [packed.report(name) for name in packed.names()]
+        parts = model_parts(job.architecture, checkpoint, layers, stage / output.name)
+        recorded = {**job.recorded, "tuned": None if tuned is None else asdict(tuned)}
+        write_report(stage, digest, recorded, parts, layers)
+        work.publish()
+        publish(stage, output.parent.resolve(), last=output.name)
     return ExportReport(output, parts, time.monotonic() - started)
+
+
+def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint:
+    """The packed layers of the model, as far as they are not in the workplace."""
+    checkpoint, architecture, options, resources = job.checkpoint, job.architecture, job.options, job.resources
+    packed = PackedCheckpoint(work.subdirectory("packed"))
+    store = StatisticsStore(work.subdirectory("statistics"))
+    if job.calibrates:
+        tokens = _tokens(job, work, progress)[HELD_OUT if job.effort.tune else 0 :]
+        vocabulary = options.head_bits is None
+        gather_statistics(
+            checkpoint, architecture, tokens, store, vocabulary=vocabulary, threads=resources.threads, progress=progress
+        )
+    curves = work.subdirectory("curves")
+    widths = allocate(
+        checkpoint, architecture, store, options, job.budget, curves=curves, resources=resources, progress=progress
+    )
+    quantize_linears(checkpoint, architecture, store, widths, packed, options, resources=resources, progress=progress)
+    quantize_embeddings(checkpoint, architecture, packed, options, resources=resources, progress=progress)
+    return packed
+
+
+def _tokens(job: Job, work: Workplace, progress: Progress) -> npt.NDArray[np.int64]:
+    """Tokens to calibrate on, or to tune on, which are more, int64 `[S, T]`."""
+    path = work.directory / "tokens.npy"
+    if not is_sealed(path):
+        make = tuning_tokens if job.effort.tune else partial(calibration_tokens, sequences=job.text[0])
+        tokens = make(
+            job.checkpoint,
+            job.architecture,
+            job.calib,
+            seed=job.seed,
+            threads=job.resources.threads,
+            progress=progress,
+        )
+        write_sealed(path, partial(_save_tokens, tokens))
+    found: npt.NDArray[np.int64] = np.load(path)
+    return found
+
+
+def _save_tokens(tokens: npt.NDArray[np.int64], path: Path) -> None:
+    with path.open("wb") as file:  # np.save would give the path another suffix
+        np.save(file, tokens)
+
+
+def _tune(
+    job: Job, packed: PackedCheckpoint, work: Workplace, progress: Progress
+) -> tuple[PackedCheckpoint, TuneReport]:
+    """The packed layers after tuning, and what it did."""
+    report, tuned = work.directory / "tuned.json", PackedCheckpoint(work.subdirectory("tuned"))
+    if is_sealed(report) and all(tuned.is_complete(name) for name in packed.names()):
+        return tuned, TuneReport(**json.loads(report.read_text()))
+    tuned = packed.copied(work.empty_subdirectory("tuned"))
+    result = tune_levels(
+        job.checkpoint,
+        job.architecture,
+        tuned,
+        _tokens(job, work, progress),
+        work.directory / "tuning",
+        threads=job.resources.threads,
+        progress=progress,
+    )
+    write_sealed(report, lambda path: path.write_text(json.dumps(asdict(result))))
+    return tuned, result
 
 
 def calibration_tokens(
@@ -211,27 +314,30 @@ def tuning_tokens(
     return np.random.default_rng(seed).permutation(tokens)
 
 
-def tuning_state(output: Path) -> Path:
-    """The file beside the output directory in which tuning keeps its state."""
-    directory = output.parent.resolve()
-    return directory.with_name(f"{directory.name}.tuning")
-
-
 def emit(
     checkpoint: Checkpoint,
     architecture: Architecture,
-    packed: PackedCheckpoint,
+    weights: Callable[[str], PackedLinear],
     output: Path,
     accuracy_level: int,
     ep: str,
     progress: Progress,
 ) -> None:
-    """Write the ONNX model of a packed checkpoint, and beside it the configuration, tokenizer and operator library.
+    """Write the ONNX model of packed weights, and beside it the configuration, tokenizer and operator library.
+
+    Args:
+        checkpoint: what is not packed is read from it.
+        architecture: of the model.
+        weights: reads the packed weights of a unit.
+        output: the ONNX file to write.
+        accuracy_level: of the products.
+        ep: the execution provider that the graph is for.
+        progress: told of every tensor.
 
     Raises:
         UserError: the model builder has another version, or the operator library is not built.
     """
-    read = lru_cache(maxsize=1)(packed.read)  # the tensors of a layer are asked for one after the other
+    read = lru_cache(maxsize=1)(weights)  # the tensors of a layer are asked for one after the other
     builder = DecoderBuilder(checkpoint, architecture, read, output, accuracy_level, ep)
     save_model(builder.build(), output, progress)
     builder.write_configuration()
@@ -258,6 +364,8 @@ def _check_output(output: Path, force: bool) -> None:
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file in it")
     others = (output, output.with_name(output.name + ".data"), output.with_name(REPORT_NAME))
+    if force or workplace_of(output.parent).publishing:  # they are of the same export, which was interrupted
+        return
     for path in others:
-        if path.exists() and not force:
+        if path.exists():
             raise UserError(f"--output: {path} exists; use --force to replace it")

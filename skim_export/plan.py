@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from skim_export.budget import Budget, check_stated, graph_bytes, linear_bytes, other_bytes, widths_around
 from skim_export.calibration.workers import workers
-from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, linear_weight, resolve
+from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, resolve
 from skim_export.pipeline import calibration_tokens, check_calibration
-from skim_export.quantize import CodebookType, LayerCurves, allocate_bits, width_errors
-from skim_export.quantize_model import QuantizeOptions, gather_statistics
+from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LayerCurves, allocate_bits
+from skim_export.quantize_model import QuantizeOptions, gather_statistics, layer_errors
+from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import compare
@@ -183,8 +184,7 @@ def _error_curves(
     curves = []
     progress.start("error curves", len(architecture.linears))
     for linear in architecture.linears:
-        weight, fisher = linear_weight(checkpoint, linear), store.fisher(linear.name)
-        curves.append(width_errors(weight, fisher, widths, threads=threads))
+        curves.append(layer_errors(checkpoint, linear, store, widths, METHODS[DEFAULT_METHOD], Resources(threads)))
         progress.step(linear.name)
     progress.finish()
     return curves

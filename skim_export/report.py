@@ -13,7 +13,7 @@ from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.files import sha256, write_json
 from skim_export.packed import FORMAT_VERSION
 
-__all__ = ["ExportReport", "Part", "model_parts", "write_report"]
+__all__ = ["ExportReport", "Part", "model_parts", "versions", "write_report"]
 
 REPORT_NAME = "export.json"
 PACKAGES = ("skim-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime-genai", "numpy")
@@ -66,8 +66,23 @@ class ExportReport:
     seconds: float
 
 
-def write_report(stage: Path, options: dict[str, Any], parts: Iterable[Part], layers: list[dict[str, Any]]) -> None:
-    """Write export.json beside the files that it lists. It holds no times, so that equal exports have equal bytes."""
+def versions() -> dict[str, str]:
+    """The versions of the packages that an export depends on."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def write_report(
+    stage: Path, checkpoint: str, options: dict[str, Any], parts: Iterable[Part], layers: list[dict[str, Any]]
+) -> None:
+    """Write export.json beside the files that it lists. It holds no times, so that equal exports have equal bytes.
+
+    Args:
+        stage: directory of the files.
+        checkpoint: digest of the model that was quantized.
+        options: of the export.
+        parts: what each part of the model takes.
+        layers: the report of every layer.
+    """
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(stage.iterdir())
@@ -75,7 +90,8 @@ def write_report(stage: Path, options: dict[str, Any], parts: Iterable[Part], la
     }
     value = {
         "format_version": FORMAT_VERSION,
-        "versions": {name: metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
+        "checkpoint": checkpoint,
         "options": options,
         "parts": [part.as_json() for part in parts],
         "layers": layers,

@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from skim_export.calibration import LinearStatistics
+from skim_export.sealed import is_sealed, write_sealed
 
 __all__ = ["StatisticsStore"]
 
@@ -32,11 +33,15 @@ class StatisticsStore:
             "input_square": torch.from_numpy(statistics.input_square),
             "correlation": torch.from_numpy(statistics.correlation).to(torch.float16),
         }
-        save_file(tensors, self._path(name))
+        write_sealed(self._path(name), lambda path: save_file(tensors, path))
 
-    def fisher(self, name: str) -> npt.NDArray[np.float32]:
-        """Fisher information of the weights, float32 `[N, K]`."""
-        return self._read(name, "fisher")
+    def is_complete(self, name: str) -> bool:
+        """Whether the statistics of a linear layer are there, as they were stored; they are read to find out."""
+        return is_sealed(self._path(name))
+
+    def fisher(self, name: str, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
+        """Fisher information of the weights, float32 `[N, K]`, or of some rows."""
+        return self._read(name, "fisher", rows)
 
     def input_square(self, name: str) -> npt.NDArray[np.float32]:
         """Mean squares of the inputs, float32 `[K]`."""
@@ -49,7 +54,7 @@ class StatisticsStore:
     def _path(self, name: str) -> Path:
         return self.directory / f"{name}.statistics"
 
-    def _read(self, name: str, tensor: str) -> npt.NDArray[np.float32]:
+    def _read(self, name: str, tensor: str, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
         with safe_open(self._path(name), framework="pt") as file:
-            result: npt.NDArray[np.float32] = file.get_tensor(tensor).to(torch.float32).numpy()
+            result: npt.NDArray[np.float32] = file.get_slice(tensor)[rows].to(torch.float32, copy=True).numpy()
         return result

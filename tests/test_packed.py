@@ -1,6 +1,6 @@
 """The packed format: exact round trips, and refusal of everything that docs/format.md forbids."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,6 +10,7 @@ from skim_export.packed import (
     LevelKind,
     PackedFormatError,
     PackedLinear,
+    RowLevels,
     pack_codes,
     row_bytes,
     unpack_codes,
@@ -118,3 +119,30 @@ def test_kinds_are_told_apart():
     codes, levels = random_levels(rng, 6, 32, [7, 15], np.int8)
     assert set(levels.kind) == {LevelKind.TABLE, LevelKind.AFFINE}
     assert PackedLinear.pack(codes, levels).rows_per_class[7] == int((levels.kind == LevelKind.TABLE).sum())
+
+
+@pytest.mark.parametrize("entries", [np.int8, np.float16])
+@pytest.mark.parametrize("options", [{}, {"column_scale": True, "bias": True}], ids=str)
+@pytest.mark.parametrize("sizes", [[40], [7, 1, 32]])
+def test_rows_packed_in_parts_are_the_whole(entries, options, sizes):
+    whole = random_packed(np.random.default_rng(3), 40, 70, [0, 2, 3, 9, 15], entries, **options)
+    codes, levels = whole.unpack()
+    parts, start = [], 0
+    for rows in sizes:
+        part = slice(start, start + rows)
+        of_part = RowLevels(*(getattr(levels, field.name)[part] for field in fields(levels)))
+        scale = whole.column_scale if whole.column_scale.size else None
+        parts.append(PackedLinear.pack(codes[part], of_part, scale, whole.bias[part] if whole.bias.size else None))
+        start += rows
+    joined = PackedLinear.concatenate(parts)
+    assert joined.rows_per_class == whole.rows_per_class
+    for name in PackedLinear.TENSORS:
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+        assert getattr(joined, name).dtype == getattr(whole, name).dtype
+
+
+def test_parts_of_different_matrices_are_refused():
+    rng = np.random.default_rng(0)
+    parts = [random_packed(rng, 4, 70, [2], column_scale=True) for _ in range(2)]
+    with pytest.raises(PackedFormatError, match="column_scale"):
+        PackedLinear.concatenate(parts)

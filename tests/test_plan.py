@@ -21,6 +21,7 @@ from skim_export.plan import BITS as DEFAULT_BITS
 from skim_export.plan import expected_loss, plan
 from skim_export.quantize import METHODS
 from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics, quantize_linears
+from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -65,13 +66,13 @@ def test_the_quadratic_form_is_that_of_real_quantization(llama, calib, planned, 
     architecture, store = architecture_of(checkpoint), StatisticsStore(tmp_path)
     tokens = calibration_tokens(checkpoint, architecture, calib, seed=0, **COMMON)
     gather_statistics(checkpoint, architecture, tokens, store, **COMMON)
-    widths = allocate(
-        checkpoint, architecture, store, QuantizeOptions(METHODS["skim"], codebook="float16"), Budget(2.5), **COMMON
-    )
+    options = QuantizeOptions(METHODS["skim"], codebook="float16")
+    common = {"resources": Resources(1), "progress": Progress()}
+    widths = allocate(checkpoint, architecture, store, options, Budget(2.5), curves=tmp_path, **common)
     lost = {}
     for method in ("squeezellm", "skim"):
-        options, packed = QuantizeOptions(METHODS[method], codebook="float16"), PackedCheckpoint(tmp_path)
-        quantize_linears(checkpoint, architecture, store, widths, packed, options, **COMMON)
+        options, packed = QuantizeOptions(METHODS[method], codebook="float16"), PackedCheckpoint(tmp_path / method)
+        quantize_linears(checkpoint, architecture, store, widths, packed, options, **common)
         lost[method] = 0.0
         for linear in architecture.linears:
             error = linear_weight(checkpoint, linear).astype(np.float64) - packed.read(linear.name).dequantize()

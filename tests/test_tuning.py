@@ -14,6 +14,7 @@ from skim_export.modules import dequantized_model
 from skim_export.packed import LevelKind
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics, quantize_linears
+from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_export.tuning import training as module
 from skim_export.tuning.linear import TrainedLinear
@@ -41,9 +42,10 @@ def quantized(request, tmp_path_factory):
     checkpoint = Checkpoint(make(path / "model"))
     architecture = architecture_of(checkpoint)
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (tuning.HELD_OUT + 6 * module.BATCH, LENGTH))
-    store, options, common = StatisticsStore(path), QuantizeOptions(), {"threads": 2, "progress": Progress()}
-    gather_statistics(checkpoint, architecture, tokens, store, **common)
-    widths = allocate(checkpoint, architecture, store, options, Budget(2), **common)
+    store, options, common = StatisticsStore(path), QuantizeOptions(), {"progress": Progress()}
+    gather_statistics(checkpoint, architecture, tokens, store, threads=2, **common)
+    common["resources"] = Resources(2)
+    widths = allocate(checkpoint, architecture, store, options, Budget(2), curves=path, **common)
     quantize_linears(checkpoint, architecture, store, widths, PackedCheckpoint(path / "packed"), options, **common)
     return checkpoint, architecture, path / "packed", tokens
 

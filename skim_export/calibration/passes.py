@@ -25,10 +25,11 @@ __all__ = ["BlockBackward", "Factors", "add_in_pieces", "forward", "head_gradien
 Factors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"  # x [T, K] and dL/dy [T, N] of one sequence
 Loss: TypeAlias = "Callable[[torch.Tensor, int, slice], torch.Tensor]"  # of logits [m, V], a sequence, its positions
 
-# All three are fixed: they decide the order of summation, and with it the last bits of the results.
+# Fixed: they decide the order of summation, and with it the last bits of the results.
 HEAD_TOKENS = 128  # tokens whose logits are in memory at once
-GROUP = 16  # sequences whose activations and gradients are in memory at once
 ROWS = 256  # of one piece of work
+
+GROUP = 8  # sequences whose activations and gradients are in memory at once
 
 
 def forward(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ from skim_export.checkpoint import Architecture, Checkpoint, Linear
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
+from .activations import Activations
 from .passes import BlockBackward, forward, head_gradient
 from .sums import LinearStatistics, LinearSums
 from .vocabulary import embedding_fisher, head_statistics, vocabulary_statistics
@@ -29,21 +30,26 @@ def calibrate(
     checkpoint: Checkpoint,
     architecture: Architecture,
     tokens: npt.NDArray[np.int64],
+    activations: Activations,
     *,
     vocabulary: bool = False,
+    is_kept: Callable[[Linear], bool] = lambda linear: False,
     threads: int,
     progress: Progress,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of every linear layer in the decoder blocks, from the last block to the first.
 
-    One block's weights are in memory at a time, and the input of every block: S * T * hidden floats a block. The
-    results do not depend on `threads`, to the last bit.
+    One block's weights are in memory at a time, and what goes into it; the inputs of the other blocks are on disk. The
+    results do not depend on `threads`, to the last bit. An iterator that was given up halfway can be followed by
+    another on the same activations, which goes on with the first block of which not all layers are kept.
 
     Args:
         checkpoint: the model.
         architecture: of the model.
         tokens: int64 `[S, T]`: S sequences of T tokens, e.g. 16 of 512.
+        activations: of these tokens, as far as they were computed before; S * T * hidden floats for each block.
         vocabulary: also of embedding and head, at the end.
+        is_kept: whether the caller has kept the statistics of a layer from before.
         threads: sequences that are worked on at the same time.
         progress: sees one stage, "calibrating", that lasts until the iterator is exhausted.
 
@@ -61,32 +67,58 @@ def calibrate(
     progress.start("calibrating", 2 * blocks + 1)
     model = StreamedModel(checkpoint, architecture)
     ids = torch.from_numpy(tokens)
+    done = _blocks_done(architecture, activations, is_kept)
     with workers(threads) as pool:
         hidden, arguments = pool.submit(model.enter, ids).result()
-        inputs = []  # of every block, [S, T, hidden]
+        if not activations.has_input(0):
+            activations.write_input(0, hidden)
         for index in range(blocks):
-            inputs.append(hidden)
-            hidden = forward(pool, model.load_block(index), hidden, arguments[index])
-            model.unload_block(index)
+            needed = index + 1 < done or (index + 1 == blocks and (done > blocks or vocabulary))
+            if needed and not activations.has_input(index + 1):
+                hidden = forward(pool, model.load_block(index), activations.input(index), arguments[index])
+                activations.write_input(index + 1, hidden)
+                model.unload_block(index)
             progress.step(f"block {index} forward")
+        del hidden
         norm, head = model.load_head()
-        of_head = head_statistics(pool, norm, head, hidden, ids) if vocabulary else None
-        gradient = _loss_gradient(pool, norm, head, hidden, ids)
+        of_head = head_statistics(pool, norm, head, activations.input(blocks), ids) if vocabulary else None
+        if done > blocks:
+            output = activations.input(blocks)
+            activations.write_gradient(blocks, _loss_gradient(pool, norm, head, output, ids))
+            del output
         model.unload_head()
         progress.step("loss")
     for index in reversed(range(blocks)):
-        linears = architecture.blocks[index]
-        with workers(threads) as pool:  # not across the yield: the caller shall have torch's threads back
-            sums = LinearSums(pool, linears)
-            backward = BlockBackward(linears, architecture.block_modules[index], model.load_block(index))
-            gradient, _ = backward.run(pool, inputs.pop(), gradient, arguments[index], sums.add)
-            model.unload_block(index)
+        if index < done:
+            linears = architecture.blocks[index]
+            with workers(threads) as pool:  # not across the yield: the caller shall have torch's threads back
+                sums = LinearSums(pool, linears)
+                backward = BlockBackward(linears, architecture.block_modules[index], model.load_block(index))
+                below, _ = backward.run(
+                    pool, activations.input(index), activations.gradient(index + 1), arguments[index], sums.add
+                )
+                model.unload_block(index)
+            yield from zip(linears, sums.statistics(predicted=ids[:, 1:].numel()), strict=True)
+            activations.write_gradient(index, below)
+            if index + 1 < blocks:  # the head may need the output again
+                activations.remove_input(index + 1)
         progress.step(f"block {index} backward")
-        yield from zip(linears, sums.statistics(predicted=ids[:, 1:].numel()), strict=True)
     if of_head is not None:
-        fisher = embedding_fisher(ids, gradient, architecture.vocabulary_size)
+        fisher = embedding_fisher(ids, activations.gradient(0), architecture.vocabulary_size)
         yield from vocabulary_statistics(architecture, of_head, fisher)
     progress.finish()
+
+
+def _blocks_done(architecture: Architecture, activations: Activations, is_kept: Callable[[Linear], bool]) -> int:
+    """The first block of those at the end that are done, number B + 1 if not even the gradient of the loss is known."""
+    blocks = len(architecture.blocks)
+    done = blocks + 1
+    for index in reversed(range(blocks + 1)):
+        if index < blocks and not all(is_kept(linear) for linear in architecture.blocks[index]):
+            break
+        if activations.has_gradient(index):
+            done = index
+    return done
 
 
 def _loss_gradient(

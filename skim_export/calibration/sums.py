@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -62,8 +63,8 @@ class LinearSums:
             for total, (x, _) in zip(self._square, of_sequence, strict=True):
                 total += x.square().sum(dim=0)
 
-    def statistics(self, predicted: int) -> list[LinearStatistics]:
-        """The statistics of the layers after all sequences, with so many predicted tokens."""
+    def statistics(self, predicted: int) -> Iterator[LinearStatistics]:
+        """The statistics of the layers after all sequences, with so many predicted tokens; the sums go with them."""
         import torch
 
         for linear, fisher in zip(self._linears, self._fisher, strict=True):
@@ -71,10 +72,11 @@ class LinearSums:
                 raise UserError(
                     f"the gradient of {linear.name} on the calibration text is not finite: weights out of range"
                 )
-        return [
-            LinearStatistics(f.div_(predicted).numpy(), s.div_(predicted).numpy(), correlation(m).numpy())
-            for f, s, m in zip(self._fisher, self._square, self._moments, strict=True)
-        ]
+        while self._fisher:
+            fisher, square, moments = self._fisher.pop(0), self._square.pop(0), self._moments.pop(0)
+            yield LinearStatistics(
+                fisher.div_(predicted).numpy(), square.div_(predicted).numpy(), correlation(moments).numpy()
+            )
 
 
 def add_fisher(fisher: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
@@ -89,8 +91,8 @@ def add_moments(moments: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.T
 
 
 def correlation(moments: torch.Tensor) -> torch.Tensor:
-    """Weighted second moments, of which the lower triangle is read, brought to 1 on the diagonal."""
-    moments = moments.tril() + moments.tril(-1).T
+    """Weighted second moments, of which the lower triangle is read, brought to 1 on the diagonal, in place."""
+    moments.tril_().add_(moments.tril(-1).T)
     inverse = moments.diagonal().rsqrt()
     inverse[~inverse.isfinite()] = 0
-    return (moments * inverse * inverse[:, None]).fill_diagonal_(1)
+    return moments.mul_(inverse).mul_(inverse[:, None]).fill_diagonal_(1)

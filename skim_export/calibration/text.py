@@ -18,7 +18,7 @@ from .workers import in_order, workers
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["self_generated", "tokens_from_file"]
+__all__ = ["self_generated", "tokens_from_file", "written_text_bytes"]
 
 GROUP = 16  # sequences that are written together; fixed, so that the text does not depend on the number of threads
 TOP_K = 50
@@ -162,8 +162,13 @@ def _is_word(text: str) -> bool:
     return len(text) > 1 and text.isalpha() and text.istitle()
 
 
+def written_text_bytes(checkpoint: Checkpoint) -> int:
+    """Memory that a model takes to write text: float32 weights, and a quarter on top for the key-value cache."""
+    return 5 * checkpoint.parameter_count
+
+
 def _check_memory(checkpoint: Checkpoint) -> None:
-    need = 5 * checkpoint.parameter_count  # float32 weights, and a quarter on top for the key-value cache
+    need = written_text_bytes(checkpoint)
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:  # not Linux: nothing reliable is known

@@ -56,6 +56,8 @@ LLAMA = Layout(
 
 LAYOUTS = {"LlamaForCausalLM": LLAMA, "MistralForCausalLM": LLAMA}
 
+COMPARED_ROWS = 4096  # of head and embedding at once
+
 # Tensors that old checkpoints carry along and that transformers computes itself.
 DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
 
@@ -148,9 +150,17 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     return Architecture(name, blocks, block_modules, layout.embedding, layout.norm, layout.head, tied, rows, columns)
 
 
-def linear_weight(checkpoint: Checkpoint, linear: Linear) -> npt.NDArray[np.float32]:
-    """The weight of a linear layer, float32 `[N, K]`: the rows of its members, one after the other."""
-    parts = [checkpoint.tensor(f"{member}.weight").numpy() for member in linear.members]
+def linear_weight(checkpoint: Checkpoint, linear: Linear, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
+    """The weight of a linear layer, float32 `[N, K]`: the rows of its members, one after the other; or some rows."""
+    start, stop, _ = rows.indices(linear.out_features)
+    parts, first = [], 0
+    for member in linear.members:
+        name = f"{member}.weight"
+        count = checkpoint.shape(name)[0]
+        part = slice(max(start - first, 0), min(stop - first, count))
+        if part.start < part.stop:
+            parts.append(checkpoint.tensor(name, part).numpy())
+        first += count
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
@@ -175,7 +185,10 @@ def _is_tied(checkpoint: Checkpoint, layout: Layout) -> bool:
         return True
     import torch
 
-    return torch.equal(checkpoint.tensor(head), checkpoint.tensor(embedding))
+    if checkpoint.shape(head) != checkpoint.shape(embedding):
+        return False
+    runs = [slice(start, start + COMPARED_ROWS) for start in range(0, checkpoint.shape(head)[0], COMPARED_ROWS)]
+    return all(torch.equal(checkpoint.tensor(head, run), checkpoint.tensor(embedding, run)) for run in runs)
 
 
 def _check_tensors(checkpoint: Checkpoint, parameters: dict[str, torch.Tensor], optional: str | None) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from copy import copy
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from skim_export.files import sha256
 from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -19,13 +23,24 @@ __all__ = ["Checkpoint"]
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+DIGESTED = ("*.json", "*.jinja", "tokenizer.model")  # beside the weights
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Where a tensor lies, and what it is."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
 
 
 class Checkpoint:
     """The configuration, tensors and tokenizer of one model directory.
 
-    Opening reads headers only: every safetensors file is checked to be complete, no weight is loaded.
+    Opening reads headers only: every safetensors file is checked to be complete, no weight is loaded. A file is mapped
+    while a tensor is read out of it and no longer, so that its pages do not add up in the process's memory.
 
     Args:
         path: directory with config.json and model.safetensors, or an index and its shards.
@@ -42,8 +57,7 @@ class Checkpoint:
         if "quantization_config" in self.raw_config:
             method = (self.raw_config["quantization_config"] or {}).get("quant_method", "unknown method")
             raise UserError(f"model {path} is already quantized ({method}): give the full-precision checkpoint")
-        self._files = {name: file for file in _safetensors(path) for name in _open(file).keys()}  # noqa: SIM118
-        self._handles: dict[Path, Any] = {}
+        self._stored = {name: stored for file in _safetensors(path) for name, stored in _contents(file).items()}
         self._replaced: dict[str, torch.Tensor] = {}
 
     def replacing(self, tensors: dict[str, torch.Tensor]) -> Checkpoint:
@@ -76,23 +90,23 @@ class Checkpoint:
     @cached_property
     def parameter_count(self) -> int:
         """Number of values in all tensors of the files."""
-        return sum(math.prod(self.shape(name)) for name in self._files)
+        return sum(math.prod(stored.shape) for stored in self._stored.values())
 
     @property
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
-        return sorted(self._files)
+        return sorted(self._stored)
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
-        return name in self._files
+        return name in self._stored
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
-        return tuple(self._slice(name).get_shape())
+        return self._find(name).shape
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """Read one tensor as float32.
+    def tensor(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
+        """Read one tensor as float32, or some of its rows.
 
         Raises:
             UserError: it is missing, not of a floating-point type, or holds a value that is not finite.
@@ -100,13 +114,28 @@ class Checkpoint:
         import torch
 
         if name in self._replaced:
-            return self._replaced[name]
-        if (dtype := self._slice(name).get_dtype()) not in FLOAT_TYPES:
-            raise UserError(f"tensor {name} in {self._files[name]} has type {dtype}; expected {', '.join(FLOAT_TYPES)}")
-        tensor: torch.Tensor = self._handle(name).get_tensor(name).float()
+            return self._replaced[name][rows]
+        stored = self._find(name)
+        if stored.dtype not in FLOAT_TYPES:
+            expected = ", ".join(FLOAT_TYPES)
+            raise UserError(f"tensor {name} in {stored.file} has type {stored.dtype}; expected {expected}")
+        # Copied even where it is float32, or else the tensor would keep the file mapped.
+        tensor: torch.Tensor = _open(stored.file).get_slice(name)[rows].to(torch.float32, copy=True)
         if not torch.isfinite(tensor).all():
-            raise UserError(f"tensor {name} in {self._files[name]} holds NaN or infinity")
+            raise UserError(f"tensor {name} in {stored.file} holds NaN or infinity")
         return tensor
+
+    def digest(self, progress: Progress) -> str:
+        """SHA-256 of the configuration, the weights and the tokenizer: of all files that an export depends on."""
+        weights = {stored.file for stored in self._stored.values()}
+        others = {file for pattern in DIGESTED for file in self.path.glob(pattern)}
+        digest = hashlib.sha256()
+        progress.start("hashing the model", len(weights | others))
+        for file in sorted(weights | others):
+            digest.update(f"{file.name} {sha256(file)}\n".encode())
+            progress.step(file.name)
+        progress.finish()
+        return digest.hexdigest()
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -133,16 +162,10 @@ class Checkpoint:
         """
         _ = self.tokenizer
 
-    def _handle(self, name: str) -> Any:
-        if name not in self._files:
+    def _find(self, name: str) -> _Stored:
+        if name not in self._stored:
             raise UserError(f"model {self.path} has no tensor {name}")
-        file = self._files[name]
-        if file not in self._handles:
-            self._handles[file] = _open(file)
-        return self._handles[file]
-
-    def _slice(self, name: str) -> Any:
-        return self._handle(name).get_slice(name)
+        return self._stored[name]
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -172,6 +195,12 @@ def _safetensors(path: Path) -> list[Path]:
             f"model {path} has only pickled weights ({pickled[0]}), which are never unpickled: use safetensors"
         )
     raise UserError(f"model {path} has no {SINGLE} and no {INDEX}")
+
+
+def _contents(file: Path) -> dict[str, _Stored]:
+    opened = _open(file)
+    slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
+    return {name: _Stored(file, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
 def _open(file: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from skim_export.files import fsync
@@ -37,7 +38,7 @@ def save_model(model: ir.Model, path: Path, progress: Progress) -> None:
             assert value.name is not None
             offset = _aligned(file.tell(), tensor.nbytes)
             file.write(bytes(offset - file.tell()))
-            file.write(tensor.tobytes())
+            file.write(np.ascontiguousarray(tensor.numpy()).view(np.uint8).data)  # no copy
             value.const_value = ir.ExternalTensor(
                 data.name,
                 offset,

@@ -26,7 +26,7 @@ from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS, lut_functions
 from skim_export.packed import CLASSES, FORMAT_VERSION, PackedLinear
 from skim_runtime.errors import UserError
 
-__all__ = ["LIBRARY_NAME", "PRECISIONS", "DecoderBuilder"]
+__all__ = ["LIBRARY_NAME", "PRECISIONS", "DecoderBuilder", "check_builder"]
 
 BUILDER_VERSION = "0.18.0"
 LIBRARY_NAME = "libskim_ops.so"
@@ -48,6 +48,20 @@ def _quiet() -> Iterator[None]:
     finally:
         for line in printed.getvalue().splitlines():
             log.debug("model builder: %s", line)
+
+
+def check_builder() -> None:
+    """Check the version of the model builder.
+
+    Raises:
+        UserError: the installed onnxruntime-genai is not the one that this module was written for.
+    """
+    installed = metadata.version("onnxruntime-genai")
+    if installed != BUILDER_VERSION:
+        raise UserError(
+            f"onnxruntime-genai {installed} is installed; the export needs {BUILDER_VERSION}: "
+            f"pip install onnxruntime-genai=={BUILDER_VERSION}"
+        )
 
 
 def _unit_name(node_name: str) -> str:
@@ -190,12 +204,7 @@ class DecoderBuilder:
         accuracy_level: int,
         ep: str = "cpu",
     ) -> None:
-        installed = metadata.version("onnxruntime-genai")
-        if installed != BUILDER_VERSION:
-            raise UserError(
-                f"onnxruntime-genai {installed} is installed; the export needs {BUILDER_VERSION}: "
-                f"pip install onnxruntime-genai=={BUILDER_VERSION}"
-            )
+        check_builder()
         with _quiet():
             from onnxruntime_genai.models import builder, builders  # type: ignore[import-not-found,unused-ignore]
 

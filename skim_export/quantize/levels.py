@@ -28,18 +28,21 @@ _SMALLEST_SCALE = 2.0**-24  # of float16
 _ROUNDS = 3  # alternations between codes and affine levels; more gain under 0.1 % of the error
 
 
-def fit_tables(layer: Layer, bits: UInt8, codebook: CodebookType) -> tuple[UInt8, RowLevels, Float64]:
-    """Quantize rows to free codebooks: exact k-means, centroids rounded to stored entries, codes assigned again.
+def fit_tables(
+    layer: Layer, bits: UInt8, codebook: CodebookType, points: int | None = None
+) -> tuple[UInt8, RowLevels, Float64]:
+    """Quantize rows to free codebooks: k-means, centroids rounded to stored entries, codes assigned again.
 
     Args:
         layer: W, weights of the squared errors and column scale.
         bits: width of each row, uint8 `[N]`.
         codebook: type of the entries.
+        points: of the clustering, see `kmeans`; None for the optimum.
 
     Returns:
         codes, uint8 `[N, K]`; levels; weighted squared error of each row as stored, float64 `[N]`.
     """
-    centroids, mass, _ = kmeans(layer, bits)
+    centroids, mass, _ = kmeans(layer, bits, points)
     levels = round_levels(centroids, mass, bits, codebook)
     codes, errors = assign(layer, bits, levels.values())
     return codes, levels, errors
@@ -56,7 +59,11 @@ def round_levels(centroids: Float32, mass: Float32, bits: UInt8, codebook: Codeb
     """
     entries: npt.NDArray[np.int8] | Float16
     if codebook == "int8":
-        entries, scale = _round_to_int8(centroids.astype(np.float64), mass.astype(np.float64))
+        entries, scale = np.zeros(centroids.shape, np.int8), np.zeros(len(centroids), np.float16)
+        for b in np.unique(bits).tolist():  # each width for itself: sums over rows of another length round otherwise
+            rows, used = bits == b, slice(0, 1 << b)
+            rounded = _round_to_int8(centroids[rows, used].astype(np.float64), mass[rows, used].astype(np.float64))
+            entries[rows, used], scale[rows] = rounded
     else:
         entries, scale = centroids.astype(np.float16), np.zeros(len(centroids), np.float16)
     kind = np.full(len(centroids), LevelKind.TABLE, np.uint8)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from skim_export.packed import PackedLinear, RowLevels, level_bytes
 from skim_export.quantize.levels import CodebookType, fit_affine, fit_tables, range_affine
-from skim_export.quantize.refinement import damped, feed_back, refine_tables
+from skim_export.quantize.refinement import Coupling, damped, feed_back, refine_tables
 from skim_export.quantize.scaling import fit_column_scale, unit_column_scale
 from skim_export.quantize.solver import Layer, error_curves, refine
 from skim_runtime.errors import UserError
@@ -20,10 +20,13 @@ __all__ = [
     "AFFINE_BITS",
     "DEFAULT_METHOD",
     "METHODS",
+    "Columns",
     "Method",
     "QuantizedLinear",
     "even_levels_pay",
+    "method_named",
     "quantize_linear",
+    "quantize_rows",
     "quantize_uniform",
     "width_errors",
 ]
@@ -41,6 +44,7 @@ class Method:
         allocation: rows get their widths greedily over the whole model (SKIM, arXiv 2412.04180, section 3.2).
         column_scale: a trained scale of the columns (SKIM, section 3.3).
         correlated: the errors of a row's weights are seen together (error feedback, and for tables coordinate descent).
+        points: of the clustering, see `skim_export.quantize.solver.kmeans`; None for the optimum.
     """
 
     objective: Literal["sensitivity", "layer"] | None
@@ -48,6 +52,7 @@ class Method:
     allocation: bool = False
     column_scale: bool = False
     correlated: bool = False
+    points: int | None = None
 
 
 METHODS = {
@@ -55,6 +60,7 @@ METHODS = {
     "skim": Method("sensitivity", allocation=True, column_scale=True),
     "squeezellm": Method("sensitivity"),
     "gptq": Method("layer", levels="range", correlated=True),
+    "weights": Method(None, points=1024),
     "rtn": Method(None, levels="range"),
 }
 
@@ -72,6 +78,17 @@ Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
+
+
+def method_named(name: str) -> Method:
+    """One of `METHODS`.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in METHODS:
+        raise UserError(f"--method {name}: must be one of {', '.join(METHODS)}")
+    return METHODS[name]
 
 
 @dataclass(frozen=True)
@@ -101,6 +118,7 @@ def width_errors(
     fisher: Float32 | None,
     widths: Sequence[int],
     *,
+    scale: Float16 | None = None,
     threads: int | None = None,
 ) -> Float64:
     """Weighted squared error of each row at each width, float64 `[N, widths]`, for bit allocation.
@@ -112,15 +130,30 @@ def width_errors(
         weight: W, float32 `[N, K]`.
         fisher: weights of the squared errors, float32 `[N, K]`; None for all 1.
         widths: widths in bits.
+        scale: of the columns, float16 `[K]`; None for that of these rows.
         threads: threads to use; None for all.
     """
-    layer = Layer(weight, fisher, unit_column_scale(weight).astype(np.float32), threads)
+    scale = unit_column_scale(weight) if scale is None else scale
+    layer = Layer(weight, fisher, scale.astype(np.float32), threads)
     free = [b for b in widths if b < AFFINE_BITS]
     curves = error_curves(layer, max(free)) if free else np.zeros((layer.rows, 0))
     columns = []
     for b in widths:
         columns.append(curves[:, b - 1] if b in free else fit_affine(layer, np.full(layer.rows, b, np.uint8))[2])
     return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What the rows of a layer have in common; given that, each is quantized by itself.
+
+    Attributes:
+        scale: of the columns, positive, float16 `[K]`.
+        coupling: of the columns; None if the errors of a row's weights are not seen together.
+    """
+
+    scale: Float16
+    coupling: Coupling | None = None
 
 
 def quantize_linear(
@@ -134,14 +167,11 @@ def quantize_linear(
     threads: int | None = None,
     name: str = "weight",
 ) -> QuantizedLinear:
-    """Quantize one linear layer whose rows have their widths.
-
-    Free codebooks are used below `AFFINE_BITS`; rows of more bits get affine levels, fitted to the same objective.
+    """Quantize one linear layer whose rows have their widths, all of it in memory.
 
     Args:
         weight: W, float32 `[N, K]`.
-        sensitivity: weights of the squared errors, float32 `[N, K]`, at least 0; None if the method has no objective. A
-            row of zeros is quantized as if all its weights mattered alike.
+        sensitivity: see `quantize_rows`.
         bits: width of each row, uint8 `[N]`, 1..8.
         method: its objective and allocation are the caller's part.
         correlation: of the columns, float32 `[K, K]`, 1 on its diagonal; for methods that are `correlated`.
@@ -157,27 +187,66 @@ def quantize_linear(
         scale = fit_column_scale(weight, sensitivity, bits, threads)
     else:
         scale = unit_column_scale(weight)
-    layer = Layer(weight, sensitivity, scale.astype(np.float32), threads)
-    coupled = damped(correlation) if method.correlated and correlation is not None else None
+    coupling = None
+    if method.correlated and correlation is not None:
+        by_column = None if sensitivity is None else sensitivity.sum(axis=0, dtype=np.float64)
+        coupling = Coupling.of(damped(correlation.copy()), by_column)
+    columns = Columns(scale, coupling)
+    return quantize_rows(weight, sensitivity, bits, method, columns, codebook=codebook, threads=threads, name=name)
+
+
+def quantize_rows(
+    weight: Float32,
+    sensitivity: Float32 | None,
+    bits: UInt8,
+    method: Method,
+    columns: Columns,
+    *,
+    codebook: CodebookType = "int8",
+    threads: int | None = None,
+    name: str = "weight",
+) -> QuantizedLinear:
+    """Quantize some rows of a linear layer; what becomes of a row does not depend on which others there are.
+
+    Free codebooks are used below `AFFINE_BITS`; rows of more bits get affine levels, fitted to the same objective.
+
+    Args:
+        weight: some rows of W, float32 `[R, K]`.
+        sensitivity: weights of the squared errors, float32 `[R, K]`, at least 0; None if the method has no objective. A
+            row of zeros is quantized as if all its weights mattered alike.
+        bits: width of each row, uint8 `[R]`, 1..8.
+        method: its objective and allocation are the caller's part.
+        columns: of the whole layer.
+        codebook: type of codebook entries.
+        threads: threads to use; None for all. The result does not depend on it.
+        name: of the layer, for messages.
+
+    Raises:
+        UserError: a weight or a sensitivity is not finite.
+    """
+    _check(weight, sensitivity, method, name)
+    layer = Layer(weight, sensitivity, columns.scale.astype(np.float32), threads)
     if method.levels == "range":
-        return _quantized(_fit_range(layer, bits, coupled), scale)
-    return _quantized(_fit(layer, bits, codebook, coupled), scale)
+        return _quantized(_fit_range(layer, bits, columns.coupling), columns.scale)
+    return _quantized(_fit(layer, bits, method, codebook, columns.coupling), columns.scale)
 
 
 def quantize_uniform(
     weight: Float32,
     bits: int = 8,
     *,
+    scale: Float16 | None = None,
     codebook: CodebookType = "int8",
     threads: int | None = None,
     name: str = "weight",
 ) -> QuantizedLinear:
     """Quantize a matrix whose weights all matter alike (embedding, output head) with one width for all rows.
 
-    The levels are even or free ones, see `even_levels_pay`. Args and errors are those of `quantize_linear`.
+    The levels are even or free ones, see `even_levels_pay`; `scale` is that of the columns of the whole matrix, float16
+    `[K]`, None for that of these rows. The other arguments and errors are those of `quantize_rows`.
     """
     _check(weight, None, METHODS["rtn"], name)
-    scale = unit_column_scale(weight)
+    scale = unit_column_scale(weight) if scale is None else scale
     layer = Layer(weight, None, scale.astype(np.float32), threads)
     row_bits = np.full(len(weight), bits, np.uint8)
     if even_levels_pay(bits, weight.shape[1], codebook):
@@ -202,29 +271,29 @@ def _quantized(result: tuple[UInt8, RowLevels, Float64], scale: Float16) -> Quan
     return QuantizedLinear(codes, levels, scale, errors)
 
 
-def _fit_range(layer: Layer, bits: UInt8, correlation: Float32 | None) -> tuple[UInt8, RowLevels, Float64]:
+def _fit_range(layer: Layer, bits: UInt8, coupling: Coupling | None) -> tuple[UInt8, RowLevels, Float64]:
     """Even levels over the range of each row."""
     codes, levels, errors = range_affine(layer, bits)
-    if correlation is not None:
+    if coupling is not None:
         values = levels.values()
-        codes = feed_back(layer, correlation, bits, values)
-        errors = refine(layer, correlation, bits, values, codes, rounds=1, sweeps=0, fit=False)[2]
+        codes = feed_back(layer, coupling, bits, values)
+        errors = refine(layer, coupling.correlation, bits, values, codes, rounds=1, sweeps=0, fit=False)[2]
     return codes, levels, errors
 
 
 def _fit(
-    layer: Layer, bits: UInt8, codebook: CodebookType, correlation: Float32 | None
+    layer: Layer, bits: UInt8, method: Method, codebook: CodebookType, coupling: Coupling | None
 ) -> tuple[UInt8, RowLevels, Float64]:
     """Free codebooks for narrow rows, affine levels for wide ones."""
     wide = bits >= AFFINE_BITS
     if wide.all():
         return fit_affine(layer, bits)
     if not wide.any():
-        return _fit_tables(layer, bits, codebook, correlation)
+        return _fit_tables(layer, bits, method, codebook, coupling)
     codes, errors = np.empty(layer.values.shape, np.uint8), np.empty(layer.rows)
     kind = np.empty(layer.rows, np.uint8)
     scale, offset = np.empty(layer.rows, np.float16), np.empty(layer.rows, np.float16)
-    free_codes, free, free_errors = _fit_tables(layer.take(~wide), bits[~wide], codebook, correlation)
+    free_codes, free, free_errors = _fit_tables(layer.take(~wide), bits[~wide], method, codebook, coupling)
     even_codes, even, even_errors = fit_affine(layer.take(wide), bits[wide])
     entries = np.zeros((layer.rows, free.entries.shape[1]), free.entries.dtype)
     entries[~wide] = free.entries
@@ -240,11 +309,11 @@ def _fit(
 
 
 def _fit_tables(
-    layer: Layer, bits: UInt8, codebook: CodebookType, correlation: Float32 | None
+    layer: Layer, bits: UInt8, method: Method, codebook: CodebookType, coupling: Coupling | None
 ) -> tuple[UInt8, RowLevels, Float64]:
-    if correlation is None:
-        return fit_tables(layer, bits, codebook)
-    return refine_tables(layer, correlation, bits, codebook)
+    if coupling is None:
+        return fit_tables(layer, bits, codebook, method.points)
+    return refine_tables(layer, coupling, bits, codebook)
 
 
 def _check(weight: Float32, sensitivity: Float32 | None, method: Method, name: str) -> None:

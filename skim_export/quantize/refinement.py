@@ -6,6 +6,8 @@ docs/quantizer.md). On the diagonal it is the objective of weighted k-means.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -13,7 +15,7 @@ from skim_export.packed import RowLevels
 from skim_export.quantize.levels import CodebookType, round_levels
 from skim_export.quantize.solver import Layer, feedback, kmeans, refine
 
-__all__ = ["damped", "feed_back", "refine_tables"]
+__all__ = ["Coupling", "damped", "feed_back", "refine_tables"]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -25,46 +27,76 @@ _SWEEPS = 3  # over the codes of a row in each of them
 
 
 def damped(correlation: Float32) -> Float32:
-    """The correlation with its off-diagonal part reduced: the solvers need it well conditioned."""
-    result = correlation * np.float32(1 - _DAMPING)
-    np.fill_diagonal(result, 1)
-    return result
+    """The correlation, changed in place, with its off-diagonal part reduced: the solvers need it well conditioned."""
+    correlation *= np.float32(1 - _DAMPING)
+    np.fill_diagonal(correlation, 1)
+    return correlation
 
 
-def feed_back(layer: Layer, correlation: Float32, bits: UInt8, levels: Float32) -> UInt8:
+@dataclass(frozen=True)
+class Coupling:
+    """How the columns of a layer go together; the same for all of its rows.
+
+    Attributes:
+        correlation: of the columns, damped, float32 `[K, K]`.
+        order: the columns in the order of error feedback, int64 `[K]`.
+        factor: upper Cholesky factor of the inverse of the correlation in that order, float32 `[K, K]`.
+    """
+
+    correlation: Float32
+    order: npt.NDArray[np.int64]
+    factor: Float32
+
+    @classmethod
+    def of(cls, correlation: Float32, sensitivity: Float64 | None) -> Coupling:
+        """Factor a correlation.
+
+        Args:
+            correlation: of the columns, damped, float32 `[K, K]`.
+            sensitivity: of each column, float64 `[K]`: the most sensitive come first. None to keep their order.
+        """
+        order = np.arange(len(correlation))
+        if sensitivity is not None:
+            order = np.argsort(-sensitivity, kind="stable")
+        return cls(correlation, order, _inverse_factor(correlation[np.ix_(order, order)]))
+
+
+def feed_back(layer: Layer, coupling: Coupling, bits: UInt8, levels: Float32) -> UInt8:
     """Codes by error feedback (GPTQ, arXiv 2210.17323), the most sensitive columns first, uint8 `[N, K]`.
 
     Args:
         layer: W, sensitivities and column scale.
-        correlation: of the columns, damped, float32 `[K, K]`.
+        coupling: of the columns.
         bits: width of each row, uint8 `[N]`.
         levels: float32 `[N, 2^max(bits)]`, ascending.
     """
-    columns = np.arange(layer.columns)
-    if layer.weights is not None:
-        columns = np.argsort(-layer.weights.sum(axis=0, dtype=np.float64), kind="stable")
-    factor = _inverse_factor(correlation[np.ix_(columns, columns)])
     codes = np.empty(layer.values.shape, np.uint8)
-    codes[:, columns] = feedback(layer.permuted(columns), factor, bits, levels)
+    codes[:, coupling.order] = feedback(layer.permuted(coupling.order), coupling.factor, bits, levels)
     return codes
 
 
 def _inverse_factor(correlation: Float32) -> Float32:
-    """Upper Cholesky factor of the inverse, float32 `[K, K]`; on one thread, for their number changes the bits."""
+    """Upper Cholesky factor of the inverse, float32 `[K, K]`; on one thread, for their number changes the bits.
+
+    The matrix may take 1 GB, so all happens in its memory and that of one more; it is overwritten.
+    """
     import torch
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(correlation)))
-        factor: Float32 = torch.linalg.cholesky(inverse, upper=True).contiguous().numpy()
+        matrix, other = torch.from_numpy(correlation), torch.empty(correlation.shape)
+        torch.linalg.cholesky(matrix, out=other)
+        torch.cholesky_inverse(other, out=matrix)
+        torch.linalg.cholesky(matrix, upper=True, out=other)
+        factor: Float32 = other.contiguous().numpy()
     finally:
         torch.set_num_threads(threads)
     return factor
 
 
 def refine_tables(
-    layer: Layer, correlation: Float32, bits: UInt8, codebook: CodebookType
+    layer: Layer, coupling: Coupling, bits: UInt8, codebook: CodebookType
 ) -> tuple[UInt8, RowLevels, Float64]:
     """Quantize rows to free codebooks under the full objective.
 
@@ -73,7 +105,7 @@ def refine_tables(
 
     Args:
         layer: W, sensitivities and column scale.
-        correlation: of the columns, damped, float32 `[K, K]`.
+        coupling: of the columns.
         bits: width of each row, uint8 `[N]`.
         codebook: type of the entries.
 
@@ -81,7 +113,8 @@ def refine_tables(
         codes, uint8 `[N, K]`; levels; full objective of each row as stored, float64 `[N]`.
     """
     centroids, _, _ = kmeans(layer, bits)
-    codes = feed_back(layer, correlation, bits, centroids)
+    correlation = coupling.correlation
+    codes = feed_back(layer, coupling, bits, centroids)
     centroids, codes, _ = refine(layer, correlation, bits, centroids, codes, rounds=_ROUNDS, sweeps=_SWEEPS)
     levels = round_levels(centroids, _mass(layer, codes, centroids.shape[1]), bits, codebook)
     _, codes, errors = refine(layer, correlation, bits, levels.values(), codes, rounds=1, sweeps=_SWEEPS, fit=False)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from skim_export.quantize.solver import Layer, kmeans, refit
 
-__all__ = ["fit_column_scale", "unit_column_scale"]
+__all__ = ["fit_column_scale", "power_of_two_scale", "unit_column_scale"]
 
 Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]
@@ -29,13 +29,21 @@ _STRETCH = 2.0  # codes held fixed hold a back: go further in the same direction
 
 
 def unit_column_scale(weight: Float32) -> Float16:
-    """The same power of two for all columns, float16 `[K]`: 1 unless the weights are tiny or huge.
+    """The same power of two for all columns, float16 `[K]`: see `power_of_two_scale`."""
+    return power_of_two_scale(float(np.abs(weight).max()), weight.shape[1])
+
+
+def power_of_two_scale(largest: float, columns: int) -> Float16:
+    """The same power of two for all columns, float16 `[columns]`: 1 unless the weights are tiny or huge.
 
     Tiny weights are brought to 1/2..1, or else the float16 scales of their rows would lose precision.
+
+    Args:
+        largest: absolute value of the largest weight of the layer.
+        columns: K.
     """
-    largest = float(np.abs(weight).max())
     exponent = int(np.clip(np.frexp(largest)[1], *_EXPONENTS)) if largest > 0 else 0
-    return np.full(weight.shape[1], 1 if exponent in _USUAL else np.ldexp(1.0, exponent), np.float16)
+    return np.full(columns, 1 if exponent in _USUAL else np.ldexp(1.0, exponent), np.float16)
 
 
 def fit_column_scale(weight: Float32, fisher: Float32, bits: UInt8, threads: int | None = None) -> Float16:

@@ -117,7 +117,7 @@ def _library() -> ctypes.CDLL:
     bits, codes, singles = _array(np.uint8, 1), _array(np.uint8, 2), _array(np.float32, 1)
     signatures = {
         "skim_error_curves": (layer, number, number, doubles),
-        "skim_kmeans": (layer, bits, number, number, floats, floats, codes),
+        "skim_kmeans": (layer, bits, number, number, number, floats, floats, codes),
         "skim_assign": (layer, bits, floats, number, number, codes, vector),
         "skim_assign_affine": (layer, bits, singles, singles, number, codes, vector, vector, vector),
         "skim_refit": (layer, bits, codes, number, number, floats, vector, vector, vector),
@@ -158,12 +158,14 @@ def error_curves(layer: Layer, max_bits: int) -> Float64:
     return errors
 
 
-def kmeans(layer: Layer, bits: UInt8) -> tuple[Float32, Float32, UInt8]:
+def kmeans(layer: Layer, bits: UInt8, points: int | None = None) -> tuple[Float32, Float32, UInt8]:
     """Optimal codebooks: exact weighted k-means of every row of `values / column_scale`.
 
     Args:
         layer: the layer.
         bits: width of each row, uint8 `[N]`.
+        points: clusters begin at one of about so many places among the sorted weights of a row, which takes nearly the
+            same error and a fraction of the time; None for any place, and the optimum.
 
     Returns:
         centroids, float32 `[N, 2^max(bits)]`, ascending; unused entries are 0;
@@ -175,7 +177,8 @@ def kmeans(layer: Layer, bits: UInt8) -> tuple[Float32, Float32, UInt8]:
     mass = np.zeros((layer.rows, stride), np.float32)
     codes = np.empty((layer.rows, layer.columns), np.uint8)
     for rows in layer.chunks(stride):
-        _call("skim_kmeans", layer, rows, bits[rows], stride, layer.threads, centroids[rows], mass[rows], codes[rows])
+        results = centroids[rows], mass[rows], codes[rows]
+        _call("skim_kmeans", layer, rows, bits[rows], stride, points or 0, layer.threads, *results)
     return centroids, mass, codes
 
 

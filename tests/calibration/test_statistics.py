@@ -1,7 +1,10 @@
 """Calibration block by block against one backward pass through the whole model."""
 
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from skim_export.calibration import LinearStatistics, calibrate
+from skim_export.calibration import Activations, LinearStatistics
+from skim_export.calibration import calibrate as calibrate_on
 from skim_export.checkpoint import Architecture, Checkpoint, Linear, architecture_of
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -19,6 +23,14 @@ from skim_runtime.progress import Progress
 from ..tiny_models import VOCABULARY, tiny_llama, tiny_mistral
 
 SEQUENCES, LENGTH = 18, 60  # more than one group of sequences; longer than the sliding window
+
+
+def calibrate(
+    checkpoint: Checkpoint, architecture: Architecture, tokens: npt.NDArray[np.int64], **options: Any
+) -> Iterator[tuple[Linear, LinearStatistics]]:
+    """Calibration from the beginning."""
+    with tempfile.TemporaryDirectory() as directory:
+        yield from calibrate_on(checkpoint, architecture, tokens, Activations(Path(directory)), **options)
 
 
 @pytest.fixture
@@ -219,3 +231,35 @@ def test_an_interrupt_ends_it(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> 
     with pytest.raises(KeyboardInterrupt):
         list(calibrate(checkpoint, architecture, tokens, threads=2, progress=Interrupt()))
     assert (torch.get_num_threads(), threading.active_count()) == before
+
+
+@pytest.mark.parametrize("vocabulary", [False, True])
+def test_it_goes_on_where_it_was_given_up(tmp_path: Path, tokens: npt.NDArray[np.int64], vocabulary: bool) -> None:
+    checkpoint, architecture = build(tmp_path / "model", "llama")
+    options: dict[str, Any] = {"vocabulary": vocabulary, "threads": 2, "progress": Progress()}
+    expected = {
+        linear.name: statistics for linear, statistics in calibrate(checkpoint, architecture, tokens, **options)
+    }
+    for stop in range(1, len(expected)):
+        found: dict[str, LinearStatistics] = {}
+        activations = Activations(tmp_path / str(stop))
+        given_up = calibrate_on(checkpoint, architecture, tokens, activations, **options)
+        for linear, statistics in given_up:
+            found[linear.name] = statistics
+            if len(found) == stop:
+                break
+        given_up.close()  # type: ignore[attr-defined]
+        names = set(found)
+
+        def is_kept(linear: Linear, names: set[str] = names) -> bool:
+            return linear.name in names
+
+        again = calibrate_on(checkpoint, architecture, tokens, activations, is_kept=is_kept, **options)
+        repeated = {linear.name: statistics for linear, statistics in again}
+        blocks_kept = (stop - 1) // 5  # of which the gradient in their inputs was computed, too
+        assert len(repeated) == len(expected) - 5 * min(blocks_kept, 2)
+        for name, statistics in expected.items():
+            for of_run in (found, repeated):
+                if name in of_run:
+                    np.testing.assert_array_equal(of_run[name].fisher, statistics.fisher, err_msg=name)
+                    np.testing.assert_array_equal(of_run[name].correlation, statistics.correlation, err_msg=name)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from skim_export.checkpoint import Checkpoint, architecture_of, linear_bias, linear_weight
 from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
 
 from ..tiny_models import TEXT, tiny_llama, tiny_mistral
 
@@ -249,3 +250,24 @@ def test_config_without_architecture(tmp_path: Path) -> None:
     edit_config(path, architectures=None)
     with pytest.raises(UserError, match="must name one architecture"):
         architecture_of(Checkpoint(path))
+
+
+def test_rows_of_a_fused_layer(tmp_path):
+    checkpoint = Checkpoint(tiny_llama(tmp_path / "model"))
+    qkv = architecture_of(checkpoint).linears[0]
+    whole = linear_weight(checkpoint, qkv)
+    for start, stop in ((0, 5), (60, 70), (0, 128), (90, 500), (127, 128)):
+        np.testing.assert_array_equal(linear_weight(checkpoint, qkv, slice(start, stop)), whole[start:stop])
+
+
+def test_the_digest_is_of_all_that_counts(tmp_path):
+    path = tiny_llama(tmp_path / "model", max_shard_size="100KB")
+    seen = {Checkpoint(path).digest(Progress())}
+    (path / "README.md").write_text("no part of the model")
+    assert {Checkpoint(path).digest(Progress())} == seen
+    for file in [*path.glob("*.safetensors"), path / "config.json", path / "tokenizer.json"]:
+        content = file.read_bytes()
+        file.write_bytes(content.replace(b"0", b"1", 1) if file.suffix == ".json" else content[:-1] + b"\0")
+        seen.add(Checkpoint(path).digest(Progress()))
+        file.write_bytes(content)
+    assert len(seen) == 3 + len(list(path.glob("*.safetensors")))

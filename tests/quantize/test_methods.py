@@ -2,9 +2,20 @@ import numpy as np
 import pytest
 
 from skim_export.packed import LevelKind, PackedLinear
-from skim_export.quantize import AFFINE_BITS, METHODS, even_levels_pay, quantize_uniform, width_errors
+from skim_export.quantize import (
+    AFFINE_BITS,
+    METHODS,
+    Columns,
+    Coupling,
+    damped,
+    even_levels_pay,
+    quantize_rows,
+    quantize_uniform,
+    width_errors,
+)
 from skim_export.quantize import quantize_linear as quantize_with
 from skim_export.quantize.levels import fit_affine, fit_tables
+from skim_export.quantize.scaling import unit_column_scale
 from skim_export.quantize.solver import Layer
 from skim_runtime.errors import UserError
 
@@ -166,3 +177,28 @@ def test_bad_sensitivities_are_refused():
         quantize_linear(weight, -fisher, bits, "squeezellm")
     with pytest.raises(ValueError, match="needs sensitivities"):
         quantize_linear(weight, None, bits, "skim")
+
+
+@pytest.mark.parametrize("method", ["squeezellm", "gptq", "rtn", "weights", "skim+"])
+@pytest.mark.parametrize("codebook", ["int8", "float16"])
+def test_rows_do_not_depend_on_each_other(method, codebook):
+    rng = np.random.default_rng(5)
+    weight, sensitivity = random_layer(rng, 40, 96)
+    bits = rng.integers(1, 9, 40).astype(np.uint8)
+    parts = METHODS[method]
+    if parts.objective is None:
+        sensitivity = None
+    correlation = np.corrcoef(rng.normal(size=(200, 96)), rowvar=False).astype(np.float32)
+    options = {"codebook": codebook, "threads": 2}
+    whole = quantize_with(weight, sensitivity, bits, parts, correlation=correlation, **options).pack()
+    coupling = None
+    if parts.correlated:
+        coupling = Coupling.of(damped(correlation.copy()), sensitivity.sum(axis=0, dtype=np.float64))
+    columns = Columns(unit_column_scale(weight), coupling)
+    packed = []
+    for rows in (slice(0, 16), slice(16, 17), slice(17, 40)):
+        some = None if sensitivity is None else sensitivity[rows]
+        packed.append(quantize_rows(weight[rows], some, bits[rows], parts, columns, **options).pack())
+    joined = PackedLinear.concatenate(packed)
+    for name in PackedLinear.TENSORS:
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))

@@ -7,7 +7,7 @@ import pytest
 
 from skim_export.packed import LevelKind
 from skim_export.quantize import METHODS, quantize_linear
-from skim_export.quantize.refinement import damped, feed_back, refine_tables
+from skim_export.quantize.refinement import Coupling, damped, feed_back, refine_tables
 from skim_export.quantize.solver import Layer, assign, feedback, kmeans, refine
 
 from .reference import best_levels, feed_back_row, full_error
@@ -25,6 +25,10 @@ def random_problem(rows, columns, *, seed=0, threads=None):
     weights = np.exp(rng.normal(-3, 1.5, (rows, columns))).astype(np.float32)
     scale = rng.uniform(0.5, 2, columns).astype(np.float32)
     return Layer(values, weights, scale, threads), damped((hessian / spread / spread[:, None]).astype(np.float32))
+
+
+def coupled(layer, correlation):
+    return Coupling.of(correlation, layer.weights.sum(axis=0, dtype=np.float64))
 
 
 @pytest.mark.parametrize(("rows", "columns"), SHAPES)
@@ -87,7 +91,9 @@ def test_without_correlation_it_is_weighted_kmeans():
     bits = np.full(40, 3, np.uint8)
     identity = np.eye(90, dtype=np.float32)
     levels, _, codes = kmeans(layer, bits)
-    np.testing.assert_array_equal(feed_back(layer, identity, bits, levels), assign(layer, bits, levels)[0])
+    np.testing.assert_array_equal(
+        feed_back(layer, coupled(layer, identity), bits, levels), assign(layer, bits, levels)[0]
+    )
     refined, same, errors = refine(layer, identity, bits, levels, codes, rounds=3, sweeps=3)
     np.testing.assert_allclose(refined, levels, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(errors, full_error(layer, identity, levels, codes), rtol=1e-4)
@@ -98,8 +104,8 @@ def test_both_steps_pay():
     layer, correlation = random_problem(60, 200)
     bits = np.full(60, 3, np.uint8)
     levels, _, codes = kmeans(layer, bits)
-    fed = feed_back(layer, correlation, bits, levels)
-    refined = refine_tables(layer, correlation, bits, "float16")[2]
+    fed = feed_back(layer, coupled(layer, correlation), bits, levels)
+    refined = refine_tables(layer, coupled(layer, correlation), bits, "float16")[2]
     errors = [full_error(layer, correlation, levels, c).sum() for c in (codes, fed)]
     assert errors[1] < 0.8 * errors[0]
     assert refined.sum() < 0.8 * errors[1]
@@ -109,7 +115,7 @@ def test_both_steps_pay():
 def test_errors_are_those_of_what_is_stored(codebook):
     layer, correlation = random_problem(30, 70)
     bits = np.random.default_rng(4).integers(1, 7, 30).astype(np.uint8)
-    codes, levels, errors = refine_tables(layer, correlation, bits, codebook)
+    codes, levels, errors = refine_tables(layer, coupled(layer, correlation), bits, codebook)
     values = levels.entries.astype(np.float64) * (levels.scale[:, None] if codebook == "int8" else 1.0)
     np.testing.assert_allclose(errors, full_error(layer, correlation, values, codes), rtol=2e-3, atol=1e-5)
 

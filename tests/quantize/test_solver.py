@@ -252,3 +252,16 @@ def test_wrong_widths_and_tables_are_refused():
         assign(layer, full(2, 2), np.zeros((2, 3), np.float32))
     with pytest.raises(ValueError, match="codes"):
         refit(layer, full(2, 1), np.zeros((2, 7), np.uint8), np.zeros((2, 2), np.float32))
+
+
+@pytest.mark.parametrize("columns", [5, 64, 300, 1000])
+def test_fewer_points_cost_little(columns):
+    layer = Layer(np.random.default_rng(columns).normal(size=(6, columns)).astype(np.float32))
+    errors = []
+    for points in (None, 64):
+        centroids, _, codes = kmeans(layer, full(6, 3), points)
+        errors.append(((layer.values - np.take_along_axis(centroids, codes.astype(np.int64), axis=1)) ** 2).sum(axis=1))
+    assert (errors[1] >= errors[0] * (1 - 1e-5) - 1e-9).all()
+    assert (errors[1] <= 1.1 * errors[0] + 1e-9).all()
+    if columns <= 64:
+        np.testing.assert_array_equal(*errors)

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 
 namespace skim {
 namespace {
@@ -18,6 +19,20 @@ uint32_t Sortable(float value) {
   return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
 }
 
+float FromSortable(uint32_t bits) {
+  bits = bits & 0x80000000u ? bits & 0x7fffffffu : ~bits;
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+// The values are sorted by three digits, the least significant first.
+constexpr int32_t kDigits = 3, kDigitBits = 11, kDigitValues = 1 << kDigitBits;
+
+int32_t Digit(uint64_t key, int32_t digit) {
+  return static_cast<int32_t>(key >> (32 + digit * kDigitBits)) & (kDigitValues - 1);
+}
+
 using Search = void (*)(const SplitStep&);
 
 Search FastestSearch() {
@@ -31,17 +46,20 @@ const Search kSearch = FastestSearch();
 
 }  // namespace
 
-RowKmeans::RowKmeans(int32_t columns)
-    : n_(columns),
+RowKmeans::RowKmeans(int32_t columns, int32_t points)
+    : columns_(columns),
+      run_(points > 0 ? std::max(columns / points, 1) : 1),
+      n_((columns + run_ - 1) / run_),
       keys_(columns),
-      mass_(columns + 1 + kPadding),
-      moment_(columns + 1 + kPadding),
-      gain_(columns + 1 + kPadding),
-      next_gain_(columns + 1 + kPadding) {}
+      next_keys_(columns),
+      mass_(n_ + 1 + kPadding),
+      moment_(n_ + 1 + kPadding),
+      gain_(n_ + 1 + kPadding),
+      next_gain_(n_ + 1 + kPadding) {}
 
 void RowKmeans::Load(const float* row, const float* weight, const float* column_scale) {
   double sum = 0, weighted = 0;
-  for (int32_t k = 0; k < n_; k++) {
+  for (int32_t k = 0; k < columns_; k++) {
     const float value = row[k] / column_scale[k];
     const double a = column_scale[k];
     const double s = weight ? weight[k] * a * a : 1;
@@ -52,17 +70,36 @@ void RowKmeans::Load(const float* row, const float* weight, const float* column_
   all_zero_ = !(sum > 0);
   const bool uniform = !weight || all_zero_;
   mean_ = all_zero_ ? 0 : weighted / sum;
-  const double least = kFloor * sum / n_;
-  std::sort(keys_.begin(), keys_.end());
+  const double least = kFloor * sum / columns_;
+  Sort();
+  double mass = 0, moment = 0;
   mass_[0] = moment_[0] = total_ = 0;
-  for (int32_t i = 0; i < n_; i++) {
-    const auto k = static_cast<uint32_t>(keys_[i]);
-    const double a = column_scale[k];
-    const double s = uniform ? 1 : std::max(weight[k] * a * a, least);
-    const double value = row[k] / column_scale[k] - mean_;
-    mass_[i + 1] = mass_[i] + s;
-    moment_[i + 1] = moment_[i] + s * value;
-    total_ += s * value * value;
+  for (int32_t i = 0, end = 1; end <= n_; end++) {
+    for (const int32_t stop = std::min(i + run_, columns_); i < stop; i++) {
+      const auto k = static_cast<uint32_t>(keys_[i]);
+      const double a = column_scale[k];
+      const double s = uniform ? 1 : std::max(weight[k] * a * a, least);
+      const double value = FromSortable(static_cast<uint32_t>(keys_[i] >> 32)) - mean_;
+      mass += s;
+      moment += s * value;
+      total_ += s * value * value;
+    }
+    mass_[end] = mass;
+    moment_[end] = moment;
+  }
+}
+
+void RowKmeans::Sort() {
+  int32_t starts[kDigits][kDigitValues] = {};
+  for (const uint64_t key : keys_) {
+    for (int32_t d = 0; d < kDigits; d++) starts[d][Digit(key, d)]++;
+  }
+  for (int32_t d = 0; d < kDigits; d++) {
+    if (starts[d][Digit(keys_[0], d)] == columns_) continue;  // the lower digits of 16-bit floats are all 0
+    int32_t start = 0;
+    for (int32_t& count : starts[d]) start += std::exchange(count, start);
+    for (const uint64_t key : keys_) next_keys_[starts[d][Digit(key, d)]++] = key;
+    keys_.swap(next_keys_);
   }
 }
 
@@ -107,7 +144,8 @@ void RowKmeans::Cluster(int32_t bits, float* centroids, float* mass, uint8_t* co
     const double weight = mass_[end] - mass_[start];
     centroids[c] = static_cast<float>((moment_[end] - moment_[start]) / weight + mean_);
     mass[c] = static_cast<float>(weight);
-    for (int32_t i = start; i < end; i++) codes[static_cast<uint32_t>(keys_[i])] = static_cast<uint8_t>(c);
+    const int32_t stop = std::min(end * run_, columns_);
+    for (int32_t i = start * run_; i < stop; i++) codes[static_cast<uint32_t>(keys_[i])] = static_cast<uint8_t>(c);
     end = start;
   }
 }

@@ -179,7 +179,7 @@ using skim::Row;
 using skim::RowKmeans;
 
 bool skim_error_curves(const SkimLayer* layer, int32_t max_bits, int32_t threads, double* errors) {
-  const auto make = [&] { return RowKmeans(layer->columns); };
+  const auto make = [&] { return RowKmeans(layer->columns, 0); };
   return ParallelFor(layer->rows, threads, make, [&](RowKmeans& kmeans, int64_t r) {
     const Row row(*layer, r);
     kmeans.Load(row.values, row.weights, row.column_scale);
@@ -187,9 +187,9 @@ bool skim_error_curves(const SkimLayer* layer, int32_t max_bits, int32_t threads
   });
 }
 
-bool skim_kmeans(const SkimLayer* layer, const uint8_t* bits, int32_t stride, int32_t threads, float* centroids,
-                 float* mass, uint8_t* codes) {
-  const auto make = [&] { return RowKmeans(layer->columns); };
+bool skim_kmeans(const SkimLayer* layer, const uint8_t* bits, int32_t stride, int32_t points, int32_t threads,
+                 float* centroids, float* mass, uint8_t* codes) {
+  const auto make = [&] { return RowKmeans(layer->columns, points); };
   return ParallelFor(layer->rows, threads, make, [&](RowKmeans& kmeans, int64_t r) {
     const Row row(*layer, r);
     kmeans.Load(row.values, row.weights, row.column_scale);

@@ -21,8 +21,9 @@ struct SkimLayer {
 SKIM_EXPORT bool skim_error_curves(const SkimLayer* layer, int32_t max_bits, int32_t threads, double* errors);
 
 // Optimal codebooks of bits[row] bits: centroids and the weight they carry [rows, stride], codes [rows, columns].
-SKIM_EXPORT bool skim_kmeans(const SkimLayer* layer, const uint8_t* bits, int32_t stride, int32_t threads,
-                             float* centroids, float* mass, uint8_t* codes);
+// Optimal but for this: clusters begin at one of about `points` places among the sorted weights of a row; 0 for any.
+SKIM_EXPORT bool skim_kmeans(const SkimLayer* layer, const uint8_t* bits, int32_t stride, int32_t points,
+                             int32_t threads, float* centroids, float* mass, uint8_t* codes);
 
 // Nearest of the ascending levels [rows, stride]: codes [rows, columns] and the weighted error of each row [rows].
 SKIM_EXPORT bool skim_assign(const SkimLayer* layer, const uint8_t* bits, const float* levels, int32_t stride,

@@ -1,0 +1,43 @@
+"""Files that are complete, and known to be by their hash: what an interrupted export finds again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from skim_export.files import fsync, sha256
+
+__all__ = ["any_sealed", "is_sealed", "remove_sealed", "write_sealed"]
+
+SUFFIX = ".sha256"
+
+
+def write_sealed(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file; it appears as `path`, with its hash beside it, when all of it is on the disk."""
+    for target, fill in ((path, write), (_seal(path), lambda partial: partial.write_text(sha256(path)))):
+        partial = target.with_name(f"{target.name}.partial")
+        fill(partial)
+        fsync(partial)
+        partial.replace(target)
+    fsync(path.parent)
+
+
+def is_sealed(path: Path) -> bool:
+    """Whether a file was written by `write_sealed` and still is as it was; it is read to find out."""
+    seal = _seal(path)
+    return path.is_file() and seal.is_file() and sha256(path) == seal.read_text()
+
+
+def remove_sealed(path: Path) -> None:
+    """Remove a file and its hash, if they are there."""
+    _seal(path).unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def any_sealed(directory: Path) -> bool:
+    """Whether there are such files in a directory or below it."""
+    return next(directory.rglob(f"*{SUFFIX}"), None) is not None
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(path.name + SUFFIX)
