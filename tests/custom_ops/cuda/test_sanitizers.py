@@ -5,11 +5,14 @@ All that kernels read and write lies in heap blocks of exactly its size, shared 
 
 from pathlib import Path
 
+import pytest
+
 from ..native import CUDA_ON_CPU, build_sanitized, run_sanitized_tests
 
 HERE = Path(__file__).parent
 
 
+@pytest.mark.slow
 def test_kernels():
     build = build_sanitized(targets=CUDA_ON_CPU) / "tests/on_cpu"
     run_sanitized_tests(
