@@ -19,6 +19,7 @@ def arguments(*values):
     return parser.parse_args([str(value) for value in values])
 
 
+@pytest.mark.slow
 def test_the_table(tmp_path):
     if not (shutil.which("valgrind") and shutil.which("cmake")):
         pytest.skip("valgrind or cmake is missing")

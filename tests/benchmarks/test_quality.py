@@ -180,7 +180,7 @@ def test_methods_with_other_parts():
     altered, tuned = exportable.parse_method("skim+:even,scaled,tune")
     assert altered == replace(METHODS["skim+"], allocation=False, column_scale=True)
     assert tuned
-    with pytest.raises(UserError, match=r"skim\+:odd: 'odd' must be one of even, .*, tune"):
+    with pytest.raises(UserError, match=r"skim\+:odd: 'odd' must be one of allocated, .*, tune"):
         exportable.parse_method("skim+:odd")
 
 

@@ -103,6 +103,7 @@ def test_every_instruction_of_the_pipes_is_in_one():
         assert gpu.rates.keys() == (roofline.PIPES.keys() - {"memory"}) | {"issue", "uniform"}
 
 
+@pytest.mark.slow
 def test_the_command(tmp_path):
     for tool in (lambda: shutil.which("nvcc") or "nvcc", find_nvdisasm):
         try:

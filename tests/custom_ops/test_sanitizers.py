@@ -9,6 +9,8 @@ from skim_runtime.library import kernel_name
 
 from .native import build_sanitized, run_sanitized_tests
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def build():

@@ -118,18 +118,15 @@ __global__ void __launch_bounds__(kDecodeThreads, 2 / kRowTiles)
     DecodeKernel(const DeviceLayer device, const Half* x, int64_t M, int tokens, Epilogue epilogue, Half* y) {
   using Kernel = Decode<kRowTiles, kTokenTiles>;
   const PackedLinear& weights = device.layer.weights;
-  const auto token_tiles = static_cast<unsigned>(CeilDiv(M, tokens));
-  const int64_t first = static_cast<int64_t>(blockIdx.x % token_tiles) * tokens;
-  const int count = static_cast<int>(M - first < tokens ? M - first : tokens);
-  const RowTile tile = FindTile(device.layer, blockIdx.x / token_tiles, Kernel::kRows);
-  const Activations<Half> activations{x + first * weights.K, weights.column_scale.data, count,
+  const BlockTile tile = FindTile(device.layer, M, Kernel::kRows, tokens);
+  const Activations<Half> activations{x + tile.first_token * weights.K, weights.column_scale.data, tile.tokens,
                                       static_cast<int>(weights.K)};
   char* shared = SharedMemory();
-  WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto bits) {
-    Kernel::template Multiply<decltype(kind)::value, decltype(bits)::value>(tile, activations, shared);
+  WithLevels<kTable>(tile.rows.run.row_class, [&](auto kind, auto bits) {
+    Kernel::template Multiply<decltype(kind)::value, decltype(bits)::value>(tile.rows, activations, shared);
   });
   __syncthreads();
-  typename Kernel::Parts(shared).Store(tile, device, count, epilogue, y + first * weights.N);
+  typename Kernel::Parts(shared).Store(tile.rows, device, tile.tokens, epilogue, y + tile.first_token * weights.N);
 }
 
 // Tokens of a block: as many as fit, at least one.

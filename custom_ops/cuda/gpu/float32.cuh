@@ -126,15 +126,13 @@ __global__ void __launch_bounds__(Float32<kTable>::kThreads, 1)
     Float32Kernel(const DeviceLayer device, const float* x, int64_t M, Epilogue epilogue, float* y) {
   using Kernel = Float32<kTable>;
   const PackedLinear& weights = device.layer.weights;
-  const auto token_tiles = static_cast<unsigned>(CeilDiv(M, Kernel::kTokens));
-  const int64_t first = static_cast<int64_t>(blockIdx.x % token_tiles) * Kernel::kTokens;
-  const int count = static_cast<int>(M - first < Kernel::kTokens ? M - first : Kernel::kTokens);
-  const RowTile tile = FindTile(device.layer, blockIdx.x / token_tiles, Kernel::kRows);
+  const BlockTile tile = FindTile(device.layer, M, Kernel::kRows, Kernel::kTokens);
   char* shared = SharedMemory();
-  Kernel::Multiply(tile, {x + first * weights.K, weights.column_scale.data, count, static_cast<int>(weights.K)},
-                   shared);
+  Kernel::Multiply(
+      tile.rows,
+      {x + tile.first_token * weights.K, weights.column_scale.data, tile.tokens, static_cast<int>(weights.K)}, shared);
   __syncthreads();
-  typename Kernel::Parts(shared).Store(tile, device, count, epilogue, y + first * weights.N);
+  typename Kernel::Parts(shared).Store(tile.rows, device, tile.tokens, epilogue, y + tile.first_token * weights.N);
 }
 
 // `kTable`: the kind of the layer's codebooks.

@@ -18,7 +18,7 @@ constexpr int kMmaRows = 16, kMmaTokens = 8;  // of one tensor core instruction
 
 static constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// A block's rows: all of one class.
+// Rows of one class.
 struct RowTile {
   const RowRun& run;
   int first;  // in the run
@@ -31,10 +31,22 @@ static inline int64_t CountTiles(const Layer& layer, int rows) {
   return tiles;
 }
 
-SKIM_DEVICE RowTile FindTile(const Layer& layer, int tile, int rows) {
+// What a block computes: some rows of one class, for some tokens.
+struct BlockTile {
+  RowTile rows;
+  int64_t first_token;
+  int tokens;
+};
+
+// The tile of this block, where each has at most so many rows and tokens. Blocks beside each other have the same rows,
+// so that weights come from memory once.
+SKIM_DEVICE BlockTile FindTile(const Layer& layer, int64_t M, int rows, int tokens) {
+  const auto token_tiles = static_cast<unsigned>(CeilDiv(M, tokens));
+  const int64_t first = static_cast<int64_t>(blockIdx.x % token_tiles) * tokens;
   const RowRun* run = layer.runs;
+  int tile = static_cast<int>(blockIdx.x / token_tiles);
   for (int tiles; tile >= (tiles = static_cast<int>(CeilDiv(run->count, rows))); ++run) tile -= tiles;
-  return {*run, tile * rows};
+  return {{*run, tile * rows}, first, static_cast<int>(M - first < tokens ? M - first : tokens)};
 }
 
 SKIM_DEVICE float LoadFloat(const float* from) { return Load(from); }
