@@ -27,6 +27,12 @@ def kernel_sources() -> list[Path]:
     return sorted(CUDA.glob("*.cu"))
 
 
+def target(architecture: str) -> str:
+    """The option that compiles for an architecture ("sm_90") by way of the PTX that the operator library takes, too."""
+    number = int(architecture.removeprefix("sm_"))
+    return f"-gencode=arch=compute_{80 if number >= 80 else 75},code=sm_{number}"
+
+
 class Nvcc:
     """The CUDA compiler.
 
@@ -47,11 +53,11 @@ class Nvcc:
         Raises:
             UserError: nvcc refuses.
         """
-        options = ("-c", "-Xcompiler", "-fPIC", f"-arch={architecture}", *OPTIONS)
+        options = ("-c", "-Xcompiler", "-fPIC", target(architecture), *OPTIONS)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             sources = [*kernel_sources(), *sorted(CUDA.glob("*.cpp"))]
             objects = list(pool.map(lambda source: self._compiled(f"{source.name}.o", [source], options), sources))
-        return self._compiled("libskim_cuda.so", objects, ("-shared", f"-arch={architecture}"))
+        return self._compiled("libskim_cuda.so", objects, ("-shared", target(architecture)))
 
     def cubin(self, source: Path, architecture: str) -> Path:
         """The machine code of one translation unit; beside it lies what the assembler reports, `.txt`.
@@ -59,7 +65,7 @@ class Nvcc:
         Raises:
             UserError: nvcc refuses.
         """
-        options = ("-cubin", "-Xptxas", "-v", f"-arch={architecture}", *OPTIONS)
+        options = ("-cubin", "-Xptxas", "-v", target(architecture), *OPTIONS)
         return self._compiled(f"{source.stem}.{architecture}.cubin", [source], options)
 
     def _compiled(self, name: str, sources: Sequence[Path], options: Sequence[str]) -> Path:
