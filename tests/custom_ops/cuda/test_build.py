@@ -1,15 +1,13 @@
 """SKIM_CUDA: what it takes, and that a library with kernels for GPUs is the same on a machine without."""
 
-import os
-import shutil
 import subprocess
-import sys
 
 import pytest
 
 from skim_runtime.library import cuda_version
 
-from ..native import ROOT, build_native
+from ...tools import require
+from ..native import ROOT, build_native, run_tests
 
 
 def configure(build, *options):
@@ -30,16 +28,9 @@ def test_other_values_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_a_library_with_kernels_for_gpus_runs_on_the_cpu():
-    if shutil.which("nvcc") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs nvcc")
+    require("nvcc")
     options = ["-DCMAKE_BUILD_TYPE=Release", "-DSKIM_CUDA=on", "-DSKIM_CUDA_ARCHITECTURES=90"]
     library = build_native("cuda", options) / "libskim_ops.so"
     assert cuda_version(library) >= 12000
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/custom_ops/test_matmul.py"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"SKIM_TEST_LIBRARY": str(library)},
-        cwd=ROOT,
-    )
+    done = run_tests([ROOT / "tests/custom_ops/test_matmul.py"], SKIM_TEST_LIBRARY=str(library))
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]

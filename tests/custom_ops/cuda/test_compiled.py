@@ -1,7 +1,5 @@
 """What nvcc makes of the CUDA kernels: no GPU is needed to see what they take of one."""
 
-import os
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +12,8 @@ from ptxas_report import read_report
 from sass import disassemble, find_nvdisasm
 
 from skim_runtime.errors import UserError
+
+from ...tools import missing, require
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,6 @@ of_every_architecture = pytest.mark.parametrize(
 )
 
 
-def missing(what):
-    """Skip, or fail in CI."""
-    (pytest.fail if "CI" in os.environ else pytest.skip)(what)
-
-
 @dataclass(frozen=True)
 class Compiled:
     architecture: str
@@ -74,8 +69,7 @@ class Compiled:
 @pytest.fixture(scope="module")
 def compiled(request):
     """All kernels for one architecture, compiled two files at a time, those that take longest first."""
-    if shutil.which("nvcc") is None:
-        missing("nvcc is missing")
+    require("nvcc")
     nvcc, started = Nvcc(), time.monotonic()
     names = ("decode_16", "prefill", "decode_8", "float32", "gather")
     with ThreadPoolExecutor(2) as pool:

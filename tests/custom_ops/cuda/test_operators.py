@@ -6,9 +6,6 @@ This GPU ends the process where the operators mistake one memory for the other.
 import ctypes
 import gc
 import itertools
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +18,7 @@ from skim_export.packed import PackedLinear
 from tests.random_packed import random_packed
 
 from ..models import TYPES, attributes, gather_model, initializers, matmul_model, model, relative_error, run, session
-from ..native import ROOT, build_cuda_on_cpu
+from ..native import ROOT, build_cuda_on_cpu, run_tests
 from ..test_swiglu import expected, pair, swiglu_model
 
 BOUND = {np.float32: 1e-5, np.float16: 1e-3}
@@ -172,11 +169,5 @@ def test_a_wrong_shape_is_refused(library, blocks):
 
 def test_refusals(library):
     """What is invalid for the CPU is so for the GPU."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/custom_ops/test_refusals.py"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"SKIM_TEST_LIBRARY": str(library)},
-        cwd=ROOT,
-    )
+    done = run_tests([ROOT / "tests/custom_ops/test_refusals.py"], SKIM_TEST_LIBRARY=str(library))
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
