@@ -13,9 +13,11 @@ from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType, Method, method_named
-from skim_export.quantize_model import QuantizeOptions, allocate, quantize_linears
+from skim_export.quantize_layer import QuantizeOptions
+from skim_export.quantize_model import allocate, quantize_linears
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
+from skim_export.tasks import SerialExecutor
 from skim_export.tuning import tune
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -84,12 +86,12 @@ def quantize_packed(
     parts, tuned = parse_method(method)
     options = QuantizeOptions(parts, codebook=codebook)
     store = StatisticsStore(job.work / TUNING_STATISTICS if tuned else job.work)
-    resources, curves = Resources(job.threads), packed.directory / "curves"
+    executor, curves = SerialExecutor(Resources(job.threads)), packed.directory / "curves"
     curves.mkdir()
     widths = allocate(
-        checkpoint, architecture, store, options, Budget(bits), curves=curves, resources=resources, progress=progress
+        checkpoint, architecture, store, options, Budget(bits), curves=curves, executor=executor, progress=progress
     )
-    quantize_linears(checkpoint, architecture, store, widths, packed, options, resources=resources, progress=progress)
+    quantize_linears(checkpoint, architecture, store, widths, packed, options, executor=executor, progress=progress)
     if tuned:
         text, state = np.load(job.work / TUNING_TEXT), packed.directory / "state"
         tune(checkpoint, architecture, packed, text, state, threads=job.threads, progress=progress)

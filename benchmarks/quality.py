@@ -36,9 +36,11 @@ from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, reso
 from skim_export.files import sha256, write_json
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType, even_bits
-from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics
+from skim_export.quantize_layer import QuantizeOptions
+from skim_export.quantize_model import allocate, gather_statistics
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
+from skim_export.tasks import SerialExecutor
 from skim_export.tuning import HELD_OUT
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -252,9 +254,9 @@ def _quantized_dense(
     if method == "skim+-sparse":
         assert bits is not None  # see _wanted
         options, budget = QuantizeOptions(codebook=codebook), Budget(bits)
-        resources = Resources(job.threads)
+        executor = SerialExecutor(Resources(job.threads))
         widths = allocate(
-            checkpoint, architecture, store, options, budget, curves=directory, resources=resources, progress=progress
+            checkpoint, architecture, store, options, budget, curves=directory, executor=executor, progress=progress
         )
 
     def quantize(name: str) -> DenseLinear:

@@ -98,6 +98,12 @@ def _parser() -> argparse.ArgumentParser:
         "--max-memory", metavar="SIZE", help="memory to use at most, e.g. 4GB; the result does not depend on it"
     )
     parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="let the workers of a Ray cluster quantize the layers: HOST:PORT of its head, or auto; --threads and "
+        "--max-memory are then of each task",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="only say what the export would take: time, memory and disk"
     )
     parser.add_argument(
@@ -175,6 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "seed": args.seed,
             "threads": args.threads,
             "max_memory": None if args.max_memory is None else parse_size(args.max_memory, "--max-memory"),
+            "ray": args.ray,
         }
         if args.target is not None:
             if args.ep is not None:

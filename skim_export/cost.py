@@ -75,8 +75,8 @@ def estimate_cost(job: Job) -> Cost:
     disk = 2 * output + _statistics_bytes(job) + _tuning_bytes(job, packed)
     seconds = _disk_seconds(job, output)
     seconds |= _text_seconds(job) if job.calibrates else {}
-    seconds["quantizing"] = _quantizing_seconds(job)
-    return Cost(seconds, peak_memory(job, job.resources), disk, output)
+    seconds["quantizing"] = _quantizing_seconds(job) / job.executor.tasks_at_once
+    return Cost(seconds, peak_memory(job), disk, output)
 
 
 def _linear_weights(job: Job) -> int:
@@ -141,20 +141,20 @@ def _existing(directory: Path) -> Path:
 
 
 def _quantizing_seconds(job: Job) -> float:
-    """All layers, from some rows of one layer of each width."""
+    """All layers, from some rows of one layer of each width; workers are taken to be as fast as this machine."""
     total = 0.0
     by_columns: dict[int, list[Linear]] = {}
     for linear in job.options.budgeted(job.architecture):
         by_columns.setdefault(linear.in_features, []).append(linear)
     for columns, linears in by_columns.items():
-        rows = min(PROBED_ROWS * job.resources.threads, linears[0].out_features)
+        rows = min(PROBED_ROWS * job.executor.resources.threads, linears[0].out_features)
         seconds = _seconds(partial(_quantize_some, job, linears[0], rows))
         total += seconds / rows * sum(linear.out_features for linear in linears)
         if job.options.method.correlated:
             total += _factor_seconds(columns) * len(linears)
     if job.options.head_bits is not None:
         for linear in job.architecture.vocabulary_linears:
-            rows = min(PROBED_ROWS * job.resources.threads, linear.out_features)
+            rows = min(PROBED_ROWS * job.executor.resources.threads, linear.out_features)
             seconds = _seconds(partial(_quantize_uniformly, job, linear, rows))
             total += seconds / rows * linear.out_features
     return total
@@ -162,7 +162,7 @@ def _quantizing_seconds(job: Job) -> float:
 
 def _quantize_some(job: Job, linear: Linear, rows: int) -> None:
     """Some rows, all weights alike and columns that do not go together: that takes about as long."""
-    method, threads = job.options.method, job.resources.threads
+    method, threads = job.options.method, job.executor.resources.threads
     weight = linear_weight(job.checkpoint, linear, slice(0, rows))
     sensitivity = None if method.objective is None else np.ones_like(weight)
     bits = even_bits(rows, min(8, job.budget.bits))
@@ -184,7 +184,7 @@ def _quantize_uniformly(job: Job, linear: Linear, rows: int) -> None:
     weight = linear_weight(job.checkpoint, linear, slice(0, rows))
     bits = job.options.head_bits
     assert bits is not None  # see the caller
-    quantize_uniform(weight, bits, codebook=job.options.codebook, threads=job.resources.threads).pack()
+    quantize_uniform(weight, bits, codebook=job.options.codebook, threads=job.executor.resources.threads).pack()
 
 
 def _factor_seconds(columns: int) -> float:
@@ -196,7 +196,7 @@ def _factor_seconds(columns: int) -> float:
 def _text_seconds(job: Job) -> dict[str, float]:
     """Calibration, writing its text, and tuning, from one sequence in one block."""
     sequences, length = job.text
-    blocks, threads = len(job.architecture.blocks), job.resources.threads
+    blocks, threads = len(job.architecture.blocks), job.threads
     one = _BlockTimes(job, length)
     calibrated = sequences - (HELD_OUT if job.effort.tune else 0)
     per_thread = math.ceil(calibrated / threads)

@@ -9,8 +9,8 @@ from typing import Any
 from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.effort import Effort
-from skim_export.quantize_model import QuantizeOptions
-from skim_export.resources import Resources
+from skim_export.quantize_layer import QuantizeOptions
+from skim_export.tasks import Executor
 
 __all__ = ["Job"]
 
@@ -32,7 +32,8 @@ class Job:
         accuracy_level: of the products in the graph.
         ep: the execution provider that the graph is for, "cpu" or "cuda".
         recorded: the options as export.json tells them.
-        resources: what of the machine may be used.
+        threads: of this machine that may be used.
+        executor: does what can be done by layers.
     """
 
     checkpoint: Checkpoint
@@ -47,7 +48,8 @@ class Job:
     accuracy_level: int
     ep: str
     recorded: dict[str, Any]
-    resources: Resources
+    threads: int
+    executor: Executor
 
     @property
     def calibrates(self) -> bool:

@@ -1,8 +1,9 @@
-"""What an export takes of the memory, step by step, and the resources that fit into a limit."""
+"""What an export takes of the memory, step by step, and the size of pieces that fits into a limit."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from skim_export.budget import unpacked_parameters
@@ -10,15 +11,13 @@ from skim_export.calibration import written_text_bytes
 from skim_export.calibration.passes import GROUP
 from skim_export.checkpoint import Linear
 from skim_export.job import Job
-from skim_export.packed import row_bytes
-from skim_export.quantize_model import QuantizeOptions
-from skim_export.resources import CHUNK_BYTES, ROW_GROUP, WORKING_BYTES, Resources
+from skim_export.quantize_layer import packed_bytes, working_bytes
+from skim_export.resources import ROW_GROUP, WORKING_BYTES
 from skim_runtime.errors import UserError
 
-__all__ = ["peak_memory", "resources_within"]
+__all__ = ["peak_memory", "within_memory"]
 
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
-WHOLE_LAYER_BYTES = 32  # for one weight, where a column scale is trained
 IN_WORK = 6  # times the activations of a sequence that a thread holds while it goes backwards through them
 FREE_LEVELS = 64  # of a row, at most
 LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
@@ -26,39 +25,46 @@ FLOAT = 4
 UNKNOWN_RESIDENT = 600 << 20  # what Python and torch take, about
 
 
-def resources_within(job: Job, max_memory: int) -> Resources:
-    """As large pieces of work as so many bytes of memory allow.
+def within_memory(job: Job, max_memory: int) -> Job:
+    """The same export, in as large pieces of work as so many bytes of memory allow.
 
     Raises:
         UserError: the smallest pieces do not fit.
     """
+    resources = job.executor.resources
     columns = max(linear.in_features for linear in _linears(job))
-    smallest = Resources(job.resources.threads, ROW_GROUP * columns * WORKING_BYTES)
-    least = peak_memory(job, smallest)
+    smallest = ROW_GROUP * columns * WORKING_BYTES
+    job = _in_pieces(job, smallest)
+    least = peak_memory(job)
     if least > max_memory:
         what = " with text that the model writes itself (--calib gives it one)" if _text_is_largest(job) else ""
         raise UserError(
             f"--max-memory {max_memory / 1e9:.2f}GB: too small, this export takes at least {least / 1e9:.2f}GB{what}"
         )
-    return Resources(smallest.threads, min(CHUNK_BYTES, smallest.chunk_bytes + max_memory - least))
+    return _in_pieces(job, min(resources.chunk_bytes, smallest + max_memory - least))
 
 
-def peak_memory(job: Job, resources: Resources) -> int:
+def peak_memory(job: Job) -> int:
     """The most memory that an export has resident, in bytes, its own start included; a careful estimate."""
-    return _resident() + LATER_BYTES + max(_steps(job, resources).values())
+    return _resident() + LATER_BYTES + max(_steps(job).values())
+
+
+def _in_pieces(job: Job, chunk_bytes: int) -> Job:
+    resources = replace(job.executor.resources, chunk_bytes=chunk_bytes)
+    return replace(job, executor=job.executor.using(resources))
 
 
 def _text_is_largest(job: Job) -> bool:
-    steps = _steps(job, job.resources)
+    steps = _steps(job)
     return max(steps, key=steps.__getitem__) == "text"
 
 
-def _steps(job: Job, resources: Resources) -> dict[str, int]:
+def _steps(job: Job) -> dict[str, int]:
     """What each step takes beside what the process has from the start."""
-    largest = max(_packed_bytes(linear) for linear in _linears(job))
+    largest = max(packed_bytes(linear) for linear in _linears(job))
     floats = FLOAT * unpacked_parameters(job.checkpoint, job.architecture)
     steps = {
-        "quantizing": max(_quantizing(linear, resources, job.options) for linear in _linears(job)),
+        "quantizing": max(working_bytes(linear, job.executor.resources, job.options) for linear in _linears(job)),
         "writing": floats + 2 * largest,
     }
     if job.options.method.allocation:
@@ -77,22 +83,6 @@ def _linears(job: Job) -> list[Linear]:
     return job.architecture.linears + job.architecture.vocabulary_linears
 
 
-def _quantizing(linear: Linear, resources: Resources, options: QuantizeOptions) -> int:
-    rows, columns = linear.out_features, linear.in_features
-    chunk = resources.chunks(rows, columns)[0]
-    total: int = (chunk.stop - chunk.start) * columns * WORKING_BYTES + 2 * _packed_bytes(linear)
-    if options.method.correlated:
-        total += 4 * FLOAT * columns * columns  # the correlation, and what its factor is made of
-    if options.method.column_scale:
-        total += rows * columns * WHOLE_LAYER_BYTES
-    return total
-
-
-def _packed_bytes(linear: Linear) -> int:
-    """At most: at 8 bits."""
-    return linear.out_features * row_bytes(8, linear.in_features)
-
-
 def _calibrating(job: Job) -> int:
     """A block's weights, statistics and activations of a group of sequences; or the head."""
     architecture, (sequences, length) = job.architecture, job.text
@@ -102,7 +92,7 @@ def _calibrating(job: Job) -> int:
         weights = FLOAT * sum(linear.out_features * linear.in_features for linear in block)
         moments = [FLOAT * linear.in_features**2 for linear in block]
         channels = sum(linear.out_features + linear.in_features for linear in block)
-        seen = FLOAT * length * channels * (min(GROUP, sequences) + IN_WORK * job.resources.threads)
+        seen = FLOAT * length * channels * (min(GROUP, sequences) + IN_WORK * job.threads)
         blocks.append(2 * weights + sum(moments) + max(max(moments), seen))
     head = FLOAT * architecture.vocabulary_size * architecture.hidden_size
     return 3 * hidden + max(*blocks, head if job.options.head_bits is not None else 3 * head)

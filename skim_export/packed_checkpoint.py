@@ -30,7 +30,8 @@ class PackedCheckpoint:
         self.directory = directory
         directory.mkdir(parents=True, exist_ok=True)
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """The file of a layer."""
         return self.directory / f"{name}.safetensors"
 
     @property
@@ -46,11 +47,11 @@ class PackedCheckpoint:
             "report": json.dumps(report),
         }
         tensors = {tensor: getattr(packed, tensor) for tensor in PackedLinear.TENSORS}
-        write_sealed(self._path(name), lambda path: save_file(tensors, path, metadata))
+        write_sealed(self.path(name), lambda path: save_file(tensors, path, metadata))
 
     def is_complete(self, name: str) -> bool:
         """Whether a layer was stored and is as it was then; it is read to find out."""
-        return is_sealed(self._path(name))
+        return is_sealed(self.path(name))
 
     def read(self, name: str) -> PackedLinear:
         """Load a layer.
@@ -58,7 +59,7 @@ class PackedCheckpoint:
         Raises:
             PackedFormatError: the stored tensors violate the format.
         """
-        with safe_open(self._path(name), framework="numpy") as file:
+        with safe_open(self.path(name), framework="numpy") as file:
             metadata = file.metadata()
             out_features, in_features = json.loads(metadata["shape"])
             tensors = {tensor: file.get_tensor(tensor) for tensor in PackedLinear.TENSORS}
@@ -80,7 +81,7 @@ class PackedCheckpoint:
 
     def report(self, name: str) -> dict[str, Any]:
         """The report that was stored with a layer."""
-        with safe_open(self._path(name), framework="numpy") as file:
+        with safe_open(self.path(name), framework="numpy") as file:
             report: dict[str, Any] = json.loads(file.metadata()["report"])
         return report
 
@@ -99,7 +100,7 @@ class PackedCheckpoint:
         return digest.hexdigest()
 
     def __contains__(self, name: str) -> bool:
-        return self._path(name).exists()
+        return self.path(name).exists()
 
     def names(self) -> list[str]:
         """The layers that are complete, in alphabetical order."""

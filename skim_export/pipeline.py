@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,17 @@ from skim_export.files import publish, sha256
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, PRECISIONS, DecoderBuilder, check_builder
 from skim_export.job import Job
-from skim_export.memory import resources_within
+from skim_export.memory import within_memory
 from skim_export.packed import PackedLinear
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType
-from skim_export.quantize_model import (
-    QuantizeOptions,
-    allocate,
-    gather_statistics,
-    quantize_embeddings,
-    quantize_linears,
-)
+from skim_export.quantize_layer import QuantizeOptions
+from skim_export.quantize_model import allocate, gather_statistics, quantize_embeddings, quantize_linears
 from skim_export.report import REPORT_NAME, ExportReport, model_parts, versions, write_report
 from skim_export.resources import Resources
 from skim_export.sealed import is_sealed, write_sealed
 from skim_export.statistics_store import StatisticsStore
+from skim_export.tasks import Executor, SerialExecutor
 from skim_export.tuning import HELD_OUT, TuneReport
 from skim_export.tuning import tune as tune_levels
 from skim_export.workplace import Workplace, workplace, workplace_of
@@ -95,6 +91,7 @@ def prepare(
     seed: int = 0,
     threads: int | None = None,
     max_memory: int | None = None,
+    ray: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Job:
@@ -120,18 +117,21 @@ def prepare(
         seed: seed of that text.
         threads: threads to use, all by default; the result does not depend on it.
         max_memory: bytes of memory to use at most; the result does not depend on it.
+        ray: address of a Ray cluster, whose workers then quantize the layers: HOST:PORT, or "auto". The result does not
+            depend on it. `threads` and `max_memory` are of every task there, by default all threads of the smallest
+            worker.
         force: replace an output that exists.
         progress: told of a download.
 
     Raises:
         UserError: something given is wrong.
     """
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    resources = Resources(len(os.sched_getaffinity(0)) if threads is None else threads)
     output, calib = Path(output), None if calib is None else Path(calib)
     chosen = effort_named(effort, method)
     options = QuantizeOptions(chosen.method, head_bits, codebook)
     check_stated(bits, effective_bits, size)
-    check_calibration(calib, seed, threads)
+    check_calibration(calib, seed, resources.threads)
     if accuracy_level not in ACCURACY_LEVELS:
         raise UserError(f"--accuracy-level {accuracy_level}: must be 0 to {ACCURACY_LEVELS[-1]}")
     if ep not in PRECISIONS:
@@ -154,6 +154,11 @@ def prepare(
         codebook=codebook,
         float_bytes=PRECISIONS[ep][1].bitwidth // 8,
     )
+    executor: Executor = SerialExecutor(resources)
+    if ray is not None:
+        from skim_export.ray_executor import connect
+
+        executor = connect(ray, threads)
     recorded = {
         "model": model,
         "effort": effort,
@@ -181,9 +186,10 @@ def prepare(
         accuracy_level=accuracy_level,
         ep=ep,
         recorded=recorded,
-        resources=Resources(threads),
+        threads=resources.threads,
+        executor=executor,
     )
-    return job if max_memory is None else replace(job, resources=resources_within(job, max_memory))
+    return job if max_memory is None else within_memory(job, max_memory)
 
 
 def run(job: Job, progress: Progress | None = None) -> ExportReport:
@@ -218,21 +224,21 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
 
 def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint:
     """The packed layers of the model, as far as they are not in the workplace."""
-    checkpoint, architecture, options, resources = job.checkpoint, job.architecture, job.options, job.resources
+    checkpoint, architecture, options = job.checkpoint, job.architecture, job.options
     packed = PackedCheckpoint(work.subdirectory("packed"))
     store = StatisticsStore(work.subdirectory("statistics"))
     if job.calibrates:
         tokens = _tokens(job, work, progress)[HELD_OUT if job.effort.tune else 0 :]
         vocabulary = options.head_bits is None
         gather_statistics(
-            checkpoint, architecture, tokens, store, vocabulary=vocabulary, threads=resources.threads, progress=progress
+            checkpoint, architecture, tokens, store, vocabulary=vocabulary, threads=job.threads, progress=progress
         )
     curves = work.subdirectory("curves")
     widths = allocate(
-        checkpoint, architecture, store, options, job.budget, curves=curves, resources=resources, progress=progress
+        checkpoint, architecture, store, options, job.budget, curves=curves, executor=job.executor, progress=progress
     )
-    quantize_linears(checkpoint, architecture, store, widths, packed, options, resources=resources, progress=progress)
-    quantize_embeddings(checkpoint, architecture, packed, options, resources=resources, progress=progress)
+    quantize_linears(checkpoint, architecture, store, widths, packed, options, executor=job.executor, progress=progress)
+    quantize_embeddings(checkpoint, architecture, packed, options, executor=job.executor, progress=progress)
     return packed
 
 
@@ -246,7 +252,7 @@ def _tokens(job: Job, work: Workplace, progress: Progress) -> npt.NDArray[np.int
             job.architecture,
             job.calib,
             seed=job.seed,
-            threads=job.resources.threads,
+            threads=job.threads,
             progress=progress,
         )
         write_sealed(path, partial(_save_tokens, tokens))
@@ -273,7 +279,7 @@ def _tune(
         tuned,
         _tokens(job, work, progress),
         work.directory / "tuning",
-        threads=job.resources.threads,
+        threads=job.threads,
         progress=progress,
     )
     write_sealed(report, lambda path: path.write_text(json.dumps(asdict(result))))

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 from skim_export.files import fsync, sha256
 
-__all__ = ["any_sealed", "is_sealed", "remove_sealed", "write_sealed"]
+__all__ = ["any_sealed", "is_sealed", "remove_partial", "remove_sealed", "write_sealed"]
 
 SUFFIX = ".sha256"
+PARTIAL = ".partial"
 
 
 def write_sealed(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file; it appears as `path`, with its hash beside it, when all of it is on the disk."""
+    """Let `write` fill a file; it appears as `path`, with its hash beside it, when all of it is on the disk.
+
+    Several processes may do so at the same time, if they write the same.
+    """
     for target, fill in ((path, write), (_seal(path), lambda partial: partial.write_text(sha256(path)))):
-        partial = target.with_name(f"{target.name}.partial")
-        fill(partial)
-        fsync(partial)
-        partial.replace(target)
+        partial = target.with_name(f"{target.name}.{uuid4().hex}{PARTIAL}")
+        try:
+            fill(partial)
+            fsync(partial)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
     fsync(path.parent)
 
 
@@ -32,6 +40,12 @@ def remove_sealed(path: Path) -> None:
     """Remove a file and its hash, if they are there."""
     _seal(path).unlink(missing_ok=True)
     path.unlink(missing_ok=True)
+
+
+def remove_partial(directory: Path) -> None:
+    """Remove what processes that were killed have left half-written in a directory and below it."""
+    for path in directory.rglob(f"*{PARTIAL}"):
+        path.unlink(missing_ok=True)
 
 
 def any_sealed(directory: Path) -> bool:

@@ -83,11 +83,11 @@ def test_less_memory_means_smaller_pieces(tmp_path):
     path = tiny_mistral(tmp_path / "hf", vocab_size=200_000)
     output = tmp_path / "out" / "model.onnx"
     job = prepare(str(path), output, effort="weights")
-    most = peak_memory(job, job.resources)
+    most = peak_memory(job)
     limit = most - 100_000_000
     limited = prepare(str(path), output, effort="weights", max_memory=limit)
-    assert limited.resources.chunk_bytes < job.resources.chunk_bytes
-    assert peak_memory(limited, limited.resources) <= limit + 10_000_000  # this process has grown meanwhile
+    assert limited.executor.resources.chunk_bytes < job.executor.resources.chunk_bytes
+    assert peak_memory(limited) <= limit + 10_000_000  # this process has grown meanwhile
 
 
 def test_dry_run(capsys, llama, calib, tmp_path):

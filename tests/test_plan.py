@@ -20,9 +20,11 @@ from skim_export.pipeline import calibration_tokens
 from skim_export.plan import BITS as DEFAULT_BITS
 from skim_export.plan import expected_loss, plan
 from skim_export.quantize import METHODS
-from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics, quantize_linears
+from skim_export.quantize_layer import QuantizeOptions
+from skim_export.quantize_model import allocate, gather_statistics, quantize_linears
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
+from skim_export.tasks import SerialExecutor
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -67,7 +69,7 @@ def test_the_quadratic_form_is_that_of_real_quantization(llama, calib, planned, 
     tokens = calibration_tokens(checkpoint, architecture, calib, seed=0, **COMMON)
     gather_statistics(checkpoint, architecture, tokens, store, **COMMON)
     options = QuantizeOptions(METHODS["skim"], codebook="float16")
-    common = {"resources": Resources(1), "progress": Progress()}
+    common = {"executor": SerialExecutor(Resources(1)), "progress": Progress()}
     widths = allocate(checkpoint, architecture, store, options, Budget(2.5), curves=tmp_path, **common)
     lost = {}
     for method in ("squeezellm", "skim"):

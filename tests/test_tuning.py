@@ -13,9 +13,11 @@ from skim_export.checkpoint import Checkpoint, architecture_of
 from skim_export.modules import dequantized_model
 from skim_export.packed import LevelKind
 from skim_export.packed_checkpoint import PackedCheckpoint
-from skim_export.quantize_model import QuantizeOptions, allocate, gather_statistics, quantize_linears
+from skim_export.quantize_layer import QuantizeOptions
+from skim_export.quantize_model import allocate, gather_statistics, quantize_linears
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
+from skim_export.tasks import SerialExecutor
 from skim_export.tuning import training as module
 from skim_export.tuning.linear import TrainedLinear
 from skim_runtime.errors import UserError
@@ -44,7 +46,7 @@ def quantized(request, tmp_path_factory):
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (tuning.HELD_OUT + 6 * module.BATCH, LENGTH))
     store, options, common = StatisticsStore(path), QuantizeOptions(), {"progress": Progress()}
     gather_statistics(checkpoint, architecture, tokens, store, threads=2, **common)
-    common["resources"] = Resources(2)
+    common["executor"] = SerialExecutor(Resources(2))
     widths = allocate(checkpoint, architecture, store, options, Budget(2), curves=path, **common)
     quantize_linears(checkpoint, architecture, store, widths, PackedCheckpoint(path / "packed"), options, **common)
     return checkpoint, architecture, path / "packed", tokens

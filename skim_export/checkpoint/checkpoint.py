@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,9 +59,15 @@ class Checkpoint:
         self._stored = {name: stored for file in _safetensors(path) for name, stored in _contents(file).items()}
         self._replaced: dict[str, torch.Tensor] = {}
 
+    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path]]:
+        """Another process opens the directory for itself."""
+        if self._replaced:
+            raise TypeError("a checkpoint with replaced tensors cannot be pickled")
+        return Checkpoint, (self.path.resolve(),)
+
     def replacing(self, tensors: dict[str, torch.Tensor]) -> Checkpoint:
         """The same checkpoint with other values, float32, in some of its tensors."""
-        other = copy(self)
+        other = Checkpoint(self.path)
         other._replaced = self._replaced | tensors
         return other
 

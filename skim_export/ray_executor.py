@@ -1,0 +1,177 @@
+"""Tasks on the workers of a Ray cluster (Moritz et al., "Ray: A Distributed Framework", OSDI 2018).
+
+Ray brings a task to a free worker, and again to another when that one dies. What the tasks read and write are files, on
+a file system that all machines share.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Any
+
+from skim_export.report import versions
+from skim_export.resources import Resources
+from skim_export.sealed import is_sealed
+from skim_export.tasks import Task
+from skim_runtime.errors import UserError
+
+__all__ = ["RayExecutor", "connect"]
+
+AUTO = "auto"
+PATIENCE = 5.0  # seconds for the cluster to answer, and between two looks at whether it still has workers
+RETRIES = 3  # of a task whose worker died
+WORKER_BYTES = 600 << 20  # what Python and torch take in a worker
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """The workers of a Ray cluster to which this process is connected.
+
+    Attributes:
+        address: of the cluster, as the user gave it.
+        resources: what a task may use.
+    """
+
+    address: str
+    resources: Resources
+
+    @property
+    def tasks_at_once(self) -> int:
+        """How many tasks the processors of the workers suffice for."""
+        return sum(int(node.get("CPU", 0)) // self.resources.threads for node in _nodes())
+
+    def using(self, resources: Resources) -> RayExecutor:
+        """The same with other resources."""
+        return replace(self, resources=resources)
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[str]:
+        """Do tasks, large ones first; the name of each as soon as its output is there.
+
+        Raises:
+            UserError: of a task; its workers died again and again; no worker is large enough, or sees the files.
+        """
+        import ray
+
+        for task in tasks:
+            self._check_room(task)
+        remote = ray.remote(max_retries=RETRIES)(_do)
+        pending = {
+            remote.options(name=task.name, **self._demand(task)).remote(task, versions()): task
+            for task in sorted(tasks, key=lambda task: -task.memory)
+        }
+        try:
+            while pending:
+                ready, _ = ray.wait(list(pending), timeout=PATIENCE)
+                if not ready:
+                    self._check_room(next(iter(pending.values())))
+                for reference in ready:
+                    task = pending.pop(reference)
+                    worker = self._result(reference, task)
+                    if not is_sealed(task.output):
+                        raise UserError(_not_shared(worker, str(task.output)))
+                    yield task.name
+        finally:
+            for reference in pending:
+                ray.cancel(reference, force=True)
+
+    def _demand(self, task: Task) -> dict[str, int]:
+        return {"num_cpus": self.resources.threads, "memory": task.memory + WORKER_BYTES}
+
+    def _check_room(self, task: Task) -> None:
+        demand, nodes = self._demand(task), _nodes()
+        if not any(node.get("CPU", 0) >= demand["num_cpus"] for node in nodes):
+            raise UserError(f"--ray {self.address}: no worker is there that has {demand['num_cpus']} processors")
+        if not any(
+            node.get("CPU", 0) >= demand["num_cpus"] and node.get("memory", 0) >= demand["memory"] for node in nodes
+        ):
+            most = max(node.get("memory", 0) for node in nodes)
+            raise UserError(
+                f"--ray {self.address}: {task.name} takes {demand['memory'] / 1e9:.1f} GB of memory, the largest "
+                f"worker has {most / 1e9:.1f} GB: --max-memory makes tasks smaller"
+            )
+
+    def _result(self, reference: Any, task: Task) -> str:
+        import ray
+
+        try:
+            worker: str = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:  # what the task raised is to look as if it were raised here
+            raise error.cause from None
+        except ray.exceptions.RayError as error:
+            raise UserError(
+                f"--ray {self.address}: {task.name} is given up after {RETRIES + 1} attempts, the last ended with "
+                f"{type(error).__name__}: see the logs of Ray"
+            ) from error
+        return worker
+
+
+def connect(address: str, threads: int | None) -> RayExecutor:
+    """Connect this process to a cluster of which its machine is a part.
+
+    Args:
+        address: HOST:PORT of the head, or "auto" for the cluster that this machine is a part of.
+        threads: of a task; None for all processors of the smallest worker.
+
+    Raises:
+        UserError: Ray is not installed, no cluster is there, or it has no such worker.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise UserError("--ray needs Ray: pip install 'skim-export[ray]'") from error
+    _check_answer(address)
+    try:
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--ray {address}: cannot connect to a Ray cluster: {reason}") from error
+    smallest = min((int(node["CPU"]) for node in _nodes() if node.get("CPU", 0) >= 1), default=0)
+    if smallest == 0:
+        raise UserError(f"--ray {address}: the cluster has no worker with a processor")
+    return RayExecutor(address, Resources(smallest if threads is None else threads))
+
+
+def _check_answer(address: str) -> None:
+    """Ray itself waits for minutes, and then ends the process."""
+    if address == AUTO:
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"--ray {address}: must be HOST:PORT of the head of a Ray cluster, or {AUTO}")
+    try:
+        with closing(socket.create_connection((host, int(port)), PATIENCE)):
+            pass
+    except OSError as error:
+        raise UserError(f"--ray {address}: nobody answers there; `ray start --head` starts a Ray cluster") from error
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of the nodes that are alive."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _do(task: Task, expected: dict[str, str]) -> str:
+    """Do a task, on a worker; the worker's address."""
+    import ray
+
+    worker: str = ray.util.get_node_ip_address()
+    for package, version in versions().items():
+        if version != expected[package]:
+            raise UserError(f"worker {worker} has {package} {version}, not {expected[package]}")
+    if not task.output.parent.is_dir():
+        raise UserError(_not_shared(worker, str(task.output.parent)))
+    try:
+        task.work()
+    except UserError as error:
+        raise UserError(f"worker {worker}: {error}") from error
+    return worker
+
+
+def _not_shared(worker: str, path: str) -> str:
+    return f"{path} is not the same on worker {worker} and here: model and output must lie on a shared file system"
