@@ -35,7 +35,7 @@ install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt README.md $(PACKAGE_SOURCES)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet ".[bench,dev,opencl,tvm]"
+	$(BIN)/pip install --quiet ".[bench,dev,opencl,ray,tvm]"
 	touch $@
 
 clean:

@@ -128,7 +128,7 @@ def connect(address: str, threads: int | None) -> RayExecutor:
         ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--ray {address}: cannot connect to a Ray cluster: {reason}") from error
+        raise UserError(f"--ray {address}: {reason}; if the cluster wants a token, set RAY_AUTH_MODE=token") from error
     smallest = min((int(node["CPU"]) for node in _nodes() if node.get("CPU", 0) >= 1), default=0)
     if smallest == 0:
         raise UserError(f"--ray {address}: the cluster has no worker with a processor")
