@@ -32,12 +32,13 @@ from rich.console import Console
 from skim_export import pipeline
 from skim_export.bench.child import in_child, peak_megabytes
 from skim_export.budget import Budget
+from skim_export.calibrate_model import gather_statistics
 from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
 from skim_export.files import sha256, write_json
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType, even_bits
 from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate, gather_statistics
+from skim_export.quantize_model import allocate
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_export.tasks import SerialExecutor

@@ -196,7 +196,7 @@ def _factor_seconds(columns: int) -> float:
 def _text_seconds(job: Job) -> dict[str, float]:
     """Calibration, writing its text, and tuning, from one sequence in one block."""
     sequences, length = job.text
-    blocks, threads = len(job.architecture.blocks), job.threads
+    blocks, threads = len(job.architecture.blocks), job.resources.threads
     one = _BlockTimes(job, length)
     calibrated = sequences - (HELD_OUT if job.effort.tune else 0)
     per_thread = math.ceil(calibrated / threads)

@@ -10,6 +10,7 @@ from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.effort import Effort
 from skim_export.quantize_layer import QuantizeOptions
+from skim_export.resources import Resources
 from skim_export.tasks import Executor
 
 __all__ = ["Job"]
@@ -32,7 +33,7 @@ class Job:
         accuracy_level: of the products in the graph.
         ep: the execution provider that the graph is for, "cpu" or "cuda".
         recorded: the options as export.json tells them.
-        threads: of this machine that may be used.
+        resources: what of this machine may be used.
         executor: does what can be done by layers.
     """
 
@@ -48,7 +49,7 @@ class Job:
     accuracy_level: int
     ep: str
     recorded: dict[str, Any]
-    threads: int
+    resources: Resources
     executor: Executor
 
     @property

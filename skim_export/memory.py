@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from skim_export.budget import unpacked_parameters
+from skim_export.calibrate_model import calibrating_bytes
 from skim_export.calibration import written_text_bytes
-from skim_export.calibration.passes import GROUP
 from skim_export.checkpoint import Linear
 from skim_export.job import Job
 from skim_export.quantize_layer import packed_bytes, working_bytes
@@ -18,7 +18,6 @@ from skim_runtime.errors import UserError
 __all__ = ["peak_memory", "within_memory"]
 
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
-IN_WORK = 6  # times the activations of a sequence that a thread holds while it goes backwards through them
 FREE_LEVELS = 64  # of a row, at most
 LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
 FLOAT = 4
@@ -71,7 +70,8 @@ def _steps(job: Job) -> dict[str, int]:
         rows = sum(linear.out_features for linear in job.options.budgeted(job.architecture))
         steps["allocation"] = rows * ALLOCATION_BYTES
     if job.calibrates:
-        steps["calibration"] = _calibrating(job)
+        vocabulary = job.options.head_bits is None
+        steps["calibration"] = calibrating_bytes(job.architecture, job.text, job.resources.threads, vocabulary)
     if job.writes_text:
         steps["text"] = written_text_bytes(job.checkpoint)
     if job.effort.tune:
@@ -81,21 +81,6 @@ def _steps(job: Job) -> dict[str, int]:
 
 def _linears(job: Job) -> list[Linear]:
     return job.architecture.linears + job.architecture.vocabulary_linears
-
-
-def _calibrating(job: Job) -> int:
-    """A block's weights, statistics and activations of a group of sequences; or the head."""
-    architecture, (sequences, length) = job.architecture, job.text
-    hidden = FLOAT * sequences * length * architecture.hidden_size
-    blocks = []
-    for block in architecture.blocks:
-        weights = FLOAT * sum(linear.out_features * linear.in_features for linear in block)
-        moments = [FLOAT * linear.in_features**2 for linear in block]
-        channels = sum(linear.out_features + linear.in_features for linear in block)
-        seen = FLOAT * length * channels * (min(GROUP, sequences) + IN_WORK * job.threads)
-        blocks.append(2 * weights + sum(moments) + max(max(moments), seen))
-    head = FLOAT * architecture.vocabulary_size * architecture.hidden_size
-    return 3 * hidden + max(*blocks, head if job.options.head_bits is not None else 3 * head)
 
 
 def _tuning(job: Job) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.budget import Budget, check_stated
+from skim_export.calibrate_model import gather_statistics, spread_statistics
 from skim_export.calibration import self_generated, tokens_from_file
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, default_bits, resolve
 from skim_export.effort import DEFAULT_EFFORT, effort_named
@@ -31,7 +32,7 @@ from skim_export.packed import PackedLinear
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType
 from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate, gather_statistics, quantize_embeddings, quantize_linears
+from skim_export.quantize_model import allocate, quantize_embeddings, quantize_linears
 from skim_export.report import REPORT_NAME, ExportReport, model_parts, versions, write_report
 from skim_export.resources import Resources
 from skim_export.sealed import is_sealed, write_sealed
@@ -186,7 +187,7 @@ def prepare(
         accuracy_level=accuracy_level,
         ep=ep,
         recorded=recorded,
-        threads=resources.threads,
+        resources=resources,
         executor=executor,
     )
     return job if max_memory is None else within_memory(job, max_memory)
@@ -229,10 +230,10 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
     store = StatisticsStore(work.subdirectory("statistics"))
     if job.calibrates:
         tokens = _tokens(job, work, progress)[HELD_OUT if job.effort.tune else 0 :]
-        vocabulary = options.head_bits is None
-        gather_statistics(
-            checkpoint, architecture, tokens, store, vocabulary=vocabulary, threads=job.threads, progress=progress
-        )
+        gather = partial(gather_statistics, threads=job.resources.threads)
+        if not isinstance(job.executor, SerialExecutor):
+            gather = partial(spread_statistics, executor=job.executor)
+        gather(checkpoint, architecture, tokens, store, vocabulary=options.head_bits is None, progress=progress)
     curves = work.subdirectory("curves")
     widths = allocate(
         checkpoint, architecture, store, options, job.budget, curves=curves, executor=job.executor, progress=progress
@@ -252,7 +253,7 @@ def _tokens(job: Job, work: Workplace, progress: Progress) -> npt.NDArray[np.int
             job.architecture,
             job.calib,
             seed=job.seed,
-            threads=job.threads,
+            threads=job.resources.threads,
             progress=progress,
         )
         write_sealed(path, partial(_save_tokens, tokens))
@@ -279,7 +280,7 @@ def _tune(
         tuned,
         _tokens(job, work, progress),
         work.directory / "tuning",
-        threads=job.threads,
+        threads=job.resources.threads,
         progress=progress,
     )
     write_sealed(report, lambda path: path.write_text(json.dumps(asdict(result))))

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.budget import Budget, check_stated, graph_bytes, linear_bytes, other_bytes, widths_around
+from skim_export.calibrate_model import gather_statistics
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, resolve
 from skim_export.pipeline import calibration_tokens, check_calibration
 from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LayerCurves, allocate_bits
 from skim_export.quantize_layer import QuantizeOptions, layer_errors
-from skim_export.quantize_model import gather_statistics
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_runtime.errors import UserError

@@ -1,8 +1,7 @@
-"""The steps from a checkpoint and its calibration tokens to packed linears."""
+"""The steps from a checkpoint and its calibration statistics to packed linears."""
 
 from __future__ import annotations
 
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.budget import Budget, widths_around
-from skim_export.calibration import Activations, calibrate
 from skim_export.checkpoint import Architecture, Checkpoint, Linear
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import LayerCurves, allocate_bits, even_bits
@@ -26,40 +24,7 @@ from skim_export.tasks import Executor, Task, do_tasks
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["allocate", "gather_statistics", "quantize_embeddings", "quantize_linears"]
-
-
-def gather_statistics(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
-    tokens: npt.NDArray[np.int64],
-    store: StatisticsStore,
-    *,
-    vocabulary: bool = False,
-    threads: int,
-    progress: Progress,
-) -> None:
-    """Run the calibration tokens `[S, T]` through the model and keep the statistics of every linear layer.
-
-    With `vocabulary`, also of embedding and head. What was kept of the same tokens before is not computed again.
-    """
-    wanted = architecture.linears + (architecture.vocabulary_linears if vocabulary else [])
-    kept = {linear.name for linear in wanted if store.is_complete(linear.name)}
-    if len(kept) == len(wanted):
-        return
-    directory = store.directory / "activations"
-    for linear, statistics in calibrate(
-        checkpoint,
-        architecture,
-        tokens,
-        Activations(directory),
-        vocabulary=vocabulary,
-        is_kept=lambda linear: linear.name in kept,
-        threads=threads,
-        progress=progress,
-    ):
-        store.write(linear.name, statistics)
-    shutil.rmtree(directory)
+__all__ = ["allocate", "quantize_embeddings", "quantize_linears"]
 
 
 def allocate(
@@ -102,7 +67,7 @@ def allocate(
         work = partial(
             write_layer_errors, path, checkpoint, linear, store, widths, options=options, resources=executor.resources
         )
-        tasks.append(Task(linear.name, work, path, working_bytes(linear, executor.resources, options)))
+        tasks.append(Task(linear.name, work, (path,), working_bytes(linear, executor.resources, options)))
         choices.append((path, np.array(widths, np.uint8), costs))
     do_tasks("error curves", tasks, executor, progress)
     layers = [LayerCurves(np.load(path), widths, costs) for path, widths, costs in choices]
@@ -133,7 +98,7 @@ def quantize_linears(
         Task(
             linear.name,
             partial(quantize_layer, checkpoint, linear, store, bits[linear.name], output, options, resources),
-            output.path(linear.name),
+            (output.path(linear.name),),
             working_bytes(linear, resources, options),
         )
         for linear in options.budgeted(architecture)
@@ -161,7 +126,7 @@ def quantize_embeddings(
         Task(
             linear.name,
             partial(quantize_embedding, checkpoint, linear, output, options.head_bits, options.codebook, resources),
-            output.path(linear.name),
+            (output.path(linear.name),),
             working_bytes(linear, resources, options),
         )
         for linear in architecture.vocabulary_linears

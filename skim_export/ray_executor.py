@@ -15,7 +15,6 @@ from typing import Any
 
 from skim_export.report import versions
 from skim_export.resources import Resources
-from skim_export.sealed import is_sealed
 from skim_export.tasks import Task
 from skim_runtime.errors import UserError
 
@@ -49,7 +48,7 @@ class RayExecutor:
         return replace(self, resources=resources)
 
     def run(self, tasks: Sequence[Task]) -> Iterator[str]:
-        """Do tasks, large ones first; the name of each as soon as its output is there.
+        """Do tasks, large ones first; the name of each as soon as its outputs are there.
 
         Raises:
             UserError: of a task; its workers died again and again; no worker is large enough, or sees the files.
@@ -71,8 +70,8 @@ class RayExecutor:
                 for reference in ready:
                     task = pending.pop(reference)
                     worker = self._result(reference, task)
-                    if not is_sealed(task.output):
-                        raise UserError(_not_shared(worker, str(task.output)))
+                    if not task.is_done:
+                        raise UserError(_not_shared(worker, task))
                     yield task.name
         finally:
             for reference in pending:
@@ -164,8 +163,8 @@ def _do(task: Task, expected: dict[str, str]) -> str:
     for package, version in versions().items():
         if version != expected[package]:
             raise UserError(f"worker {worker} has {package} {version}, not {expected[package]}")
-    if not task.output.parent.is_dir():
-        raise UserError(_not_shared(worker, str(task.output.parent)))
+    if not task.outputs[0].parent.is_dir():
+        raise UserError(_not_shared(worker, task))
     try:
         task.work()
     except UserError as error:
@@ -173,5 +172,6 @@ def _do(task: Task, expected: dict[str, str]) -> str:
     return worker
 
 
-def _not_shared(worker: str, path: str) -> str:
-    return f"{path} is not the same on worker {worker} and here: model and output must lie on a shared file system"
+def _not_shared(worker: str, task: Task) -> str:
+    directory = task.outputs[0].parent
+    return f"{directory} is not the same on worker {worker} and here: model and output must lie on a shared file system"

@@ -33,11 +33,11 @@ class StatisticsStore:
             "input_square": torch.from_numpy(statistics.input_square),
             "correlation": torch.from_numpy(statistics.correlation).to(torch.float16),
         }
-        write_sealed(self._path(name), lambda path: save_file(tensors, path))
+        write_sealed(self.path(name), lambda path: save_file(tensors, path))
 
     def is_complete(self, name: str) -> bool:
         """Whether the statistics of a linear layer are there, as they were stored; they are read to find out."""
-        return is_sealed(self._path(name))
+        return is_sealed(self.path(name))
 
     def fisher(self, name: str, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
         """Fisher information of the weights, float32 `[N, K]`, or of some rows."""
@@ -51,10 +51,11 @@ class StatisticsStore:
         """Correlation of the inputs, float32 `[K, K]`."""
         return self._read(name, "correlation")
 
-    def _path(self, name: str) -> Path:
+    def path(self, name: str) -> Path:
+        """The file of a linear layer."""
         return self.directory / f"{name}.statistics"
 
     def _read(self, name: str, tensor: str, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
-        with safe_open(self._path(name), framework="pt") as file:
+        with safe_open(self.path(name), framework="pt") as file:
             result: npt.NDArray[np.float32] = file.get_slice(tensor)[rows].to(torch.float32, copy=True).numpy()
         return result

@@ -16,19 +16,24 @@ __all__ = ["Executor", "SerialExecutor", "Task", "do_tasks"]
 
 @dataclass(frozen=True)
 class Task:
-    """A piece of work that reads files and leaves one, with the same bytes wherever it is done.
+    """A piece of work that reads files and leaves others, with the same bytes wherever it is done.
 
     Attributes:
         name: of what it is about, a layer.
         work: does it; it can be pickled.
-        output: the file, sealed, in a directory that exists.
+        outputs: these files, sealed.
         memory: bytes that it takes beside what a process has from the start, at most.
     """
 
     name: str
     work: Callable[[], None]
-    output: Path
+    outputs: tuple[Path, ...]
     memory: int
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all outputs are there, complete; they are read to find out."""
+        return all(is_sealed(path) for path in self.outputs)
 
 
 class Executor(Protocol):
@@ -46,7 +51,7 @@ class Executor(Protocol):
         """The same with other resources."""
 
     def run(self, tasks: Sequence[Task]) -> Iterator[str]:
-        """Do tasks in any order; the name of each as soon as its output is there."""
+        """Do tasks in any order; the name of each as soon as its outputs are there."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def do_tasks(stage: str, tasks: Sequence[Task], executor: Executor, progress: Pr
     progress.start(stage, len(tasks))
     missing = []
     for task in tasks:
-        if is_sealed(task.output):
+        if task.is_done:
             progress.step(task.name)
         else:
             missing.append(task)

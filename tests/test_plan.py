@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 from skim_export import export
 from skim_export import plan as plan_module
 from skim_export.budget import Budget
+from skim_export.calibrate_model import gather_statistics
 from skim_export.checkpoint import Checkpoint, architecture_of, linear_weight
 from skim_export.cli import main
 from skim_export.packed_checkpoint import PackedCheckpoint
@@ -21,7 +22,7 @@ from skim_export.plan import BITS as DEFAULT_BITS
 from skim_export.plan import expected_loss, plan
 from skim_export.quantize import METHODS
 from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate, gather_statistics, quantize_linears
+from skim_export.quantize_model import allocate, quantize_linears
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_export.tasks import SerialExecutor

@@ -17,7 +17,7 @@ from skim_export import export, pipeline
 from skim_export.cli import main
 from skim_export.ray_executor import connect
 from skim_export.resources import Resources
-from skim_export.sealed import is_sealed, write_sealed
+from skim_export.sealed import write_sealed
 from skim_export.tasks import Task, do_tasks
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -105,10 +105,14 @@ def workers():
     return found
 
 
-@pytest.mark.parametrize("effort", ["weights", "calibrated"])
-def test_the_result_is_that_of_one_machine(address, llama, calib, tmp_path, monkeypatch, effort):
-    monkeypatch.setattr(pipeline, "SEQUENCES", 8)
-    options = {"effort": effort, "calib": calib}
+@pytest.mark.parametrize(
+    "options",
+    [{"effort": "weights"}, {"effort": "calibrated"}, {"effort": "calibrated", "head_bits": None}],
+    ids=["weights", "calibrated", "with the vocabulary"],
+)
+def test_the_result_is_that_of_one_machine(address, llama, calib, tmp_path, monkeypatch, options):
+    monkeypatch.setattr(pipeline, "SEQUENCES", 20)
+    options = {**options, "calib": calib}
     assert exported(llama, tmp_path / "ray", ray=address, **options) == exported(llama, tmp_path / "one", **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "ray"]
 
@@ -156,16 +160,16 @@ def test_both_workers_work_and_a_task_is_done_again(address, tmp_path):
         write_sealed(tmp_path / "c.out", lambda path: path.write_text("c"))
 
     work = {"a": lambda: meet("a", "b"), "b": lambda: meet("b", "a"), "c": die_once}
-    tasks = [Task(name, work[name], tmp_path / f"{name}.out", TASK_MEMORY) for name in work]
+    tasks = [Task(name, work[name], (tmp_path / f"{name}.out",), TASK_MEMORY) for name in work]
     executor = connect(address, None)
     assert executor.resources.threads == 1
     assert executor.tasks_at_once == 2
     do_tasks("stage", tasks, executor, Progress())
-    assert all(is_sealed(task.output) for task in tasks)
+    assert all(task.is_done for task in tasks)
 
 
 def test_a_task_that_always_kills_its_worker_is_given_up(address, tmp_path):
-    task = Task("fatal", lambda: os.kill(os.getpid(), signal.SIGKILL), tmp_path / "out", TASK_MEMORY)
+    task = Task("fatal", lambda: os.kill(os.getpid(), signal.SIGKILL), (tmp_path / "out",), TASK_MEMORY)
     with pytest.raises(UserError, match="fatal is given up after 4 attempts"):
         list(connect(address, 1).run([task]))
 
@@ -175,7 +179,7 @@ def test_mistakes_of_a_task_are_told_with_its_worker(address, tmp_path):
         raise UserError("weight at row 3 is nan")
 
     with pytest.raises(UserError, match=r"^worker [0-9.]+: weight at row 3 is nan$"):
-        list(connect(address, 1).run([Task("t", mistaken, tmp_path / "out", TASK_MEMORY)]))
+        list(connect(address, 1).run([Task("t", mistaken, (tmp_path / "out",), TASK_MEMORY)]))
 
 
 def test_a_full_disk_of_a_worker_looks_like_one_here(address, tmp_path):
@@ -183,20 +187,20 @@ def test_a_full_disk_of_a_worker_looks_like_one_here(address, tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left") as caught:
-        list(connect(address, 1).run([Task("t", full, tmp_path / "out", TASK_MEMORY)]))
+        list(connect(address, 1).run([Task("t", full, (tmp_path / "out",), TASK_MEMORY)]))
     assert caught.value.errno == 28
 
 
 def test_files_that_are_not_shared(address, tmp_path):
     executor = connect(address, 1)
-    with pytest.raises(UserError, match="absent is not the same on worker .* shared file system"):
-        list(executor.run([Task("t", lambda: None, tmp_path / "absent" / "out", TASK_MEMORY)]))
-    with pytest.raises(UserError, match="out is not the same on worker .* shared file system"):
-        list(executor.run([Task("t", lambda: None, tmp_path / "out", TASK_MEMORY)]))
+    with pytest.raises(UserError, match=r"absent is not the same on worker .* shared file system"):
+        list(executor.run([Task("t", lambda: None, (tmp_path / "absent" / "out",), TASK_MEMORY)]))
+    with pytest.raises(UserError, match=r"is not the same on worker .* shared file system"):
+        list(executor.run([Task("t", lambda: None, (tmp_path / "out",), TASK_MEMORY)]))
 
 
 def test_no_worker_is_large_enough(address, tmp_path):
-    task = Task("large", lambda: None, tmp_path / "out", 1 << 60)
+    task = Task("large", lambda: None, (tmp_path / "out",), 1 << 60)
     with pytest.raises(UserError, match=r"large takes \d+\.\d GB of memory, the largest worker has \d+\.\d GB"):
         list(connect(address, 1).run([task]))
     with pytest.raises(UserError, match="no worker is there that has 64 processors"):

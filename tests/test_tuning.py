@@ -9,12 +9,13 @@ from safetensors import safe_open
 
 from skim_export import tuning
 from skim_export.budget import Budget
+from skim_export.calibrate_model import gather_statistics
 from skim_export.checkpoint import Checkpoint, architecture_of
 from skim_export.modules import dequantized_model
 from skim_export.packed import LevelKind
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate, gather_statistics, quantize_linears
+from skim_export.quantize_model import allocate, quantize_linears
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_export.tasks import SerialExecutor

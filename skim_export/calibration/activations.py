@@ -38,9 +38,8 @@ class Activations:
         self._write(self._path("input", block), hidden)
 
     def write_gradient(self, block: int, gradient: torch.Tensor) -> None:
-        """Keep the gradient in the input of a block, in place of what the blocks after it needed."""
+        """Keep the gradient in the input of a block."""
         self._write(self._path("gradient", block), gradient)
-        remove_sealed(self._path("gradient", block + 1))
 
     def input(self, block: int) -> torch.Tensor:
         """The input of a block."""
@@ -53,6 +52,14 @@ class Activations:
     def remove_input(self, block: int) -> None:
         """Forget the input of a block."""
         remove_sealed(self._path("input", block))
+
+    def remove_gradient(self, block: int) -> None:
+        """Forget the gradient in the input of a block."""
+        remove_sealed(self._path("gradient", block))
+
+    def paths(self, blocks: int) -> tuple[Path, ...]:
+        """The files of the inputs of so many blocks, the output, and the gradients there."""
+        return tuple(self._path(kind, block) for kind in ("input", "gradient") for block in range(blocks + 1))
 
     def _path(self, kind: str, block: int) -> Path:
         return self._directory / f"{kind}-{block}.npy"

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "loss_gradient"]
 
 
 def calibrate(
@@ -84,7 +84,7 @@ def calibrate(
         of_head = head_statistics(pool, norm, head, activations.input(blocks), ids) if vocabulary else None
         if done > blocks:
             output = activations.input(blocks)
-            activations.write_gradient(blocks, _loss_gradient(pool, norm, head, output, ids))
+            activations.write_gradient(blocks, loss_gradient(pool, norm, head, output, ids))
             del output
         model.unload_head()
         progress.step("loss")
@@ -100,6 +100,7 @@ def calibrate(
                 model.unload_block(index)
             yield from zip(linears, sums.statistics(predicted=ids[:, 1:].numel()), strict=True)
             activations.write_gradient(index, below)
+            activations.remove_gradient(index + 1)
             if index + 1 < blocks:  # the head may need the output again
                 activations.remove_input(index + 1)
         progress.step(f"block {index} backward")
@@ -121,7 +122,7 @@ def _blocks_done(architecture: Architecture, activations: Activations, is_kept: 
     return done
 
 
-def _loss_gradient(
+def loss_gradient(
     pool: ThreadPoolExecutor, norm: nn.Module, head: nn.Module, hidden: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
     """Gradient of the summed next-token loss in the last block's output, `[S, T, hidden]`."""
@@ -133,8 +134,6 @@ def _loss_gradient(
 
     losses, gradient, _ = head_gradient(pool, norm, head, hidden, loss)
     if not np.isfinite(losses).all():
-        bad = int(np.flatnonzero(~np.isfinite(losses))[0])
-        raise UserError(
-            f"the model's loss on calibration sequence {bad} is {losses[bad]}: its weights overflow float32"
-        )
+        bad = next(loss for loss in losses if not np.isfinite(loss))
+        raise UserError(f"the model's loss on the calibration text is {bad}: its weights overflow float32")
     return gradient

@@ -198,7 +198,7 @@ def test_loss_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int64]) 
     tensors = load_file(file)
     tensors["lm_head.weight"] *= 1e38
     save_file(tensors, file, metadata={"format": "pt"})
-    with pytest.raises(UserError, match="loss on calibration sequence 0 is "):
+    with pytest.raises(UserError, match="loss on the calibration text is "):
         list(calibrate(Checkpoint(checkpoint.path), architecture, tokens, threads=2, progress=Progress()))
 
 

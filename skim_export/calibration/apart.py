@@ -1,0 +1,139 @@
+"""The calibration pass cut into pieces that do not wait for each other: sequences first, then blocks.
+
+Some sequences go through the whole model, forwards and backwards, and leave what went into every block and the gradient
+there: their trace. With the traces of all sequences, the statistics of one block need no other block. A block is run
+twice as often as in `calibrate`, and the statistics are the same to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.checkpoint import Architecture, Checkpoint, Linear
+
+from .activations import Activations
+from .passes import BlockBackward, forward
+from .statistics import loss_gradient
+from .sums import LinearStatistics, LinearSums
+from .vocabulary import embedding_fisher, head_statistics, vocabulary_statistics
+from .workers import workers
+
+if TYPE_CHECKING:
+    pass
+
+__all__ = ["block_statistics", "trace_sequences", "traced_vocabulary_statistics"]
+
+
+def trace_sequences(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    tokens: npt.NDArray[np.int64],
+    trace: Activations,
+    *,
+    threads: int,
+) -> None:
+    """Run some sequences through the model and back, one block's weights in memory at a time.
+
+    What the trace has already is not computed again.
+
+    Args:
+        checkpoint: the model.
+        architecture: of the model.
+        tokens: int64 `[S, T]`.
+        trace: gets the inputs of all blocks and the gradients there.
+        threads: sequences that are worked on at the same time.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    import torch
+
+    from .streaming import StreamedModel
+
+    blocks = len(architecture.blocks)
+    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture)
+    with workers(threads) as pool:
+        hidden, arguments = pool.submit(model.enter, ids).result()
+        if not trace.has_input(0):
+            trace.write_input(0, hidden)
+        for index in range(blocks):
+            if not trace.has_input(index + 1):
+                block = model.load_block(index)
+                trace.write_input(index + 1, forward(pool, block, trace.input(index), arguments[index]))
+                model.unload_block(index)
+        if not trace.has_gradient(blocks):
+            norm, head = model.load_head()
+            trace.write_gradient(blocks, loss_gradient(pool, norm, head, trace.input(blocks), ids))
+            model.unload_head()
+        for index in reversed(range(blocks)):
+            if not trace.has_gradient(index):
+                backward = BlockBackward([], architecture.block_modules[index], model.load_block(index))
+                above = trace.gradient(index + 1)
+                below, _ = backward.run(pool, trace.input(index), above, arguments[index], lambda factors: None)
+                trace.write_gradient(index, below)
+                model.unload_block(index)
+
+
+def block_statistics(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    index: int,
+    tokens: npt.NDArray[np.int64],
+    traces: Sequence[Activations],
+    *,
+    threads: int,
+) -> Iterator[tuple[Linear, LinearStatistics]]:
+    """Statistics of the linear layers of one block.
+
+    Args:
+        checkpoint: the model.
+        architecture: of the model.
+        index: of the block.
+        tokens: int64 `[S, T]`, of all sequences.
+        traces: of all sequences, in their order.
+        threads: sequences that are worked on at the same time.
+
+    Raises:
+        UserError: a gradient is not finite.
+    """
+    import torch
+
+    from .streaming import StreamedModel
+
+    linears, model = architecture.blocks[index], StreamedModel(checkpoint, architecture)
+    with workers(threads) as pool:
+        _, arguments = pool.submit(model.enter, torch.from_numpy(tokens[:1])).result()
+        sums = LinearSums(pool, linears)
+        backward = BlockBackward(linears, architecture.block_modules[index], model.load_block(index))
+        for trace in traces:
+            backward.run(pool, trace.input(index), trace.gradient(index + 1), arguments[index], sums.add)
+        model.unload_block(index)
+    yield from zip(linears, sums.statistics(predicted=tokens[:, 1:].size), strict=True)
+
+
+def traced_vocabulary_statistics(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    tokens: npt.NDArray[np.int64],
+    traces: Sequence[Activations],
+    *,
+    threads: int,
+) -> Iterator[tuple[Linear, LinearStatistics]]:
+    """Statistics of embedding and head; the arguments are those of `block_statistics`."""
+    import torch
+
+    from .streaming import StreamedModel
+
+    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture)
+    with workers(threads) as pool:
+        norm, head = model.load_head()
+        output = torch.cat([trace.input(len(architecture.blocks)) for trace in traces])
+        of_head = head_statistics(pool, norm, head, output, ids)
+    gradient = torch.cat([trace.gradient(0) for trace in traces])
+    yield from vocabulary_statistics(
+        architecture, of_head, embedding_fisher(ids, gradient, architecture.vocabulary_size)
+    )
