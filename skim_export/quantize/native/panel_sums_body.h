@@ -14,6 +14,11 @@ constexpr int32_t kVector = 4;
 #endif
 constexpr int32_t kHeld = kPanel / kVector < 8 ? kPanel / kVector : 8;  // sums in registers, in vectors
 
+// Panels that one reading of the terms serves, so that these, too, are read from memory a few times only: at most
+// kMostTogether, and as many as have kSumsTogether sums, which take half of the L2 cache.
+constexpr int32_t kMostTogether = 4;
+constexpr int32_t kSumsTogether = 2048;
+
 typedef float Vec __attribute__((vector_size(4 * kVector)));
 typedef float UnalignedVec __attribute__((vector_size(4 * kVector), aligned(4)));
 
@@ -46,15 +51,21 @@ inline const float* Corner(const RefineGroup& group, int32_t from, int32_t to) {
   return group.matrix + static_cast<int64_t>(from) * kPanel * group.columns + to * kPanel;
 }
 
-// Rows of the matrix often begin a multiple of the cache's size apart, so that they take each other's place in it.
-void CopyTile(const RefineGroup& group, int32_t from, int32_t to, Panel* tile) {
+// Copies the tiles of a panel's rows and the columns of the panels to..to_end-1. Rows of the matrix often begin a
+// multiple of the cache's size apart, so that they would take each other's place in it.
+void CopyTiles(const RefineGroup& group, int32_t from, int32_t to, int32_t to_end, Panel (*tiles)[kPanel]) {
   const float* h = Corner(group, from, to);
-  const int32_t height = PanelWidth(group, from), width = PanelWidth(group, to);
+  const int32_t height = PanelWidth(group, from);
   for (int32_t k = 0; k < height; k++, h += group.columns) {
-    if (width == kPanel) {
-      __builtin_memcpy(tile[k].at, h, sizeof(Panel));
-    } else {
-      for (int32_t j = 0; j < kPanel; j++) tile[k].at[j] = j < width ? h[j] : 0;
+    for (int32_t p = to; p < to_end; p++) {
+      const float* part = h + (p - to) * kPanel;
+      Panel& copy = tiles[p - to][k];
+      const int32_t width = PanelWidth(group, p);
+      if (width == kPanel) {
+        __builtin_memcpy(copy.at, part, sizeof copy);
+      } else {
+        for (int32_t j = 0; j < kPanel; j++) copy.at[j] = j < width ? part[j] : 0;
+      }
     }
   }
 }
@@ -81,27 +92,55 @@ int32_t FewTerms(const RefineGroup& group, int32_t panel) {
   return terms;
 }
 
-// Adds the terms of the panels begin..end-1 to the sums of panel `to`; those of row r begin at sums[first(r)].
-template <typename First>
-void AddPanels(const RefineGroup& group, int32_t begin, int32_t end, int32_t to, const First& first, Panel* sums) {
-  Panel tile[kPanel];
-  for (int32_t from = begin; from < end; from++) {
+// The sums of all panels, [panels][per_panel].
+struct Sums {
+  Panel* panels;
+  int32_t per_panel;
+  bool by_level;  // a sum for each level, not for each row
+
+  int32_t Together() const {
+    const int32_t fit = kSumsTogether / per_panel;
+    return fit < 1 ? 1 : fit < kMostTogether ? fit : kMostTogether;
+  }
+};
+
+// Adds the terms of one panel to the sums of another. Rows of `matrix` begin `stride` floats apart.
+void AddPanel(const RefineGroup& group, int32_t from, int32_t to, const float* matrix, int64_t stride, Sums sums) {
+  for (int32_t r = 0; r < group.size; r++) {
+    const int32_t runs = group.counts[At(group, from, r)];
+    const Run* run = Runs(group, from, r);
+    const Term* next = Terms(group, from, r);
+    Panel* out =
+        sums.panels + static_cast<int64_t>(to) * sums.per_panel + (sums.by_level ? group.rows[r].first_level : r);
+    for (int32_t i = 0; i < runs; next += run[i++].terms) {
+      AddTerms(matrix, stride, next, run[i].terms, out + run[i].sum);
+    }
+  }
+}
+
+// Adds the terms of the panels from..from_end-1 to the sums of a few panels to..to_end-1.
+void AddPanels(const RefineGroup& group, int32_t from, int32_t from_end, int32_t to, int32_t to_end, Sums sums) {
+  Panel tiles[kMostTogether][kPanel];
+  for (; from < from_end; from++) {
     const int32_t terms = FewTerms(group, from);
     if (terms == 0) continue;
-    const float* matrix = Corner(group, from, to);
-    int64_t stride = group.columns;
-    if (terms >= kPanel || PanelWidth(group, to) < kPanel) {
-      CopyTile(group, from, to, tile);
-      matrix = tile->at;
-      stride = kPanel;
-    }
-    for (int32_t r = 0; r < group.size; r++) {
-      const int32_t runs = group.counts[At(group, from, r)];
-      const Run* run = Runs(group, from, r);
-      const Term* next = Terms(group, from, r);
-      for (int32_t i = 0; i < runs; next += run[i++].terms) {
-        AddTerms(matrix, stride, next, run[i].terms, sums + first(r) + run[i].sum);
+    const bool copied = terms >= kPanel || PanelWidth(group, to_end - 1) < kPanel;
+    if (copied) CopyTiles(group, from, to, to_end, tiles);
+    for (int32_t p = to; p < to_end; p++) {
+      if (copied) {
+        AddPanel(group, from, p, tiles[p - to]->at, kPanel, sums);
+      } else {
+        AddPanel(group, from, p, Corner(group, from, p), group.columns, sums);
       }
     }
+  }
+}
+
+// All sums, from the terms of all panels.
+void SumUp(const RefineGroup& group, Sums sums) {
+  for (int64_t i = 0; i < static_cast<int64_t>(group.panels) * sums.per_panel; i++) sums.panels[i] = {};
+  for (int32_t to = 0; to < group.panels; to += sums.Together()) {
+    const int32_t end = to + sums.Together() < group.panels ? to + sums.Together() : group.panels;
+    AddPanels(group, 0, group.panels, to, end, sums);
   }
 }

@@ -6,9 +6,9 @@
 namespace skim {
 namespace {
 
-constexpr int64_t kMostRows = 64;
-constexpr int64_t kMostBytes = int64_t{96} << 20;  // of working memory for a thread, unless one row takes more
-constexpr double kLeastWeight = 1e-6;              // of the row's mean weight
+constexpr int64_t kMostRows = 128;                  // reading the matrix more seldom gains nothing
+constexpr int64_t kMostBytes = int64_t{128} << 20;  // of working memory for a thread, unless one row takes more
+constexpr double kLeastWeight = 1e-6;               // of the row's mean weight
 
 int32_t Panels(int32_t columns) { return (columns + kPanel - 1) / kPanel; }
 
@@ -32,22 +32,11 @@ void LoadRow(const Row& row, int64_t stride, Panel* target, Panel* unit) {
 
 }  // namespace
 
-std::vector<int64_t> GroupStarts(const SkimLayer& layer, const uint8_t* bits, RefineStep step, int32_t threads) {
-  const int64_t turns = (layer.rows + kMostRows * threads - 1) / (kMostRows * threads);
-  const int64_t most = (layer.rows + turns * threads - 1) / (turns * threads);
-  std::vector<int64_t> starts = {0};
+int64_t GroupCount(const SkimLayer& layer, const uint8_t* bits, RefineStep step, int32_t threads) {
   int64_t bytes = 0;
-  for (int64_t r = 0; r < layer.rows; r++) {
-    const int64_t further = RowBytes(layer.columns, 1 << bits[r], step);
-    const int64_t size = r - starts.back();
-    if (size == most || (size > 0 && bytes + further > kMostBytes)) {
-      starts.push_back(r);
-      bytes = 0;
-    }
-    bytes += further;
-  }
-  starts.push_back(layer.rows);
-  return starts;
+  for (int64_t r = 0; r < layer.rows; r++) bytes += RowBytes(layer.columns, 1 << bits[r], step);
+  const auto turns = [&](int64_t all, int64_t most) { return (all + most * threads - 1) / (most * threads); };
+  return std::min(layer.rows, threads * std::max(turns(layer.rows, kMostRows), turns(bytes, kMostBytes)));
 }
 
 RefineGroup RowGroup::Load(const SkimLayer& layer, int64_t first, int64_t end, const float* matrix, const uint8_t* bits,

@@ -6,15 +6,16 @@
 
 #include "layer_row.h"
 #include "row_refine.h"
+#include "solver.h"
 
 namespace skim {
 
 // What is done to a group, which decides on its working memory.
 enum class RefineStep { kFeedback, kRefine };
 
-// Where the groups of a layer begin, and its number of rows at the end. As many rows together as pay, but all threads
-// should have work, and the working memory of each is bounded.
-std::vector<int64_t> GroupStarts(const SkimLayer& layer, const uint8_t* bits, RefineStep step, int32_t threads);
+// Into how many groups of about as many rows a layer is divided: few, for what is read of the matrix serves a group, but
+// all threads should have work, and the working memory of each is bounded.
+int64_t GroupCount(const SkimLayer& layer, const uint8_t* bits, RefineStep step, int32_t threads);
 
 // Working memory of one thread, kept from group to group.
 class RowGroup {

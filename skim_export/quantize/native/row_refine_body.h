@@ -13,9 +13,6 @@ constexpr int32_t kLanes = 8;
 constexpr double kRidge = 1e-6;      // of the mean diagonal: levels that no code uses stay where they are
 constexpr int32_t kInterleaved = 8;  // rows that take turns at each column: one alone would wait for its own results
 
-// A row is a sum of its own.
-int32_t OneSum(int32_t row) { return row; }
-
 // The order of summation is fixed, so that all instruction sets give the same bits.
 inline void AddProducts(const Panel& x, const Panel& y, int32_t n, double* sums) {
   int32_t i = 0;
@@ -112,11 +109,7 @@ void Multiply(const RefineGroup& group) {
       for (int32_t k = 0; k < PanelWidth(group, p); k++) Append(group, p, r, {k, target[k]});
     }
   }
-  for (int32_t p = 0; p < group.panels; p++) {
-    Panel* pull = group.pull + At(group, p, 0);
-    for (int32_t r = 0; r < group.size; r++) pull[r] = {};
-    AddPanels(group, 0, group.panels, p, OneSum, pull);
-  }
+  SumUp(group, {group.pull, group.size, false});
 }
 
 // The units of a panel's columns as terms, sorted by the codes.
@@ -144,12 +137,7 @@ void Project(const RefineGroup& group) {
   for (int32_t p = 0; p < group.panels; p++) {
     for (int32_t r = 0; r < group.size; r++) SortByCode(group, p, r);
   }
-  const auto first_level = [&](int32_t r) { return group.rows[r].first_level; };
-  for (int32_t p = 0; p < group.panels; p++) {
-    Panel* products = group.products + static_cast<int64_t>(p) * group.levels;
-    for (int32_t i = 0; i < group.levels; i++) products[i] = {};
-    AddPanels(group, 0, group.panels, p, first_level, products);
-  }
+  SumUp(group, {group.products, group.levels, true});
 }
 
 void FitLevels(const RefineGroup& group, int32_t r) {
@@ -199,8 +187,8 @@ void SetResidual(const RefineGroup& group, int32_t r) {
 // Coordinate descent on the codes of one panel, whose residuals are up to date. What the changes mean for the other
 // panels is left to the terms.
 void SweepPanel(const RefineGroup& group, int32_t panel) {
-  Panel tile[kPanel];
-  CopyTile(group, panel, panel, tile);
+  Panel tile[1][kPanel];
+  CopyTiles(group, panel, panel, panel + 1, tile);
   Panel* residual = group.residual + At(group, panel, 0);
   const Panel* unit = group.unit + At(group, panel, 0);
   for (int32_t r = 0; r < group.size; r++) group.counts[At(group, panel, r)] = 0;
@@ -212,11 +200,11 @@ void SweepPanel(const RefineGroup& group, int32_t panel) {
         if (row.settled) continue;
         uint8_t& code = row.codes[panel * kPanel + k];
         const float level = row.levels[code];
-        const float wanted = level + residual[r].at[k] / (tile[k].at[k] * unit[r].at[k]);
+        const float wanted = level + residual[r].at[k] / (tile[0][k].at[k] * unit[r].at[k]);
         const int32_t nearest = Nearest(group.middles + row.first_level, row.count, wanted);
         if (nearest == code) continue;
         const Term term = {k, (level - row.levels[nearest]) * unit[r].at[k]};
-        AddTerms(tile->at, kPanel, &term, 1, residual + r);
+        AddTerms(tile[0]->at, kPanel, &term, 1, residual + r);
         Append(group, panel, r, term);
         code = static_cast<uint8_t>(nearest);
         row.changes++;
@@ -225,22 +213,54 @@ void SweepPanel(const RefineGroup& group, int32_t panel) {
   }
 }
 
-// One round of coordinate descent; false if it changed nothing. When a panel's turn comes, its residuals lack the
-// changes of the last sweep in the panels after it, and of this sweep in those before it.
+// Takes panels together: work(panel) for one after the other, which may leave terms for all others. Before it the sums
+// of the panel get what was left the last time in the panels after it, then what is left now in those before it.
+template <typename Work>
+void InTurn(const RefineGroup& group, Sums sums, const Work& work) {
+  for (int32_t begin = 0; begin < group.panels; begin += sums.Together()) {
+    const int32_t end = begin + sums.Together() < group.panels ? begin + sums.Together() : group.panels;
+    for (int32_t p = begin; p < end; p++) AddPanels(group, p + 1, end, p, p + 1, sums);
+    AddPanels(group, end, group.panels, begin, end, sums);
+    AddPanels(group, 0, begin, begin, end, sums);
+    for (int32_t p = begin; p < end; p++) {
+      AddPanels(group, begin, p, p, p + 1, sums);
+      work(p);
+    }
+  }
+}
+
+// One round of coordinate descent; false if it changed nothing.
 bool Sweep(const RefineGroup& group) {
   for (int32_t r = 0; r < group.size; r++) group.rows[r].changes = 0;
-  for (int32_t p = 0; p < group.panels; p++) {
-    Panel* residual = group.residual + At(group, p, 0);
-    AddPanels(group, p + 1, group.panels, p, OneSum, residual);
-    AddPanels(group, 0, p, p, OneSum, residual);
-    SweepPanel(group, p);
-  }
+  InTurn(group, {group.residual, group.size, false}, [&](int32_t panel) { SweepPanel(group, panel); });
   bool changed = false;
   for (int32_t r = 0; r < group.size; r++) {
     group.rows[r].settled = group.rows[r].changes == 0;
     changed = changed || !group.rows[r].settled;
   }
   return changed;
+}
+
+// Error feedback in one panel, whose targets are up to date.
+void FeedBackPanel(const RefineGroup& group, int32_t panel) {
+  Panel tile[1][kPanel];
+  CopyTiles(group, panel, panel, panel + 1, tile);
+  Panel* target = group.target + At(group, panel, 0);
+  const Panel* unit = group.unit + At(group, panel, 0);
+  for (int32_t first = 0; first < group.size; first += kInterleaved) {
+    const int32_t last = first + kInterleaved < group.size ? first + kInterleaved : group.size;
+    for (int32_t k = 0; k < PanelWidth(group, panel); k++) {
+      for (int32_t r = first; r < last; r++) {
+        const RefineRow& row = group.rows[r];
+        const float value = target[r].at[k];
+        const int32_t code = Nearest(group.middles + row.first_level, row.count, value / unit[r].at[k]);
+        const Term term = {k, -((value - row.levels[code] * unit[r].at[k]) / tile[0][k].at[k])};
+        AddTerms(tile[0]->at, kPanel, &term, 1, target + r);  // to the columns that are done, too: nobody reads those
+        Append(group, panel, r, term);
+        row.codes[panel * kPanel + k] = static_cast<uint8_t>(code);
+      }
+    }
+  }
 }
 
 double Error(const RefineGroup& group, int32_t r) {
@@ -260,29 +280,9 @@ double Error(const RefineGroup& group, int32_t r) {
 }  // namespace
 
 void SKIM_FEEDBACK_ROWS(const RefineGroup& group) {
-  Panel tile[kPanel];
   ClearTerms(group);
   for (int32_t r = 0; r < group.size; r++) SetMiddles(group, group.rows[r]);
-  for (int32_t p = 0; p < group.panels; p++) {
-    Panel* target = group.target + At(group, p, 0);
-    const Panel* unit = group.unit + At(group, p, 0);
-    AddPanels(group, 0, p, p, OneSum, target);
-    CopyTile(group, p, p, tile);
-    for (int32_t first = 0; first < group.size; first += kInterleaved) {
-      const int32_t last = first + kInterleaved < group.size ? first + kInterleaved : group.size;
-      for (int32_t k = 0; k < PanelWidth(group, p); k++) {
-        for (int32_t r = first; r < last; r++) {
-          const RefineRow& row = group.rows[r];
-          const float value = target[r].at[k];
-          const int32_t code = Nearest(group.middles + row.first_level, row.count, value / unit[r].at[k]);
-          const Term term = {k, -((value - row.levels[code] * unit[r].at[k]) / tile[k].at[k])};
-          AddTerms(tile->at, kPanel, &term, 1, target + r);  // to the columns that are done, too: nobody reads those
-          Append(group, p, r, term);
-          row.codes[p * kPanel + k] = static_cast<uint8_t>(code);
-        }
-      }
-    }
-  }
+  InTurn(group, {group.target, group.size, false}, [&](int32_t panel) { FeedBackPanel(group, panel); });
 }
 
 void SKIM_REFINE_ROWS(const RefineGroup& group, int32_t rounds, int32_t sweeps, bool fit) {
@@ -303,7 +303,7 @@ void SKIM_REFINE_ROWS(const RefineGroup& group, int32_t rounds, int32_t sweeps, 
     }
   }
   for (int32_t p = 0; p < group.panels; p++) {
-    AddPanels(group, p + 1, group.panels, p, OneSum, group.residual + At(group, p, 0));
+    AddPanels(group, p + 1, group.panels, p, p + 1, {group.residual, group.size, false});
   }
   for (int32_t r = 0; r < group.size; r++) group.rows[r].error = Error(group, r);
 }

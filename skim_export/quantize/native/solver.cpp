@@ -105,15 +105,10 @@ Refine FastestRefine() {
 template <typename Work>
 bool ForGroups(const SkimLayer& layer, RefineStep step, const float* matrix, const uint8_t* bits, float* levels,
                int32_t stride, int32_t threads, uint8_t* codes, const Work& work) {
-  std::vector<int64_t> starts;
-  try {
-    starts = GroupStarts(layer, bits, step, threads);
-  } catch (const std::bad_alloc&) {
-    return false;
-  }
+  const int64_t groups = GroupCount(layer, bits, step, threads);
   const auto make = [] { return RowGroup(); };
-  return ParallelFor(static_cast<int64_t>(starts.size()) - 1, threads, make, [&](RowGroup& memory, int64_t index) {
-    const int64_t first = starts[index], end = starts[index + 1];
+  return ParallelFor(groups, threads, make, [&](RowGroup& memory, int64_t index) {
+    const int64_t first = index * layer.rows / groups, end = (index + 1) * layer.rows / groups;
     work(memory.Load(layer, first, end, matrix, bits, step, levels, stride, codes), first);
   });
 }
