@@ -11,6 +11,7 @@ from skim_export.calibration.passes import GROUP
 from skim_export.checkpoint import Linear
 from skim_export.job import Job
 from skim_export.packed import row_bytes
+from skim_export.quantize.solver import refine_bytes
 from skim_export.quantize_model import QuantizeOptions
 from skim_export.resources import CHUNK_BYTES, ROW_GROUP, WORKING_BYTES, Resources
 from skim_runtime.errors import UserError
@@ -83,6 +84,7 @@ def _quantizing(linear: Linear, resources: Resources, options: QuantizeOptions) 
     total: int = (chunk.stop - chunk.start) * columns * WORKING_BYTES + 2 * _packed_bytes(linear)
     if options.method.correlated:
         total += 4 * FLOAT * columns * columns  # the correlation, and what its factor is made of
+        total += refine_bytes(columns, FREE_LEVELS, resources.threads)
     if options.method.column_scale:
         total += rows * columns * WHOLE_LAYER_BYTES
     return total

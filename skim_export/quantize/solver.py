@@ -16,14 +16,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_BITS", "Layer", "assign", "assign_affine", "error_curves", "feedback", "kmeans", "refine", "refit"]
+__all__ = [
+    "MAX_BITS",
+    "Layer",
+    "assign",
+    "assign_affine",
+    "error_curves",
+    "feedback",
+    "kmeans",
+    "refine",
+    "refine_bytes",
+    "refit",
+]
 
 MAX_BITS = 8
 _CHUNK_SECONDS = 0.25  # about as long as one call may take: Ctrl-C is seen between calls
 _SECONDS_PER_LEVEL = 2e-8  # of the dynamic program, for one weight and one level
 _SECONDS_PER_PASS = 4e-11  # of one thread, to multiply a weight with one column's entry of a correlation
 _ROWS_TOGETHER = 128  # that a thread refines at best: kMostRows in native/row_group.cpp
-_REFINE_BYTES = 128 << 20  # of working memory at most, for each thread: kMostBytes there
+_REFINE_BYTES = 128 << 20  # of working memory, about, that it takes for them at most: kMostBytes there
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -322,3 +333,9 @@ def refine(
             levels[rows], codes[rows], errors[rows],
         )  # fmt: skip
     return levels, codes, errors
+
+
+def refine_bytes(columns: int, levels: int, threads: int) -> int:
+    """What `refine` takes of the memory beside its arguments and results, for rows of so many levels."""
+    row = columns * (4 * (levels + 4) + 10)  # products, four vectors, and terms; see native/row_group.cpp
+    return threads * min(_ROWS_TOGETHER * row, _REFINE_BYTES)

@@ -13,8 +13,8 @@ namespace skim {
 // What is done to a group, which decides on its working memory.
 enum class RefineStep { kFeedback, kRefine };
 
-// Into how many groups of about as many rows a layer is divided: few, for what is read of the matrix serves a group, but
-// all threads should have work, and the working memory of each is bounded.
+// Into how many groups of about as many rows a layer is divided. Few, for what is read of the matrix serves a group;
+// but all threads should have work, and the working memory of each is bounded.
 int64_t GroupCount(const SkimLayer& layer, const uint8_t* bits, RefineStep step, int32_t threads);
 
 // Working memory of one thread, kept from group to group.

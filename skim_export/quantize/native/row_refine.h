@@ -42,18 +42,18 @@ struct RefineGroup {
   int32_t levels;       // of all rows
   const float* matrix;  // H [columns, columns], symmetric, with a positive diagonal
   int32_t columns;
-  int32_t panels;       // of kPanel columns, the last one of what is left
-  Panel* target;        // v [panels][size]
-  const Panel* unit;    // u [panels][size], positive
-  // Working memory. The last three are for Refine alone.
-  float* middles;    // between level i - 1 and level i of a row [levels]
-  Term* terms;       // [panels][size][kPanel], ascending columns in each run
-  Run* runs;         // [panels][size][kPanel]
-  int32_t* counts;   // of runs [panels][size]
-  Panel* pull;       // H v [panels][size]
-  Panel* residual;   // H (v - u c[q]) [panels][size]
-  Panel* products;   // H P [panels][levels], P the one-hot codes times u
-  double* system;    // P^T H P and P^T H v of a row [count][count + 1]
+  int32_t panels;     // of kPanel columns, the last one of what is left
+  Panel* target;      // v [panels][size]
+  const Panel* unit;  // u [panels][size], positive
+  // Working memory. The last four are for Refine alone.
+  float* middles;   // between level i - 1 and level i of a row [levels]
+  Term* terms;      // [panels][size][kPanel], ascending columns in each run
+  Run* runs;        // [panels][size][kPanel]
+  int32_t* counts;  // of runs [panels][size]
+  Panel* pull;      // H v [panels][size]
+  Panel* residual;  // H (v - u c[q]) [panels][size]
+  Panel* products;  // H P [panels][levels], P the one-hot codes times u
+  double* system;   // P^T H P and P^T H v of a row [count][count + 1]
 };
 
 // Codes one column after the other, the error of each made up for in the columns to come (GPTQ, arXiv 2210.17323,
