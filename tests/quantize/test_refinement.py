@@ -72,6 +72,19 @@ def test_every_bit_is_that_of_one_row_alone_and_one_column_after_the_other(rows,
         np.testing.assert_array_equal(descended[r], expected)
 
 
+def test_two_rounds_are_two_calls():
+    """With sweeps until nothing changes; new levels set the codes in motion again."""
+    layer, correlation = random_problem(40, 100)
+    bits = np.full(40, 3, np.uint8)
+    levels, _, codes = kmeans(layer, bits)
+    expected = refine(layer, correlation, bits, levels, codes, rounds=2, sweeps=100)
+    levels, codes, _ = refine(layer, correlation, bits, levels, codes, rounds=1, sweeps=100)
+    again = refine(layer, correlation, bits, levels, codes, rounds=1, sweeps=100)
+    assert (again[1] != codes).any()
+    for got, wanted in zip(again, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
 def test_refinement_does_not_depend_on_threads_and_other_rows():
     rows, columns = 300, 70
     layer, correlation = random_problem(rows, columns, threads=1)
