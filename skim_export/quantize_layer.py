@@ -31,6 +31,7 @@ from skim_export.quantize import (
     quantize_uniform,
     width_errors,
 )
+from skim_export.quantize.solver import refine_bytes
 from skim_export.resources import ROW_GROUP, WORKING_BYTES, Resources
 from skim_export.sealed import write_sealed
 from skim_export.statistics_store import StatisticsStore
@@ -46,6 +47,7 @@ __all__ = [
     "write_layer_errors",
 ]
 
+FREE_LEVELS = 64  # of a row, at most
 WHOLE_LAYER_BYTES = 32  # for one weight, where a column scale is trained
 FLOAT = 4
 
@@ -82,6 +84,7 @@ def working_bytes(linear: Linear, resources: Resources, options: QuantizeOptions
     total: int = (chunk.stop - chunk.start) * columns * WORKING_BYTES + 2 * packed_bytes(linear)
     if options.method.correlated:
         total += 4 * FLOAT * columns * columns  # the correlation, and what its factor is made of
+        total += refine_bytes(columns, FREE_LEVELS, resources.threads)
     if options.method.column_scale:
         total += rows * columns * WHOLE_LAYER_BYTES
     return total

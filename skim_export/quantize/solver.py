@@ -16,11 +16,25 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_BITS", "Layer", "assign", "assign_affine", "error_curves", "feedback", "kmeans", "refine", "refit"]
+__all__ = [
+    "MAX_BITS",
+    "Layer",
+    "assign",
+    "assign_affine",
+    "error_curves",
+    "feedback",
+    "kmeans",
+    "refine",
+    "refine_bytes",
+    "refit",
+]
 
 MAX_BITS = 8
 _CHUNK_SECONDS = 0.25  # about as long as one call may take: Ctrl-C is seen between calls
 _SECONDS_PER_LEVEL = 2e-8  # of the dynamic program, for one weight and one level
+_SECONDS_PER_PASS = 4e-11  # of one thread, to multiply a weight with one column's entry of a correlation
+_ROWS_TOGETHER = 128  # that a thread refines at best: kMostRows in native/row_group.cpp
+_REFINE_BYTES = 128 << 20  # of working memory, about, that it takes for them at most: kMostBytes there
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
@@ -98,9 +112,12 @@ class Layer:
         weights = None if self.weights is None else self.weights[rows].ctypes.data
         return _NativeLayer(values.ctypes.data, weights, self.column_scale.ctypes.data, len(values), self.columns)
 
-    def chunks(self, levels: int) -> Iterator[slice]:
-        """Runs of rows that keep a call short."""
-        rows = max(1, int(_CHUNK_SECONDS * self.threads / (_SECONDS_PER_LEVEL * levels * self.columns)))
+    def chunks(self, seconds: float, together: int = 1) -> Iterator[slice]:
+        """Runs of rows that keep a call short, if a weight takes so many seconds of one thread.
+
+        There are at least `together` rows for each thread, if the layer has as many.
+        """
+        rows = self.threads * max(together, int(_CHUNK_SECONDS / (seconds * self.columns)))
         for start in range(0, self.rows, rows):
             yield slice(start, min(start + rows, self.rows))
 
@@ -153,7 +170,7 @@ def error_curves(layer: Layer, max_bits: int) -> Float64:
     if not 1 <= max_bits <= MAX_BITS:
         raise ValueError(f"max_bits must be from 1 to {MAX_BITS}, got {max_bits}")
     errors = np.empty((layer.rows, max_bits), np.float64)
-    for rows in layer.chunks(1 << max_bits):
+    for rows in layer.chunks(_SECONDS_PER_LEVEL * (1 << max_bits)):
         _call("skim_error_curves", layer, rows, max_bits, layer.threads, errors[rows])
     return errors
 
@@ -176,7 +193,7 @@ def kmeans(layer: Layer, bits: UInt8, points: int | None = None) -> tuple[Float3
     centroids = np.zeros((layer.rows, stride), np.float32)
     mass = np.zeros((layer.rows, stride), np.float32)
     codes = np.empty((layer.rows, layer.columns), np.uint8)
-    for rows in layer.chunks(stride):
+    for rows in layer.chunks(_SECONDS_PER_LEVEL * stride):
         results = centroids[rows], mass[rows], codes[rows]
         _call("skim_kmeans", layer, rows, bits[rows], stride, points or 0, layer.threads, *results)
     return centroids, mass, codes
@@ -194,7 +211,7 @@ def assign(layer: Layer, bits: UInt8, levels: Float32) -> tuple[UInt8, Float64]:
     _check_shape("levels", levels, (layer.rows, stride))
     codes = np.empty((layer.rows, layer.columns), np.uint8)
     errors = np.empty(layer.rows, np.float64)
-    for rows in layer.chunks(stride):
+    for rows in layer.chunks(_SECONDS_PER_LEVEL * stride):
         _call("skim_assign", layer, rows, bits[rows], levels[rows], stride, layer.threads, codes[rows], errors[rows])
     return codes, errors
 
@@ -220,7 +237,7 @@ def assign_affine(
     _check_shape("offset", offset, (layer.rows,))
     codes = np.empty((layer.rows, layer.columns), np.uint8)
     errors, best_scale, best_offset = (np.empty(layer.rows) for _ in range(3))
-    for rows in layer.chunks(1):
+    for rows in layer.chunks(_SECONDS_PER_LEVEL):
         results = codes[rows], errors[rows], best_scale[rows], best_offset[rows]
         _call("skim_assign_affine", layer, rows, bits[rows], scale[rows], offset[rows], layer.threads, *results)
     return codes, errors, (best_scale, best_offset)
@@ -269,7 +286,7 @@ def feedback(layer: Layer, factor: Float32, bits: UInt8, levels: Float32) -> UIn
     _check_shape("factor", factor, (layer.columns, layer.columns))
     _check_shape("levels", levels, (layer.rows, stride))
     codes = np.empty((layer.rows, layer.columns), np.uint8)
-    for rows in layer.chunks(layer.columns // 64 + 1):
+    for rows in layer.chunks(_SECONDS_PER_PASS * layer.columns / 2, _ROWS_TOGETHER):
         _call("skim_feedback", layer, rows, factor, bits[rows], levels[rows], stride, layer.threads, codes[rows])
     return codes
 
@@ -310,9 +327,15 @@ def refine(
     _check_shape("codes", codes, (layer.rows, layer.columns))
     levels, codes = np.ascontiguousarray(levels).copy(), np.ascontiguousarray(codes).copy()
     errors = np.empty(layer.rows, np.float64)
-    for rows in layer.chunks(layer.columns // 16 * rounds + 1):
+    for rows in layer.chunks(_SECONDS_PER_PASS * layer.columns * 2 * rounds, _ROWS_TOGETHER):
         _call(
             "skim_refine", layer, rows, correlation, bits[rows], stride, rounds, sweeps, fit, layer.threads,
             levels[rows], codes[rows], errors[rows],
         )  # fmt: skip
     return levels, codes, errors
+
+
+def refine_bytes(columns: int, levels: int, threads: int) -> int:
+    """What `refine` takes of the memory beside its arguments and results, for rows of so many levels."""
+    row = columns * (4 * (levels + 4) + 10)  # products, four vectors, and terms; see native/row_group.cpp
+    return threads * min(_ROWS_TOGETHER * row, _REFINE_BYTES)

@@ -77,3 +77,45 @@ def best_levels(values, weights, scale, correlation, codes, count):
     levels = np.full(count, np.nan)
     levels[used] = np.linalg.lstsq(factor @ design, factor @ values.astype(np.float64), rcond=None)[0]
     return levels
+
+
+def stretched_row(values, weights, scale):
+    """A row as refinement takes it, v = S^1/2 w and u = S^1/2 a, in single precision."""
+    weights = weights.astype(np.float64)
+    root = np.sqrt(np.maximum(weights, 1e-6 * weights.mean())).astype(np.float32)
+    return root * values, root * scale
+
+
+def nearest_level(levels, value):
+    """Index of the nearest of ascending levels: the number of midpoints below."""
+    return int((value > np.float32(0.5) * (levels[:-1] + levels[1:])).sum())
+
+
+def feed_back_in_single_precision(target, unit, factor, levels):
+    """Codes of a stretched row by error feedback, one column after the other."""
+    target = target.copy()
+    codes = np.zeros(target.size, np.uint8)
+    for k in range(target.size):
+        codes[k] = nearest_level(levels, target[k] / unit[k])
+        error = (target[k] - levels[codes[k]] * unit[k]) / factor[k, k]
+        target[k + 1 :] += -error * factor[k, k + 1 :]
+    return codes
+
+
+def descend_in_single_precision(target, unit, correlation, levels, codes, sweeps):
+    """Codes of a stretched row by coordinate descent, one column after the other."""
+    codes = codes.copy()
+    residual = np.zeros_like(target)
+    products = np.zeros((levels.size, target.size), np.float32)
+    for k in range(target.size):
+        residual += target[k] * correlation[k]
+        products[codes[k]] += unit[k] * correlation[k]
+    for level, product in zip(levels, products, strict=True):
+        residual += -level * product
+    for _ in range(sweeps):
+        for k in range(target.size):
+            level = levels[codes[k]]
+            code = nearest_level(levels, level + residual[k] / (correlation[k, k] * unit[k]))
+            residual += (level - levels[code]) * unit[k] * correlation[k]
+            codes[k] = code
+    return codes

@@ -10,7 +10,14 @@ from skim_export.quantize import METHODS, quantize_linear
 from skim_export.quantize.refinement import Coupling, damped, feed_back, refine_tables
 from skim_export.quantize.solver import Layer, assign, feedback, kmeans, refine
 
-from .reference import best_levels, feed_back_row, full_error
+from .reference import (
+    best_levels,
+    descend_in_single_precision,
+    feed_back_in_single_precision,
+    feed_back_row,
+    full_error,
+    stretched_row,
+)
 
 SHAPES = [(1, 1), (3, 2), (9, 33), (5, 100), (64, 31)]
 
@@ -45,6 +52,57 @@ def test_feedback_is_the_papers(rows, columns):
     ])  # fmt: skip
     # A value halfway between two levels may fall to either side, and then the rest of its row differs.
     assert (codes == expected).all(axis=1).mean() > 0.9
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(3, 63), (2, 64), (10, 65), (2, 256), (3, 321), (2, 600), (131, 70)])
+def test_every_bit_is_that_of_one_row_alone_and_one_column_after_the_other(rows, columns):
+    """Columns around the panels (64) and those taken together (256), rows around the groups (128)."""
+    layer, correlation = random_problem(rows, columns, threads=1)
+    bits = np.random.default_rng(6).integers(1, 6, rows).astype(np.uint8)
+    levels, _, start = kmeans(layer, bits)
+    inverse = np.linalg.inv(correlation.astype(np.float64))
+    factor = np.ascontiguousarray(np.linalg.cholesky(inverse).T, np.float32)
+    fed = feedback(layer, factor, bits, levels)
+    _, descended, _ = refine(layer, correlation, bits, levels, start, rounds=1, sweeps=3, fit=False)
+    for r in range(rows):
+        target, unit = stretched_row(layer.values[r], layer.weights[r], layer.column_scale)
+        own = levels[r, : 1 << bits[r]]
+        np.testing.assert_array_equal(fed[r], feed_back_in_single_precision(target, unit, factor, own))
+        expected = descend_in_single_precision(target, unit, correlation, own, start[r], 3)
+        np.testing.assert_array_equal(descended[r], expected)
+
+
+def test_two_rounds_are_two_calls():
+    """With sweeps until nothing changes; new levels set the codes in motion again."""
+    layer, correlation = random_problem(40, 100)
+    bits = np.full(40, 3, np.uint8)
+    levels, _, codes = kmeans(layer, bits)
+    expected = refine(layer, correlation, bits, levels, codes, rounds=2, sweeps=100)
+    levels, codes, _ = refine(layer, correlation, bits, levels, codes, rounds=1, sweeps=100)
+    again = refine(layer, correlation, bits, levels, codes, rounds=1, sweeps=100)
+    assert (again[1] != codes).any()
+    for got, wanted in zip(again, expected, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_refinement_does_not_depend_on_threads_and_other_rows():
+    rows, columns = 300, 70
+    layer, correlation = random_problem(rows, columns, threads=1)
+    bits = np.random.default_rng(7).integers(1, 6, rows).astype(np.uint8)
+    levels, _, codes = kmeans(layer, bits)
+    expected = refine(layer, correlation, bits, levels, codes, rounds=2, sweeps=3)
+    for threads, step in ((3, rows), (2, 129), (1, 1)):
+        for first in range(0, rows, step):
+            some = slice(first, first + step)
+            part = Layer(layer.values[some], layer.weights[some], layer.column_scale, threads)
+            stride = 1 << int(bits[some].max())
+            got = refine(
+                part, correlation, bits[some], np.ascontiguousarray(levels[some, :stride]), codes[some], rounds=2,
+                sweeps=3,
+            )  # fmt: skip
+            np.testing.assert_array_equal(got[0], expected[0][some, :stride])
+            np.testing.assert_array_equal(got[1], expected[1][some])
+            np.testing.assert_array_equal(got[2], expected[2][some])
 
 
 @pytest.mark.parametrize("seed", range(3))

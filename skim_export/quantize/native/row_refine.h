@@ -1,47 +1,74 @@
-// Codes and levels of a few rows under a full quadratic objective.
+// Codes and levels of a group of rows under a full quadratic objective.
 #pragma once
 
 #include <cstdint>
 
 namespace skim {
 
-// Rows that are worked on together, so that a row of the matrix is read from memory once for all of them.
-constexpr int32_t kRowsTogether = 4;
+constexpr int32_t kPanel = 64;  // columns of a panel: a tile of kPanel rows of the matrix takes half of the L1 cache
+
+// A row's values in a panel of columns; in the last panel those beyond the matrix are of no account.
+struct alignas(64) Panel {
+  float at[kPanel];
+};
+
+// What a column adds to a sum over columns: factor * H[column].
+struct Term {
+  int32_t column;  // in its panel
+  float factor;
+};
+
+// Consecutive terms that belong to the same sum.
+struct Run {
+  uint8_t sum;
+  uint8_t terms;
+};
 
 // One row: minimise (v - u c[q])^T H (v - u c[q]) over the codes q and the levels c.
 struct RefineRow {
-  float* target;      // v [columns]
-  const float* unit;  // u [columns], positive
-  int32_t count;      // number of levels
-  float* levels;      // c [count], ascending
-  uint8_t* codes;     // q [columns]
-  float* pull;        // working memory: H v [columns]
-  float* residual;    // working memory: H (v - u c[q]) [columns]
-  float* products;    // working memory: H P [count][columns], P the one-hot codes times u
-  double* system;     // working memory: P^T H P and P^T H v [count][count + 1]
-  double error;       // out
+  int32_t count;        // number of levels
+  int32_t first_level;  // number of levels of the rows before it
+  float* levels;        // c [count], ascending
+  uint8_t* codes;       // q [columns]
+  int32_t changes;      // of codes in this sweep
+  bool settled;         // there were none in the last one: there will be none
+  double error;         // out
 };
 
-struct RefineTask {
+// Rows that are worked on together: what is read of the matrix is used for all of them.
+struct RefineGroup {
   RefineRow* rows;
-  int32_t size;         // number of rows, up to kRowsTogether
+  int32_t size;         // number of rows
+  int32_t levels;       // of all rows
   const float* matrix;  // H [columns, columns], symmetric, with a positive diagonal
   int32_t columns;
+  int32_t panels;     // of kPanel columns, the last one of what is left
+  Panel* target;      // v [panels][size]
+  const Panel* unit;  // u [panels][size], positive
+  // Working memory. The last four are for Refine alone.
+  float* middles;   // between level i - 1 and level i of a row [levels]
+  Term* terms;      // [panels][size][kPanel], ascending columns in each run
+  Run* runs;        // [panels][size][kPanel]
+  int32_t* counts;  // of runs [panels][size]
+  Panel* pull;      // H v [panels][size]
+  Panel* residual;  // H (v - u c[q]) [panels][size]
+  Panel* products;  // H P [panels][levels], P the one-hot codes times u
+  double* system;   // P^T H P and P^T H v of a row [count][count + 1]
 };
 
 // Codes one column after the other, the error of each made up for in the columns to come (GPTQ, arXiv 2210.17323,
 // section 3). `matrix` is the upper Cholesky factor of the inverse of H here; targets are overwritten, levels read.
-using Feedback = void (*)(const RefineTask& task);
+using Feedback = void (*)(const RefineGroup& group);
 
 // `rounds` times: the optimal levels for the codes, if `fit`, then up to `sweeps` rounds of coordinate descent on the
 // codes. Never raises the error.
-using Refine = void (*)(const RefineTask& task, int32_t rounds, int32_t sweeps, bool fit);
+using Refine = void (*)(const RefineGroup& group, int32_t rounds, int32_t sweeps, bool fit);
 
-void FeedbackRows(const RefineTask& task);
-void RefineRows(const RefineTask& task, int32_t rounds, int32_t sweeps, bool fit);
+void FeedbackRows(const RefineGroup& group);
+void RefineRows(const RefineGroup& group, int32_t rounds, int32_t sweeps, bool fit);
 #ifdef SKIM_SOLVER_AVX2
-void FeedbackRowsAvx2(const RefineTask& task);
-void RefineRowsAvx2(const RefineTask& task, int32_t rounds, int32_t sweeps, bool fit);
+void FeedbackRowsAvx2(const RefineGroup& group);
+void RefineRowsAvx2(const RefineGroup& group, int32_t rounds, int32_t sweeps, bool fit);
 #endif
 
 }  // namespace skim

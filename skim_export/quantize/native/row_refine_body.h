@@ -7,37 +7,42 @@
 namespace skim {
 namespace {
 
-constexpr int32_t kLanes = 8;
-constexpr double kRidge = 1e-6;  // of the mean diagonal: levels that no code uses stay where they are
+#include "panel_sums_body.h"
 
-// y += a x
-inline void Add(float a, const float* __restrict x, int32_t n, float* __restrict y) {
-  for (int32_t i = 0; i < n; i++) y[i] += a * x[i];
-}
+constexpr int32_t kLanes = 8;
+constexpr double kRidge = 1e-6;      // of the mean diagonal: levels that no code uses stay where they are
+constexpr int32_t kInterleaved = 8;  // rows that take turns at each column: one alone would wait for its own results
 
 // The order of summation is fixed, so that all instruction sets give the same bits.
-inline double Dot(const float* x, const float* y, int32_t n) {
-  double sums[kLanes] = {};
+inline void AddProducts(const Panel& x, const Panel& y, int32_t n, double* sums) {
   int32_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    for (int32_t lane = 0; lane < kLanes; lane++) sums[lane] += static_cast<double>(x[i + lane]) * y[i + lane];
+    for (int32_t lane = 0; lane < kLanes; lane++) sums[lane] += static_cast<double>(x.at[i + lane]) * y.at[i + lane];
   }
-  for (; i < n; i++) sums[0] += static_cast<double>(x[i]) * y[i];
+  for (; i < n; i++) sums[0] += static_cast<double>(x.at[i]) * y.at[i];
+}
+
+inline double Total(const double* sums) {
   return ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
-// Index of the level nearest to `value`: the number of midpoints below it.
-inline int32_t Nearest(const float* levels, int32_t count, float value) {
+void SetMiddles(const RefineGroup& group, const RefineRow& row) {
+  float* middles = group.middles + row.first_level;
+  for (int32_t i = 1; i < row.count; i++) middles[i] = 0.5f * (row.levels[i - 1] + row.levels[i]);
+}
+
+// Index of the level nearest to `value`: the number of middles below it.
+inline int32_t Nearest(const float* middles, int32_t count, float value) {
   int32_t code = 0;
   for (int32_t step = count / 2; step > 0; step /= 2) {  // count is a power of two
     const int32_t next = code + step;
-    code = value > 0.5f * (levels[next - 1] + levels[next]) ? next : code;
+    code = value > middles[next] ? next : code;
   }
   return code;
 }
 
-// Solves the symmetric positive definite system [n][n + 1] in place; the solution replaces the last column. False, and
-// the last column unusable, where it is singular.
+// Solves the symmetric positive definite system [n][n + 1] in place, of which the lower triangle and the last column
+// are read; the solution replaces the last column. False, and the last column unusable, where it is singular.
 bool Solve(double* a, int32_t n) {
   const int32_t stride = n + 1;
   for (int32_t i = 0; i < n; i++) {
@@ -83,38 +88,79 @@ void Sort(RefineRow& row, int32_t columns) {
   for (int32_t k = 0; k < columns; k++) row.codes[k] = renamed[row.codes[k]];
 }
 
-void Multiply(const RefineTask& task) {
-  for (int32_t r = 0; r < task.size; r++) {
-    for (int32_t k = 0; k < task.columns; k++) task.rows[r].pull[k] = 0;
-  }
-  for (int32_t k = 0; k < task.columns; k++) {
-    const float* h = task.matrix + static_cast<int64_t>(k) * task.columns;
-    for (int32_t r = 0; r < task.size; r++) Add(task.rows[r].target[k], h, task.columns, task.rows[r].pull);
-  }
+void ClearTerms(const RefineGroup& group) {
+  for (int64_t i = 0; i < At(group, group.panels, 0); i++) group.counts[i] = 0;
 }
 
-void Project(const RefineTask& task) {
-  const int64_t n = task.columns;
-  for (int32_t r = 0; r < task.size; r++) {
-    for (int64_t i = 0; i < task.rows[r].count * n; i++) task.rows[r].products[i] = 0;
-  }
-  for (int64_t k = 0; k < n; k++) {
-    for (int32_t r = 0; r < task.size; r++) {
-      RefineRow& row = task.rows[r];
-      Add(row.unit[k], task.matrix + k * n, task.columns, row.products + row.codes[k] * n);
+// A term after the others of a row that is a sum of its own.
+inline void Append(const RefineGroup& group, int32_t panel, int32_t row, Term term) {
+  int32_t& runs = group.counts[At(group, panel, row)];
+  Run& run = *Runs(group, panel, row);
+  if (runs == 0) run = {0, 0};
+  Terms(group, panel, row)[run.terms++] = term;
+  runs = 1;
+}
+
+void Multiply(const RefineGroup& group) {
+  ClearTerms(group);
+  for (int32_t p = 0; p < group.panels; p++) {
+    for (int32_t r = 0; r < group.size; r++) {
+      const float* target = group.target[At(group, p, r)].at;
+      for (int32_t k = 0; k < PanelWidth(group, p); k++) Append(group, p, r, {k, target[k]});
     }
   }
+  SumUp(group, {group.pull, group.size, false});
 }
 
-void FitLevels(RefineRow& row, int32_t columns) {
+// The units of a panel's columns as terms, sorted by the codes.
+void SortByCode(const RefineGroup& group, int32_t panel, int32_t r) {
+  const RefineRow& row = group.rows[r];
+  const int32_t width = PanelWidth(group, panel);
+  const uint8_t* codes = row.codes + panel * kPanel;
+  const float* unit = group.unit[At(group, panel, r)].at;
+  Term* terms = Terms(group, panel, r);
+  Run* runs = Runs(group, panel, r);
+  uint8_t next[256] = {};
+  for (int32_t k = 0; k < width; k++) next[codes[k]]++;
+  int32_t start = 0, count = 0;
+  for (int32_t code = 0; code < row.count; code++) {
+    const uint8_t size = next[code];
+    if (size > 0) runs[count++] = {static_cast<uint8_t>(code), size};
+    next[code] = static_cast<uint8_t>(start);
+    start += size;
+  }
+  for (int32_t k = 0; k < width; k++) terms[next[codes[k]]++] = {k, unit[k]};
+  group.counts[At(group, panel, r)] = count;
+}
+
+void Project(const RefineGroup& group) {
+  for (int32_t p = 0; p < group.panels; p++) {
+    for (int32_t r = 0; r < group.size; r++) SortByCode(group, p, r);
+  }
+  SumUp(group, {group.products, group.levels, true});
+}
+
+void FitLevels(const RefineGroup& group, int32_t r) {
+  RefineRow& row = group.rows[r];
   const int32_t count = row.count, stride = count + 1;
-  double* a = row.system;
+  double* a = group.system;
   for (int32_t i = 0; i < count * stride; i++) a[i] = 0;
+  double sums[256][kLanes] = {};
+  for (int32_t p = 0; p < group.panels; p++) {
+    const int32_t width = PanelWidth(group, p);
+    const uint8_t* codes = row.codes + p * kPanel;
+    const float* unit = group.unit[At(group, p, r)].at;
+    const Panel* products = group.products + static_cast<int64_t>(p) * group.levels + row.first_level;
+    for (int32_t k = 0; k < width; k++) {
+      for (int32_t i = codes[k]; i < count; i++) {
+        a[i * stride + codes[k]] += static_cast<double>(unit[k]) * products[i].at[k];
+      }
+    }
+    for (int32_t i = 0; i < count; i++) AddProducts(products[i], group.target[At(group, p, r)], width, sums[i]);
+  }
   double trace = 0;
   for (int32_t i = 0; i < count; i++) {
-    const float* product = row.products + static_cast<int64_t>(i) * columns;
-    for (int32_t k = 0; k < columns; k++) a[i * stride + row.codes[k]] += static_cast<double>(row.unit[k]) * product[k];
-    a[i * stride + count] = Dot(product, row.target, columns);
+    a[i * stride + count] = Total(sums[i]);
     trace += a[i * stride + i];
   }
   const double ridge = kRidge * trace / count;
@@ -126,68 +172,140 @@ void FitLevels(RefineRow& row, int32_t columns) {
   for (int32_t i = 0; i < count; i++) row.levels[i] = static_cast<float>(a[i * stride + count]);
 }
 
-void SetResidual(RefineRow& row, int32_t columns) {
-  for (int32_t k = 0; k < columns; k++) row.residual[k] = row.pull[k];
-  for (int32_t i = 0; i < row.count; i++) {
-    Add(-row.levels[i], row.products + static_cast<int64_t>(i) * columns, columns, row.residual);
+void SetResidual(const RefineGroup& group, int32_t r) {
+  const RefineRow& row = group.rows[r];
+  Term terms[256];
+  for (int32_t i = 0; i < row.count; i++) terms[i] = {i, -row.levels[i]};
+  for (int32_t p = 0; p < group.panels; p++) {
+    const Panel* products = group.products + static_cast<int64_t>(p) * group.levels + row.first_level;
+    Panel& residual = group.residual[At(group, p, r)];
+    residual = group.pull[At(group, p, r)];
+    AddTerms(products->at, kPanel, terms, row.count, &residual);
   }
 }
 
-// One round of coordinate descent; returns the number of codes that changed.
-int32_t Sweep(const RefineTask& task) {
-  int32_t changes = 0;
-  for (int32_t k = 0; k < task.columns; k++) {
-    const float* h = task.matrix + static_cast<int64_t>(k) * task.columns;
-    for (int32_t r = 0; r < task.size; r++) {
-      RefineRow& row = task.rows[r];
-      const float level = row.levels[row.codes[k]];
-      const int32_t code = Nearest(row.levels, row.count, level + row.residual[k] / (h[k] * row.unit[k]));
-      if (code == row.codes[k]) continue;
-      Add((level - row.levels[code]) * row.unit[k], h, task.columns, row.residual);
-      row.codes[k] = static_cast<uint8_t>(code);
-      changes++;
+// Coordinate descent on the codes of one panel, whose residuals are up to date. What the changes mean for the other
+// panels is left to the terms.
+void SweepPanel(const RefineGroup& group, int32_t panel) {
+  Panel tile[1][kPanel];
+  CopyTiles(group, panel, panel, panel + 1, tile);
+  Panel* residual = group.residual + At(group, panel, 0);
+  const Panel* unit = group.unit + At(group, panel, 0);
+  for (int32_t r = 0; r < group.size; r++) group.counts[At(group, panel, r)] = 0;
+  for (int32_t first = 0; first < group.size; first += kInterleaved) {
+    const int32_t last = first + kInterleaved < group.size ? first + kInterleaved : group.size;
+    for (int32_t k = 0; k < PanelWidth(group, panel); k++) {
+      for (int32_t r = first; r < last; r++) {
+        RefineRow& row = group.rows[r];
+        if (row.settled) continue;
+        uint8_t& code = row.codes[panel * kPanel + k];
+        const float level = row.levels[code];
+        const float wanted = level + residual[r].at[k] / (tile[0][k].at[k] * unit[r].at[k]);
+        const int32_t nearest = Nearest(group.middles + row.first_level, row.count, wanted);
+        if (nearest == code) continue;
+        const Term term = {k, (level - row.levels[nearest]) * unit[r].at[k]};
+        AddTerms(tile[0]->at, kPanel, &term, 1, residual + r);
+        Append(group, panel, r, term);
+        code = static_cast<uint8_t>(nearest);
+        row.changes++;
+      }
     }
   }
-  return changes;
 }
 
-double Error(const RefineRow& row, int32_t columns) {
+// Takes panels together: work(panel) for one after the other, which may leave terms for all others. Before it the sums
+// of the panel get what was left the last time in the panels after it, then what is left now in those before it.
+template <typename Work>
+void InTurn(const RefineGroup& group, Sums sums, const Work& work) {
+  for (int32_t begin = 0; begin < group.panels; begin += sums.Together()) {
+    const int32_t end = begin + sums.Together() < group.panels ? begin + sums.Together() : group.panels;
+    for (int32_t p = begin; p < end; p++) AddPanels(group, p + 1, end, p, p + 1, sums);
+    AddPanels(group, end, group.panels, begin, end, sums);
+    AddPanels(group, 0, begin, begin, end, sums);
+    for (int32_t p = begin; p < end; p++) {
+      AddPanels(group, begin, p, p, p + 1, sums);
+      work(p);
+    }
+  }
+}
+
+// One round of coordinate descent; false if it changed nothing.
+bool Sweep(const RefineGroup& group) {
+  for (int32_t r = 0; r < group.size; r++) group.rows[r].changes = 0;
+  InTurn(group, {group.residual, group.size, false}, [&](int32_t panel) { SweepPanel(group, panel); });
+  bool changed = false;
+  for (int32_t r = 0; r < group.size; r++) {
+    group.rows[r].settled = group.rows[r].changes == 0;
+    changed = changed || !group.rows[r].settled;
+  }
+  return changed;
+}
+
+// Error feedback in one panel, whose targets are up to date.
+void FeedBackPanel(const RefineGroup& group, int32_t panel) {
+  Panel tile[1][kPanel];
+  CopyTiles(group, panel, panel, panel + 1, tile);
+  Panel* target = group.target + At(group, panel, 0);
+  const Panel* unit = group.unit + At(group, panel, 0);
+  for (int32_t first = 0; first < group.size; first += kInterleaved) {
+    const int32_t last = first + kInterleaved < group.size ? first + kInterleaved : group.size;
+    for (int32_t k = 0; k < PanelWidth(group, panel); k++) {
+      for (int32_t r = first; r < last; r++) {
+        const RefineRow& row = group.rows[r];
+        const float value = target[r].at[k];
+        const int32_t code = Nearest(group.middles + row.first_level, row.count, value / unit[r].at[k]);
+        const Term term = {k, -((value - row.levels[code] * unit[r].at[k]) / tile[0][k].at[k])};
+        AddTerms(tile[0]->at, kPanel, &term, 1, target + r);  // to the columns that are done, too: nobody reads those
+        Append(group, panel, r, term);
+        row.codes[panel * kPanel + k] = static_cast<uint8_t>(code);
+      }
+    }
+  }
+}
+
+double Error(const RefineGroup& group, int32_t r) {
+  const RefineRow& row = group.rows[r];
   double error = 0;
-  for (int32_t k = 0; k < columns; k++) {
-    error += static_cast<double>(row.residual[k]) * (row.target[k] - row.unit[k] * row.levels[row.codes[k]]);
+  for (int32_t p = 0; p < group.panels; p++) {
+    const int64_t at = At(group, p, r);
+    for (int32_t k = 0; k < PanelWidth(group, p); k++) {
+      const float level = row.levels[row.codes[p * kPanel + k]];
+      const float difference = group.target[at].at[k] - group.unit[at].at[k] * level;
+      error += static_cast<double>(group.residual[at].at[k]) * difference;
+    }
   }
   return error > 0 ? error : 0;
 }
 
 }  // namespace
 
-void SKIM_FEEDBACK_ROWS(const RefineTask& task) {
-  for (int32_t k = 0; k < task.columns; k++) {
-    const float* factor = task.matrix + static_cast<int64_t>(k) * task.columns;
-    for (int32_t r = 0; r < task.size; r++) {
-      RefineRow& row = task.rows[r];
-      const int32_t code = Nearest(row.levels, row.count, row.target[k] / row.unit[k]);
-      const float error = (row.target[k] - row.levels[code] * row.unit[k]) / factor[k];
-      Add(-error, factor + k + 1, task.columns - k - 1, row.target + k + 1);
-      row.codes[k] = static_cast<uint8_t>(code);
-    }
-  }
+void SKIM_FEEDBACK_ROWS(const RefineGroup& group) {
+  ClearTerms(group);
+  for (int32_t r = 0; r < group.size; r++) SetMiddles(group, group.rows[r]);
+  InTurn(group, {group.target, group.size, false}, [&](int32_t panel) { FeedBackPanel(group, panel); });
 }
 
-void SKIM_REFINE_ROWS(const RefineTask& task, int32_t rounds, int32_t sweeps, bool fit) {
-  Multiply(task);
+void SKIM_REFINE_ROWS(const RefineGroup& group, int32_t rounds, int32_t sweeps, bool fit) {
+  Multiply(group);
   for (int32_t round = 0; round < rounds; round++) {
-    Project(task);
-    for (int32_t r = 0; r < task.size; r++) {
-      if (fit) FitLevels(task.rows[r], task.columns);
-      SetResidual(task.rows[r], task.columns);
-      if (fit) Sort(task.rows[r], task.columns);  // now that nothing needs the products, which follow the old codes
+    Project(group);
+    for (int32_t r = 0; r < group.size; r++) {
+      RefineRow& row = group.rows[r];
+      if (fit) FitLevels(group, r);
+      SetResidual(group, r);
+      if (fit) Sort(row, group.columns);  // now that nothing needs the products, which follow the old codes
+      SetMiddles(group, row);
+      row.settled = false;
     }
+    ClearTerms(group);
     for (int32_t sweep = 0; sweep < sweeps; sweep++) {
-      if (Sweep(task) == 0) break;
+      if (!Sweep(group)) break;
     }
   }
-  for (int32_t r = 0; r < task.size; r++) task.rows[r].error = Error(task.rows[r], task.columns);
+  for (int32_t p = 0; p < group.panels; p++) {
+    AddPanels(group, p + 1, group.panels, p, p + 1, {group.residual, group.size, false});
+  }
+  for (int32_t r = 0; r < group.size; r++) group.rows[r].error = Error(group, r);
 }
 
 }  // namespace skim

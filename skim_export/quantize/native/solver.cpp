@@ -4,28 +4,14 @@
 #include <cmath>
 #include <vector>
 
+#include "layer_row.h"
 #include "parallel.h"
+#include "row_group.h"
 #include "row_kmeans.h"
 #include "row_refine.h"
 
 namespace skim {
 namespace {
-
-// One row of a layer.
-struct Row {
-  Row(const SkimLayer& layer, int64_t index)
-      : values(layer.values + index * layer.columns),
-        weights(layer.weights ? layer.weights + index * layer.columns : nullptr),
-        column_scale(layer.column_scale),
-        columns(layer.columns) {}
-
-  double Weight(int32_t k) const { return weights ? weights[k] : 1; }
-
-  const float* values;
-  const float* weights;
-  const float* column_scale;
-  int32_t columns;
-};
 
 // Codes of the nearest levels; returns the weighted error of what is stored.
 double Assign(const Row& row, const float* levels, int32_t count, float* scaled, int32_t* counts, uint8_t* codes) {
@@ -101,59 +87,6 @@ double Refit(const Row& row, const uint8_t* codes, int32_t count, Sums* sums, fl
   return error;
 }
 
-// Rows in the form that refinement takes, with their working memory: v = sqrt(s) w, u = sqrt(s) a.
-class RowsTogether {
- public:
-  RowsTogether(int32_t columns, int32_t stride)
-      : columns_(columns),
-        vectors_(size_t{4} * kRowsTogether * columns),
-        products_(size_t{kRowsTogether} * stride * columns),
-        systems_(size_t{kRowsTogether} * stride * (stride + 1)) {
-    for (int32_t r = 0; r < kRowsTogether; r++) {
-      float* vectors = vectors_.data() + size_t{4} * r * columns;
-      rows_[r].target = vectors;
-      rows_[r].pull = vectors + 2 * columns;
-      rows_[r].residual = vectors + 3 * columns;
-      rows_[r].products = products_.data() + size_t{1} * r * stride * columns;
-      rows_[r].system = systems_.data() + size_t{1} * r * stride * (stride + 1);
-    }
-  }
-
-  RefineTask Load(const SkimLayer& layer, int64_t first, const float* matrix, const uint8_t* bits, int32_t stride,
-                  float* levels, uint8_t* codes) {
-    const auto size = static_cast<int32_t>(std::min<int64_t>(kRowsTogether, layer.rows - first));
-    for (int32_t r = 0; r < size; r++) {
-      LoadRow(Row(layer, first + r), rows_[r]);
-      rows_[r].count = 1 << bits[first + r];
-      rows_[r].levels = levels + (first + r) * stride;
-      rows_[r].codes = codes + (first + r) * columns_;
-    }
-    return {rows_, size, matrix, columns_};
-  }
-
- private:
-  void LoadRow(const Row& row, RefineRow& out) const {
-    float* unit = out.target + columns_;
-    double sum = 0;
-    for (int32_t k = 0; k < columns_; k++) sum += row.Weight(k);
-    // A weight counts at least a little: codes of columns that never were active stay near them.
-    const double least = sum > 0 ? kLeastWeight * sum / columns_ : 1;
-    for (int32_t k = 0; k < columns_; k++) {
-      const auto root = static_cast<float>(std::sqrt(std::max(row.Weight(k), least)));
-      out.target[k] = root * row.values[k];
-      unit[k] = root * row.column_scale[k];
-    }
-    out.unit = unit;
-  }
-
-  static constexpr double kLeastWeight = 1e-6;  // of the row's mean weight
-
-  int32_t columns_;
-  std::vector<float> vectors_, products_;
-  std::vector<double> systems_;
-  RefineRow rows_[kRowsTogether];
-};
-
 Feedback FastestFeedback() {
 #ifdef SKIM_SOLVER_AVX2
   if (__builtin_cpu_supports("avx2")) return FeedbackRowsAvx2;
@@ -166,6 +99,18 @@ Refine FastestRefine() {
   if (__builtin_cpu_supports("avx2")) return RefineRowsAvx2;
 #endif
   return RefineRows;
+}
+
+// Calls work(group, index of its first row) for groups of all rows.
+template <typename Work>
+bool ForGroups(const SkimLayer& layer, RefineStep step, const float* matrix, const uint8_t* bits, float* levels,
+               int32_t stride, int32_t threads, uint8_t* codes, const Work& work) {
+  const int64_t groups = GroupCount(layer, bits, step, threads);
+  const auto make = [] { return RowGroup(); };
+  return ParallelFor(groups, threads, make, [&](RowGroup& memory, int64_t index) {
+    const int64_t first = index * layer.rows / groups, end = (index + 1) * layer.rows / groups;
+    work(memory.Load(layer, first, end, matrix, bits, step, levels, stride, codes), first);
+  });
 }
 
 // Sums over rows are taken in this many blocks, always in the same order, whatever the number of threads.
@@ -255,22 +200,16 @@ bool skim_refit(const SkimLayer* layer, const uint8_t* bits, const uint8_t* code
 bool skim_feedback(const SkimLayer* layer, const float* factor, const uint8_t* bits, float* levels, int32_t stride,
                    int32_t threads, uint8_t* codes) {
   const skim::Feedback feedback = skim::FastestFeedback();
-  const auto make = [&] { return skim::RowsTogether(layer->columns, 0); };
-  const int64_t tasks = (layer->rows + skim::kRowsTogether - 1) / skim::kRowsTogether;
-  return ParallelFor(tasks, threads, make, [&](skim::RowsTogether& together, int64_t index) {
-    feedback(together.Load(*layer, index * skim::kRowsTogether, factor, bits, stride, levels, codes));
-  });
+  const auto done = [&](const skim::RefineGroup& group, int64_t) { feedback(group); };
+  return skim::ForGroups(*layer, skim::RefineStep::kFeedback, factor, bits, levels, stride, threads, codes, done);
 }
 
 bool skim_refine(const SkimLayer* layer, const float* correlation, const uint8_t* bits, int32_t stride, int32_t rounds,
                  int32_t sweeps, bool fit, int32_t threads, float* levels, uint8_t* codes, double* errors) {
   const skim::Refine refine = skim::FastestRefine();
-  const auto make = [&] { return skim::RowsTogether(layer->columns, stride); };
-  const int64_t tasks = (layer->rows + skim::kRowsTogether - 1) / skim::kRowsTogether;
-  return ParallelFor(tasks, threads, make, [&](skim::RowsTogether& together, int64_t index) {
-    const int64_t first = index * skim::kRowsTogether;
-    const skim::RefineTask task = together.Load(*layer, first, correlation, bits, stride, levels, codes);
-    refine(task, rounds, sweeps, fit);
-    for (int32_t r = 0; r < task.size; r++) errors[first + r] = task.rows[r].error;
-  });
+  const auto done = [&](const skim::RefineGroup& group, int64_t first) {
+    refine(group, rounds, sweeps, fit);
+    for (int32_t r = 0; r < group.size; r++) errors[first + r] = group.rows[r].error;
+  };
+  return skim::ForGroups(*layer, skim::RefineStep::kRefine, correlation, bits, levels, stride, threads, codes, done);
 }
