@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from skim_export.budget import unpacked_parameters
@@ -33,18 +34,21 @@ def resources_within(job: Job, max_memory: int) -> Resources:
         UserError: the smallest pieces do not fit.
     """
     columns = max(linear.in_features for linear in _linears(job))
-    smallest = Resources(job.resources.threads, ROW_GROUP * columns * WORKING_BYTES)
+    smallest = replace(job.resources, chunk_bytes=ROW_GROUP * columns * WORKING_BYTES)
     least = peak_memory(job, smallest)
     if least > max_memory:
         what = " with text that the model writes itself (--calib gives it one)" if _text_is_largest(job) else ""
         raise UserError(
             f"--max-memory {max_memory / 1e9:.2f}GB: too small, this export takes at least {least / 1e9:.2f}GB{what}"
         )
-    return Resources(smallest.threads, min(CHUNK_BYTES, smallest.chunk_bytes + max_memory - least))
+    return replace(smallest, chunk_bytes=min(CHUNK_BYTES, smallest.chunk_bytes + max_memory - least))
 
 
 def peak_memory(job: Job, resources: Resources) -> int:
-    """The most memory that an export has resident, in bytes, its own start included; a careful estimate."""
+    """The most memory that an export has resident, in bytes, its own start included; a careful estimate.
+
+    With a device it is that of the host, which then has less to hold.
+    """
     return _resident() + LATER_BYTES + max(_steps(job, resources).values())
 
 
@@ -66,7 +70,7 @@ def _steps(job: Job, resources: Resources) -> dict[str, int]:
         steps["allocation"] = rows * ALLOCATION_BYTES
     if job.calibrates:
         steps["calibration"] = _calibrating(job)
-    if job.writes_text:
+    if job.writes_text and job.resources.device is None:
         steps["text"] = written_text_bytes(job.checkpoint)
     if job.effort.tune:
         steps["tuning"] = _tuning(job)
@@ -102,7 +106,7 @@ def _calibrating(job: Job) -> int:
         weights = FLOAT * sum(linear.out_features * linear.in_features for linear in block)
         moments = [FLOAT * linear.in_features**2 for linear in block]
         channels = sum(linear.out_features + linear.in_features for linear in block)
-        seen = FLOAT * length * channels * (min(GROUP, sequences) + IN_WORK * job.resources.threads)
+        seen = FLOAT * length * channels * (min(GROUP, sequences) + IN_WORK * job.resources.workers)
         blocks.append(2 * weights + sum(moments) + max(max(moments), seen))
     head = FLOAT * architecture.vocabulary_size * architecture.hidden_size
     return 3 * hidden + max(*blocks, head if job.options.head_bits is not None else 3 * head)

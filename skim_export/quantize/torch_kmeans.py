@@ -74,7 +74,7 @@ class SortedRows:
 
     @property
     def runs(self) -> int:
-        """n."""
+        """Their number n."""
         return self.mass.shape[1] - 1
 
     @cached_property
@@ -120,7 +120,7 @@ def _prefixes(terms: torch.Tensor, borders: torch.Tensor) -> torch.Tensor:
 
 def error_curves(rows: SortedRows, max_bits: int) -> torch.Tensor:
     """Least weighted squared error with 2, 4, ... 2^max_bits centroids, float64 `[R, max_bits]`."""
-    errors = []
+    errors: list[torch.Tensor] = []
     for clusters, (gain, _) in enumerate(_steps(rows, 1 << max_bits), start=1):
         if clusters == 2 << len(errors):
             errors.append((rows.total - gain).clamp_(min=0).masked_fill_(rows.unweighted, 0))
@@ -140,6 +140,7 @@ def cluster(rows: SortedRows, count: int) -> tuple[torch.Tensor, torch.Tensor, t
     codes = torch.arange(count, device=mass.device).expand_as(mass)
     filled = (mass == 0).sum(dim=1, keepdim=True)
     centroids = centroids.gather(1, torch.maximum(codes, filled))
+    centroids = centroids.cummax(dim=1).values  # rounding can break the order where clusters share a value
 
     starts = rows.borders.gather(1, edges[:, 1:-1])
     positions = torch.arange(rows.order.shape[1], device=mass.device).expand_as(rows.order)
@@ -149,9 +150,9 @@ def cluster(rows: SortedRows, count: int) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def _steps(rows: SortedRows, most: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """For 1, 2, ... `most` clusters: the explained sum of squares `[R]`, and where the last cluster of each prefix begins.
+    """For 1, 2, ... `most` clusters: the explained sum of squares, and where the last cluster of each prefix begins.
 
-    The latter is int64 `[R, n + 1]`; of `most` clusters only that of the last prefix is right.
+    Those are float64 `[R]` and int64 `[R, n + 1]`; of `most` clusters only the split of the last prefix is right.
     """
     gain = torch.nn.functional.pad(rows.moment[:, 1:].square() / rows.mass[:, 1:], (1, 0))
     yield gain[:, -1], torch.zeros_like(gain, dtype=torch.int64)

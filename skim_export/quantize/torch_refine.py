@@ -1,8 +1,8 @@
 """Error feedback and refinement of many rows at once, in torch: those of `native/row_refine_body.h`, on any device.
 
-A row is v - u c[q]: target v = sqrt(s) w and unit u = sqrt(s) a, for weights w, their sensitivities s, the column scale
-a, levels c and codes q. Arrays over weights are `[K, R]`, so that a column of R rows is contiguous. The levels of a row,
-float32 `[R, L]`, are ascending and end in infinities where it has fewer than L.
+The error of a row is v - u c[q]: target v = sqrt(s) w and unit u = sqrt(s) a, for weights w, their sensitivities s, the
+column scale a, levels c and codes q. Arrays over weights are `[K, R]`, so that a column of R rows is contiguous. The
+levels of a row, float32 `[R, L]`, are ascending and end in infinities where it has fewer than L.
 """
 
 from __future__ import annotations
@@ -88,10 +88,10 @@ def refine(
             _fit_levels(unit, correlation, pull, levels, codes, widths)
             levels, codes = _sorted(levels, codes)
         residual = correlation @ (target - unit * _chosen(levels, codes))
-        for _ in range(sweeps):
+        for left in reversed(range(sweeps)):
             before = codes.clone()
             _sweep(unit, correlation, levels, codes, residual)
-            if torch.equal(before, codes):
+            if left and torch.equal(before, codes):  # waits for the device
                 break
     difference = target - unit * _chosen(levels, codes)
     errors = (correlation @ difference).double().mul_(difference).sum(dim=0).clamp_(min=0)
@@ -101,7 +101,8 @@ def refine(
 def inverse_factor(correlation: torch.Tensor) -> torch.Tensor:
     """Upper Cholesky factor of the inverse, `[K, K]`."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlation))
-    return torch.linalg.cholesky(inverse, upper=True)
+    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
+    return factor
 
 
 def _middles(levels: torch.Tensor) -> torch.Tensor:
@@ -124,7 +125,7 @@ def _fit_levels(
 ) -> None:
     """Replace the levels by the best ones for the codes, not sorted. `pull` is C v, float32 `[K, R]`."""
     for count, rows in widths:
-        for part in rows.split(max(1, _FIT_BYTES // (_FIT_WORKING_BYTES * count * len(unit)))):
+        for part in torch.split(rows, max(1, _FIT_BYTES // (_FIT_WORKING_BYTES * count * len(unit)))):
             levels[part, :count] = _best_levels(
                 unit[:, part].T, correlation, pull[:, part].T, levels[part, :count], codes[:, part].T
             )

@@ -1,8 +1,8 @@
 """The heavy part of the solver in torch, for layers with a device: what `solver.py` hands over.
 
 It minimises what the native solver does, with two differences: clusters begin at one of about `POINTS` places unless
-another number is asked for, and sums are taken in another order. Results do not depend on how rows are shared out, but
-do on the device in their last digits.
+another number is asked for, and sums are taken in an order of torch's choice. So the last digits of a row, and where
+two codes are about as good its codes, depend on the device and on how many rows it is worked on with.
 """
 
 from __future__ import annotations
