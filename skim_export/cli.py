@@ -101,7 +101,9 @@ def _parser() -> argparse.ArgumentParser:
         "skim-export plan, stays on the CPU",
     )
     parser.add_argument(
-        "--max-memory", metavar="SIZE", help="memory to use at most, e.g. 4GB; the result does not depend on it"
+        "--max-memory",
+        metavar="SIZE",
+        help="memory to use at most, e.g. 4GB; the result on the CPU does not depend on it",
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="only say what the export would take: time, memory and disk"

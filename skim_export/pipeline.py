@@ -126,7 +126,7 @@ def prepare(
         threads: threads to use, all by default; the result does not depend on it.
         device: where to calibrate and quantize: "cpu", "cuda" or "cuda:N". Levels and codes differ a little between
             them. Tuning stays on the CPU.
-        max_memory: bytes of memory to use at most; the result does not depend on it.
+        max_memory: bytes of memory to use at most; the result on the CPU does not depend on it.
         force: replace an output that exists.
         progress: told of a download.
 
