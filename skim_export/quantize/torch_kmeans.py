@@ -138,8 +138,8 @@ def cluster(rows: SortedRows, count: int) -> tuple[torch.Tensor, torch.Tensor, t
     centroids = moment / mass + rows.mean[:, None]
     # With fewer runs than centroids the lowest clusters are empty: their centroids repeat the first of the others.
     codes = torch.arange(count, device=mass.device).expand_as(mass)
-    filled = (mass == 0).sum(dim=1, keepdim=True)
-    centroids = centroids.gather(1, torch.maximum(codes, filled))
+    empty = (mass == 0).sum(dim=1, keepdim=True)
+    centroids = centroids.gather(1, torch.maximum(codes, empty))
     centroids = centroids.cummax(dim=1).values  # rounding can break the order where clusters share a value
 
     starts = rows.borders.gather(1, edges[:, 1:-1])
