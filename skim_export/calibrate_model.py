@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,9 @@ from skim_export.statistics_store import StatisticsStore
 from skim_export.tasks import Executor, Task, do_tasks
 from skim_runtime.progress import Progress
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["calibrating_bytes", "gather_statistics", "spread_statistics"]
 
 TRACED_TOGETHER = 8  # sequences of a task
@@ -38,6 +42,7 @@ def gather_statistics(
     *,
     vocabulary: bool = False,
     threads: int,
+    device: torch.device | None = None,
     progress: Progress,
 ) -> None:
     """Run the calibration tokens `[S, T]` through the model and keep the statistics of every linear layer.
@@ -57,6 +62,7 @@ def gather_statistics(
         vocabulary=vocabulary,
         is_kept=lambda linear: linear.name in kept,
         threads=threads,
+        device=device,
         progress=progress,
     ):
         store.write(linear.name, statistics)
@@ -92,22 +98,23 @@ def spread_statistics(
         wanted.append(("vocabulary", architecture.vocabulary_linears))
     if all(store.is_complete(linear.name) for _, linears in wanted for linear in linears):
         return
-    directory, threads = store.directory / "activations", executor.resources.threads
-    memory = calibrating_bytes(architecture, tokens.shape, threads, vocabulary)
+    directory, resources = store.directory / "activations", executor.resources
+    where: dict[str, Any] = {"threads": resources.workers, "device": resources.device}
+    memory = calibrating_bytes(architecture, tokens.shape, resources.workers, vocabulary)
     traces, tasks = [], []
     for start in range(0, len(tokens), TRACED_TOGETHER):
         some = tokens[start : start + TRACED_TOGETHER]
         trace = Activations(directory / f"sequences-{start}")
-        work = partial(trace_sequences, checkpoint, architecture, some, trace, threads=threads)
+        work = partial(trace_sequences, checkpoint, architecture, some, trace, **where)
         tasks.append(Task(f"sequence {start}", work, trace.paths(len(architecture.blocks)), memory))
         traces.append(trace)
     do_tasks("calibrating sequences", tasks, executor, progress)
     arguments, tasks = (tokens, traces), []
     for index, (name, linears) in enumerate(wanted):
         if name == "vocabulary":
-            statistics = partial(traced_vocabulary_statistics, checkpoint, architecture, *arguments, threads=threads)
+            statistics = partial(traced_vocabulary_statistics, checkpoint, architecture, *arguments, **where)
         else:
-            statistics = partial(block_statistics, checkpoint, architecture, index, *arguments, threads=threads)
+            statistics = partial(block_statistics, checkpoint, architecture, index, *arguments, **where)
         outputs = tuple(store.path(linear.name) for linear in linears)
         tasks.append(Task(name, partial(_keep, statistics, store), outputs, memory))
     do_tasks("calibrating blocks", tasks, executor, progress)

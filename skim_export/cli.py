@@ -95,7 +95,15 @@ def _parser() -> argparse.ArgumentParser:
     how.add_argument("--method", choices=others, help="calibrate with a method to compare with")
     add_quantizing_arguments(parser)
     parser.add_argument(
-        "--max-memory", metavar="SIZE", help="memory to use at most, e.g. 4GB; the result does not depend on it"
+        "--device",
+        default="cpu",
+        help="where to calibrate and quantize: cpu (default), cuda or cuda:N; results differ a little; tuning, like "
+        "skim-export plan, stays on the CPU",
+    )
+    parser.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        help="memory to use at most, e.g. 4GB; the result on the CPU does not depend on it",
     )
     parser.add_argument(
         "--ray",
@@ -180,6 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "calib": args.calib,
             "seed": args.seed,
             "threads": args.threads,
+            "device": args.device,
             "max_memory": None if args.max_memory is None else parse_size(args.max_memory, "--max-memory"),
             "ray": args.ray,
         }

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,6 +25,7 @@ from skim_export.calibration.sums import LinearSums
 from skim_export.calibration.text import GROUP as WRITTEN_TOGETHER
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Linear, linear_weight
+from skim_export.device import synchronize
 from skim_export.files import fsync
 from skim_export.graph.genai_builder import PRECISIONS
 from skim_export.job import Job
@@ -39,11 +41,16 @@ from skim_export.quantize import (
     unit_column_scale,
     width_errors,
 )
+from skim_export.tasks import SerialExecutor
 from skim_export.tuning.training import EPOCHS, EVERY, HELD_OUT
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Cost", "estimate_cost"]
 
-PROBED_ROWS = 64
+PROBED_ROWS = 64  # for each thread
+PROBED_DEVICE_ROWS = 2048  # on a device, where fewer rows take as long
 PROBED_FACTOR = 1024  # columns of the matrix that is factored; the time grows with their cube
 PROBED_FILE = 16 << 20  # bytes
 STATISTICS_BYTES = 2  # of a weight's Fisher information, and of a correlation
@@ -105,7 +112,7 @@ def _statistics_bytes(job: Job) -> int:
     linears = job.architecture.linears
     statistics = sum(x.out_features * x.in_features + x.in_features**2 for x in linears) * STATISTICS_BYTES
     activations = FLOAT * math.prod(job.text) * job.architecture.hidden_size * (len(job.architecture.blocks) + 2)
-    return statistics + activations
+    return statistics + activations * (1 if isinstance(job.executor, SerialExecutor) else 2)  # gradients of all blocks
 
 
 def _tuning_bytes(job: Job, packed: int) -> int:
@@ -147,36 +154,48 @@ def _quantizing_seconds(job: Job) -> float:
     for linear in job.options.budgeted(job.architecture):
         by_columns.setdefault(linear.in_features, []).append(linear)
     for columns, linears in by_columns.items():
-        rows = min(PROBED_ROWS * job.executor.resources.threads, linears[0].out_features)
+        rows = min(_probed_rows(job), linears[0].out_features)
         seconds = _seconds(partial(_quantize_some, job, linears[0], rows))
         total += seconds / rows * sum(linear.out_features for linear in linears)
         if job.options.method.correlated:
-            total += _factor_seconds(columns) * len(linears)
+            total += _factor_seconds(job, columns) * len(linears)
     if job.options.head_bits is not None:
         for linear in job.architecture.vocabulary_linears:
-            rows = min(PROBED_ROWS * job.executor.resources.threads, linear.out_features)
+            rows = min(_probed_rows(job), linear.out_features)
             seconds = _seconds(partial(_quantize_uniformly, job, linear, rows))
             total += seconds / rows * linear.out_features
     return total
 
 
+def _probed_rows(job: Job) -> int:
+    resources = job.executor.resources
+    return PROBED_ROWS * resources.threads if resources.device is None else PROBED_DEVICE_ROWS
+
+
 def _quantize_some(job: Job, linear: Linear, rows: int) -> None:
     """Some rows, all weights alike and columns that do not go together: that takes about as long."""
-    method, threads = job.options.method, job.executor.resources.threads
+    method, threads, device = job.options.method, job.executor.resources.threads, job.executor.resources.device
     weight = linear_weight(job.checkpoint, linear, slice(0, rows))
     sensitivity = None if method.objective is None else np.ones_like(weight)
     bits = even_bits(rows, min(8, job.budget.bits))
     if method.allocation:
-        width_errors(weight, sensitivity, widths_around(job.budget.bits), threads=threads)
+        width_errors(weight, sensitivity, widths_around(job.budget.bits), threads=threads, device=device)
     scale = unit_column_scale(weight)
     if method.column_scale and sensitivity is not None:
-        scale = fit_column_scale(weight, sensitivity, bits, threads)
+        scale = fit_column_scale(weight, sensitivity, bits, threads, device)
     coupling = None
     if method.correlated:
         identity = np.eye(linear.in_features, dtype=np.float32)
         coupling = Coupling(identity, np.arange(linear.in_features), identity)
     quantize_rows(
-        weight, sensitivity, bits, method, Columns(scale, coupling), codebook=job.options.codebook, threads=threads
+        weight,
+        sensitivity,
+        bits,
+        method,
+        Columns(scale, coupling),
+        codebook=job.options.codebook,
+        threads=threads,
+        device=device,
     ).pack()
 
 
@@ -184,35 +203,42 @@ def _quantize_uniformly(job: Job, linear: Linear, rows: int) -> None:
     weight = linear_weight(job.checkpoint, linear, slice(0, rows))
     bits = job.options.head_bits
     assert bits is not None  # see the caller
-    quantize_uniform(weight, bits, codebook=job.options.codebook, threads=job.executor.resources.threads).pack()
+    resources = job.executor.resources
+    quantize_uniform(
+        weight, bits, codebook=job.options.codebook, threads=resources.threads, device=resources.device
+    ).pack()
 
 
-def _factor_seconds(columns: int) -> float:
+def _factor_seconds(job: Job, columns: int) -> float:
     size = min(columns, PROBED_FACTOR)
-    seconds = _seconds(lambda: Coupling.of(np.eye(size, dtype=np.float32), None))
+    seconds = _seconds(lambda: Coupling.of(np.eye(size, dtype=np.float32), None, job.executor.resources.device))
     return seconds * (columns / size) ** 3
 
 
 def _text_seconds(job: Job) -> dict[str, float]:
     """Calibration, writing its text, and tuning, from one sequence in one block."""
     sequences, length = job.text
-    blocks, threads = len(job.architecture.blocks), job.resources.threads
-    one = _BlockTimes(job, length)
+    blocks, at_once = len(job.architecture.blocks), job.resources.workers
+    one = _BlockTimes(job, length, job.resources.device)
     calibrated = sequences - (HELD_OUT if job.effort.tune else 0)
-    per_thread = math.ceil(calibrated / threads)
-    found = {"calibration": blocks * (2 * one.load + per_thread * (one.forward + one.backward + one.sums))}
+    per_worker = math.ceil(calibrated / at_once)
+    found = {"calibration": blocks * (2 * one.load + per_worker * (one.forward + one.backward + one.sums))}
+    if not isinstance(job.executor, SerialExecutor):
+        share = calibrated / (job.executor.tasks_at_once * job.executor.resources.workers)
+        found = {"calibration": blocks * (3 * one.load + share * (one.forward + 2 * one.backward + one.sums))}
     if job.writes_text:
-        groups = math.ceil(math.ceil(sequences / WRITTEN_TOGETHER) / threads)
+        groups = math.ceil(math.ceil(sequences / WRITTEN_TOGETHER) / at_once)
         found["writing text"] = blocks * (one.load + groups * length * one.token)
-    if job.effort.tune:
+    if job.effort.tune:  # on the CPU
+        one = one if job.resources.device is None else _BlockTimes(job, length, None)
         seen = EPOCHS * calibrated * (one.forward + one.backward + one.sums / 2)  # no second moments there
         looked_at = (EPOCHS * calibrated / (4 * EVERY) + 2) * HELD_OUT * one.forward
-        found["tuning"] = blocks * (seen + looked_at) / threads
+        found["tuning"] = blocks * (seen + looked_at) / job.resources.threads
     return found
 
 
 class _BlockTimes:
-    """Seconds that the first block takes, on one thread.
+    """Seconds that the first block takes on a device, or on one thread of the CPU if that is None.
 
     Attributes:
         load: to read it.
@@ -222,34 +248,35 @@ class _BlockTimes:
         token: for a further token of each of `WRITTEN_TOGETHER` sequences.
     """
 
-    def __init__(self, job: Job, length: int) -> None:
+    def __init__(self, job: Job, length: int, device: torch.device | None) -> None:
         import torch
 
         from skim_export.calibration.streaming import StreamedModel
 
         architecture = job.architecture
-        model = StreamedModel(job.checkpoint, architecture)
+        model = StreamedModel(job.checkpoint, architecture, device)
         hidden, arguments = model.enter(torch.zeros(1, length, dtype=torch.int64))
         token, token_arguments = model.enter(torch.zeros(1, 1, dtype=torch.int64))
         tokens = token.expand(WRITTEN_TOGETHER, 1, -1)
-        self.load = _seconds(lambda: model.load_block(0))
+        self.load = _seconds(lambda: model.load_block(0), device)
         block = model.module(architecture.block_modules[0])
         with workers(1) as pool:
             self.forward = _seconds(lambda: forward(pool, block, hidden, arguments[0]))
-            sums = LinearSums(pool, architecture.blocks[0])
+            sums = LinearSums(pool, architecture.blocks[0], device)
             backward = BlockBackward(architecture.blocks[0], architecture.block_modules[0], block)
             factors: list[list[list[Factors]]] = []
             self.backward = _seconds(lambda: backward.run(pool, hidden, hidden, arguments[0], factors.append))
-            self.sums = _seconds(lambda: sums.add(factors[0]))
+            self.sums = _seconds(lambda: sums.add(factors[0]), device)
             self.token = _seconds(lambda: forward(pool, block, tokens, token_arguments[0]))
         model.unload_block(0)
 
 
-def _seconds(work: Callable[[], object]) -> float:
-    """The shorter of two times: the first use of anything takes longer."""
+def _seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
+    """The shorter of two times, until the device is done: the first use of anything takes longer."""
     times = []
     for _ in range(2):
         started = time.perf_counter()
         work()
+        synchronize(device)
         times.append(time.perf_counter() - started)
     return min(times)

@@ -44,7 +44,10 @@ def within_memory(job: Job, max_memory: int) -> Job:
 
 
 def peak_memory(job: Job) -> int:
-    """The most memory that an export has resident, in bytes, its own start included; a careful estimate."""
+    """The most memory that an export has resident, in bytes, its own start included; a careful estimate.
+
+    With a device it is that of the host, which then has less to hold.
+    """
     return _resident() + LATER_BYTES + max(_steps(job).values())
 
 
@@ -71,8 +74,8 @@ def _steps(job: Job) -> dict[str, int]:
         steps["allocation"] = rows * ALLOCATION_BYTES
     if job.calibrates:
         vocabulary = job.options.head_bits is None
-        steps["calibration"] = calibrating_bytes(job.architecture, job.text, job.resources.threads, vocabulary)
-    if job.writes_text:
+        steps["calibration"] = calibrating_bytes(job.architecture, job.text, job.resources.workers, vocabulary)
+    if job.writes_text and job.resources.device is None:
         steps["text"] = written_text_bytes(job.checkpoint)
     if job.effort.tune:
         steps["tuning"] = _tuning(job)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +22,7 @@ from skim_export.budget import Budget, check_stated
 from skim_export.calibrate_model import gather_statistics, spread_statistics
 from skim_export.calibration import self_generated, tokens_from_file
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, default_bits, resolve
+from skim_export.device import device_named, float32_products
 from skim_export.effort import DEFAULT_EFFORT, effort_named
 from skim_export.files import publish, sha256
 from skim_export.graph.external_data import save_model
@@ -45,6 +46,9 @@ from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 from skim_runtime.model_directory import INTEGER_ACCURACY
 from skim_runtime.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["calibration_tokens", "check_calibration", "emit", "export", "prepare", "run", "tuning_tokens"]
 
@@ -91,6 +95,7 @@ def prepare(
     calib: str | Path | None = None,
     seed: int = 0,
     threads: int | None = None,
+    device: str = "cpu",
     max_memory: int | None = None,
     ray: str | None = None,
     force: bool = False,
@@ -117,7 +122,9 @@ def prepare(
         calib: a text file for calibration; without it the model writes its own text.
         seed: seed of that text.
         threads: threads to use, all by default; the result does not depend on it.
-        max_memory: bytes of memory to use at most; the result does not depend on it.
+        device: where to calibrate and quantize: "cpu", "cuda" or "cuda:N". Levels and codes differ a little between
+            them. Tuning stays on the CPU.
+        max_memory: bytes of memory to use at most; the result on the CPU does not depend on it.
         ray: address of a Ray cluster, whose workers then quantize the layers: HOST:PORT, or "auto". The result does not
             depend on it. `threads` and `max_memory` are of every task there, by default all threads of the smallest
             worker.
@@ -127,12 +134,17 @@ def prepare(
     Raises:
         UserError: something given is wrong.
     """
-    resources = Resources(len(os.sched_getaffinity(0)) if threads is None else threads)
+    resources = Resources(len(os.sched_getaffinity(0)) if threads is None else threads, device=device_named(device))
     output, calib = Path(output), None if calib is None else Path(calib)
     chosen = effort_named(effort, method)
     options = QuantizeOptions(chosen.method, head_bits, codebook)
     check_stated(bits, effective_bits, size)
     check_calibration(calib, seed, resources.threads)
+    executor: Executor = SerialExecutor(resources)
+    if ray is not None:
+        from skim_export.ray_executor import connect
+
+        executor = connect(ray, threads, resources.device)
     if accuracy_level not in ACCURACY_LEVELS:
         raise UserError(f"--accuracy-level {accuracy_level}: must be 0 to {ACCURACY_LEVELS[-1]}")
     if ep not in PRECISIONS:
@@ -155,11 +167,6 @@ def prepare(
         codebook=codebook,
         float_bytes=PRECISIONS[ep][1].bitwidth // 8,
     )
-    executor: Executor = SerialExecutor(resources)
-    if ray is not None:
-        from skim_export.ray_executor import connect
-
-        executor = connect(ray, threads)
     recorded = {
         "model": model,
         "effort": effort,
@@ -171,6 +178,7 @@ def prepare(
         "codebook": codebook,
         "accuracy_level": accuracy_level,
         "ep": ep,
+        "device": device,
         "calib": None if calib is None else calib.name,
         "seed": seed,
     }
@@ -205,7 +213,7 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
         "versions": versions(),
         **job.recorded,
     }
-    with workplace(output.parent, provenance) as work:
+    with float32_products(), workplace(output.parent, provenance) as work:
         packed = _quantize(job, work, progress)
         read: Callable[[str], PackedLinear] = packed.read
         tuned = None
@@ -230,7 +238,7 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
     store = StatisticsStore(work.subdirectory("statistics"))
     if job.calibrates:
         tokens = _tokens(job, work, progress)[HELD_OUT if job.effort.tune else 0 :]
-        gather = partial(gather_statistics, threads=job.resources.threads)
+        gather = partial(gather_statistics, threads=job.resources.workers, device=job.resources.device)
         if not isinstance(job.executor, SerialExecutor):
             gather = partial(spread_statistics, executor=job.executor)
         gather(checkpoint, architecture, tokens, store, vocabulary=options.head_bits is None, progress=progress)
@@ -253,7 +261,8 @@ def _tokens(job: Job, work: Workplace, progress: Progress) -> npt.NDArray[np.int
             job.architecture,
             job.calib,
             seed=job.seed,
-            threads=job.resources.threads,
+            threads=job.resources.workers,
+            device=job.resources.device,
             progress=progress,
         )
         write_sealed(path, partial(_save_tokens, tokens))
@@ -295,13 +304,21 @@ def calibration_tokens(
     *,
     seed: int,
     threads: int,
+    device: torch.device | None = None,
     progress: Progress,
 ) -> npt.NDArray[np.int64]:
     """Calibration tokens, int64 `[sequences, SEQUENCE_LENGTH]`: from a text file, or written by the model itself."""
     if calib is not None:
         return tokens_from_file(checkpoint, calib, sequences, SEQUENCE_LENGTH)
     return self_generated(
-        checkpoint, architecture, sequences, SEQUENCE_LENGTH, seed=seed, threads=threads, progress=progress
+        checkpoint,
+        architecture,
+        sequences,
+        SEQUENCE_LENGTH,
+        seed=seed,
+        threads=threads,
+        device=device,
+        progress=progress,
     )
 
 
@@ -312,11 +329,19 @@ def tuning_tokens(
     *,
     seed: int,
     threads: int,
+    device: torch.device | None = None,
     progress: Progress,
 ) -> npt.NDArray[np.int64]:
     """Tokens to tune on, int64 `[TUNING_SEQUENCES, SEQUENCE_LENGTH]`, from the same source, shuffled."""
     tokens = calibration_tokens(
-        checkpoint, architecture, calib, TUNING_SEQUENCES, seed=seed + 1, threads=threads, progress=progress
+        checkpoint,
+        architecture,
+        calib,
+        TUNING_SEQUENCES,
+        seed=seed + 1,
+        threads=threads,
+        device=device,
+        progress=progress,
     )
     return np.random.default_rng(seed).permutation(tokens)
 

@@ -113,6 +113,7 @@ def layer_errors(
             widths,
             scale=scale,
             threads=resources.threads,
+            device=resources.device,
         )
         for rows in chunks
     ]
@@ -149,7 +150,7 @@ def quantize_layer(
 ) -> None:
     """Quantize one layer from the checkpoint, its statistics and its widths to its file, in runs of rows.
 
-    It depends on no other layer and shares no state: any process may do it, with the same bytes.
+    It depends on no other layer and shares no state: any process may do it, on the CPU with the same bytes.
 
     Args:
         checkpoint: the model.
@@ -158,7 +159,7 @@ def quantize_layer(
         bits: width of each row, uint8 `[N]`.
         output: where the packed layer goes.
         options: how to quantize.
-        resources: what to use; the result does not depend on it.
+        resources: what to use.
 
     Raises:
         UserError: a weight is not finite.
@@ -176,6 +177,7 @@ def quantize_layer(
             columns,
             codebook=options.codebook,
             threads=resources.threads,
+            device=resources.device,
             name=linear.name,
         )
 
@@ -197,7 +199,13 @@ def quantize_embedding(
     def quantize(rows: slice) -> QuantizedLinear:
         weight = linear_weight(checkpoint, linear, rows)
         return quantize_uniform(
-            weight, bits, scale=scale, codebook=codebook, threads=resources.threads, name=linear.name
+            weight,
+            bits,
+            scale=scale,
+            codebook=codebook,
+            threads=resources.threads,
+            device=resources.device,
+            name=linear.name,
         )
 
     _store(output, linear, quantize, chunks, None)
@@ -216,11 +224,12 @@ def _columns(
     if method.column_scale:  # trained on all rows at once
         weight, sensitivity = linear_weight(checkpoint, linear), _sensitivity(store, linear, method)
         assert sensitivity is not None  # such methods have an objective
-        return Columns(fit_column_scale(weight, sensitivity, bits, resources.threads))
+        return Columns(fit_column_scale(weight, sensitivity, bits, resources.threads, resources.device))
     scale = _unit_scale(checkpoint, linear, chunks)
     if not method.correlated:
         return Columns(scale)
-    return Columns(scale, Coupling.of(damped(store.correlation(linear.name)), _by_column(store, linear, method)))
+    correlation, by_column = damped(store.correlation(linear.name)), _by_column(store, linear, method)
+    return Columns(scale, Coupling.of(correlation, by_column, resources.device))
 
 
 def _unit_scale(checkpoint: Checkpoint, linear: Linear, chunks: list[slice]) -> npt.NDArray[np.float16]:

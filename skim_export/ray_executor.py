@@ -13,6 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
+from skim_export.device import float32_products
 from skim_export.report import versions
 from skim_export.resources import Resources
 from skim_export.tasks import Task
@@ -58,10 +59,13 @@ class RayExecutor:
         for task in tasks:
             self._check_room(task)
         remote = ray.remote(max_retries=RETRIES)(_do)
-        pending = {
-            remote.options(name=task.name, **self._demand(task)).remote(task, versions()): task
-            for task in sorted(tasks, key=lambda task: -task.memory)
-        }
+        pending = {}
+        for task in sorted(tasks, key=lambda task: -task.memory):
+            demand = self._demand(task)
+            on_worker = remote.options(
+                name=task.name, num_cpus=demand["CPU"], num_gpus=demand.get("GPU", 0), memory=demand["memory"]
+            )
+            pending[on_worker.remote(task, versions())] = task
         try:
             while pending:
                 ready, _ = ray.wait(list(pending), timeout=PATIENCE)
@@ -78,20 +82,23 @@ class RayExecutor:
                 ray.cancel(reference, force=True)
 
     def _demand(self, task: Task) -> dict[str, int]:
-        return {"num_cpus": self.resources.threads, "memory": task.memory + WORKER_BYTES}
+        """What a task needs of a worker, as Ray calls it."""
+        demand = {"CPU": self.resources.threads}
+        if self.resources.device is not None:
+            demand["GPU"] = 1
+        return demand | {"memory": task.memory + WORKER_BYTES}
 
     def _check_room(self, task: Task) -> None:
-        demand, nodes = self._demand(task), _nodes()
-        if not any(node.get("CPU", 0) >= demand["num_cpus"] for node in nodes):
-            raise UserError(f"--ray {self.address}: no worker is there that has {demand['num_cpus']} processors")
-        if not any(
-            node.get("CPU", 0) >= demand["num_cpus"] and node.get("memory", 0) >= demand["memory"] for node in nodes
-        ):
-            most = max(node.get("memory", 0) for node in nodes)
-            raise UserError(
-                f"--ray {self.address}: {task.name} takes {demand['memory'] / 1e9:.1f} GB of memory, the largest "
-                f"worker has {most / 1e9:.1f} GB: --max-memory makes tasks smaller"
-            )
+        nodes = _nodes()
+        for resource, amount in self._demand(task).items():
+            fitting = [node for node in nodes if node.get(resource, 0) >= amount]
+            if not fitting:
+                most = max((node.get(resource, 0) for node in nodes), default=0)
+                need, have = (f"{x / 1e9:.1f} GB" if resource == "memory" else f"{x:g}" for x in (amount, most))
+                raise UserError(
+                    f"--ray {self.address}: {task.name} takes {need} {resource}, workers have at most {have}"
+                )
+            nodes = fitting
 
     def _result(self, reference: Any, task: Task) -> str:
         import ray
@@ -108,16 +115,19 @@ class RayExecutor:
         return worker
 
 
-def connect(address: str, threads: int | None) -> RayExecutor:
+def connect(address: str, threads: int | None, device: torch.device | None = None) -> RayExecutor:
     """Connect this process to a cluster of which its machine is a part.
 
     Args:
         address: HOST:PORT of the head, or "auto" for the cluster that this machine is a part of.
         threads: of a task; None for all processors of the smallest worker.
+        device: of this machine; if it is a GPU, every task gets one. None for the CPU.
 
     Raises:
-        UserError: Ray is not installed, no cluster is there, or it has no such worker.
+        UserError: Ray is not installed, no cluster is there, or it has no worker with processors.
     """
+    import torch
+
     try:
         import ray
     except ImportError as error:
@@ -131,7 +141,8 @@ def connect(address: str, threads: int | None) -> RayExecutor:
     smallest = min((int(node["CPU"]) for node in _nodes() if node.get("CPU", 0) >= 1), default=0)
     if smallest == 0:
         raise UserError(f"--ray {address}: the cluster has no worker with a processor")
-    return RayExecutor(address, Resources(smallest if threads is None else threads))
+    device = None if device is None else torch.device(device.type, 0)  # a worker sees no other than its own
+    return RayExecutor(address, Resources(smallest if threads is None else threads, device=device))
 
 
 def _check_answer(address: str) -> None:
@@ -166,7 +177,8 @@ def _do(task: Task, expected: dict[str, str]) -> str:
     if not task.outputs[0].parent.is_dir():
         raise UserError(_not_shared(worker, task))
     try:
-        task.work()
+        with float32_products():
+            task.work()
     except UserError as error:
         raise UserError(f"worker {worker}: {error}") from error
     return worker

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Resources"]
 
@@ -13,15 +17,23 @@ CHUNK_BYTES = 512 << 20  # more at once gains nothing
 
 @dataclass(frozen=True)
 class Resources:
-    """What of the machine may be used; the result does not depend on it.
+    """What of the machine may be used; the result does not depend on threads and memory.
 
     Attributes:
         threads: threads to use.
         chunk_bytes: memory for the rows of a layer that are worked on at once.
+        device: where torch calibrates, and where it does what is heavy in the solver, be it the CPU; None for the CPU
+            and the native solver.
     """
 
     threads: int
     chunk_bytes: int = CHUNK_BYTES
+    device: torch.device | None = None
+
+    @property
+    def workers(self) -> int:
+        """Sequences that are worked on at the same time: one fills a device."""
+        return self.threads if self.device is None else 1
 
     def chunks(self, rows: int, columns: int) -> list[slice]:
         """The rows of a layer in runs that fit the memory, `ROW_GROUP` at least."""

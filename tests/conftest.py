@@ -1,11 +1,17 @@
 """Fixtures that several test packages share."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from skim_export import cost
+from skim_export.calibration import statistics, text
 from skim_export.checkpoint import resolve
+
+from .elsewhere import elsewhere, in_this_thread
 
 # Processes that tests start must find the installed packages, not the sources in the working directory.
 os.environ["PYTHONSAFEPATH"] = "1"
@@ -17,3 +23,13 @@ os.environ["TVM_NUM_THREADS"] = "2"
 def smollm2() -> Path:
     """Directory of the embedded default model; the first run downloads it (93 MB), later ones find it in the cache."""
     return resolve("smollm2-135m")
+
+
+@pytest.fixture
+def second_device(monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.device]:
+    """A device that stands for a GPU, see `elsewhere.py`."""
+    for module in (cost, statistics, text):
+        monkeypatch.setattr(module, "workers", in_this_thread)
+    monkeypatch.setattr(torch, "inference_mode", torch.no_grad)  # the wrappers do not know it
+    with elsewhere() as device:
+        yield device

@@ -1,6 +1,7 @@
 """What an export is said to take, and the memory that it is allowed."""
 
 import json
+from functools import partial
 
 import pytest
 
@@ -65,7 +66,7 @@ def test_the_memory_allowed_does_not_change_the_result(llama, calib, tmp_path, m
     monkeypatch.setattr(pipeline, "SEQUENCES", 8)
     files = []
     for name, chunk_bytes in (("large", 1 << 30), ("small", 1)):
-        monkeypatch.setattr(pipeline, "Resources", lambda threads, size=chunk_bytes: Resources(threads, size))
+        monkeypatch.setattr(pipeline, "Resources", partial(Resources, chunk_bytes=chunk_bytes))
         chunks = pipeline.Resources(2).chunks(800, 128)
         assert len(chunks) == {"large": 1, "small": -(-800 // ROW_GROUP)}[name]
         options = {"effort": "weights"} if method == "weights" else {"method": method}

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from skim_export import export, pipeline
 from skim_export.cli import main
 from skim_export.ray_executor import connect
-from skim_export.resources import Resources
 from skim_export.sealed import write_sealed
 from skim_export.tasks import Task, do_tasks
 from skim_runtime.errors import UserError
@@ -201,10 +201,12 @@ def test_files_that_are_not_shared(address, tmp_path):
 
 def test_no_worker_is_large_enough(address, tmp_path):
     task = Task("large", lambda: None, (tmp_path / "out",), 1 << 60)
-    with pytest.raises(UserError, match=r"large takes \d+\.\d GB of memory, the largest worker has \d+\.\d GB"):
+    with pytest.raises(UserError, match=r"large takes \d+\.\d GB memory, workers have at most \d+\.\d GB"):
         list(connect(address, 1).run([task]))
-    with pytest.raises(UserError, match="no worker is there that has 64 processors"):
-        list(connect(address, 1).using(Resources(64)).run([task]))
+    with pytest.raises(UserError, match="large takes 64 CPU, workers have at most 1"):
+        list(connect(address, 64).run([task]))
+    with pytest.raises(UserError, match="large takes 1 GPU, workers have at most 0"):
+        list(connect(address, 1, torch.device("cuda", 1)).run([task]))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from .vocabulary import embedding_fisher, head_statistics, vocabulary_statistics
 from .workers import workers
 
 if TYPE_CHECKING:
-    pass
+    import torch
 
 __all__ = ["block_statistics", "trace_sequences", "traced_vocabulary_statistics"]
 
@@ -35,6 +35,7 @@ def trace_sequences(
     trace: Activations,
     *,
     threads: int,
+    device: torch.device | None = None,
 ) -> None:
     """Run some sequences through the model and back, one block's weights in memory at a time.
 
@@ -46,6 +47,7 @@ def trace_sequences(
         tokens: int64 `[S, T]`.
         trace: gets the inputs of all blocks and the gradients there.
         threads: sequences that are worked on at the same time.
+        device: where to work; None for the CPU.
 
     Raises:
         UserError: the loss is not finite.
@@ -55,7 +57,7 @@ def trace_sequences(
     from .streaming import StreamedModel
 
     blocks = len(architecture.blocks)
-    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture)
+    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture, device)
     with workers(threads) as pool:
         hidden, arguments = pool.submit(model.enter, ids).result()
         if not trace.has_input(0):
@@ -86,6 +88,7 @@ def block_statistics(
     traces: Sequence[Activations],
     *,
     threads: int,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of the linear layers of one block.
 
@@ -96,6 +99,7 @@ def block_statistics(
         tokens: int64 `[S, T]`, of all sequences.
         traces: of all sequences, in their order.
         threads: sequences that are worked on at the same time.
+        device: where to work; None for the CPU.
 
     Raises:
         UserError: a gradient is not finite.
@@ -104,10 +108,10 @@ def block_statistics(
 
     from .streaming import StreamedModel
 
-    linears, model = architecture.blocks[index], StreamedModel(checkpoint, architecture)
+    linears, model = architecture.blocks[index], StreamedModel(checkpoint, architecture, device)
     with workers(threads) as pool:
         _, arguments = pool.submit(model.enter, torch.from_numpy(tokens[:1])).result()
-        sums = LinearSums(pool, linears)
+        sums = LinearSums(pool, linears, device)
         backward = BlockBackward(linears, architecture.block_modules[index], model.load_block(index))
         for trace in traces:
             backward.run(pool, trace.input(index), trace.gradient(index + 1), arguments[index], sums.add)
@@ -122,13 +126,14 @@ def traced_vocabulary_statistics(
     traces: Sequence[Activations],
     *,
     threads: int,
+    device: torch.device | None = None,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of embedding and head; the arguments are those of `block_statistics`."""
     import torch
 
     from .streaming import StreamedModel
 
-    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture)
+    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture, device)
     with workers(threads) as pool:
         norm, head = model.load_head()
         output = torch.cat([trace.input(len(architecture.blocks)) for trace in traces])

@@ -1,6 +1,7 @@
 """Forward and backward passes through one decoder block at a time.
 
-Activations and gradients are float32 `[S, T, hidden]` for S sequences of T tokens. The sequences are shared out over
+Activations and gradients are float32 `[S, T, hidden]` for S sequences of T tokens, on the CPU; what a sequence needs is
+brought to where the block's weights are. The sequences are shared out over
 the workers of a pool; sums over them are taken in their order, so that results do not depend on the number of workers.
 """
 
@@ -38,10 +39,12 @@ def forward(
     """The output of a block."""
     import torch
 
+    device = _device(block)
+
     def run(sequence: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            output: torch.Tensor = block(sequence, **arguments)
-        return output
+            output: torch.Tensor = block(sequence.to(device), **arguments)
+        return output.cpu()
 
     return torch.cat(in_order(pool, run, torch.split(hidden, 1)))
 
@@ -52,10 +55,13 @@ def head_values(
     """The loss of every sequence, summed over all of its positions but the last."""
     import torch
 
+    device = _device(head)
+
     def run(sequence: int) -> float:
         with torch.no_grad():
             return sum(
-                loss(head(norm(hidden[sequence, rows])), sequence, rows).item() for rows in _positions(hidden.shape[1])
+                loss(head(norm(hidden[sequence, rows].to(device))), sequence, rows).item()
+                for rows in _positions(hidden.shape[1])
             )
 
     return in_order(pool, run, range(len(hidden)))
@@ -72,13 +78,14 @@ def head_gradient(
     """The losses as above, their gradient in `hidden`, and that of their sum in each of the `trained` parameters."""
     import torch
 
+    device = _device(head)
     gradient = torch.zeros_like(hidden)
 
     def run(sequence: int) -> tuple[float, list[torch.Tensor]]:
         total = 0.0
         sums = [torch.zeros_like(parameter) for parameter in trained]
         for rows in _positions(hidden.shape[1]):
-            x = hidden[sequence, rows].clone().requires_grad_()
+            x = hidden[sequence, rows].to(device, copy=True).requires_grad_()
             value = loss(head(norm(x)), sequence, rows)
             gradient[sequence, rows], *further = torch.autograd.grad(value, [x, *trained])
             for sum_, part in zip(sums, further, strict=True):
@@ -88,6 +95,11 @@ def head_gradient(
 
     results = in_order(pool, run, range(len(hidden)))
     return [total for total, _ in results], gradient, _sums([sums for _, sums in results])
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where the weights of a module are."""
+    return next(module.parameters()).device
 
 
 def _positions(length: int) -> list[slice]:
@@ -157,21 +169,25 @@ class BlockBackward:
     def _sequence(
         self, x: torch.Tensor, gradient: torch.Tensor, arguments: dict[str, Any]
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[Factors]]:
-        """One sequence `[1, T, hidden]`: gradients of the input and of the trained parameters, and the factors."""
+        """One sequence `[1, T, hidden]`: gradients of the input and of the trained parameters, and the factors.
+
+        The last two are where the block is.
+        """
         import torch
 
-        x = x.clone().requires_grad_()
+        device = _device(self._block)
+        x = x.to(device, copy=True).requires_grad_()
         seen = self._seen.layers = {}
         output = self._block(x, **arguments)
         names = [name for names in self._members for name in names]
         outputs = [seen[name][1] for name in names]
-        below, *gradients = torch.autograd.grad(output, [x, *outputs, *self._trained], gradient)
+        below, *gradients = torch.autograd.grad(output, [x, *outputs, *self._trained], gradient.to(device))
         by_name = dict(zip(names, gradients, strict=False))
         factors = []
         for members in self._members:
             dy = torch.cat([by_name[name][0] for name in members], dim=1)
             factors.append((seen[members[0]][0][0].detach(), dy))
-        return below, gradients[len(names) :], factors
+        return below.cpu(), gradients[len(names) :], factors
 
 
 def add_in_pieces(

@@ -35,6 +35,7 @@ def calibrate(
     vocabulary: bool = False,
     is_kept: Callable[[Linear], bool] = lambda linear: False,
     threads: int,
+    device: torch.device | None = None,
     progress: Progress,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of every linear layer in the decoder blocks, from the last block to the first.
@@ -51,6 +52,7 @@ def calibrate(
         vocabulary: also of embedding and head, at the end.
         is_kept: whether the caller has kept the statistics of a layer from before.
         threads: sequences that are worked on at the same time.
+        device: where the block in memory, its activations and its statistics are; None for the CPU.
         progress: sees one stage, "calibrating", that lasts until the iterator is exhausted.
 
     Raises:
@@ -65,7 +67,7 @@ def calibrate(
         raise UserError(f"calibration sequences must have at least 2 tokens, got {length}")
     blocks = len(architecture.blocks)
     progress.start("calibrating", 2 * blocks + 1)
-    model = StreamedModel(checkpoint, architecture)
+    model = StreamedModel(checkpoint, architecture, device)
     ids = torch.from_numpy(tokens)
     done = _blocks_done(architecture, activations, is_kept)
     with workers(threads) as pool:
@@ -92,7 +94,7 @@ def calibrate(
         if index < done:
             linears = architecture.blocks[index]
             with workers(threads) as pool:  # not across the yield: the caller shall have torch's threads back
-                sums = LinearSums(pool, linears)
+                sums = LinearSums(pool, linears, device)
                 backward = BlockBackward(linears, architecture.block_modules[index], model.load_block(index))
                 below, _ = backward.run(
                     pool, activations.input(index), activations.gradient(index + 1), arguments[index], sums.add
@@ -129,7 +131,7 @@ def loss_gradient(
     import torch
 
     def loss(logits: torch.Tensor, sequence: int, rows: slice) -> torch.Tensor:
-        labels = tokens[sequence, 1:][rows]
+        labels = tokens[sequence, 1:][rows].to(logits.device)
         return torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
 
     losses, gradient, _ = head_gradient(pool, norm, head, hidden, loss)

@@ -17,14 +17,21 @@ class StreamedModel:
 
     What surrounds the blocks (embedding, masks, rotary embeddings) stays the business of transformers: `enter` runs
     its own forward pass with the blocks replaced by recorders.
+
+    Args:
+        checkpoint: the model.
+        architecture: of the model.
+        device: where its weights are, as far as they are in memory; None for the CPU.
     """
 
-    def __init__(self, checkpoint: Checkpoint, architecture: Architecture) -> None:
+    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, device: torch.device | None = None) -> None:
         self._checkpoint = checkpoint
         self._architecture = architecture
+        self._device = device
         self._model = skeleton(checkpoint)
         self._decoder = self._model.base_model
-        load_parameters(checkpoint, self.module(architecture.norm), architecture.norm)
+        self._decoder.rotary_emb.to(device=device)
+        self._load(architecture.norm)
         self._head = architecture.head_linear.members[0]
 
     def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
@@ -34,11 +41,10 @@ class StreamedModel:
             tokens: int64 `[S, T]`.
 
         Returns:
-            The first block's input, float32 `[S, T, hidden]`, and the further arguments of every block, which are the
-            same for all sequences.
+            The first block's input, float32 `[S, T, hidden]`, on the CPU, and the further arguments of every block,
+            which are the same for all sequences, on the device.
         """
-        embedding = self.module(self._architecture.embedding)
-        load_parameters(self._checkpoint, embedding, self._architecture.embedding)
+        embedding = self._load(self._architecture.embedding)
         blocks = [self.module(name) for name in self._architecture.block_modules]
         recorded: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
@@ -52,8 +58,8 @@ class StreamedModel:
         with torch.no_grad():
             for sequence in tokens:
                 recorded.clear()
-                self._decoder(input_ids=sequence[None], use_cache=False)
-                hidden.append(recorded[0][0])
+                self._decoder(input_ids=sequence[None].to(device=self._device), use_cache=False)
+                hidden.append(recorded[0][0].cpu())
         for block in blocks:
             del block.forward
         embedding.to("meta")
@@ -61,10 +67,7 @@ class StreamedModel:
 
     def load_block(self, index: int) -> nn.Module:
         """Read the weights of one decoder block."""
-        name = self._architecture.block_modules[index]
-        block = self.module(name)
-        load_parameters(self._checkpoint, block, name)
-        return block
+        return self._load(self._architecture.block_modules[index])
 
     def unload_block(self, index: int) -> None:
         """Forget the weights of one decoder block."""
@@ -73,7 +76,7 @@ class StreamedModel:
     def load_head(self) -> tuple[nn.Module, nn.Module]:
         """The norm and the language model head."""
         head = self.module(self._architecture.head)
-        load_parameters(self._checkpoint, head, self._head)
+        load_parameters(self._checkpoint, head, self._head, self._device)
         return self.module(self._architecture.norm), head
 
     def unload_head(self) -> None:
@@ -82,7 +85,7 @@ class StreamedModel:
 
     def load_all(self) -> Any:
         """Read everything: the transformers model, ready to be called."""
-        load_parameters(self._checkpoint, self.module(self._architecture.embedding), self._architecture.embedding)
+        self._load(self._architecture.embedding)
         for index in range(len(self._architecture.blocks)):
             self.load_block(index)
         self.load_head()
@@ -91,4 +94,10 @@ class StreamedModel:
     def module(self, name: str) -> nn.Module:
         """A module by its path, as it is now."""
         module: nn.Module = self._model.get_submodule(name)
+        return module
+
+    def _load(self, name: str) -> nn.Module:
+        """Read the weights of a module."""
+        module = self.module(name)
+        load_parameters(self._checkpoint, module, name, self._device)
         return module

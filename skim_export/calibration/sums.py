@@ -18,7 +18,7 @@ from .passes import Factors, add_in_pieces
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LinearStatistics", "LinearSums", "add_fisher", "add_moments", "correlation"]
+__all__ = ["LinearStatistics", "LinearSums", "add_fisher", "add_moments", "statistics_of"]
 
 
 @dataclass(frozen=True)
@@ -44,16 +44,16 @@ class LinearStatistics:
 
 
 class LinearSums:
-    """What is summed over the tokens for the linear layers of a block."""
+    """What is summed over the tokens for the linear layers of a block; the sums are on a device, None for the CPU."""
 
-    def __init__(self, pool: ThreadPoolExecutor, linears: list[Linear]) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, linears: list[Linear], device: torch.device | None = None) -> None:
         import torch
 
         self._pool = pool
         self._linears = linears
-        self._fisher = [torch.zeros(linear.out_features, linear.in_features) for linear in linears]
-        self._square = [torch.zeros(linear.in_features) for linear in linears]
-        self._moments = [torch.zeros(linear.in_features, linear.in_features) for linear in linears]
+        self._fisher = [torch.zeros(linear.out_features, linear.in_features, device=device) for linear in linears]
+        self._square = [torch.zeros(linear.in_features, device=device) for linear in linears]
+        self._moments = [torch.zeros(linear.in_features, linear.in_features, device=device) for linear in linears]
 
     def add(self, factors: list[list[Factors]]) -> None:
         """Add some sequences."""
@@ -74,9 +74,16 @@ class LinearSums:
                 )
         while self._fisher:
             fisher, square, moments = self._fisher.pop(0), self._square.pop(0), self._moments.pop(0)
-            yield LinearStatistics(
-                fisher.div_(predicted).numpy(), square.div_(predicted).numpy(), correlation(moments).numpy()
-            )
+            yield statistics_of(fisher, square, moments, predicted)
+
+
+def statistics_of(
+    fisher: torch.Tensor, square: torch.Tensor, moments: torch.Tensor, predicted: int
+) -> LinearStatistics:
+    """The statistics from their sums, which are overwritten, over so many predicted tokens."""
+    return LinearStatistics(
+        fisher.div_(predicted).cpu().numpy(), square.div_(predicted).cpu().numpy(), _correlation(moments).cpu().numpy()
+    )
 
 
 def add_fisher(fisher: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
@@ -90,7 +97,7 @@ def add_moments(moments: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.T
     moments[:, : rows.stop].addmm_((weight * x[:, rows]).T, x[:, : rows.stop])
 
 
-def correlation(moments: torch.Tensor) -> torch.Tensor:
+def _correlation(moments: torch.Tensor) -> torch.Tensor:
     """Weighted second moments, of which the lower triangle is read, brought to 1 on the diagonal, in place."""
     moments.tril_().add_(moments.tril(-1).T)
     inverse = moments.diagonal().rsqrt()

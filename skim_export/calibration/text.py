@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.device import free_memory
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.text_file import read_text
@@ -61,6 +62,7 @@ def self_generated(
     *,
     seed: int,
     threads: int,
+    device: torch.device | None = None,
     progress: Progress,
 ) -> npt.NDArray[np.int64]:
     """Text that the model writes itself, so that no data set is needed (LLM-QAT, arXiv 2305.17888, section 3.1).
@@ -75,6 +77,7 @@ def self_generated(
         length: tokens of a sequence, T.
         seed: the same seed gives the same text, whatever `threads` is.
         threads: groups of 16 sequences that are written at the same time.
+        device: where the model is; None for the CPU.
         progress: sees one stage, "writing calibration text".
 
     Returns:
@@ -85,9 +88,9 @@ def self_generated(
     """
     from .streaming import StreamedModel
 
-    _check_memory(checkpoint)
+    _check_memory(checkpoint, device)
     openings = _openings(checkpoint.tokenizer)
-    model = StreamedModel(checkpoint, architecture).load_all()
+    model = StreamedModel(checkpoint, architecture, device).load_all()
     writers = [
         _Writer(model, checkpoint.tokenizer, openings, min(GROUP, sequences - first), (seed, first))
         for first in range(0, sequences, GROUP)
@@ -126,10 +129,11 @@ class _Writer:
         import torch
 
         with torch.inference_mode():
-            output = self._model(input_ids=self._unseen, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            unseen = self._unseen.to(self._model.device)
+            output = self._model(input_ids=unseen, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
             logits = output.logits[:, -1]
-            logits[:, self._banned] = -torch.inf
-            top, candidates = logits.topk(min(TOP_K, logits.shape[1]))
+            logits[:, self._banned.to(logits.device)] = -torch.inf
+            top, candidates = (found.cpu() for found in logits.topk(min(TOP_K, logits.shape[1])))
             noise = torch.from_numpy(self._random.gumbel(size=top.shape).astype(np.float32))
             sampled = candidates.gather(1, (top + noise).argmax(dim=1, keepdim=True))
             ended = self.tokens[:, -1:] == self._end
@@ -167,15 +171,22 @@ def written_text_bytes(checkpoint: Checkpoint) -> int:
     return 5 * checkpoint.parameter_count
 
 
-def _check_memory(checkpoint: Checkpoint) -> None:
-    need = written_text_bytes(checkpoint)
+def _check_memory(checkpoint: Checkpoint, device: torch.device | None) -> None:
+    need, available = written_text_bytes(checkpoint), _available_memory(device)
+    if available is not None and need > available:
+        where = "" if device is None else f" on {device}"
+        raise UserError(
+            f"writing calibration text takes {need / 1e9:.1f} GB of memory{where} and {available / 1e9:.1f} GB are "
+            "available: give a text with --calib FILE"
+        )
+
+
+def _available_memory(device: torch.device | None) -> int | None:
+    """Bytes; None if nothing reliable is known."""
+    if device is not None and device.type == "cuda":
+        return free_memory(device)
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # not Linux: nothing reliable is known
-        return
-    available = 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-    if need > available:
-        raise UserError(
-            f"writing calibration text takes {need / 1e9:.1f} GB of memory and {available / 1e9:.1f} GB are available: "
-            "give a text with --calib FILE"
-        )
+    except OSError:  # not Linux
+        return None
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

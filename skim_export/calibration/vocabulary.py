@@ -13,7 +13,7 @@ import numpy.typing as npt
 from skim_export.checkpoint import Architecture, Linear
 
 from .passes import HEAD_TOKENS, add_in_pieces
-from .sums import LinearStatistics, add_fisher, add_moments, correlation
+from .sums import LinearStatistics, add_fisher, add_moments, statistics_of
 
 if TYPE_CHECKING:
     import torch
@@ -40,21 +40,18 @@ def head_statistics(
 
     weight: torch.Tensor = head.weight  # type: ignore[assignment]
     vocabulary, columns = weight.shape
-    fisher, moments = torch.zeros(vocabulary, columns), torch.zeros(columns, columns)
-    square = torch.zeros(columns)
+    fisher, moments = weight.new_zeros(vocabulary, columns), weight.new_zeros(columns, columns)
+    square = weight.new_zeros(columns)
     with torch.no_grad():
         for sequence, labels in zip(hidden, tokens[:, 1:], strict=True):
             for start in range(0, len(labels), HEAD_TOKENS):
                 rows = slice(start, min(start + HEAD_TOKENS, len(labels)))
-                x = norm(sequence[rows])
-                dy = pool.submit(_logit_gradient, head, x, labels[rows]).result()
+                x = norm(sequence[rows].to(weight.device))
+                dy = pool.submit(_logit_gradient, head, x, labels[rows].to(weight.device)).result()
                 add_in_pieces(pool, [fisher], [[(x, dy)]], add_fisher)
                 add_in_pieces(pool, [moments], [[(x, dy)]], add_moments)
                 square += x.square().sum(dim=0)
-    predicted = tokens[:, 1:].numel()
-    return LinearStatistics(
-        fisher.div_(predicted).numpy(), square.div_(predicted).numpy(), correlation(moments).numpy()
-    )
+    return statistics_of(fisher, square, moments, predicted=tokens[:, 1:].numel())
 
 
 def _logit_gradient(head: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -62,7 +59,7 @@ def _logit_gradient(head: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> t
 
     with torch.no_grad():
         gradient: torch.Tensor = torch.softmax(head(x), dim=-1)
-        gradient[torch.arange(len(labels)), labels] -= 1
+        gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
     return gradient
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 __all__ = ["load_parameters", "skeleton"]
@@ -25,11 +26,14 @@ def skeleton(checkpoint: Checkpoint) -> Any:
     return model
 
 
-def load_parameters(checkpoint: Checkpoint, module: nn.Module, name: str) -> None:
+def load_parameters(checkpoint: Checkpoint, module: nn.Module, name: str, device: torch.device | None = None) -> None:
     """Read all parameters of a module of the skeleton as float32; `name` is where the checkpoint keeps them.
+
+    They come to a device, or stay on the CPU if it is None.
 
     `module.to("meta")` forgets them again.
     """
     names = [parameter for parameter, _ in module.named_parameters()]
-    module.load_state_dict({part: checkpoint.tensor(f"{name}.{part}") for part in names}, assign=True)
+    parameters = {part: checkpoint.tensor(f"{name}.{part}").to(device=device) for part in names}
+    module.load_state_dict(parameters, assign=True)
     module.requires_grad_(False)

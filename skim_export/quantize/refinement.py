@@ -7,6 +7,7 @@ docs/quantizer.md). On the diagonal it is the objective of weighted k-means.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,9 @@ import numpy.typing as npt
 from skim_export.packed import RowLevels
 from skim_export.quantize.levels import CodebookType, round_levels
 from skim_export.quantize.solver import Layer, feedback, kmeans, refine
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["Coupling", "damped", "feed_back", "refine_tables"]
 
@@ -48,17 +52,23 @@ class Coupling:
     factor: Float32
 
     @classmethod
-    def of(cls, correlation: Float32, sensitivity: Float64 | None) -> Coupling:
+    def of(cls, correlation: Float32, sensitivity: Float64 | None, device: torch.device | None = None) -> Coupling:
         """Factor a correlation.
 
         Args:
             correlation: of the columns, damped, float32 `[K, K]`.
             sensitivity: of each column, float64 `[K]`: the most sensitive come first. None to keep their order.
+            device: where torch factors it; None for one thread of the CPU, which always gives the same bits.
         """
         order = np.arange(len(correlation))
         if sensitivity is not None:
             order = np.argsort(-sensitivity, kind="stable")
-        return cls(correlation, order, _inverse_factor(correlation[np.ix_(order, order)]))
+        ordered = correlation[np.ix_(order, order)]
+        if device is None:
+            return cls(correlation, order, _inverse_factor(ordered))
+        from skim_export.quantize import torch_solver
+
+        return cls(correlation, order, torch_solver.inverse_factor(ordered, device))
 
 
 def feed_back(layer: Layer, coupling: Coupling, bits: UInt8, levels: Float32) -> UInt8:

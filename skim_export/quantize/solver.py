@@ -1,7 +1,10 @@
-"""The native solver: exact weighted k-means, nearest levels and weighted means over the rows of a layer.
+"""The solver: weighted k-means, nearest levels, weighted means, error feedback and refinement over the rows of a layer.
 
 A layer is W `[N, K]` with weights of the squared errors `[N, K]` (None: all 1) and a positive scale per column `[K]`;
 its value k is stored as `level * column_scale[k]`. Results do not depend on the number of threads.
+
+What is heavy (`error_curves`, `kmeans`, `feedback`, `refine`) is done in torch where the layer has a device, see
+`torch_solver.py`. All else is native: `assign`, `assign_affine` and `refit` look at a weight once.
 """
 
 from __future__ import annotations
@@ -11,10 +14,13 @@ import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = [
     "MAX_BITS",
@@ -59,6 +65,7 @@ class Layer:
         weights: weights of the squared errors, float32 `[N, K]`, at least 0; None for all 1.
         column_scale: positive, float32 `[K]`; None for all 1.
         threads: threads to use; None for as many as the process may run on.
+        device: where torch does what is heavy, be it the CPU; None for the native solver.
 
     Raises:
         ValueError: an array has another type or shape.
@@ -70,6 +77,7 @@ class Layer:
         weights: Float32 | None = None,
         column_scale: Float32 | None = None,
         threads: int | None = None,
+        device: torch.device | None = None,
     ) -> None:
         if values.ndim != 2 or values.dtype != np.float32 or 0 in values.shape:
             raise ValueError(f"values must be float32 [N, K], got {values.dtype} {list(values.shape)}")
@@ -85,6 +93,7 @@ class Layer:
         self.weights = None if weights is None else np.ascontiguousarray(weights)
         self.column_scale = np.ascontiguousarray(column_scale)
         self.threads = threads or len(os.sched_getaffinity(0))
+        self.device = device
 
     @property
     def rows(self) -> int:
@@ -99,12 +108,12 @@ class Layer:
     def take(self, rows: npt.NDArray[np.bool_]) -> Layer:
         """A layer of some of the rows."""
         weights = None if self.weights is None else self.weights[rows]
-        return Layer(self.values[rows], weights, self.column_scale, self.threads)
+        return Layer(self.values[rows], weights, self.column_scale, self.threads, self.device)
 
     def permuted(self, columns: npt.NDArray[np.int64]) -> Layer:
         """The layer with its columns in another order."""
         weights = None if self.weights is None else self.weights[:, columns]
-        return Layer(self.values[:, columns], weights, self.column_scale[columns], self.threads)
+        return Layer(self.values[:, columns], weights, self.column_scale[columns], self.threads, self.device)
 
     def native(self, rows: slice) -> _NativeLayer:
         """The C structure of some consecutive rows."""
@@ -169,6 +178,10 @@ def error_curves(layer: Layer, max_bits: int) -> Float64:
     """Least weighted squared error of each row with 2, 4, ... 2^max_bits free levels, float64 `[N, max_bits]`."""
     if not 1 <= max_bits <= MAX_BITS:
         raise ValueError(f"max_bits must be from 1 to {MAX_BITS}, got {max_bits}")
+    if layer.device is not None:
+        from skim_export.quantize import torch_solver
+
+        return torch_solver.error_curves(layer, max_bits)
     errors = np.empty((layer.rows, max_bits), np.float64)
     for rows in layer.chunks(_SECONDS_PER_LEVEL * (1 << max_bits)):
         _call("skim_error_curves", layer, rows, max_bits, layer.threads, errors[rows])
@@ -182,7 +195,7 @@ def kmeans(layer: Layer, bits: UInt8, points: int | None = None) -> tuple[Float3
         layer: the layer.
         bits: width of each row, uint8 `[N]`.
         points: clusters begin at one of about so many places among the sorted weights of a row, which takes nearly the
-            same error and a fraction of the time; None for any place, and the optimum.
+            same error and a fraction of the time; None for any place, and the optimum, or for 1024 on a device.
 
     Returns:
         centroids, float32 `[N, 2^max(bits)]`, ascending; unused entries are 0;
@@ -190,6 +203,10 @@ def kmeans(layer: Layer, bits: UInt8, points: int | None = None) -> tuple[Float3
         codes, uint8 `[N, K]`.
     """
     bits, stride = _checked_bits(bits, layer.rows)
+    if layer.device is not None:
+        from skim_export.quantize import torch_solver
+
+        return torch_solver.kmeans(layer, bits, points)
     centroids = np.zeros((layer.rows, stride), np.float32)
     mass = np.zeros((layer.rows, stride), np.float32)
     codes = np.empty((layer.rows, layer.columns), np.uint8)
@@ -285,6 +302,10 @@ def feedback(layer: Layer, factor: Float32, bits: UInt8, levels: Float32) -> UIn
     bits, stride = _checked_bits(bits, layer.rows)
     _check_shape("factor", factor, (layer.columns, layer.columns))
     _check_shape("levels", levels, (layer.rows, stride))
+    if layer.device is not None:
+        from skim_export.quantize import torch_solver
+
+        return torch_solver.feedback(layer, factor, bits, levels)
     codes = np.empty((layer.rows, layer.columns), np.uint8)
     for rows in layer.chunks(_SECONDS_PER_PASS * layer.columns / 2, _ROWS_TOGETHER):
         _call("skim_feedback", layer, rows, factor, bits[rows], levels[rows], stride, layer.threads, codes[rows])
@@ -325,6 +346,12 @@ def refine(
     _check_shape("correlation", correlation, (layer.columns, layer.columns))
     _check_shape("levels", levels, (layer.rows, stride))
     _check_shape("codes", codes, (layer.rows, layer.columns))
+    if layer.device is not None:
+        from skim_export.quantize import torch_solver
+
+        return torch_solver.refine(
+            layer, correlation, bits, levels, codes, rounds=rounds, sweeps=sweeps, fit=fit
+        )  # fmt: skip
     levels, codes = np.ascontiguousarray(levels).copy(), np.ascontiguousarray(codes).copy()
     errors = np.empty(layer.rows, np.float64)
     for rows in layer.chunks(_SECONDS_PER_PASS * layer.columns * 2 * rounds, _ROWS_TOGETHER):
