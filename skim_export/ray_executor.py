@@ -7,11 +7,13 @@ a file system that all machines share.
 from __future__ import annotations
 
 import logging
+import platform
 import socket
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from skim_export.device import float32_products
 from skim_export.report import versions
@@ -19,12 +21,16 @@ from skim_export.resources import Resources
 from skim_export.tasks import Task
 from skim_runtime.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
+
 __all__ = ["RayExecutor", "connect"]
 
 AUTO = "auto"
 PATIENCE = 5.0  # seconds for the cluster to answer, and between two looks at whether it still has workers
 RETRIES = 3  # of a task whose worker died
 WORKER_BYTES = 600 << 20  # what Python and torch take in a worker
+MIXED = "the processors of the cluster differ ({}): what is calibrated may differ in its last digits from one machine's"
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,7 @@ class RayExecutor:
                 name=task.name, num_cpus=demand["CPU"], num_gpus=demand.get("GPU", 0), memory=demand["memory"]
             )
             pending[on_worker.remote(task, versions())] = task
+        kinds = {_processor()}
         try:
             while pending:
                 ready, _ = ray.wait(list(pending), timeout=PATIENCE)
@@ -73,9 +80,12 @@ class RayExecutor:
                     self._check_room(next(iter(pending.values())))
                 for reference in ready:
                     task = pending.pop(reference)
-                    worker = self._result(reference, task)
+                    worker, kind = self._result(reference, task)
                     if not task.is_done:
                         raise UserError(_not_shared(worker, task))
+                    if kind not in kinds:
+                        kinds.add(kind)
+                        warnings.warn(MIXED.format(", ".join(sorted(kinds))), stacklevel=2)
                     yield task.name
         finally:
             for reference in pending:
@@ -100,11 +110,12 @@ class RayExecutor:
                 )
             nodes = fitting
 
-    def _result(self, reference: Any, task: Task) -> str:
+    def _result(self, reference: Any, task: Task) -> tuple[str, str]:
+        """The worker's address, and the kind of its processor."""
         import ray
 
         try:
-            worker: str = ray.get(reference)
+            result: tuple[str, str] = ray.get(reference)
         except ray.exceptions.RayTaskError as error:  # what the task raised is to look as if it were raised here
             raise error.cause from None
         except ray.exceptions.RayError as error:
@@ -112,7 +123,7 @@ class RayExecutor:
                 f"--ray {self.address}: {task.name} is given up after {RETRIES + 1} attempts, the last ended with "
                 f"{type(error).__name__}: see the logs of Ray"
             ) from error
-        return worker
+        return result
 
 
 def connect(address: str, threads: int | None, device: torch.device | None = None) -> RayExecutor:
@@ -166,8 +177,8 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _do(task: Task, expected: dict[str, str]) -> str:
-    """Do a task, on a worker; the worker's address."""
+def _do(task: Task, expected: dict[str, str]) -> tuple[str, str]:
+    """Do a task, on a worker; the worker's address, and the kind of its processor."""
     import ray
 
     worker: str = ray.util.get_node_ip_address()
@@ -181,7 +192,14 @@ def _do(task: Task, expected: dict[str, str]) -> str:
             task.work()
     except UserError as error:
         raise UserError(f"worker {worker}: {error}") from error
-    return worker
+    return worker, _processor()
+
+
+def _processor() -> str:
+    """What decides the last digits of torch's matrix products."""
+    import torch
+
+    return f"{platform.machine()} with {torch.backends.cpu.get_cpu_capability()}"
 
 
 def _not_shared(worker: str, task: Task) -> str:
