@@ -14,10 +14,10 @@ from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType, Method, method_named
 from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate, quantize_linears
+from skim_export.quantize_model import allocate, linear_tasks
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import SerialExecutor
+from skim_export.tasks import SerialExecutor, do_tasks
 from skim_export.tuning import tune
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -91,7 +91,8 @@ def quantize_packed(
     widths = allocate(
         checkpoint, architecture, store, options, Budget(bits), curves=curves, executor=executor, progress=progress
     )
-    quantize_linears(checkpoint, architecture, store, widths, packed, options, executor=executor, progress=progress)
+    tasks = linear_tasks(checkpoint, architecture, store, widths, packed, options, executor.resources)
+    do_tasks("quantizing", tasks, executor, progress)
     if tuned:
         text, state = np.load(job.work / TUNING_TEXT), packed.directory / "state"
         tune(checkpoint, architecture, packed, text, state, threads=job.threads, progress=progress)

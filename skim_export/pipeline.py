@@ -33,12 +33,12 @@ from skim_export.packed import PackedLinear
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType
 from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate, quantize_embeddings, quantize_linears
+from skim_export.quantize_model import allocate, embedding_tasks, linear_tasks
 from skim_export.report import REPORT_NAME, ExportReport, model_parts, versions, write_report
 from skim_export.resources import Resources
 from skim_export.sealed import is_sealed, write_sealed
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import Executor, SerialExecutor
+from skim_export.tasks import Executor, SerialExecutor, do_tasks
 from skim_export.tuning import HELD_OUT, TuneReport
 from skim_export.tuning import tune as tune_levels
 from skim_export.workplace import Workplace, workplace, workplace_of
@@ -246,8 +246,10 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
     widths = allocate(
         checkpoint, architecture, store, options, job.budget, curves=curves, executor=job.executor, progress=progress
     )
-    quantize_linears(checkpoint, architecture, store, widths, packed, options, executor=job.executor, progress=progress)
-    quantize_embeddings(checkpoint, architecture, packed, options, executor=job.executor, progress=progress)
+    resources = job.executor.resources
+    tasks = linear_tasks(checkpoint, architecture, store, widths, packed, options, resources)
+    tasks += embedding_tasks(checkpoint, architecture, packed, options, resources)
+    do_tasks("quantizing", tasks, job.executor, progress)
     return packed
 
 

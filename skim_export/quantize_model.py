@@ -19,12 +19,13 @@ from skim_export.quantize_layer import (
     working_bytes,
     write_layer_errors,
 )
+from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
 from skim_export.tasks import Executor, Task, do_tasks
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["allocate", "quantize_embeddings", "quantize_linears"]
+__all__ = ["allocate", "embedding_tasks", "linear_tasks"]
 
 
 def allocate(
@@ -75,26 +76,20 @@ def allocate(
     return {linear.name: row_bits for linear, row_bits in zip(linears, bits, strict=True)}
 
 
-def quantize_linears(
+def linear_tasks(
     checkpoint: Checkpoint,
     architecture: Architecture,
     store: StatisticsStore,
     bits: dict[str, npt.NDArray[np.uint8]],
     output: PackedCheckpoint,
     options: QuantizeOptions,
-    *,
-    executor: Executor,
-    progress: Progress,
-) -> None:
+    resources: Resources,
+) -> list[Task]:
     """Quantize the layers that have their widths into a packed checkpoint.
 
-    Layers that are complete there are taken to be of the same statistics, widths and options, and left as they are.
-
-    Raises:
-        UserError: a weight is not finite.
+    Layers that are complete there are taken to be of the same statistics, widths and options.
     """
-    resources = executor.resources
-    tasks = [
+    return [
         Task(
             linear.name,
             partial(quantize_layer, checkpoint, linear, store, bits[linear.name], output, options, resources),
@@ -103,26 +98,19 @@ def quantize_linears(
         )
         for linear in options.budgeted(architecture)
     ]
-    do_tasks("quantizing", tasks, executor, progress)
 
 
-def quantize_embeddings(
+def embedding_tasks(
     checkpoint: Checkpoint,
     architecture: Architecture,
     output: PackedCheckpoint,
     options: QuantizeOptions,
-    *,
-    executor: Executor,
-    progress: Progress,
-) -> None:
-    """Quantize embedding and head at one width for all rows, unless they took part in the allocation.
-
-    What is complete already is left as it is.
-    """
+    resources: Resources,
+) -> list[Task]:
+    """Quantize embedding and head at one width for all rows, unless they took part in the allocation."""
     if options.head_bits is None:
-        return
-    resources = executor.resources
-    tasks = [
+        return []
+    return [
         Task(
             linear.name,
             partial(quantize_embedding, checkpoint, linear, output, options.head_bits, options.codebook, resources),
@@ -131,7 +119,6 @@ def quantize_embeddings(
         )
         for linear in architecture.vocabulary_linears
     ]
-    do_tasks("embedding and head", tasks, executor, progress)
 
 
 def _shapes(linears: list[Linear]) -> list[tuple[int, int]]:

@@ -22,10 +22,10 @@ from skim_export.plan import BITS as DEFAULT_BITS
 from skim_export.plan import expected_loss, plan
 from skim_export.quantize import METHODS
 from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate, quantize_linears
+from skim_export.quantize_model import allocate, linear_tasks
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import SerialExecutor
+from skim_export.tasks import SerialExecutor, do_tasks
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -75,7 +75,8 @@ def test_the_quadratic_form_is_that_of_real_quantization(llama, calib, planned, 
     lost = {}
     for method in ("squeezellm", "skim"):
         options, packed = QuantizeOptions(METHODS[method], codebook="float16"), PackedCheckpoint(tmp_path / method)
-        quantize_linears(checkpoint, architecture, store, widths, packed, options, **common)
+        tasks = linear_tasks(checkpoint, architecture, store, widths, packed, options, Resources(1))
+        do_tasks("quantizing", tasks, **common)
         lost[method] = 0.0
         for linear in architecture.linears:
             error = linear_weight(checkpoint, linear).astype(np.float64) - packed.read(linear.name).dequantize()

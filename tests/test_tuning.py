@@ -15,10 +15,10 @@ from skim_export.modules import dequantized_model
 from skim_export.packed import LevelKind
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate, quantize_linears
+from skim_export.quantize_model import allocate, linear_tasks
 from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import SerialExecutor
+from skim_export.tasks import SerialExecutor, do_tasks
 from skim_export.tuning import training as module
 from skim_export.tuning.linear import TrainedLinear
 from skim_runtime.errors import UserError
@@ -49,7 +49,9 @@ def quantized(request, tmp_path_factory):
     gather_statistics(checkpoint, architecture, tokens, store, threads=2, **common)
     common["executor"] = SerialExecutor(Resources(2))
     widths = allocate(checkpoint, architecture, store, options, Budget(2), curves=path, **common)
-    quantize_linears(checkpoint, architecture, store, widths, PackedCheckpoint(path / "packed"), options, **common)
+    packed = PackedCheckpoint(path / "packed")
+    tasks = linear_tasks(checkpoint, architecture, store, widths, packed, options, Resources(2))
+    do_tasks("quantizing", tasks, **common)
     return checkpoint, architecture, path / "packed", tokens
 
 
