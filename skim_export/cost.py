@@ -80,10 +80,11 @@ def estimate_cost(job: Job) -> Cost:
     output = _output_bytes(job)
     packed = output - _other_bytes(job)
     disk = 2 * output + _statistics_bytes(job) + _tuning_bytes(job, packed)
+    memory = peak_memory(job)  # before this process grows with what follows
     seconds = _disk_seconds(job, output)
     seconds |= _text_seconds(job) if job.calibrates else {}
     seconds["quantizing"] = _quantizing_seconds(job) / job.executor.tasks_at_once
-    return Cost(seconds, peak_memory(job), disk, output)
+    return Cost(seconds, memory, disk, output)
 
 
 def _linear_weights(job: Job) -> int:
