@@ -39,10 +39,10 @@ from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize import CodebookType, even_bits
 from skim_export.quantize_layer import QuantizeOptions
 from skim_export.quantize_model import allocate
-from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import SerialExecutor
 from skim_export.tuning import HELD_OUT
+from skim_export.work.resources import Resources
+from skim_export.work.tasks import SerialExecutor
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.progress_bar import ProgressBar

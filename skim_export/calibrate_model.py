@@ -21,7 +21,7 @@ from skim_export.calibration import (
 from skim_export.calibration.passes import GROUP
 from skim_export.checkpoint import Architecture, Checkpoint, Linear
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import Executor, Task, do_tasks
+from skim_export.work.tasks import Executor, Task, do_tasks
 from skim_runtime.progress import Progress
 
 if TYPE_CHECKING:

@@ -25,7 +25,6 @@ from skim_export.calibration.sums import LinearSums
 from skim_export.calibration.text import GROUP as WRITTEN_TOGETHER
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Linear, linear_weight
-from skim_export.device import synchronize
 from skim_export.files import fsync
 from skim_export.graph.genai_builder import PRECISIONS
 from skim_export.job import Job
@@ -41,8 +40,9 @@ from skim_export.quantize import (
     unit_column_scale,
     width_errors,
 )
-from skim_export.tasks import SerialExecutor
 from skim_export.tuning.training import EPOCHS, EVERY, HELD_OUT
+from skim_export.work.device import synchronize
+from skim_export.work.tasks import SerialExecutor
 
 if TYPE_CHECKING:
     import torch

@@ -10,8 +10,8 @@ from skim_export.budget import Budget
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.effort import Effort
 from skim_export.quantize_layer import QuantizeOptions
-from skim_export.resources import Resources
-from skim_export.tasks import Executor
+from skim_export.work.resources import Resources
+from skim_export.work.tasks import Executor
 
 __all__ = ["Job"]
 

@@ -12,7 +12,7 @@ from skim_export.calibration import written_text_bytes
 from skim_export.checkpoint import Linear
 from skim_export.job import Job
 from skim_export.quantize_layer import packed_bytes, working_bytes
-from skim_export.resources import ROW_GROUP, WORKING_BYTES
+from skim_export.work.resources import ROW_GROUP, WORKING_BYTES
 from skim_runtime.errors import UserError
 
 __all__ = ["peak_memory", "within_memory"]

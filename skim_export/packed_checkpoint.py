@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from skim_export.packed import FORMAT_VERSION, PackedLinear
-from skim_export.sealed import is_sealed, write_sealed
+from skim_export.work.sealed import is_sealed, write_sealed
 
 if TYPE_CHECKING:
     import torch

@@ -22,7 +22,6 @@ from skim_export.budget import Budget, check_stated
 from skim_export.calibrate_model import gather_statistics, spread_statistics
 from skim_export.calibration import self_generated, tokens_from_file
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, default_bits, resolve
-from skim_export.device import device_named, float32_products
 from skim_export.effort import DEFAULT_EFFORT, effort_named
 from skim_export.files import publish, sha256
 from skim_export.graph.external_data import save_model
@@ -35,13 +34,14 @@ from skim_export.quantize import CodebookType
 from skim_export.quantize_layer import QuantizeOptions
 from skim_export.quantize_model import allocate, embedding_tasks, linear_tasks
 from skim_export.report import REPORT_NAME, ExportReport, model_parts, versions, write_report
-from skim_export.resources import Resources
-from skim_export.sealed import is_sealed, write_sealed
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import Executor, SerialExecutor, do_tasks
 from skim_export.tuning import HELD_OUT, TuneReport
 from skim_export.tuning import tune as tune_levels
-from skim_export.workplace import Workplace, workplace, workplace_of
+from skim_export.work.device import device_named, float32_products
+from skim_export.work.resources import Resources
+from skim_export.work.sealed import is_sealed, write_sealed
+from skim_export.work.tasks import Executor, SerialExecutor, do_tasks
+from skim_export.work.workplace import Workplace, workplace, workplace_of
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 from skim_runtime.model_directory import INTEGER_ACCURACY
@@ -142,7 +142,7 @@ def prepare(
     check_calibration(calib, seed, resources.threads)
     executor: Executor = SerialExecutor(resources)
     if ray is not None:
-        from skim_export.ray_executor import connect
+        from skim_export.work.ray_executor import connect
 
         executor = connect(ray, threads, resources.device)
     if accuracy_level not in ACCURACY_LEVELS:

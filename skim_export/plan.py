@@ -23,8 +23,8 @@ from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, re
 from skim_export.pipeline import calibration_tokens, check_calibration
 from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LayerCurves, allocate_bits
 from skim_export.quantize_layer import QuantizeOptions, layer_errors
-from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import compare
 from skim_runtime.progress import Progress

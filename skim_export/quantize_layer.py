@@ -32,9 +32,9 @@ from skim_export.quantize import (
     width_errors,
 )
 from skim_export.quantize.solver import refine_bytes
-from skim_export.resources import ROW_GROUP, WORKING_BYTES, Resources
-from skim_export.sealed import write_sealed
 from skim_export.statistics_store import StatisticsStore
+from skim_export.work.resources import ROW_GROUP, WORKING_BYTES, Resources
+from skim_export.work.sealed import write_sealed
 from skim_runtime.errors import UserError
 
 __all__ = [

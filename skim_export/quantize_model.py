@@ -19,9 +19,9 @@ from skim_export.quantize_layer import (
     working_bytes,
     write_layer_errors,
 )
-from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import Executor, Task, do_tasks
+from skim_export.work.resources import Resources
+from skim_export.work.tasks import Executor, Task, do_tasks
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from skim_export.calibration import LinearStatistics
-from skim_export.sealed import is_sealed, write_sealed
+from skim_export.work.sealed import is_sealed, write_sealed
 
 __all__ = ["StatisticsStore"]
 

@@ -5,9 +5,9 @@ import pytest
 
 from skim_export.calibrate_model import TRACED_TOGETHER, gather_statistics, spread_statistics
 from skim_export.checkpoint import Checkpoint, architecture_of
-from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import SerialExecutor
+from skim_export.work.resources import Resources
+from skim_export.work.tasks import SerialExecutor
 from skim_runtime.progress import Progress
 
 from .tiny_models import VOCABULARY, tiny_llama, tiny_mistral

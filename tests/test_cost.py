@@ -10,7 +10,7 @@ from skim_export.cli import main
 from skim_export.cost import estimate_cost
 from skim_export.memory import peak_memory
 from skim_export.pipeline import prepare
-from skim_export.resources import ROW_GROUP, Resources
+from skim_export.work.resources import ROW_GROUP, Resources
 from skim_runtime.errors import UserError
 
 from .tiny_models import TEXT, tiny_llama, tiny_mistral

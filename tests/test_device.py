@@ -9,8 +9,8 @@ import torch
 from skim_export import pipeline
 from skim_export.cli import main
 from skim_export.cost import estimate_cost
-from skim_export.device import device_named, float32_products
 from skim_export.pipeline import prepare, run
+from skim_export.work.device import device_named, float32_products
 from skim_runtime.errors import UserError
 
 from .tiny_models import TEXT, tiny_llama

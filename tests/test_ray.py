@@ -16,9 +16,9 @@ import torch
 
 from skim_export import export, pipeline
 from skim_export.cli import main
-from skim_export.ray_executor import connect
-from skim_export.sealed import write_sealed
-from skim_export.tasks import Task, do_tasks
+from skim_export.work.ray_executor import connect
+from skim_export.work.sealed import write_sealed
+from skim_export.work.tasks import Task, do_tasks
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from skim_export import export, pipeline
-from skim_export.sealed import write_sealed
 from skim_export.tuning import HELD_OUT
-from skim_export.workplace import workplace, workplace_of
+from skim_export.work.sealed import write_sealed
+from skim_export.work.workplace import workplace, workplace_of
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 

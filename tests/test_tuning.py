@@ -16,11 +16,11 @@ from skim_export.packed import LevelKind
 from skim_export.packed_checkpoint import PackedCheckpoint
 from skim_export.quantize_layer import QuantizeOptions
 from skim_export.quantize_model import allocate, linear_tasks
-from skim_export.resources import Resources
 from skim_export.statistics_store import StatisticsStore
-from skim_export.tasks import SerialExecutor, do_tasks
 from skim_export.tuning import training as module
 from skim_export.tuning.linear import TrainedLinear
+from skim_export.work.resources import Resources
+from skim_export.work.tasks import SerialExecutor, do_tasks
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skim_export.sealed import is_sealed, remove_sealed, write_sealed
+from skim_export.work.sealed import is_sealed, remove_sealed, write_sealed
 
 if TYPE_CHECKING:
     import torch

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.checkpoint import Architecture, Checkpoint
-from skim_export.device import free_memory
+from skim_export.work.device import free_memory
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.text_file import read_text

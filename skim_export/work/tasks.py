@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-from skim_export.resources import Resources
-from skim_export.sealed import is_sealed
+from skim_export.work.resources import Resources
+from skim_export.work.sealed import is_sealed
 from skim_runtime.progress import Progress
 
 __all__ = ["Executor", "SerialExecutor", "Task", "do_tasks"]

@@ -15,10 +15,10 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from skim_export.device import float32_products
 from skim_export.report import versions
-from skim_export.resources import Resources
-from skim_export.tasks import Task
+from skim_export.work.device import float32_products
+from skim_export.work.resources import Resources
+from skim_export.work.tasks import Task
 from skim_runtime.errors import UserError
 
 if TYPE_CHECKING:
