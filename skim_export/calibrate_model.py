@@ -66,6 +66,7 @@ def gather_statistics(
         progress=progress,
     ):
         store.write(linear.name, statistics)
+        del statistics  # 1 GB perhaps, which the next block needs
     shutil.rmtree(directory)
 
 
@@ -124,6 +125,7 @@ def spread_statistics(
 def _keep(statistics: Callable[[], Iterator[tuple[Linear, LinearStatistics]]], store: StatisticsStore) -> None:
     for linear, of_linear in statistics():
         store.write(linear.name, of_linear)
+        del of_linear
 
 
 def calibrating_bytes(architecture: Architecture, text: tuple[int, ...], threads: int, vocabulary: bool) -> int:

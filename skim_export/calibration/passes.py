@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from skim_export.checkpoint import Linear
 
+from .heap import return_freed_memory
 from .workers import in_order
 
 if TYPE_CHECKING:
@@ -159,6 +160,8 @@ class BlockBackward:
             below += [result[0] for result in results]
             trained += [result[1] for result in results]
             consume([result[2] for result in results])
+            del results  # the factors are large: they shall not stay while those of the next group are made
+            return_freed_memory()
         for handle in handles:
             handle.remove()
         return torch.cat(below), _sums(trained)
