@@ -98,6 +98,7 @@ def test_an_export_in_torch_loses_as_much(llama, calib, tmp_path, options):
         assert torchs["error"] == pytest.approx(native["error"], rel=0.02), native["name"]
 
 
+@pytest.mark.slow
 def test_an_export_on_a_second_device(llama, tmp_path, monkeypatch, second_device):
     """From the text that the model writes to the layers, each step on that device; then on the CPU."""
     arguments = ["--model", str(llama), "--bits", "3", "--threads", "1"]

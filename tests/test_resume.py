@@ -114,7 +114,8 @@ def interrupted(llama, calib, directory, stage, steps, **options):
     return workplace_of(directory).directory
 
 
-@pytest.mark.parametrize("effort", ["weights", *(pytest.param(e, marks=pytest.mark.slow) for e in EFFORTS[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("effort", EFFORTS)
 def test_killed_again_and_again(llama, calib, through, tmp_path, effort):
     moments = np.random.default_rng(EFFORTS.index(effort)).permutation([6, 8, 11, 14, 17, 20, 23, 26, -700])
     output = tmp_path / "out" / "model.onnx"

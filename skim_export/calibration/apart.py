@@ -2,7 +2,7 @@
 
 Some sequences go through the whole model, forwards and backwards, and leave what went into every block and the gradient
 there: their trace. With the traces of all sequences, the statistics of one block need no other block. A block is run
-twice as often as in `calibrate`, and the statistics are the same to the last bit.
+forwards and backwards once more than in `calibrate`, and the statistics are the same to the last bit.
 """
 
 from __future__ import annotations

@@ -37,6 +37,7 @@ def files(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_the_table(files, tmp_path):
     options = ["--model", files / "model", "--exported", files / "3bit", "--work", tmp_path / "work"]
     options += ["--prompt", 20, "--new", 4, "--threads", 1, 2, "--rounds", 1]

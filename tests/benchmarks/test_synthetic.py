@@ -49,6 +49,7 @@ def test_the_seed_decides(tmp_path):
     assert (first != other).any()
 
 
+@pytest.mark.slow
 def test_an_export_keeps_to_the_memory_it_is_allowed(tmp_path):
     """The embedding would take half as much again, if all its rows were quantized at once."""
     shape = {**SMALL, "hidden_size": 1024, "head_dim": 256, "vocab_size": 80_000}
