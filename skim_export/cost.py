@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from skim_export.budget import graph_bytes, other_bytes, widths_around
+from skim_export.calibration.heap import return_freed_memory
 from skim_export.calibration.passes import BlockBackward, Factors, forward
 from skim_export.calibration.sums import LinearSums
 from skim_export.calibration.text import GROUP as WRITTEN_TOGETHER
@@ -84,6 +85,7 @@ def estimate_cost(job: Job) -> Cost:
     seconds = _disk_seconds(job, output)
     seconds |= _text_seconds(job) if job.calibrates else {}
     seconds["quantizing"] = _quantizing_seconds(job) / job.executor.tasks_at_once
+    return_freed_memory()
     return Cost(seconds, memory, disk, output)
 
 
