@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,8 @@ from skim_runtime.progress import Progress
 
 if TYPE_CHECKING:
     import torch
+
+Statistics: TypeAlias = Callable[[], Iterator[tuple[Linear, LinearStatistics]]]
 
 __all__ = ["calibrating_bytes", "gather_statistics", "spread_statistics"]
 
@@ -49,12 +51,13 @@ def gather_statistics(
 
     With `vocabulary`, also of embedding and head. What was kept of the same tokens before is not computed again.
     """
-    wanted = architecture.linears + (architecture.vocabulary_linears if vocabulary else [])
+    wanted = _wanted(architecture, vocabulary)
     kept = {linear.name for linear in wanted if store.is_complete(linear.name)}
     if len(kept) == len(wanted):
         return
     directory = store.directory / "activations"
-    for linear, statistics in calibrate(
+    statistics = partial(
+        calibrate,
         checkpoint,
         architecture,
         tokens,
@@ -64,9 +67,8 @@ def gather_statistics(
         threads=threads,
         device=device,
         progress=progress,
-    ):
-        store.write(linear.name, statistics)
-        del statistics  # 1 GB perhaps, which the next block needs
+    )
+    _keep(statistics, store)
     shutil.rmtree(directory)
 
 
@@ -94,10 +96,7 @@ def spread_statistics(
     Raises:
         UserError: the loss or a gradient is not finite.
     """
-    wanted = [(f"block {index}", linears) for index, linears in enumerate(architecture.blocks)]
-    if vocabulary:
-        wanted.append(("vocabulary", architecture.vocabulary_linears))
-    if all(store.is_complete(linear.name) for _, linears in wanted for linear in linears):
+    if all(store.is_complete(linear.name) for linear in _wanted(architecture, vocabulary)):
         return
     directory, resources = store.directory / "activations", executor.resources
     where: dict[str, Any] = {"threads": resources.workers, "device": resources.device}
@@ -110,22 +109,33 @@ def spread_statistics(
         tasks.append(Task(f"sequence {start}", work, trace.paths(len(architecture.blocks)), memory))
         traces.append(trace)
     do_tasks("calibrating sequences", tasks, executor, progress)
-    arguments, tasks = (tokens, traces), []
-    for index, (name, linears) in enumerate(wanted):
-        if name == "vocabulary":
-            statistics = partial(traced_vocabulary_statistics, checkpoint, architecture, *arguments, **where)
-        else:
-            statistics = partial(block_statistics, checkpoint, architecture, index, *arguments, **where)
-        outputs = tuple(store.path(linear.name) for linear in linears)
-        tasks.append(Task(name, partial(_keep, statistics, store), outputs, memory))
+
+    def task(name: str, linears: list[Linear], statistics: Statistics) -> Task:
+        return Task(name, partial(_keep, statistics, store), tuple(store.path(x.name) for x in linears), memory)
+
+    tasks = [
+        task(
+            f"block {index}",
+            linears,
+            partial(block_statistics, checkpoint, architecture, index, tokens, traces, **where),
+        )
+        for index, linears in enumerate(architecture.blocks)
+    ]
+    if vocabulary:
+        statistics = partial(traced_vocabulary_statistics, checkpoint, architecture, tokens, traces, **where)
+        tasks.append(task("vocabulary", architecture.vocabulary_linears, statistics))
     do_tasks("calibrating blocks", tasks, executor, progress)
     shutil.rmtree(directory)
 
 
-def _keep(statistics: Callable[[], Iterator[tuple[Linear, LinearStatistics]]], store: StatisticsStore) -> None:
+def _wanted(architecture: Architecture, vocabulary: bool) -> list[Linear]:
+    return architecture.linears + (architecture.vocabulary_linears if vocabulary else [])
+
+
+def _keep(statistics: Statistics, store: StatisticsStore) -> None:
     for linear, of_linear in statistics():
         store.write(linear.name, of_linear)
-        del of_linear
+        del of_linear  # 1 GB perhaps, which the next block needs
 
 
 def calibrating_bytes(architecture: Architecture, text: tuple[int, ...], threads: int, vocabulary: bool) -> int:

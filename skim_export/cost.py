@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from skim_export.budget import graph_bytes, other_bytes, widths_around
-from skim_export.calibration.heap import return_freed_memory
 from skim_export.calibration.passes import BlockBackward, Factors, forward
 from skim_export.calibration.sums import LinearSums
 from skim_export.calibration.text import GROUP as WRITTEN_TOGETHER
@@ -43,6 +42,7 @@ from skim_export.quantize import (
 )
 from skim_export.tuning.training import EPOCHS, EVERY, HELD_OUT
 from skim_export.work.device import synchronize
+from skim_export.work.heap import return_freed_memory
 from skim_export.work.tasks import SerialExecutor
 
 if TYPE_CHECKING:
@@ -224,11 +224,13 @@ def _text_seconds(job: Job) -> dict[str, float]:
     blocks, at_once = len(job.architecture.blocks), job.resources.workers
     one = _BlockTimes(job, length, job.resources.device)
     calibrated = sequences - (HELD_OUT if job.effort.tune else 0)
-    per_worker = math.ceil(calibrated / at_once)
-    found = {"calibration": blocks * (2 * one.load + per_worker * (one.forward + one.backward + one.sums))}
-    if not isinstance(job.executor, SerialExecutor):
-        share = calibrated / (job.executor.tasks_at_once * job.executor.resources.workers)
-        found = {"calibration": blocks * (3 * one.load + share * (one.forward + 2 * one.backward + one.sums))}
+    if isinstance(job.executor, SerialExecutor):
+        share = math.ceil(calibrated / at_once)
+        calibration = 2 * one.load + share * (one.forward + one.backward + one.sums)
+    else:
+        spread = calibrated / (job.executor.tasks_at_once * job.executor.resources.workers)
+        calibration = 3 * one.load + spread * (one.forward + 2 * one.backward + one.sums)
+    found = {"calibration": blocks * calibration}
     if job.writes_text:
         groups = math.ceil(math.ceil(sequences / WRITTEN_TOGETHER) / at_once)
         found["writing text"] = blocks * (one.load + groups * length * one.token)

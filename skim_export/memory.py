@@ -11,14 +11,13 @@ from skim_export.calibrate_model import calibrating_bytes
 from skim_export.calibration import written_text_bytes
 from skim_export.checkpoint import Linear
 from skim_export.job import Job
-from skim_export.quantize_layer import packed_bytes, working_bytes
+from skim_export.quantize_layer import FREE_LEVELS, packed_bytes, working_bytes
 from skim_export.work.resources import ROW_GROUP, WORKING_BYTES
 from skim_runtime.errors import UserError
 
 __all__ = ["peak_memory", "within_memory"]
 
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
-FREE_LEVELS = 64  # of a row, at most
 LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
 FLOAT = 4
 UNKNOWN_RESIDENT = 600 << 20  # what Python and torch take, about

@@ -39,7 +39,7 @@ from skim_export.tuning import HELD_OUT, TuneReport
 from skim_export.tuning import tune as tune_levels
 from skim_export.work.device import device_named, float32_products
 from skim_export.work.resources import Resources
-from skim_export.work.sealed import is_sealed, write_sealed
+from skim_export.work.sealed import is_sealed, write_sealed, write_sealed_array
 from skim_export.work.tasks import Executor, SerialExecutor, do_tasks
 from skim_export.work.workplace import Workplace, workplace, workplace_of
 from skim_runtime.errors import UserError
@@ -267,14 +267,9 @@ def _tokens(job: Job, work: Workplace, progress: Progress) -> npt.NDArray[np.int
             device=job.resources.device,
             progress=progress,
         )
-        write_sealed(path, partial(_save_tokens, tokens))
+        write_sealed_array(path, tokens)
     found: npt.NDArray[np.int64] = np.load(path)
     return found
-
-
-def _save_tokens(tokens: npt.NDArray[np.int64], path: Path) -> None:
-    with path.open("wb") as file:  # np.save would give the path another suffix
-        np.save(file, tokens)
 
 
 def _tune(

@@ -34,7 +34,7 @@ from skim_export.quantize import (
 from skim_export.quantize.solver import refine_bytes
 from skim_export.statistics_store import StatisticsStore
 from skim_export.work.resources import ROW_GROUP, WORKING_BYTES, Resources
-from skim_export.work.sealed import write_sealed
+from skim_export.work.sealed import write_sealed_array
 from skim_runtime.errors import UserError
 
 __all__ = [
@@ -130,13 +130,7 @@ def write_layer_errors(
     resources: Resources,
 ) -> None:
     """Keep `layer_errors` in a .npy file."""
-    errors = layer_errors(checkpoint, linear, store, widths, options.method, resources)
-
-    def save(partial: Path) -> None:
-        with partial.open("wb") as file:  # np.save would give the path another suffix
-            np.save(file, errors)
-
-    write_sealed(path, save)
+    write_sealed_array(path, layer_errors(checkpoint, linear, store, widths, options.method, resources))
 
 
 def quantize_layer(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skim_export.work.sealed import is_sealed, remove_sealed, write_sealed
+from skim_export.work.sealed import is_sealed, remove_sealed, write_sealed_array
 
 if TYPE_CHECKING:
     import torch
@@ -66,13 +66,7 @@ class Activations:
 
     @staticmethod
     def _write(path: Path, tensor: torch.Tensor) -> None:
-        def fill(partial: Path) -> None:
-            with partial.open("wb") as file:  # by write: unlike tofile it tells why the disk refused
-                array = np.ascontiguousarray(tensor.detach().numpy())
-                np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-                file.write(array.data)
-
-        write_sealed(path, fill)
+        write_sealed_array(path, tensor.detach().numpy())
 
     @staticmethod
     def _read(path: Path) -> torch.Tensor:

@@ -14,8 +14,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from skim_export.checkpoint import Linear
+from skim_export.work.heap import return_freed_memory
 
-from .heap import return_freed_memory
 from .workers import in_order
 
 if TYPE_CHECKING:

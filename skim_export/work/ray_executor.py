@@ -63,16 +63,17 @@ class RayExecutor:
         """
         import ray
 
-        for task in tasks:
+        largest_first = sorted(tasks, key=lambda task: -task.memory)
+        for task in largest_first[:1]:
             self._check_room(task)
-        remote = ray.remote(max_retries=RETRIES)(_do)
+        remote, expected = ray.remote(max_retries=RETRIES)(_do), versions()
         pending = {}
-        for task in sorted(tasks, key=lambda task: -task.memory):
+        for task in largest_first:
             demand = self._demand(task)
             on_worker = remote.options(
                 name=task.name, num_cpus=demand["CPU"], num_gpus=demand.get("GPU", 0), memory=demand["memory"]
             )
-            pending[on_worker.remote(task, versions())] = task
+            pending[on_worker.remote(task, expected)] = task
         kinds = {_processor()}
         try:
             while pending:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
 
 from skim_export.files import fsync, sha256
 
-__all__ = ["any_sealed", "is_sealed", "remove_partial", "remove_sealed", "write_sealed"]
+__all__ = ["any_sealed", "is_sealed", "remove_partial", "remove_sealed", "write_sealed", "write_sealed_array"]
 
 SUFFIX = ".sha256"
 PARTIAL = ".partial"
@@ -28,6 +32,18 @@ def write_sealed(path: Path, write: Callable[[Path], object]) -> None:
         finally:
             partial.unlink(missing_ok=True)
     fsync(path.parent)
+
+
+def write_sealed_array(path: Path, array: npt.NDArray[Any]) -> None:
+    """`write_sealed` of an array, as a .npy file."""
+
+    def fill(partial: Path) -> None:
+        contiguous = np.ascontiguousarray(array)
+        with partial.open("wb") as file:  # by write: unlike np.save, it tells why the disk refused
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(contiguous))
+            file.write(contiguous.data)
+
+    write_sealed(path, fill)
 
 
 def is_sealed(path: Path) -> bool:
