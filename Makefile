@@ -2,40 +2,42 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PACKAGE_SOURCES := $(shell find skim_export runtime models custom_ops -type f -not -name '*.so' -not -path '*/__pycache__/*' -not -path 'skim_export/models/*')
+NATIVE := $(shell find custom_ops skim_export/quantize/native -type f)
 CPP := $(shell find custom_ops skim_export tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+PYTEST := $(BIN)/pytest --durations=15
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-slow lint format install clean
+.PHONY: demo test test-quick test-slow lint format install clean
 
 demo: install
 	$(BIN)/skim-export --model smollm2-135m --bits 3 -o demo/model.onnx --force
 	$(BIN)/skim-run demo "What is the capital of France?"
 
 test: install lint
-	$(BIN)/pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
 
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
-	MYPYPATH=benchmarks $(BIN)/mypy benchmarks/*.py
+	MYPYPATH=benchmarks:examples $(BIN)/mypy benchmarks/*.py examples/relax_model
 
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
+# Editable: a change of Python sources needs no installation, one of native sources builds again.
 install: $(VENV)/.installed
 
-$(VENV)/.installed: pyproject.toml constraints.txt CMakeLists.txt README.md $(PACKAGE_SOURCES)
+$(VENV)/.installed: pyproject.toml runtime/pyproject.toml constraints.txt build_backend/runtime_dependency.py $(NATIVE)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet ".[bench,dev,opencl,ray,tvm]"
+	$(BIN)/pip install --quiet -e ./runtime -e ".[bench,dev,opencl,ray,tvm]"
 	touch $@
 
 clean:

@@ -6,12 +6,8 @@ import argparse
 import sys
 from importlib import import_module
 
-import source_tree
-
-source_tree.make_importable()
-
-from skim_runtime.command import run_command  # noqa: E402
-from skim_runtime.errors import UserError  # noqa: E402
+from skim_runtime.command import run_command
+from skim_runtime.errors import UserError
 
 # Name -> module and what it measures. Each needs packages of its own, so only the one that is called is imported.
 BENCHMARKS = {

@@ -16,7 +16,7 @@ import onnx
 from rich.console import Console
 from rich.table import Table
 
-from skim_export.bench.speed import save_json
+from skim_export.measure.speed import save_json
 from skim_runtime import Session
 from skim_runtime.evaluation import Evaluation, evaluate
 from skim_runtime.model_directory import DOMAIN, INTEGER_ACCURACY, PRODUCTS, ModelDirectory

@@ -26,8 +26,8 @@ from cuda_library import CudaLibrary
 from cuda_speed import Row, read_bandwidth, take_turns
 from text_table import markdown_table, write_markdown
 
-from skim_export.bench.random_linear import random_linear
-from skim_export.bench.speed import at_least, number, parse_shape, save_json
+from skim_export.measure.random_linear import random_linear
+from skim_export.measure.speed import at_least, number, parse_shape, save_json
 
 __all__ = ["add_arguments", "check_all", "run"]
 

@@ -10,12 +10,11 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from source_tree import ROOT
-
 from skim_runtime.errors import UserError
 
 __all__ = ["CUDA", "Nvcc", "kernel_sources"]
 
+ROOT = Path(__file__).resolve().parents[1]
 CUDA = ROOT / "custom_ops" / "cuda"
 INCLUDES = (ROOT / "custom_ops" / "include", CUDA, CUDA / "gpu")
 OPTIONS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", *(f"-I{path}" for path in INCLUDES))

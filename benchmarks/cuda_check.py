@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from cuda_device import Device, Kernels, Layer
 
-from skim_export.bench.random_linear import random_linear
+from skim_export.measure.random_linear import random_linear
 from skim_export.packed import CLASSES
 
 __all__ = ["BOUNDS", "Case", "Finding", "cases", "check"]

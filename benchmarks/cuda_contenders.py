@@ -148,7 +148,7 @@ class NBits:
     def __init__(self, rows: int, columns: int, device: Device, provider: str = PROVIDER) -> None:
         import onnxruntime
 
-        from skim_export.bench.random_layers import model_of, nbits_layer
+        from skim_export.measure.random_layers import model_of, nbits_layer
 
         self._shape, self._device = (rows, columns), device
         random = np.random.default_rng(0)

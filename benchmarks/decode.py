@@ -23,9 +23,9 @@ from engines import Decoder, Speeds, measure, weight_bytes
 from rich.console import Console
 from rich.table import Table
 
-from skim_export.bench.child import in_child
-from skim_export.bench.speed import at_least, machine, number, save_json
 from skim_export.checkpoint import resolve
+from skim_export.measure.child import in_child
+from skim_export.measure.speed import at_least, machine, number, save_json
 from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress_bar import ProgressBar

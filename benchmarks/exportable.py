@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 from measuring import Job
 
-from skim_export.budget import Budget
+from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Architecture, Checkpoint
-from skim_export.packed_checkpoint import PackedCheckpoint
+from skim_export.packed.checkpoint import PackedCheckpoint
+from skim_export.pipeline.budget import Budget
+from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.pipeline.quantize_model import allocate, linear_tasks
 from skim_export.quantize import CodebookType, Method, method_named
-from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate, linear_tasks
-from skim_export.statistics_store import StatisticsStore
 from skim_export.tuning import tune
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import SerialExecutor, do_tasks
@@ -71,7 +71,7 @@ def quantize_packed(
     codebook: CodebookType,
     progress: Progress,
 ) -> None:
-    """Quantize the linear layers by the steps of `skim_export.pipeline.export`.
+    """Quantize the linear layers by the steps of `skim_export.pipeline.export.export`.
 
     Args:
         checkpoint: the model.

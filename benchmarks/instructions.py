@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from skim_export.bench.speed import at_least, number, parse_shape, save_json
+from skim_export.measure.speed import at_least, number, parse_shape, save_json
 from skim_export.packed import CLASSES, LevelKind, class_bits, class_kind
 from skim_runtime.errors import UserError
 from skim_runtime.progress_bar import ProgressBar
@@ -28,6 +28,7 @@ from skim_runtime.progress_bar import ProgressBar
 __all__ = ["Count", "add_arguments", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
+SOURCES = ROOT / "custom_ops"
 BUILD = ROOT / "build" / "instructions"  # kept: the next run only compiles what has changed
 TARGET = "skim_kernel_loop"
 ARITHMETICS = ("exact", "integer")
@@ -105,14 +106,22 @@ def _program(name: str, how: str) -> str:
 def _built(cmake: str) -> Path:
     """The native loop, compiled as the operator library is."""
     for command in (
-        [cmake, "-S", str(ROOT), "-B", str(BUILD), "-DCMAKE_BUILD_TYPE=Release", "-DSKIM_BUILD_TESTS=ON"],
+        [
+            cmake,
+            "-S",
+            str(SOURCES),
+            "-B",
+            str(BUILD),
+            "-DCMAKE_BUILD_TYPE=Release",
+            "-DSKIM_BUILD_TESTS=ON",
+        ],
         [cmake, "--build", str(BUILD), "--parallel", "2", "--target", TARGET],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or ["no reason given"]
             raise UserError(f"{TARGET} cannot be built: {lines[0].strip()}")
-    return BUILD / "custom_ops" / TARGET
+    return BUILD / TARGET
 
 
 def _instructions(command: list[str], kernel: str, repetitions: int) -> int:

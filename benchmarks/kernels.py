@@ -1,7 +1,7 @@
 """Milliseconds of one linear layer inside onnxruntime, every width of ours against onnxruntime's own operators.
 
-What is measured: skim_export/bench/sessions.py says it. A time is that of a call divided by the number of copies. From
-32 tokens on, arithmetic takes longer than reading, and one copy is enough.
+What is measured: skim_export/measure/sessions.py says it. A time is that of a call divided by the number of copies.
+From 32 tokens on, arithmetic takes longer than reading, and one copy is enough.
 
 What it costs to run a node that does nothing, the share of the call included, is measured the same way and printed.
 
@@ -22,8 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from skim_export.bench.random_layers import dense_layer, model_of_nothing, nbits_layer, packed_layer
-from skim_export.bench.sessions import (
+from skim_export.measure.random_layers import dense_layer, model_of_nothing, nbits_layer, packed_layer
+from skim_export.measure.sessions import (
     MANY_TOKENS,
     Contender,
     LayerSession,
@@ -33,7 +33,15 @@ from skim_export.bench.sessions import (
     mean_seconds,
     open_session,
 )
-from skim_export.bench.speed import at_least, last_level_cache, machine, number, parse_shape, read_bandwidth, save_json
+from skim_export.measure.speed import (
+    at_least,
+    last_level_cache,
+    machine,
+    number,
+    parse_shape,
+    read_bandwidth,
+    save_json,
+)
 from skim_runtime.errors import UserError
 from skim_runtime.library import kernel_name, library_path
 from skim_runtime.progress import Progress

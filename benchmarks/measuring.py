@@ -14,13 +14,13 @@ import torch
 from dense_baselines import DenseLinear
 
 from skim_export.checkpoint import Architecture, Checkpoint, architecture_of
-from skim_export.modules import dequantized_model
+from skim_export.checkpoint.torch_reference import TorchReference
+from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.packed import PackedLinear
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import Model, compare
 from skim_runtime.progress import Progress
 from skim_runtime.text_file import read_text
-from skim_runtime.torch_reference import TorchReference
 
 __all__ = [
     "Distances",

@@ -29,18 +29,18 @@ from measuring import (
 from results import FULL, Results, Row, check_plot, plot, print_table
 from rich.console import Console
 
-from skim_export import pipeline
-from skim_export.bench.child import in_child, peak_megabytes
-from skim_export.budget import Budget
-from skim_export.calibrate_model import gather_statistics
+from skim_export.calibration.calibrate_model import gather_statistics
+from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
-from skim_export.files import sha256, write_json
-from skim_export.packed_checkpoint import PackedCheckpoint
+from skim_export.measure.child import in_child, peak_megabytes
+from skim_export.packed.checkpoint import PackedCheckpoint
+from skim_export.pipeline import export as pipeline
+from skim_export.pipeline.budget import Budget
+from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.pipeline.quantize_model import allocate
 from skim_export.quantize import CodebookType, even_bits
-from skim_export.quantize_layer import QuantizeOptions
-from skim_export.quantize_model import allocate
-from skim_export.statistics_store import StatisticsStore
 from skim_export.tuning import HELD_OUT
+from skim_export.work.files import sha256, write_json
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import SerialExecutor
 from skim_runtime.errors import UserError

@@ -29,11 +29,11 @@ from measuring import (
 from quality import add_common_arguments, announce, calibrate_once, full_precision_row, open_job
 from results import FULL, Results, Row, print_table
 
-from skim_export.bench.child import in_child, peak_megabytes
-from skim_export.budget import unpacked_parameters
 from skim_export.checkpoint import Architecture, Checkpoint
-from skim_export.files import sha256
 from skim_export.graph.reader import read_packed
+from skim_export.measure.child import in_child, peak_megabytes
+from skim_export.pipeline.budget import unpacked_parameters
+from skim_export.work.files import sha256
 from skim_runtime import Session
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rich.console import Console
 from rich.table import Table
 
-from skim_export.bench.speed import parse_shape
+from skim_export.measure.speed import parse_shape
 from skim_export.quantize import METHODS, quantize_linear, width_errors
 
 __all__ = ["add_arguments", "run"]

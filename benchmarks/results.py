@@ -13,7 +13,7 @@ from measuring import Distances
 from rich.console import Console
 from rich.table import Table
 
-from skim_export.files import write_json
+from skim_export.work.files import write_json
 from skim_runtime.errors import UserError
 
 __all__ = ["FULL", "Results", "Row", "check_plot", "gap", "plot", "print_table"]

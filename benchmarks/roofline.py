@@ -26,7 +26,7 @@ from ptxas_report import demangled
 from sass import Function, Instruction, disassemble, find_nvdisasm
 from text_table import markdown_table, write_markdown
 
-from skim_export.bench.speed import at_least, save_json
+from skim_export.measure.speed import at_least, save_json
 from skim_export.packed import level_bytes, row_bytes
 from skim_runtime.errors import UserError
 

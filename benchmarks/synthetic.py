@@ -25,7 +25,7 @@ from transformers import PreTrainedTokenizerFast
 
 from skim_export.checkpoint import Checkpoint, architecture_of
 from skim_export.checkpoint.skeleton import skeleton
-from skim_export.files import staged_directory, write_json
+from skim_export.work.files import staged_directory, write_json
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.progress_bar import ProgressBar

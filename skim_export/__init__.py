@@ -13,21 +13,23 @@ from typing import TYPE_CHECKING
 from skim_runtime.lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from skim_export.checkpoint.torch_reference import TorchReference
     from skim_export.packed import PackedLinear
-    from skim_export.pipeline import export
-    from skim_export.report import ExportReport, Part
+    from skim_export.pipeline.export import export
+    from skim_export.pipeline.report import ExportReport, Part
     from skim_runtime.errors import UserError
     from skim_runtime.progress import Progress
 
-__all__ = ["ExportReport", "PackedLinear", "Part", "Progress", "UserError", "export"]
+__all__ = ["ExportReport", "PackedLinear", "Part", "Progress", "TorchReference", "UserError", "export"]
 
 _MODULES = {
-    "ExportReport": "skim_export.report",
+    "ExportReport": "skim_export.pipeline.report",
     "PackedLinear": "skim_export.packed",
-    "Part": "skim_export.report",
+    "Part": "skim_export.pipeline.report",
     "Progress": "skim_runtime.progress",
+    "TorchReference": "skim_export.checkpoint.torch_reference",
     "UserError": "skim_runtime.errors",
-    "export": "skim_export.pipeline",
+    "export": "skim_export.pipeline.export",
 }
 
 __getattr__ = lazy_attributes(__name__, _MODULES)

@@ -7,14 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from skim_export import cost
 from skim_export.calibration import statistics, text
 from skim_export.checkpoint import resolve
+from skim_export.pipeline import cost
 
 from .elsewhere import elsewhere, in_this_thread
 
-# Processes that tests start must find the installed packages, not the sources in the working directory.
-os.environ["PYTHONSAFEPATH"] = "1"
 # TVM's pool of threads belongs to the process and never grows: whoever uses it first must leave enough for all tests.
 os.environ["TVM_NUM_THREADS"] = "2"
 

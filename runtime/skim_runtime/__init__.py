@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from skim_runtime.generation import Generation, generate
     from skim_runtime.session import Session
     from skim_runtime.tokenizer import TextStream, Tokenizer
-    from skim_runtime.torch_reference import TorchReference
 
 __all__ = [
     "Evaluation",
@@ -30,7 +29,6 @@ __all__ = [
     "Session",
     "TextStream",
     "Tokenizer",
-    "TorchReference",
     "UserError",
     "evaluate",
     "generate",
@@ -43,7 +41,6 @@ _MODULES = {
     "Session": "skim_runtime.session",
     "TextStream": "skim_runtime.tokenizer",
     "Tokenizer": "skim_runtime.tokenizer",
-    "TorchReference": "skim_runtime.torch_reference",
     "UserError": "skim_runtime.errors",
     "evaluate": "skim_runtime.evaluation",
     "generate": "skim_runtime.generation",

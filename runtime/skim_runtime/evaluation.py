@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_runtime.errors import UserError
+from skim_runtime.extensions import extension
 from skim_runtime.progress import Progress
 from skim_runtime.session import Session
 from skim_runtime.tokenizer import Tokenizer
@@ -21,7 +22,7 @@ ROWS = 64  # positions whose distributions are compared at once: bounds the memo
 
 
 class Model(Protocol):
-    """Anything that gives logits: `Session` and `TorchReference`."""
+    """Anything that gives logits, as `Session` does."""
 
     def logits(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Logits, float32 `[S, V]`, of the tokens `[S]`."""
@@ -131,12 +132,16 @@ def compare(
 
 
 def open_reference(model: str | Path, progress: Progress) -> Model:
-    """An exported directory as a `Session`, everything else as a `TorchReference`."""
+    """An exported directory as a `Session`; everything else is for torch, and skim-export loads it.
+
+    Raises:
+        UserError: it cannot be loaded, or skim-export is not installed.
+    """
     if (Path(model) / "genai_config.json").is_file():
         return Session(model)
-    from skim_runtime.torch_reference import TorchReference
-
-    return TorchReference.load(model, progress=progress)
+    load = extension("torch-reference", f"the reference {model}, a model for torch,")
+    reference: Model = load(model, progress=progress)
+    return reference
 
 
 def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:

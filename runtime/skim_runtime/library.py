@@ -6,6 +6,7 @@ import ctypes
 from pathlib import Path
 
 from skim_runtime.errors import UserError
+from skim_runtime.installed import installed_file
 
 __all__ = ["cuda_version", "kernel_name", "kernel_names", "library_path"]
 
@@ -16,10 +17,10 @@ def library_path() -> Path:
     Raises:
         UserError: the library has not been built.
     """
-    path = Path(__file__).resolve().parent / "lib" / "libskim_ops.so"
+    path = installed_file("skim_runtime", "lib/libskim_ops.so")
     if not path.is_file():
         raise UserError(
-            f"the operator library {path} is missing: build it with `pip install .` in the source directory"
+            f"the operator library {path} is missing: build it with `pip install ./runtime` in the source directory"
         )
     return path
 

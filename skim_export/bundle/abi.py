@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from skim_export.bundle.row_class import RowClass
+from skim_export.packed import RowClass
 
 __all__ = ["Kernels", "Product", "gather_name", "kernels_header", "prepare_name", "prepared_bytes"]
 

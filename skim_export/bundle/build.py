@@ -15,7 +15,7 @@ from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
 if TYPE_CHECKING:
-    from skim_export.report import ExportReport
+    from skim_export.pipeline.report import ExportReport
 
 __all__ = ["check_target", "export_bundle", "targets_of", "write_bundle"]
 
@@ -70,7 +70,7 @@ def export_bundle(
         target: a name in `targets/`, or the path of a file like those there.
         output: directory to write.
         progress: told of every step.
-        options: of `skim_export.pipeline.export`.
+        options: of `skim_export.pipeline.export.export`.
 
     Returns:
         The report of the export and the bundle's manifest.
@@ -79,7 +79,7 @@ def export_bundle(
         UserError: something given is wrong; nothing was written.
     """
     check_target(target)
-    from skim_export.pipeline import export
+    from skim_export.pipeline.export import export
 
     exported = output.with_name(f".{output.name}.model")  # where a tuning that was interrupted finds its state again
     try:

@@ -15,9 +15,9 @@ from skim_export.bundle.layout import WeightsFile
 from skim_export.bundle.lowering import read_program
 from skim_export.bundle.memory import make_plan
 from skim_export.bundle.program import Kind, Program
-from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.sources import Weights, makefile, model_source
-from skim_export.files import sha256, staged_directory, write_json
+from skim_export.packed import RowClass
+from skim_export.work.files import sha256, staged_directory, write_json
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress import Progress
 

@@ -18,8 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.bundle.abi import Product
-from skim_export.bundle.row_class import RowClass, row_classes
-from skim_export.packed import PackedLinear, row_bytes
+from skim_export.packed import PackedLinear, RowClass, row_bytes, row_classes
 
 __all__ = ["ALIGNMENT", "HEADER_BYTES", "LinearLayout", "RowsLayout", "WeightsFile"]
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from typing import Any, TypeVar
 
-from skim_export.bundle.row_class import RowClass
-from skim_export.packed import COLUMNS, LANES
+from skim_export.packed import COLUMNS, LANES, RowClass
 from skim_runtime.errors import UserError
 
 __all__ = ["Override", "Prefill", "Schedule", "Tile"]

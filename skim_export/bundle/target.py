@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Override, Schedule
+from skim_export.packed import RowClass
 from skim_runtime.errors import UserError
 
 __all__ = ["KINDS", "CpuTarget", "load_cpu_target", "read_target", "target_names", "target_path"]

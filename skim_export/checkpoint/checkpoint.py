@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skim_export.files import sha256
+from skim_export.work.files import sha256
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 

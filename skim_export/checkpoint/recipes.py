@@ -8,6 +8,7 @@ import re
 import tomllib
 from dataclasses import dataclass
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 
 from skim_runtime.errors import UserError
@@ -17,7 +18,7 @@ from .wheel import WheelSource, checkpoint_from_wheel
 
 __all__ = ["HubSource", "Recipe", "cache_directory", "default_bits", "load_recipes", "resolve"]
 
-RECIPES = Path(__file__).parent.parent / "models"
+RECIPES = files("skim_export.models")
 DEFAULT_BITS = 3.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -58,8 +59,9 @@ class Recipe:
 def load_recipes() -> dict[str, Recipe]:
     """All recipes by alias, in alphabetical order."""
     recipes = {}
-    for path in sorted(RECIPES.glob("*.toml")):
-        entry = tomllib.loads(path.read_text(encoding="utf-8"))
+    texts = {path.name: path.read_text("utf-8") for path in RECIPES.iterdir() if path.name.endswith(".toml")}
+    for _, text in sorted(texts.items()):
+        entry = tomllib.loads(text)
         source = dict(entry["source"])
         kind = {"hub": HubSource, "wheel": WheelSource}[source.pop("kind")]
         recipe = Recipe(

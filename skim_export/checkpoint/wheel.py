@@ -10,7 +10,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from skim_export.files import sha256
+from skim_export.work.files import sha256
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 

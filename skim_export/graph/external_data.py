@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from skim_export.files import fsync
+from skim_export.work.files import fsync
 from skim_runtime.progress import Progress
 
 __all__ = ["save_model"]

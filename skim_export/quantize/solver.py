@@ -13,11 +13,12 @@ import ctypes
 import os
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+
+from skim_runtime.installed import installed_file
 
 if TYPE_CHECKING:
     import torch
@@ -137,7 +138,7 @@ def _array(dtype: type, ndim: int) -> type:
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(Path(__file__).with_name("libskim_solver.so")))
+    library = ctypes.CDLL(str(installed_file("skim_export.quantize", "libskim_solver.so")))
     layer, number, flag = ctypes.POINTER(_NativeLayer), ctypes.c_int32, ctypes.c_bool
     floats, doubles, vector = _array(np.float32, 2), _array(np.float64, 2), _array(np.float64, 1)
     bits, codes, singles = _array(np.uint8, 1), _array(np.uint8, 2), _array(np.float32, 1)

@@ -16,8 +16,8 @@ from torch import nn
 
 from skim_export.calibration.streaming import StreamedModel
 from skim_export.checkpoint import Architecture, Checkpoint, Linear
-from skim_export.files import fsync
-from skim_export.packed_checkpoint import PackedCheckpoint
+from skim_export.packed.checkpoint import PackedCheckpoint
+from skim_export.work.files import fsync
 from skim_runtime.errors import UserError
 
 from .adam import Adam

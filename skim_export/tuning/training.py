@@ -30,7 +30,7 @@ from skim_export.calibration.passes import (
 from skim_export.calibration.streaming import StreamedModel
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Architecture, Checkpoint
-from skim_export.packed_checkpoint import PackedCheckpoint
+from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 

@@ -11,12 +11,11 @@ import platform
 import socket
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import chdir, closing
+from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skim_export.report import versions
+from skim_export.pipeline.report import versions
 from skim_export.work.device import float32_products
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import Task
@@ -147,10 +146,7 @@ def connect(address: str, threads: int | None, device: torch.device | None = Non
         raise UserError("--ray needs Ray: pip install 'skim-export[ray]'") from error
     _check_answer(address)
     try:
-        # Workers look for modules in the current directory first. It may hold another copy of this package, as a
-        # checkout does; so that be current for a moment which has the one that is running.
-        with chdir(Path(__file__).parents[2]):
-            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"--ray {address}: {reason}; if the cluster wants a token, set RAY_AUTH_MODE=token") from error

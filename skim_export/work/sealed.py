@@ -10,7 +10,7 @@ from uuid import uuid4
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.files import fsync, sha256
+from skim_export.work.files import fsync, sha256
 
 __all__ = ["any_sealed", "is_sealed", "remove_partial", "remove_sealed", "write_sealed", "write_sealed_array"]
 

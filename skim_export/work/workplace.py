@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from skim_export.files import disk_error, fsync, write_json
+from skim_export.work.files import disk_error, fsync, write_json
 from skim_export.work.sealed import any_sealed, remove_partial
 from skim_runtime.errors import UserError
 

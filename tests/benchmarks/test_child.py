@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skim_export.bench.child import in_child, peak_megabytes
+from skim_export.measure.child import in_child, peak_megabytes
 from skim_runtime.progress_bar import ProgressBar
 
 

@@ -23,7 +23,7 @@ from cuda_library import CudaLibrary
 from cuda_speed import read_bandwidth, take_turns
 from text_table import markdown_table, write_markdown
 
-from skim_export.bench.random_linear import random_linear
+from skim_export.measure.random_linear import random_linear
 from skim_runtime.errors import UserError
 
 from ..custom_ops.native import build_cuda_on_cpu

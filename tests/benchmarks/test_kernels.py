@@ -6,8 +6,8 @@ import kernels
 import numpy as np
 import pytest
 
-from skim_export.bench import random_layers
-from skim_export.bench.sessions import LayerSession, cold_layers
+from skim_export.measure import random_layers
+from skim_export.measure.sessions import LayerSession, cold_layers
 from skim_export.packed import PackedLinear
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path

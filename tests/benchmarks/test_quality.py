@@ -39,8 +39,8 @@ def files(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _few_calibration_tokens(monkeypatch):
-    monkeypatch.setattr("skim_export.pipeline.SEQUENCES", 2)
-    monkeypatch.setattr("skim_export.pipeline.SEQUENCE_LENGTH", 32)
+    monkeypatch.setattr("skim_export.pipeline.export.SEQUENCES", 2)
+    monkeypatch.setattr("skim_export.pipeline.export.SEQUENCE_LENGTH", 32)
 
 
 def through_pickle(value):

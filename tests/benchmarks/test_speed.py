@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from skim_export.bench import speed
+from skim_export.measure import speed
 from skim_runtime.errors import UserError
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from skim_export.bundle.bundle import MANIFEST
-from skim_export.cli import main
+from skim_export.cli.main import main
 from skim_runtime import Session, generate
 
 from ..tiny_models import tiny_llama

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from skim_export.bench.measure.program import Program
 from skim_export.bundle.abi import Product
-from skim_export.bundle.row_class import RowClass, row_classes
 from skim_export.bundle.target import load_cpu_target, target_names
-from skim_export.packed import LevelKind
+from skim_export.measure.running.program import Program
+from skim_export.packed import LevelKind, RowClass, row_classes
 
 from ..random_packed import random_packed
 from ..tools import require, require_packages

@@ -2,9 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.target import DIRECTORY, load_cpu_target, target_names
-from skim_export.packed import LevelKind
+from skim_export.packed import LevelKind, RowClass
 from skim_runtime import UserError
 
 from ..tools import require_packages

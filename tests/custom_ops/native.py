@@ -14,16 +14,16 @@ CUDA_ON_CPU = ("skim_cuda_on_cpu", "skim_emulation_test")  # CMake targets
 
 
 def build_native(name, options, targets=("skim_ops", "skim_kernel_test"), root=ROOT):
-    """Build CMake targets in `build/NAME` of `root`, kept between runs; the directory of those of custom_ops/."""
+    """Build CMake targets in `build/NAME` of `root`, kept between runs; that directory."""
     directory = root / "build" / name
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
     for command in (
-        ["cmake", *generator, "-S", str(root), "-B", str(directory), "-DSKIM_BUILD_TESTS=ON", *options],
+        ["cmake", *generator, "-S", str(root / "custom_ops"), "-B", str(directory), "-DSKIM_BUILD_TESTS=ON", *options],
         ["cmake", "--build", str(directory), "--parallel", "2", "--target", *targets],
     ):
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
-    return directory / "custom_ops"
+    return directory
 
 
 def build_cuda_on_cpu():

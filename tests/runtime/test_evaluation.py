@@ -3,7 +3,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from skim_runtime import Session, TorchReference, UserError, evaluate
+from skim_export import TorchReference
+from skim_runtime import Session, UserError, evaluate
 from skim_runtime.progress import Progress
 
 TOKENS = np.random.default_rng(4).integers(2, 300, 150).tolist()

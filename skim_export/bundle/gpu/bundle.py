@@ -15,7 +15,7 @@ from skim_export.bundle.gpu.target import GpuTarget
 from skim_export.bundle.gpu.write import write_kernels
 from skim_export.bundle.layout import LinearLayout
 from skim_export.bundle.lowering import read_program
-from skim_export.files import staged_directory, write_json
+from skim_export.work.files import staged_directory, write_json
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress import Progress
 

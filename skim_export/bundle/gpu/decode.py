@@ -36,8 +36,7 @@ from skim_export.bundle.gpu.weights import (
     code_of,
     steps,
 )
-from skim_export.bundle.row_class import RowClass
-from skim_export.packed import LevelKind
+from skim_export.packed import LevelKind, RowClass
 
 __all__ = ["decode_kernel"]
 

@@ -14,8 +14,7 @@ from tvm.tirx.build import codegen_build
 from skim_export.bundle.gpu.kernel import Kernel
 from skim_export.bundle.gpu.kernel_list import Argument, KernelEntry
 from skim_export.bundle.gpu.target import GpuTarget
-from skim_export.bundle.row_class import RowClass
-from skim_export.packed import LevelKind
+from skim_export.packed import LevelKind, RowClass
 from skim_runtime.errors import UserError
 
 __all__ = ["emit"]

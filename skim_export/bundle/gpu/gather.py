@@ -6,7 +6,7 @@ from skim_export.bundle.gpu.kernel import Kernel
 from skim_export.bundle.gpu.kernel_list import GridAxis
 from skim_export.bundle.gpu.tir import buffer, function, launch, let, minimum, scalar, serial, store, when
 from skim_export.bundle.gpu.weights import CODES, LANES_OF_WORD, RowCodes, RowLevels, Weights, block_at, code_of
-from skim_export.bundle.row_class import RowClass
+from skim_export.packed import RowClass
 
 __all__ = ["gather_kernel"]
 

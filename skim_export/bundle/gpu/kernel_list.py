@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from skim_export.files import write_json
+from skim_export.work.files import write_json
 
 __all__ = ["FILE", "Argument", "GridAxis", "KernelEntry", "KernelList", "load_kernel_list"]
 

@@ -10,7 +10,7 @@ from skim_export.bundle.gpu.kernel import Kernel
 from skim_export.bundle.gpu.prefill import prefill_kernel
 from skim_export.bundle.gpu.prepare import prepare_kernel
 from skim_export.bundle.gpu.schedule import Schedule
-from skim_export.bundle.row_class import RowClass
+from skim_export.packed import RowClass
 
 __all__ = ["kernels_for"]
 

@@ -9,8 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.bundle.gpu.kernel_list import KernelEntry, KernelList
-from skim_export.bundle.row_class import row_classes
-from skim_export.packed import PackedLinear, row_bytes
+from skim_export.packed import PackedLinear, row_bytes, row_classes
 
 __all__ = ["ClassRows", "Launch", "class_rows", "device_tensors", "gather", "prepare", "product"]
 

@@ -25,7 +25,7 @@ from skim_export.bundle.gpu.tir import (
     when,
 )
 from skim_export.bundle.gpu.weights import CODES, LANES_OF_WORD, RowCodes, RowLevels, Weights, block_at, code_of
-from skim_export.bundle.row_class import RowClass
+from skim_export.packed import RowClass
 
 __all__ = ["prefill_kernel"]
 

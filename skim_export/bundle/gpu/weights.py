@@ -23,8 +23,7 @@ from skim_export.bundle.gpu.tir import (
     select,
     uint32,
 )
-from skim_export.bundle.row_class import RowClass
-from skim_export.packed import COLUMNS, FIELDS, LANES, LevelKind
+from skim_export.packed import COLUMNS, FIELDS, LANES, LevelKind, RowClass
 
 __all__ = ["CODES", "LANES_OF_WORD", "Block", "RowCodes", "RowLevels", "Weights", "block_at", "code_of", "steps"]
 

@@ -10,7 +10,7 @@ from skim_export.bundle.gpu.kernel_list import KernelEntry, KernelList
 from skim_export.bundle.gpu.kernels import kernels_for
 from skim_export.bundle.gpu.nvcc import compile_cubins
 from skim_export.bundle.gpu.target import LANGUAGES, GpuTarget
-from skim_export.bundle.row_class import RowClass
+from skim_export.packed import RowClass
 
 __all__ = ["write_kernels"]
 

@@ -16,9 +16,9 @@ from skim_export.bundle.kernels.gather import gather
 from skim_export.bundle.kernels.lookup import FLOAT_LOOKUPS, LOOKUPS, Lookups
 from skim_export.bundle.kernels.matmul import matmul
 from skim_export.bundle.kernels.prepare import prepare
-from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Schedule
 from skim_export.bundle.target import CpuTarget
+from skim_export.packed import RowClass
 from skim_runtime.errors import UserError
 
 __all__ = ["Kernel", "compile_functions", "compile_kernels", "compile_scheduled"]

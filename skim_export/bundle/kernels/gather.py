@@ -10,8 +10,7 @@ from tvm.tirx.script import builder as T
 from skim_export.bundle.kernels.lookup import Lookups
 from skim_export.bundle.kernels.tir import constant, parameters, store
 from skim_export.bundle.kernels.weights import Piece, Weights, each_piece, padded, weight_parameters
-from skim_export.bundle.row_class import RowClass
-from skim_export.packed import COLUMNS
+from skim_export.packed import COLUMNS, RowClass
 
 __all__ = ["gather"]
 

@@ -14,9 +14,8 @@ from skim_export.bundle.kernels.codes import CODES
 from skim_export.bundle.kernels.lookup import Lookups
 from skim_export.bundle.kernels.tir import Buffer, Expr, constant, load, local, parameters, part, store
 from skim_export.bundle.kernels.weights import Piece, Row, Weights, each_piece, padded, weight_parameters
-from skim_export.bundle.row_class import RowClass
 from skim_export.bundle.schedule import Prefill, Schedule, Tile
-from skim_export.packed import COLUMNS, LANES
+from skim_export.packed import COLUMNS, LANES, RowClass
 
 __all__ = ["matmul"]
 

@@ -25,8 +25,7 @@ from skim_export.bundle.kernels.tir import (
     store,
     vector_type,
 )
-from skim_export.bundle.row_class import RowClass
-from skim_export.packed import COLUMNS, LANES, LevelKind
+from skim_export.packed import COLUMNS, LANES, LevelKind, RowClass
 
 __all__ = ["Piece", "Row", "Weights", "each_piece", "padded", "weight_parameters"]
 

@@ -3,8 +3,7 @@
 import numpy as np
 
 from skim_export.bundle.gpu.launch import class_rows, device_tensors, gather, prepare, product
-from skim_export.bundle.row_class import RowClass
-from skim_export.packed import LevelKind
+from skim_export.packed import LevelKind, RowClass
 
 TABLES = [RowClass(LevelKind.TABLE, b, codebook) for codebook in ("int8", "float16") for b in range(1, 9)]
 AFFINE = [RowClass(LevelKind.AFFINE, b, None) for b in range(1, 9)]

@@ -20,7 +20,7 @@ def packed():
 
 @pytest.fixture(scope="module", params=LANGUAGES)
 def directory(request, bundle, packed):
-    from skim_export.bundle.row_class import row_classes
+    from skim_export.packed import row_classes
 
     return bundle(request.param, row_classes(packed))
 
@@ -81,7 +81,7 @@ def test_source_agrees_with_kernels_json(directory, kernels):
 
 
 def test_same_bytes_every_time(directory, kernels, bundle, packed):
-    from skim_export.bundle.row_class import row_classes
+    from skim_export.packed import row_classes
 
     again = bundle(kernels.language, row_classes(packed))
     for path in sorted(directory.iterdir()):

@@ -11,7 +11,9 @@ from ..native import ROOT, build_native, run_tests
 
 
 def configure(build, *options):
-    return subprocess.run(["cmake", "-S", str(ROOT), "-B", str(build), *options], capture_output=True, text=True)
+    return subprocess.run(
+        ["cmake", "-S", str(ROOT / "custom_ops"), "-B", str(build), *options], capture_output=True, text=True
+    )
 
 
 def test_on_needs_the_toolkit(tmp_path):

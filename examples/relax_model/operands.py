@@ -1,0 +1,116 @@
+"""The packed linears of a graph as Relax sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import onnx
+from tvm import relax
+
+from relax_model.parameters import Derivation, Parameters
+from skim_export.bundle.abi import Kernels, Product
+from skim_export.bundle.kernels.compile import compile_kernels
+from skim_export.bundle.target import CpuTarget
+from skim_export.packed import FORMAT_VERSION, PackedLinear, row_classes
+from skim_runtime.errors import UserError
+from skim_runtime.model_directory import INTEGER_ACCURACY, MAX_INTEGER_COLUMNS
+
+__all__ = ["PackedOperand", "kernels_for", "packed_operands"]
+
+
+@dataclass(frozen=True)
+class PackedOperand:
+    """A packed linear in Relax.
+
+    Attributes:
+        linear: its sizes and row classes; its tensors are not looked at.
+        integer: whether it is multiplied in integers.
+        codes: variable of the codes, uint8 as stored.
+        codebook: of the codebooks, int8 or float16 as stored.
+        row_scale: of scales and offsets, float32 in the order that is stored.
+        row_index: of the original row of each stored one, int32 `[N]`.
+        column_scale: float32 `[K]`.
+        bias: float32 `[N]`, or None.
+        stored_row: int32 `[N]`, the inverse of row_index, if rows are gathered; otherwise None.
+    """
+
+    linear: PackedLinear
+    integer: bool
+    codes: relax.Var
+    codebook: relax.Var
+    row_scale: relax.Var
+    row_index: relax.Var
+    column_scale: relax.Var
+    bias: relax.Var | None
+    stored_row: relax.Var | None
+
+    @property
+    def products(self) -> list[Product]:
+        """What kernels multiply, one class after the other."""
+        size = (self.linear.out_features, self.linear.in_features)
+        return [Product(row_class, self.integer, *size) for row_class in row_classes(self.linear)]
+
+    @property
+    def row_counts(self) -> list[relax.Expr]:
+        """Rows of each class that there is."""
+        return [relax.prim_value(count) for count in self.linear.rows_per_class if count]
+
+
+def packed_operands(node: onnx.NodeProto, parameters: Parameters) -> list[PackedOperand]:
+    """The packed linears of a node of our domain: one, or gate and up of a `LutSwiglu`.
+
+    Raises:
+        UserError: the node is of another version of the format.
+        PackedFormatError: a tensor violates the format.
+    """
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    if (version := attributes.get("version")) != FORMAT_VERSION:
+        raise UserError(f"{node.op_type} {node.name!r}: version must be {FORMAT_VERSION}, got {version}")
+    prefixes = ["gate_", "up_"] if node.op_type == "LutSwiglu" else [""]
+    operands = []
+    for i, prefix in enumerate(prefixes):
+        first = 1 + i * len(PackedLinear.TENSORS)
+        source = dict(zip(PackedLinear.TENSORS, node.input[first : first + len(PackedLinear.TENSORS)], strict=True))
+        packed = PackedLinear(
+            out_features=attributes["N"],
+            in_features=attributes["K"],
+            rows_per_class=tuple(attributes[f"{prefix}rows_per_class"]),
+            **{name: parameters.tensors[tensor] for name, tensor in source.items()},
+        )
+        packed.validate()
+        # docs/format.md, "Arithmetic".
+        integer = (
+            attributes.get("accuracy_level") == INTEGER_ACCURACY
+            and packed.in_features <= MAX_INTEGER_COLUMNS
+            and (packed.codebook.size == 0 or packed.codebook.dtype.name == "int8")
+        )
+        variable = parameters.variable
+        rows, columns = (packed.out_features,), (packed.in_features,)
+        column_scale: Derivation = "float32" if packed.column_scale.size else "ones"
+        gathered = node.op_type == "LutGather"
+        operand = PackedOperand(
+            linear=packed,
+            integer=integer,
+            codes=variable(source["codes"]),
+            codebook=variable(source["codebook"]),
+            row_scale=variable(source["row_scale"], "float32"),
+            row_index=variable(source["row_class"], "row_index", rows),
+            column_scale=variable(source["column_scale"], column_scale, columns),
+            bias=variable(source["bias"]) if packed.bias.size else None,
+            stored_row=variable(source["row_class"], "stored_row", rows) if gathered else None,
+        )
+        operands.append(operand)
+    return operands
+
+
+def kernels_for(operands: Iterable[PackedOperand], target: CpuTarget) -> Kernels:
+    """Compile the kernels that products with packed linears, and gathering rows of them, need.
+
+    Raises:
+        UserError: the target's file is wrong, or TVM does not accept it.
+    """
+    operands = list(operands)
+    products = {product for packed in operands if packed.stored_row is None for product in packed.products}
+    gathers = {product.row_class for packed in operands if packed.stored_row is not None for product in packed.products}
+    return compile_kernels(sorted(products), sorted(gathers), target)

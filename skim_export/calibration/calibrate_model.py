@@ -1,0 +1,160 @@
+"""Calibration statistics of a model, by this process block after block, or by many in pieces."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.calibration import (
+    Activations,
+    LinearStatistics,
+    block_statistics,
+    calibrate,
+    trace_sequences,
+    traced_vocabulary_statistics,
+)
+from skim_export.calibration.passes import GROUP
+from skim_export.calibration.statistics_store import StatisticsStore
+from skim_export.checkpoint import Architecture, Checkpoint, Linear
+from skim_export.work.tasks import Executor, Task, do_tasks
+from skim_runtime.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
+
+Statistics: TypeAlias = Callable[[], Iterator[tuple[Linear, LinearStatistics]]]
+
+__all__ = ["calibrating_bytes", "gather_statistics", "spread_statistics"]
+
+TRACED_TOGETHER = 8  # sequences of a task
+IN_WORK = 6  # times the activations of a sequence that a thread holds while it goes backwards through them
+FLOAT = 4
+
+
+def gather_statistics(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    tokens: npt.NDArray[np.int64],
+    store: StatisticsStore,
+    *,
+    vocabulary: bool = False,
+    threads: int,
+    device: torch.device | None = None,
+    progress: Progress,
+) -> None:
+    """Run the calibration tokens `[S, T]` through the model and keep the statistics of every linear layer.
+
+    With `vocabulary`, also of embedding and head. What was kept of the same tokens before is not computed again.
+    """
+    wanted = _wanted(architecture, vocabulary)
+    kept = {linear.name for linear in wanted if store.is_complete(linear.name)}
+    if len(kept) == len(wanted):
+        return
+    directory = store.directory / "activations"
+    statistics = partial(
+        calibrate,
+        checkpoint,
+        architecture,
+        tokens,
+        Activations(directory),
+        vocabulary=vocabulary,
+        is_kept=lambda linear: linear.name in kept,
+        threads=threads,
+        device=device,
+        progress=progress,
+    )
+    _keep(statistics, store)
+    shutil.rmtree(directory)
+
+
+def spread_statistics(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    tokens: npt.NDArray[np.int64],
+    store: StatisticsStore,
+    *,
+    vocabulary: bool = False,
+    executor: Executor,
+    progress: Progress,
+) -> None:
+    """The same in tasks, which together take longer and more disk, but can be done at the same time.
+
+    Args:
+        checkpoint: the model.
+        architecture: of the model.
+        tokens: int64 `[S, T]`.
+        store: where the statistics go.
+        vocabulary: whether those of embedding and head are wanted, too.
+        executor: does the tasks.
+        progress: sees two stages, "calibrating sequences" and "calibrating blocks".
+
+    Raises:
+        UserError: the loss or a gradient is not finite.
+    """
+    if all(store.is_complete(linear.name) for linear in _wanted(architecture, vocabulary)):
+        return
+    directory, resources = store.directory / "activations", executor.resources
+    where: dict[str, Any] = {"threads": resources.workers, "device": resources.device}
+    memory = calibrating_bytes(architecture, tokens.shape, resources.workers, vocabulary)
+    traces, tasks = [], []
+    for start in range(0, len(tokens), TRACED_TOGETHER):
+        some = tokens[start : start + TRACED_TOGETHER]
+        trace = Activations(directory / f"sequences-{start}")
+        work = partial(trace_sequences, checkpoint, architecture, some, trace, **where)
+        tasks.append(Task(f"sequence {start}", work, trace.paths(len(architecture.blocks)), memory))
+        traces.append(trace)
+    do_tasks("calibrating sequences", tasks, executor, progress)
+
+    def task(name: str, linears: list[Linear], statistics: Statistics) -> Task:
+        return Task(name, partial(_keep, statistics, store), tuple(store.path(x.name) for x in linears), memory)
+
+    tasks = [
+        task(
+            f"block {index}",
+            linears,
+            partial(block_statistics, checkpoint, architecture, index, tokens, traces, **where),
+        )
+        for index, linears in enumerate(architecture.blocks)
+    ]
+    if vocabulary:
+        statistics = partial(traced_vocabulary_statistics, checkpoint, architecture, tokens, traces, **where)
+        tasks.append(task("vocabulary", architecture.vocabulary_linears, statistics))
+    do_tasks("calibrating blocks", tasks, executor, progress)
+    shutil.rmtree(directory)
+
+
+def _wanted(architecture: Architecture, vocabulary: bool) -> list[Linear]:
+    return architecture.linears + (architecture.vocabulary_linears if vocabulary else [])
+
+
+def _keep(statistics: Statistics, store: StatisticsStore) -> None:
+    for linear, of_linear in statistics():
+        store.write(linear.name, of_linear)
+        del of_linear  # 1 GB perhaps, which the next block needs
+
+
+def calibrating_bytes(architecture: Architecture, text: tuple[int, ...], threads: int, vocabulary: bool) -> int:
+    """Memory that calibration takes, an estimate: a block with its statistics and what it sees; or the head.
+
+    Args:
+        architecture: of the model.
+        text: sequences, S, and their length, T.
+        threads: sequences that are worked on at the same time.
+        vocabulary: whether the statistics of embedding and head are wanted, too.
+    """
+    sequences, length = text
+    hidden = FLOAT * sequences * length * architecture.hidden_size
+    blocks = []
+    for block in architecture.blocks:
+        weights = FLOAT * sum(linear.out_features * linear.in_features for linear in block)
+        moments = [FLOAT * linear.in_features**2 for linear in block]
+        channels = sum(linear.out_features + linear.in_features for linear in block)
+        seen = FLOAT * length * channels * (min(GROUP, sequences) + IN_WORK * threads)
+        blocks.append(2 * weights + sum(moments) + max(max(moments), seen))
+    head = FLOAT * architecture.vocabulary_size * architecture.hidden_size
+    return 3 * hidden + max(*blocks, 3 * head if vocabulary else head)

@@ -1,0 +1,1 @@
+"""The command lines: each parses and prints; all that is done between is in public functions of the same names."""

@@ -1,0 +1,287 @@
+"""What an export will take, said before it starts: time, memory and disk.
+
+Times come from small pieces of the very work, measured on this machine now; sizes follow from the shapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from skim_export.calibration.passes import BlockBackward, Factors, forward
+from skim_export.calibration.sums import LinearSums
+from skim_export.calibration.text import GROUP as WRITTEN_TOGETHER
+from skim_export.calibration.workers import workers
+from skim_export.checkpoint import Linear, linear_weight
+from skim_export.graph.genai_builder import PRECISIONS
+from skim_export.packed import level_bytes
+from skim_export.pipeline.budget import graph_bytes, other_bytes, widths_around
+from skim_export.pipeline.job import Job
+from skim_export.pipeline.memory import peak_memory
+from skim_export.quantize import (
+    Columns,
+    Coupling,
+    even_bits,
+    fit_column_scale,
+    quantize_rows,
+    quantize_uniform,
+    unit_column_scale,
+    width_errors,
+)
+from skim_export.tuning.training import EPOCHS, EVERY, HELD_OUT
+from skim_export.work.device import synchronize
+from skim_export.work.files import fsync
+from skim_export.work.heap import return_freed_memory
+from skim_export.work.tasks import SerialExecutor
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Cost", "estimate_cost"]
+
+PROBED_ROWS = 64  # for each thread
+PROBED_DEVICE_ROWS = 2048  # on a device, where fewer rows take as long
+PROBED_FACTOR = 1024  # columns of the matrix that is factored; the time grows with their cube
+PROBED_FILE = 16 << 20  # bytes
+STATISTICS_BYTES = 2  # of a weight's Fisher information, and of a correlation
+STATES = 3  # a tuned level and its two moments
+FLOAT = 4
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an export will take.
+
+    Attributes:
+        seconds: time of every step, by name.
+        memory: peak of resident memory, bytes.
+        disk: bytes on the disk at the most, the output included.
+        output: bytes of the output.
+    """
+
+    seconds: dict[str, float]
+    memory: int
+    disk: int
+    output: int
+
+
+def estimate_cost(job: Job) -> Cost:
+    """Measure small pieces of an export, and tell what all of it takes; what an earlier run has done is not counted."""
+    output = _output_bytes(job)
+    packed = output - _other_bytes(job)
+    disk = 2 * output + _statistics_bytes(job) + _tuning_bytes(job, packed)
+    memory = peak_memory(job)  # before this process grows with what follows
+    seconds = _disk_seconds(job, output)
+    seconds |= _text_seconds(job) if job.calibrates else {}
+    seconds["quantizing"] = _quantizing_seconds(job) / job.executor.tasks_at_once
+    return_freed_memory()
+    return Cost(seconds, memory, disk, output)
+
+
+def _linear_weights(job: Job) -> int:
+    return sum(linear.out_features * linear.in_features for linear in job.options.budgeted(job.architecture))
+
+
+def _other_bytes(job: Job) -> int:
+    float_bytes = PRECISIONS[job.ep][1].bitwidth // 8
+    rest = other_bytes(job.checkpoint, job.architecture, job.options.head_bits, job.options.codebook, float_bytes)
+    return rest + graph_bytes(len(job.architecture.blocks), len(widths_around(job.budget.bits)))
+
+
+def _output_bytes(job: Job) -> int:
+    stored = job.budget.bits * _linear_weights(job) / 8
+    if not job.budget.stored:
+        width = min(8, math.ceil(job.budget.bits))
+        per_row = level_bytes(width, job.options.codebook, affine=job.options.method.levels == "range") + 1
+        stored += per_row * sum(linear.out_features for linear in job.options.budgeted(job.architecture))
+    return int(stored) + _other_bytes(job)
+
+
+def _statistics_bytes(job: Job) -> int:
+    """Calibration statistics, and activations between blocks."""
+    if not job.calibrates:
+        return 0
+    linears = job.architecture.linears
+    statistics = sum(x.out_features * x.in_features + x.in_features**2 for x in linears) * STATISTICS_BYTES
+    activations = FLOAT * math.prod(job.text) * job.architecture.hidden_size * (len(job.architecture.blocks) + 2)
+    return statistics + activations * (1 if isinstance(job.executor, SerialExecutor) else 2)  # gradients of all blocks
+
+
+def _tuning_bytes(job: Job, packed: int) -> int:
+    """The tuned layers beside the others, and the state of tuning."""
+    if not job.effort.tune:
+        return 0
+    levels = 1 << math.ceil(job.budget.bits)
+    return packed + FLOAT * STATES * levels * sum(linear.out_features for linear in job.architecture.linears)
+
+
+def _disk_seconds(job: Job, output: int) -> dict[str, float]:
+    """Hashing the model; writing the packed layers and then the model, each hashed."""
+    content = os.urandom(PROBED_FILE)
+    hashing = _seconds(lambda: hashlib.sha256(content).digest())
+    writing = 0.0
+    with (
+        contextlib.suppress(OSError),  # a full disk may become empty; a place that cannot be written to is found later
+        tempfile.TemporaryDirectory(dir=_existing(job.output.parent.resolve())) as directory,
+    ):
+        path = Path(directory) / "probe"
+        writing = _seconds(lambda: path.write_bytes(content)) + _seconds(lambda: fsync(path))
+    model = sum(file.stat().st_size for file in job.checkpoint.path.glob("*.safetensors"))
+    return {
+        "hashing the model": model / PROBED_FILE * hashing,
+        "writing": output / PROBED_FILE * 2 * (writing + hashing),
+    }
+
+
+def _existing(directory: Path) -> Path:
+    while not directory.is_dir():
+        directory = directory.parent
+    return directory
+
+
+def _quantizing_seconds(job: Job) -> float:
+    """All layers, from some rows of one layer of each width; workers are taken to be as fast as this machine."""
+    total = 0.0
+    by_columns: dict[int, list[Linear]] = {}
+    for linear in job.options.budgeted(job.architecture):
+        by_columns.setdefault(linear.in_features, []).append(linear)
+    for columns, linears in by_columns.items():
+        rows = min(_probed_rows(job), linears[0].out_features)
+        seconds = _seconds(partial(_quantize_some, job, linears[0], rows))
+        total += seconds / rows * sum(linear.out_features for linear in linears)
+        if job.options.method.correlated:
+            total += _factor_seconds(job, columns) * len(linears)
+    if job.options.head_bits is not None:
+        for linear in job.architecture.vocabulary_linears:
+            rows = min(_probed_rows(job), linear.out_features)
+            seconds = _seconds(partial(_quantize_uniformly, job, linear, rows))
+            total += seconds / rows * linear.out_features
+    return total
+
+
+def _probed_rows(job: Job) -> int:
+    resources = job.executor.resources
+    return PROBED_ROWS * resources.threads if resources.device is None else PROBED_DEVICE_ROWS
+
+
+def _quantize_some(job: Job, linear: Linear, rows: int) -> None:
+    """Some rows, all weights alike and columns that do not go together: that takes about as long."""
+    method, threads, device = job.options.method, job.executor.resources.threads, job.executor.resources.device
+    weight = linear_weight(job.checkpoint, linear, slice(0, rows))
+    sensitivity = None if method.objective is None else np.ones_like(weight)
+    bits = even_bits(rows, min(8, job.budget.bits))
+    if method.allocation:
+        width_errors(weight, sensitivity, widths_around(job.budget.bits), threads=threads, device=device)
+    scale = unit_column_scale(weight)
+    if method.column_scale and sensitivity is not None:
+        scale = fit_column_scale(weight, sensitivity, bits, threads, device)
+    coupling = None
+    if method.correlated:
+        identity = np.eye(linear.in_features, dtype=np.float32)
+        coupling = Coupling(identity, np.arange(linear.in_features), identity)
+    quantize_rows(
+        weight,
+        sensitivity,
+        bits,
+        method,
+        Columns(scale, coupling),
+        codebook=job.options.codebook,
+        threads=threads,
+        device=device,
+    ).pack()
+
+
+def _quantize_uniformly(job: Job, linear: Linear, rows: int) -> None:
+    weight = linear_weight(job.checkpoint, linear, slice(0, rows))
+    bits = job.options.head_bits
+    assert bits is not None  # see the caller
+    resources = job.executor.resources
+    quantize_uniform(
+        weight, bits, codebook=job.options.codebook, threads=resources.threads, device=resources.device
+    ).pack()
+
+
+def _factor_seconds(job: Job, columns: int) -> float:
+    size = min(columns, PROBED_FACTOR)
+    seconds = _seconds(lambda: Coupling.of(np.eye(size, dtype=np.float32), None, job.executor.resources.device))
+    return seconds * (columns / size) ** 3
+
+
+def _text_seconds(job: Job) -> dict[str, float]:
+    """Calibration, writing its text, and tuning, from one sequence in one block."""
+    sequences, length = job.text
+    blocks, at_once = len(job.architecture.blocks), job.resources.workers
+    one = _BlockTimes(job, length, job.resources.device)
+    calibrated = sequences - (HELD_OUT if job.effort.tune else 0)
+    if isinstance(job.executor, SerialExecutor):
+        share = math.ceil(calibrated / at_once)
+        calibration = 2 * one.load + share * (one.forward + one.backward + one.sums)
+    else:
+        spread = calibrated / (job.executor.tasks_at_once * job.executor.resources.workers)
+        calibration = 3 * one.load + spread * (one.forward + 2 * one.backward + one.sums)
+    found = {"calibration": blocks * calibration}
+    if job.writes_text:
+        groups = math.ceil(math.ceil(sequences / WRITTEN_TOGETHER) / at_once)
+        found["writing text"] = blocks * (one.load + groups * length * one.token)
+    if job.effort.tune:  # on the CPU
+        one = one if job.resources.device is None else _BlockTimes(job, length, None)
+        seen = EPOCHS * calibrated * (one.forward + one.backward + one.sums / 2)  # no second moments there
+        looked_at = (EPOCHS * calibrated / (4 * EVERY) + 2) * HELD_OUT * one.forward
+        found["tuning"] = blocks * (seen + looked_at) / job.resources.threads
+    return found
+
+
+class _BlockTimes:
+    """Seconds that the first block takes on a device, or on one thread of the CPU if that is None.
+
+    Attributes:
+        load: to read it.
+        forward: for a sequence.
+        backward: for a sequence, forwards once more included.
+        sums: for the statistics of a sequence.
+        token: for a further token of each of `WRITTEN_TOGETHER` sequences.
+    """
+
+    def __init__(self, job: Job, length: int, device: torch.device | None) -> None:
+        import torch
+
+        from skim_export.calibration.streaming import StreamedModel
+
+        architecture = job.architecture
+        model = StreamedModel(job.checkpoint, architecture, device)
+        hidden, arguments = model.enter(torch.zeros(1, length, dtype=torch.int64))
+        token, token_arguments = model.enter(torch.zeros(1, 1, dtype=torch.int64))
+        tokens = token.expand(WRITTEN_TOGETHER, 1, -1)
+        self.load = _seconds(lambda: model.load_block(0), device)
+        block = model.module(architecture.block_modules[0])
+        with workers(1) as pool:
+            self.forward = _seconds(lambda: forward(pool, block, hidden, arguments[0]))
+            sums = LinearSums(pool, architecture.blocks[0], device)
+            backward = BlockBackward(architecture.blocks[0], architecture.block_modules[0], block)
+            factors: list[list[list[Factors]]] = []
+            self.backward = _seconds(lambda: backward.run(pool, hidden, hidden, arguments[0], factors.append))
+            self.sums = _seconds(lambda: sums.add(factors[0]), device)
+            self.token = _seconds(lambda: forward(pool, block, tokens, token_arguments[0]))
+        model.unload_block(0)
+
+
+def _seconds(work: Callable[[], object], device: torch.device | None = None) -> float:
+    """The shorter of two times, until the device is done: the first use of anything takes longer."""
+    times = []
+    for _ in range(2):
+        started = time.perf_counter()
+        work()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -1,0 +1,105 @@
+"""What an export takes of the memory, step by step, and the size of pieces that fits into a limit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from skim_export.calibration import written_text_bytes
+from skim_export.calibration.calibrate_model import calibrating_bytes
+from skim_export.checkpoint import Linear
+from skim_export.pipeline.budget import unpacked_parameters
+from skim_export.pipeline.job import Job
+from skim_export.pipeline.quantize_layer import FREE_LEVELS, packed_bytes, working_bytes
+from skim_export.work.resources import ROW_GROUP, WORKING_BYTES
+from skim_runtime.errors import UserError
+
+__all__ = ["peak_memory", "within_memory"]
+
+ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
+LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
+FLOAT = 4
+UNKNOWN_RESIDENT = 600 << 20  # what Python and torch take, about
+
+
+def within_memory(job: Job, max_memory: int) -> Job:
+    """The same export, in as large pieces of work as so many bytes of memory allow.
+
+    Raises:
+        UserError: the smallest pieces do not fit.
+    """
+    resources = job.executor.resources
+    columns = max(linear.in_features for linear in _linears(job))
+    smallest = ROW_GROUP * columns * WORKING_BYTES
+    job = _in_pieces(job, smallest)
+    least = peak_memory(job)
+    if least > max_memory:
+        what = " with text that the model writes itself (--calib gives it one)" if _text_is_largest(job) else ""
+        raise UserError(
+            f"--max-memory {max_memory / 1e9:.2f}GB: too small, this export takes at least {least / 1e9:.2f}GB{what}"
+        )
+    return _in_pieces(job, min(resources.chunk_bytes, smallest + max_memory - least))
+
+
+def peak_memory(job: Job) -> int:
+    """The most memory that an export has resident, in bytes, its own start included; a careful estimate.
+
+    With a device it is that of the host, which then has less to hold.
+    """
+    return _resident() + LATER_BYTES + max(_steps(job).values())
+
+
+def _in_pieces(job: Job, chunk_bytes: int) -> Job:
+    resources = replace(job.executor.resources, chunk_bytes=chunk_bytes)
+    return replace(job, executor=job.executor.using(resources))
+
+
+def _text_is_largest(job: Job) -> bool:
+    steps = _steps(job)
+    return max(steps, key=steps.__getitem__) == "text"
+
+
+def _steps(job: Job) -> dict[str, int]:
+    """What each step takes beside what the process has from the start."""
+    largest = max(packed_bytes(linear) for linear in _linears(job))
+    floats = FLOAT * unpacked_parameters(job.checkpoint, job.architecture)
+    steps = {
+        "quantizing": max(working_bytes(linear, job.executor.resources, job.options) for linear in _linears(job)),
+        "writing": floats + 2 * largest,
+    }
+    if job.options.method.allocation:
+        rows = sum(linear.out_features for linear in job.options.budgeted(job.architecture))
+        steps["allocation"] = rows * ALLOCATION_BYTES
+    if job.calibrates:
+        vocabulary = job.options.head_bits is None
+        steps["calibration"] = calibrating_bytes(job.architecture, job.text, job.resources.workers, vocabulary)
+    if job.writes_text and job.resources.device is None:
+        steps["text"] = written_text_bytes(job.checkpoint)
+    if job.effort.tune:
+        steps["tuning"] = _tuning(job)
+    return steps
+
+
+def _linears(job: Job) -> list[Linear]:
+    return job.architecture.linears + job.architecture.vocabulary_linears
+
+
+def _tuning(job: Job) -> int:
+    """Codes of all layers, levels with their two moments, full-precision outputs, and one block."""
+    architecture = job.architecture
+    codes = sum(linear.out_features * linear.in_features for linear in architecture.linears)
+    levels = 3 * FLOAT * FREE_LEVELS * sum(linear.out_features for linear in architecture.linears)
+    block = max(sum(x.out_features * x.in_features for x in block) for block in architecture.blocks)
+    states = 2 * math.prod(job.text) * architecture.hidden_size
+    head = architecture.vocabulary_size * architecture.hidden_size
+    return codes + levels + FLOAT * (4 * block + states + head)
+
+
+def _resident() -> int:
+    """Resident memory of this process now, in bytes."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:  # not Linux
+        return UNKNOWN_RESIDENT
+    return 1024 * next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS"))

@@ -1,0 +1,272 @@
+"""What to expect of a budget before a model is quantized: its size, and its perplexity from the loss landscape.
+
+checkpoint -> calibration statistics -> error curves -> for every budget: bit allocation -> size and loss
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.calibration.calibrate_model import gather_statistics
+from skim_export.calibration.statistics_store import StatisticsStore
+from skim_export.calibration.workers import workers
+from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, resolve
+from skim_export.checkpoint.torch_reference import TorchReference
+from skim_export.pipeline.budget import Budget, check_stated, graph_bytes, linear_bytes, other_bytes, widths_around
+from skim_export.pipeline.export import calibration_tokens, check_calibration
+from skim_export.pipeline.quantize_layer import QuantizeOptions, layer_errors
+from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LayerCurves, allocate_bits
+from skim_export.work.resources import Resources
+from skim_runtime.errors import UserError
+from skim_runtime.evaluation import compare
+from skim_runtime.progress import Progress
+from skim_runtime.text_file import read_text
+
+__all__ = ["Plan", "PlanRow", "expected_loss", "plan"]
+
+BITS = (2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0)
+WIDTHS = range(1, 9)
+TOKENS = 8192  # of the text that the full-precision model is measured on
+CONTEXT = 1024
+
+# The one empirical part of the prediction: increase = LOSS_SCALE * quadratic ** LOSS_POWER, both in nats per token.
+# Fitted to exports of the default method from 2 to 4 bits of one model (docs/results.md, "Planning").
+LOSS_SCALE = 0.67
+LOSS_POWER = 1.11
+
+
+def expected_loss(quadratic: float) -> float:
+    """Expected increase of the mean loss, nats per token, from its quadratic form `0.5 * sum F d^2` in nats.
+
+    The quadratic form is the second-order term of the loss with the Fisher information F for the Hessian and without
+    its off-diagonal part (Optimal Brain Damage). The power law stands for what refinement gains, and for errors too
+    wide for a second-order term.
+    """
+    return LOSS_SCALE * math.pow(quadratic, LOSS_POWER)
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """What is expected of one budget.
+
+    Attributes:
+        bits: average width of the codes as asked for; for a size, the average that it allows.
+        effective_bits: everything stored for the linear layers, in bits per weight.
+        nbytes: bytes of the whole exported model.
+        quadratic: `0.5 * sum F d^2` over the linear layers at these widths, nats per token.
+        loss_increase: expected increase of the mean loss, nats per token.
+        perplexity: expected perplexity; None where that of the full-precision model was not measured.
+    """
+
+    bits: float
+    effective_bits: float
+    nbytes: int
+    quadratic: float
+    loss_increase: float
+    perplexity: float | None
+
+    @property
+    def perplexity_factor(self) -> float:
+        """Expected perplexity over that of the full-precision model."""
+        return _exp(self.loss_increase)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is expected of a range of budgets.
+
+    Attributes:
+        rows: one for each budget, from the smallest to the largest model.
+        full_perplexity: measured perplexity of the full-precision model; None without a text.
+    """
+
+    rows: list[PlanRow]
+    full_perplexity: float | None
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan as plain data."""
+        rows = [{**asdict(row), "perplexity_factor": row.perplexity_factor} for row in self.rows]
+        return {"full_perplexity": self.full_perplexity, "rows": rows}
+
+
+def plan(
+    model: str,
+    *,
+    bits: Sequence[float] = BITS,
+    sizes: Sequence[int] = (),
+    head_bits: int | None = 8,
+    codebook: CodebookType = "int8",
+    calib: str | Path | None = None,
+    seed: int = 0,
+    text: str | Path | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Plan:
+    """Expect size and perplexity of the default method for a range of budgets, without quantizing.
+
+    The error curves that bit allocation needs are computed once, and every budget is allocated on them as `export`
+    would. Left out of the expected loss: the rounding of codebook entries, and the errors of embedding and head.
+
+    Args:
+        model: alias of a recipe, Hugging Face id, or directory.
+        bits: average widths of the codes of the linear layers, each from 1 to 8.
+        sizes: further budgets, in bytes of the whole model.
+        head_bits: width of embedding and output head, 1 to 8.
+        codebook: type of codebook entries, "int8" or "float16".
+        calib: a text file for calibration; without it the model writes its own text.
+        seed: seed of that text.
+        text: a text file to measure the full-precision model on, so that perplexities can be expected.
+        threads: threads to use, all by default; the result does not depend on it.
+        progress: told of every step.
+
+    Raises:
+        UserError: something given is wrong.
+    """
+    progress = progress or Progress()
+    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    calib, text = None if calib is None else Path(calib), None if text is None else Path(text)
+    QuantizeOptions(head_bits=head_bits, codebook=codebook)  # checks them
+    if head_bits is None:
+        raise UserError("--head-bits auto: is not planned for, give a width from 1 to 8")
+    check_calibration(calib, seed, threads)
+    _check(bits, sizes, text)
+    checkpoint = Checkpoint(resolve(model, progress=progress))
+    checkpoint.require_tokenizer()
+    architecture = architecture_of(checkpoint)
+    budgets = [Budget(average) for average in sorted(set(bits))]
+    for size in sorted(set(sizes)):
+        budgets.append(
+            Budget.of(
+                checkpoint,
+                architecture,
+                bits=None,
+                effective_bits=None,
+                size=size,
+                head_bits=head_bits,
+                codebook=codebook,
+            )
+        )
+    ids = None if text is None else _text_tokens(checkpoint, text)
+    full = None if ids is None else _full_perplexity(checkpoint, ids, threads, progress)
+    tokens = calibration_tokens(checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress)
+    widths = sorted({width for budget in budgets for width in _candidates(budget)})
+    with tempfile.TemporaryDirectory(prefix="skim-plan-") as work:
+        store = StatisticsStore(Path(work))
+        gather_statistics(checkpoint, architecture, tokens, store, threads=threads, progress=progress)
+        curves = _error_curves(checkpoint, architecture, store, widths, threads, progress)
+    rest = other_bytes(checkpoint, architecture, head_bits, codebook)
+    rows = [_row(budget, architecture, curves, widths, head_bits, codebook, rest, full) for budget in budgets]
+    return Plan(sorted(rows, key=lambda row: row.nbytes), full)
+
+
+def _candidates(budget: Budget) -> range:
+    """Widths to choose from: those of an export; for a size, whose average is not known yet, all."""
+    return WIDTHS if budget.stored else widths_around(budget.bits)
+
+
+def _error_curves(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    store: StatisticsStore,
+    widths: Sequence[int],
+    threads: int,
+    progress: Progress,
+) -> list[npt.NDArray[np.float64]]:
+    """Error of every row at every width, float64 `[N, widths]` for each layer."""
+    curves = []
+    progress.start("error curves", len(architecture.linears))
+    for linear in architecture.linears:
+        curves.append(layer_errors(checkpoint, linear, store, widths, METHODS[DEFAULT_METHOD], Resources(threads)))
+        progress.step(linear.name)
+    progress.finish()
+    return curves
+
+
+def _row(
+    budget: Budget,
+    architecture: Architecture,
+    curves: list[npt.NDArray[np.float64]],
+    widths: list[int],
+    head_bits: int,
+    codebook: CodebookType,
+    rest: int,
+    full_perplexity: float | None,
+) -> PlanRow:
+    linears = architecture.linears
+    layers = []
+    for linear, errors in zip(linears, curves, strict=True):
+        chosen, costs = budget.choices(_candidates(budget), linear.in_features, codebook)
+        columns = [widths.index(width) for width in chosen]
+        layers.append(LayerCurves(errors[:, columns], np.array(chosen, np.uint8), costs))
+    shapes = [(linear.out_features, linear.in_features) for linear in linears]
+    allocated = allocate_bits(layers, budget.total(shapes, column_scale=False))
+
+    weights = sum(rows * columns for rows, columns in shapes)
+    code_bits = sum(int(b.sum()) * columns for b, (_, columns) in zip(allocated, shapes, strict=True))
+    stored = sum(linear_bytes(b, columns, codebook) for b, (_, columns) in zip(allocated, shapes, strict=True))
+    used = {int(b) for row_bits in allocated for b in np.unique(row_bits)} | {head_bits}
+    quadratic = 0.5 * sum(_total_error(e, widths, b) for e, b in zip(curves, allocated, strict=True))
+    increase = expected_loss(quadratic)
+    return PlanRow(
+        bits=code_bits / weights if budget.stored else budget.bits,
+        effective_bits=8 * stored / weights,
+        nbytes=stored + rest + graph_bytes(len(architecture.blocks), len(used)),
+        quadratic=quadratic,
+        loss_increase=increase,
+        perplexity=None if full_perplexity is None else full_perplexity * _exp(increase),
+    )
+
+
+def _total_error(errors: npt.NDArray[np.float64], widths: list[int], bits: npt.NDArray[np.uint8]) -> float:
+    columns = np.searchsorted(widths, bits)
+    return float(np.take_along_axis(errors, columns[:, None], axis=1).sum())
+
+
+def _full_perplexity(checkpoint: Checkpoint, ids: npt.NDArray[np.int64], threads: int, progress: Progress) -> float:
+    """Perplexity of the full-precision model on tokens `[S]`, windows measured side by side on one thread each."""
+    context = min(CONTEXT, int(checkpoint.config.max_position_embeddings))
+    windows = [ids[start : start + context] for start in range(0, ids.size - 1, context)]
+    model = TorchReference.load(checkpoint.path)
+    loss, predicted = 0.0, 0
+    progress.start("full precision", len(windows))
+    with workers(threads) as pool:
+        measured = [pool.submit(compare, model, window, None, context, Progress()) for window in windows]
+        for index, future in enumerate(measured):
+            evaluation = future.result()
+            loss += evaluation.tokens * math.log(evaluation.perplexity)
+            predicted += evaluation.tokens
+            progress.step(f"window {index + 1}")
+    progress.finish()
+    return math.exp(loss / predicted)
+
+
+def _text_tokens(checkpoint: Checkpoint, path: Path) -> npt.NDArray[np.int64]:
+    """The first tokens of a text, int64 `[at most TOKENS]`, without BOS."""
+    text = read_text(path, "--text")
+    ids = np.array(checkpoint.tokenizer.encode(text, add_special_tokens=False, verbose=False)[:TOKENS], np.int64)
+    if ids.size < 2:
+        raise UserError(f"--text {path}: has {ids.size} tokens; at least 2 are needed")
+    return ids
+
+
+def _check(bits: Iterable[float], sizes: Iterable[int], text: Path | None) -> None:
+    for average in bits:
+        check_stated(average, None, None)
+    for size in sizes:
+        check_stated(None, None, size)
+    if text is not None and not text.is_file():
+        raise UserError(f"--text {text}: no such file")
+
+
+def _exp(nats: float) -> float:
+    """`exp`, without overflow where a prediction is far out."""
+    return math.exp(min(nats, 700.0))

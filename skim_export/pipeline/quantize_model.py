@@ -1,0 +1,145 @@
+"""The steps from a checkpoint and its calibration statistics to packed linears."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.calibration.statistics_store import StatisticsStore
+from skim_export.checkpoint import Architecture, Checkpoint, Linear
+from skim_export.packed.checkpoint import PackedCheckpoint
+from skim_export.pipeline.budget import Budget, widths_around
+from skim_export.pipeline.quantize_layer import (
+    QuantizeOptions,
+    quantize_embedding,
+    quantize_layer,
+    working_bytes,
+    write_layer_errors,
+)
+from skim_export.quantize import LayerCurves, allocate_bits, even_bits
+from skim_export.work.resources import Resources
+from skim_export.work.tasks import Executor, Task, do_tasks
+from skim_runtime.errors import UserError
+from skim_runtime.progress import Progress
+
+__all__ = ["allocate", "embedding_tasks", "linear_tasks"]
+
+
+def allocate(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    store: StatisticsStore,
+    options: QuantizeOptions,
+    budget: Budget,
+    *,
+    curves: Path,
+    executor: Executor,
+    progress: Progress,
+) -> dict[str, npt.NDArray[np.uint8]]:
+    """The width of every row of every layer that the budget is for, uint8 `[N]` by name.
+
+    Methods with allocation spend the budget greedily over all rows of the model, the others give every layer the same
+    average.
+
+    Args:
+        checkpoint: the model.
+        architecture: of the model.
+        store: calibration statistics, if the method needs them.
+        options: how to quantize.
+        budget: what the layers may take.
+        curves: directory for error curves; those that are there are of the same statistics, options and budget.
+        executor: finds the error curves.
+        progress: sees one stage, "error curves", if the method allocates.
+
+    Raises:
+        UserError: the budget is too small.
+    """
+    linears = options.budgeted(architecture)
+    average = _even_average(linears, options, budget)
+    if not options.method.allocation:
+        return {linear.name: even_bits(linear.out_features, average) for linear in linears}
+    tasks, choices = [], []
+    for linear in linears:
+        widths, costs = budget.choices(widths_around(average), linear.in_features, options.codebook)
+        path = curves / f"{linear.name}.npy"
+        work = partial(
+            write_layer_errors, path, checkpoint, linear, store, widths, options=options, resources=executor.resources
+        )
+        tasks.append(Task(linear.name, work, (path,), working_bytes(linear, executor.resources, options)))
+        choices.append((path, np.array(widths, np.uint8), costs))
+    do_tasks("error curves", tasks, executor, progress)
+    layers = [LayerCurves(np.load(path), widths, costs) for path, widths, costs in choices]
+    bits = allocate_bits(layers, budget.total(_shapes(linears), column_scale=options.method.column_scale))
+    return {linear.name: row_bits for linear, row_bits in zip(linears, bits, strict=True)}
+
+
+def linear_tasks(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    store: StatisticsStore,
+    bits: dict[str, npt.NDArray[np.uint8]],
+    output: PackedCheckpoint,
+    options: QuantizeOptions,
+    resources: Resources,
+) -> list[Task]:
+    """Quantize the layers that have their widths into a packed checkpoint.
+
+    Layers that are complete there are taken to be of the same statistics, widths and options.
+    """
+    return [
+        Task(
+            linear.name,
+            partial(quantize_layer, checkpoint, linear, store, bits[linear.name], output, options, resources),
+            (output.path(linear.name),),
+            working_bytes(linear, resources, options),
+        )
+        for linear in options.budgeted(architecture)
+    ]
+
+
+def embedding_tasks(
+    checkpoint: Checkpoint,
+    architecture: Architecture,
+    output: PackedCheckpoint,
+    options: QuantizeOptions,
+    resources: Resources,
+) -> list[Task]:
+    """Quantize embedding and head at one width for all rows, unless they took part in the allocation."""
+    if options.head_bits is None:
+        return []
+    return [
+        Task(
+            linear.name,
+            partial(quantize_embedding, checkpoint, linear, output, options.head_bits, options.codebook, resources),
+            (output.path(linear.name),),
+            working_bytes(linear, resources, options),
+        )
+        for linear in architecture.vocabulary_linears
+    ]
+
+
+def _shapes(linears: list[Linear]) -> list[tuple[int, int]]:
+    return [(linear.out_features, linear.in_features) for linear in linears]
+
+
+def _even_average(linears: list[Linear], options: QuantizeOptions, budget: Budget) -> float:
+    """The widest average, in steps of 1/64 bit, that the budget allows if it is the same in every layer."""
+    if not budget.stored:
+        return budget.bits
+    costs = [
+        budget.row_costs(range(1, 9), linear.in_features, options.codebook, affine=options.method.levels == "range")
+        for linear in linears
+    ]
+
+    def cost(average: float) -> int:
+        widths = [even_bits(linear.out_features, average) for linear in linears]
+        return sum(int(row_costs[bits - 1].sum()) for row_costs, bits in zip(costs, widths, strict=True))
+
+    total = budget.total(_shapes(linears), column_scale=options.method.column_scale)
+    affordable = [steps / 64 for steps in range(64, 8 * 64 + 1) if cost(steps / 64) <= total]
+    if not affordable:
+        raise UserError(f"{budget.bits:.3g} effective bits per weight are too few: codes of 1 bit take more")
+    return max(affordable)

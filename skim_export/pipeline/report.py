@@ -1,0 +1,120 @@
+"""What an export did: for people on the terminal, for machines in export.json."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.packed import FORMAT_VERSION
+from skim_export.pipeline.budget import unpacked_parameters
+from skim_export.work.files import sha256, write_json
+
+__all__ = ["ExportReport", "Part", "model_parts", "versions", "write_report"]
+
+REPORT_NAME = "export.json"
+PACKAGES = ("skim-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime-genai", "numpy")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the model and what it takes.
+
+    Attributes:
+        name: what the part is.
+        weights: its number of weights.
+        nbytes: all bytes stored for it.
+        code_bits: average width of its codes; None where there are none.
+    """
+
+    name: str
+    weights: int
+    nbytes: int
+    code_bits: float | None
+
+    @property
+    def effective_bits(self) -> float:
+        """All bits stored over the number of weights."""
+        return 8 * self.nbytes / self.weights
+
+    def as_json(self) -> dict[str, Any]:
+        """The part as plain data."""
+        return {
+            "name": self.name,
+            "weights": self.weights,
+            "bytes": self.nbytes,
+            "code_bits": self.code_bits,
+            "effective_bits": self.effective_bits,
+        }
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """The result of an export.
+
+    Attributes:
+        path: the ONNX file.
+        parts: what each part of the model takes; the last is the whole model.
+        seconds: the time that it took.
+    """
+
+    path: Path
+    parts: list[Part]
+    seconds: float
+
+
+def versions() -> dict[str, str]:
+    """The versions of the packages that an export depends on."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def write_report(
+    stage: Path, checkpoint: str, options: dict[str, Any], parts: Iterable[Part], layers: list[dict[str, Any]]
+) -> None:
+    """Write export.json beside the files that it lists. It holds no times, so that equal exports have equal bytes.
+
+    Args:
+        stage: directory of the files.
+        checkpoint: digest of the model that was quantized.
+        options: of the export.
+        parts: what each part of the model takes.
+        layers: the report of every layer.
+    """
+    files = {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        for path in sorted(stage.iterdir())
+        if path.is_file()
+    }
+    value = {
+        "format_version": FORMAT_VERSION,
+        "versions": versions(),
+        "checkpoint": checkpoint,
+        "options": options,
+        "parts": [part.as_json() for part in parts],
+        "layers": layers,
+        "files": files,
+    }
+    write_json(stage / REPORT_NAME, value)
+
+
+def model_parts(
+    architecture: Architecture, checkpoint: Checkpoint, layers: list[dict[str, Any]], path: Path
+) -> list[Part]:
+    """What the linear layers, the embeddings, the rest and the whole model take, from the files themselves."""
+    embeddings = {architecture.embedding, architecture.head}
+    total = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
+    parts = []
+    for name, chosen in (
+        ("linear layers", [layer for layer in layers if layer["name"] not in embeddings]),
+        ("embedding and head", [layer for layer in layers if layer["name"] in embeddings]),
+    ):
+        weights = [layer["shape"][0] * layer["shape"][1] for layer in chosen]
+        code_bits = sum(w * layer["code_bits"] for w, layer in zip(weights, chosen, strict=True)) / sum(weights)
+        parts.append(Part(name, sum(weights), sum(layer["bytes"] for layer in chosen), code_bits))
+    rest = unpacked_parameters(checkpoint, architecture)
+    parts.append(Part("norms, tables and graph", rest, total - sum(part.nbytes for part in parts), None))
+    parts.append(Part("whole model", sum(part.weights for part in parts), total, None))
+    return parts

@@ -1,0 +1,67 @@
+"""Calibration in pieces against calibration by one process."""
+
+import numpy as np
+import pytest
+
+from skim_export.calibration.calibrate_model import TRACED_TOGETHER, gather_statistics, spread_statistics
+from skim_export.calibration.statistics_store import StatisticsStore
+from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.work.resources import Resources
+from skim_export.work.tasks import SerialExecutor
+from skim_runtime.progress import Progress
+
+from ..tiny_models import VOCABULARY, tiny_llama, tiny_mistral
+
+SEQUENCES, LENGTH = 2 * TRACED_TOGETHER + 3, 40
+
+
+class Interrupt(Progress):
+    """Ctrl-C after so many steps."""
+
+    def __init__(self, steps):
+        self._left = steps
+
+    def step(self, done):
+        self._left -= 1
+        if self._left == 0:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(params=[tiny_llama, tiny_mistral], ids=["tied", "untied"])
+def given(request, tmp_path):
+    checkpoint = Checkpoint(request.param(tmp_path / "hf"))
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (SEQUENCES, LENGTH))
+    return checkpoint, architecture_of(checkpoint), tokens
+
+
+def files(store):
+    return {path.name: path.read_bytes() for path in store.directory.iterdir()}
+
+
+def spread(given, directory, progress, threads=2):
+    directory.mkdir(exist_ok=True)
+    store = StatisticsStore(directory)
+    spread_statistics(*given, store, vocabulary=True, executor=SerialExecutor(Resources(threads)), progress=progress)
+    return files(store)
+
+
+def test_the_statistics_are_the_same(given, tmp_path):
+    (tmp_path / "whole").mkdir()
+    store = StatisticsStore(tmp_path / "whole")
+    gather_statistics(*given, store, vocabulary=True, threads=2, progress=Progress())
+    assert spread(given, tmp_path / "pieces", Progress(), threads=1) == files(store)
+
+
+def test_it_goes_on_after_an_interruption(given, tmp_path):
+    """In the first stage, in the second, and with a damaged piece of each."""
+    expected = spread(given, tmp_path / "through", Progress())
+    for steps in (2, 4):
+        with pytest.raises(KeyboardInterrupt):
+            spread(given, tmp_path / "again", Interrupt(steps))
+    damaged = [*(tmp_path / "again").rglob("input-1.npy"), next((tmp_path / "again").glob("*.statistics"))]
+    assert len(damaged) == 4
+    for path in damaged:
+        content = bytearray(path.read_bytes())
+        content[-1] ^= 1
+        path.write_bytes(content)
+    assert spread(given, tmp_path / "again", Progress()) == expected

@@ -1,0 +1,148 @@
+"""The packed format: exact round trips, and refusal of everything that docs/format.md forbids."""
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+
+from skim_export.packed import (
+    FIELDS,
+    LevelKind,
+    PackedFormatError,
+    PackedLinear,
+    RowLevels,
+    pack_codes,
+    row_bytes,
+    unpack_codes,
+)
+
+from ..random_packed import random_levels, random_packed
+
+COLUMNS = [1, 31, 32, 33, 64, 192, 255, 256, 257, 480, 576, 1000, 1536]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_fields_cover_every_bit_once(bits):
+    stored = sorted((f.vector, f.bit + i) for f in FIELDS[bits] for i in range(f.length))
+    assert stored == [(v, i) for v in range(bits) for i in range(8)]
+    coded = sorted((f.code, f.code_bit + i) for f in FIELDS[bits] for i in range(f.length))
+    assert coded == [(j, t) for j in range(8) for t in range(bits)]
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_codes_round_trip(bits, columns):
+    codes = np.random.default_rng(columns).integers(0, 1 << bits, (5, columns)).astype(np.uint8)
+    packed = pack_codes(codes, bits)
+    assert packed.shape == (5, row_bytes(bits, columns))
+    unpacked = unpack_codes(packed, bits, columns)
+    np.testing.assert_array_equal(unpacked[:, :columns], codes)
+    assert not unpacked[:, columns:].any()
+
+
+@pytest.mark.parametrize("columns", [576, 300, 33])
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_code_place_follows_the_formula(bits, columns):
+    """One code at a time, by the formula of docs/format.md, independent of the vectorised packer."""
+    rng = np.random.default_rng(bits)
+    for k in rng.integers(0, columns, 20):
+        code = int(rng.integers(1, 1 << bits))
+        codes = np.zeros((1, columns), np.uint8)
+        codes[0, k] = code
+        packed = pack_codes(codes, bits)[0]
+        block = k // 256
+        lanes = 32 if columns - 256 * block >= 256 else 4 * -(-(columns % 256) // 32)
+        start = block * bits * 32
+        j, lane = divmod(k - 256 * block, lanes)
+        got = 0
+        for f in FIELDS[bits]:
+            if f.code == j:
+                byte = int(packed[start + f.vector * lanes + lane])
+                got |= ((byte >> f.bit) & ((1 << f.length) - 1)) << f.code_bit
+        assert got == code
+
+
+@pytest.mark.parametrize("entries", [np.int8, np.float16])
+@pytest.mark.parametrize("classes", [[2], [9], [0, 1, 2, 3], list(range(16))])
+@pytest.mark.parametrize("shape", [(1, 1), (17, 33), (64, 576)])
+def test_dequantize_is_the_definition(entries, classes, shape):
+    rng = np.random.default_rng(3)
+    codes, levels = random_levels(rng, *shape, classes, entries)
+    scale = rng.uniform(0.5, 2, shape[1]).astype(np.float16)
+    packed = PackedLinear.pack(codes, levels, scale)
+    weight = np.stack([levels.table(r)[codes[r]] for r in range(shape[0])]) * scale.astype(np.float32)
+    np.testing.assert_array_equal(packed.dequantize(), weight)
+    np.testing.assert_array_equal(packed.row_bits(), levels.bits)
+
+
+def test_effective_bits_counts_every_tensor():
+    rng = np.random.default_rng(0)
+    packed = random_packed(rng, 64, 256, [2], np.int8, column_scale=True)
+    assert packed.code_bits == 3
+    assert packed.nbytes == 64 * (96 + 8 + 2) + 2 * 256
+    assert packed.effective_bits == pytest.approx(8 * packed.nbytes / (64 * 256))
+
+
+def test_a_code_above_its_width_is_refused():
+    rng = np.random.default_rng(0)
+    codes, levels = random_levels(rng, 4, 32, [1], np.int8)
+    codes[2, 5] = 4
+    with pytest.raises(PackedFormatError, match="row 2 has code 4, above its 2 bits"):
+        PackedLinear.pack(codes, levels)
+
+
+def _with(packed, **changes):
+    with pytest.raises(PackedFormatError) as error:
+        replace(packed, **changes).validate()
+    return str(error.value)
+
+
+def test_invalid_tensors_are_refused():
+    rng = np.random.default_rng(1)
+    p = random_packed(rng, 8, 40, [0, 2, 15], np.int8, column_scale=True)
+    assert "codes must be uint8" in _with(p, codes=p.codes[:-1])
+    assert "codebook must be int8 of" in _with(p, codebook=p.codebook[:-1])
+    assert "row_scale must be float16" in _with(p, row_scale=p.row_scale.astype(np.float32))
+    assert "row_class" in _with(p, row_class=p.row_class[:0])
+    assert "row_class does not agree" in _with(p, row_class=np.zeros_like(p.row_class))
+    assert "rows_per_class" in _with(p, rows_per_class=(8,))
+    assert "column_scale has a value that is not positive" in _with(p, column_scale=-p.column_scale)
+    assert "row_scale has a value that is not finite" in _with(p, row_scale=p.row_scale * np.float16(np.inf))
+    assert "bias must be float32" in _with(p, bias=np.zeros(7, np.float32))
+    codes = p.codes.copy()
+    codes[-1] = 255
+    assert "padding code" in _with(p, codes=codes)
+
+
+def test_kinds_are_told_apart():
+    rng = np.random.default_rng(2)
+    codes, levels = random_levels(rng, 6, 32, [7, 15], np.int8)
+    assert set(levels.kind) == {LevelKind.TABLE, LevelKind.AFFINE}
+    assert PackedLinear.pack(codes, levels).rows_per_class[7] == int((levels.kind == LevelKind.TABLE).sum())
+
+
+@pytest.mark.parametrize("entries", [np.int8, np.float16])
+@pytest.mark.parametrize("options", [{}, {"column_scale": True, "bias": True}], ids=str)
+@pytest.mark.parametrize("sizes", [[40], [7, 1, 32]])
+def test_rows_packed_in_parts_are_the_whole(entries, options, sizes):
+    whole = random_packed(np.random.default_rng(3), 40, 70, [0, 2, 3, 9, 15], entries, **options)
+    codes, levels = whole.unpack()
+    parts, start = [], 0
+    for rows in sizes:
+        part = slice(start, start + rows)
+        of_part = RowLevels(*(getattr(levels, field.name)[part] for field in fields(levels)))
+        scale = whole.column_scale if whole.column_scale.size else None
+        parts.append(PackedLinear.pack(codes[part], of_part, scale, whole.bias[part] if whole.bias.size else None))
+        start += rows
+    joined = PackedLinear.concatenate(parts)
+    assert joined.rows_per_class == whole.rows_per_class
+    for name in PackedLinear.TENSORS:
+        np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))
+        assert getattr(joined, name).dtype == getattr(whole, name).dtype
+
+
+def test_parts_of_different_matrices_are_refused():
+    rng = np.random.default_rng(0)
+    parts = [random_packed(rng, 4, 70, [2], column_scale=True) for _ in range(2)]
+    with pytest.raises(PackedFormatError, match="column_scale"):
+        PackedLinear.concatenate(parts)

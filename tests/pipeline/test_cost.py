@@ -1,0 +1,123 @@
+"""What an export is said to take, and the memory that it is allowed."""
+
+import json
+from functools import partial
+
+import pytest
+
+from skim_export import export
+from skim_export.cli.main import main
+from skim_export.pipeline import export as pipeline
+from skim_export.pipeline.cost import estimate_cost
+from skim_export.pipeline.export import prepare
+from skim_export.pipeline.memory import peak_memory
+from skim_export.work.resources import ROW_GROUP, Resources
+from skim_runtime.errors import UserError
+
+from ..tiny_models import TEXT, tiny_llama, tiny_mistral
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    return tiny_llama(tmp_path_factory.mktemp("llama") / "hf", hidden_size=128, intermediate_size=800)
+
+
+@pytest.fixture(scope="module")
+def calib(tmp_path_factory):
+    path = tmp_path_factory.mktemp("calib") / "calib.txt"
+    path.write_text(TEXT * 180)
+    return path
+
+
+@pytest.mark.parametrize("effort", ["weights", "calibrated", "tuned"])
+@pytest.mark.parametrize("given", [True, False], ids=["calib", "no calib"])
+def test_every_step_has_its_time(llama, calib, tmp_path, effort, given):
+    job = prepare(str(llama), tmp_path / "out" / "model.onnx", effort=effort, calib=calib if given else None)
+    cost = estimate_cost(job)
+    steps = {"hashing the model", "writing", "quantizing"}
+    if effort != "weights":
+        steps |= {"calibration"} if given else {"calibration", "writing text"}
+    if effort == "tuned":
+        steps |= {"tuning"}
+    assert set(cost.seconds) == steps
+    assert min(cost.seconds.values()) > 0
+    assert cost.output < cost.disk
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"bits": 3, "effort": "weights"},
+        {"bits": 2.5, "head_bits": 4, "codebook": "float16"},
+        {"bits": 4, "method": "rtn"},
+        {"effective_bits": 4.5},
+    ],
+    ids=str,
+)
+def test_sizes_are_about_right(llama, calib, tmp_path, options):
+    cost = estimate_cost(prepare(str(llama), tmp_path / "out" / "model.onnx", calib=calib, **options))
+    report = export(str(llama), tmp_path / "out" / "model.onnx", calib=calib, **options)
+    assert cost.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
+
+
+@pytest.mark.parametrize("method", ["weights", "skim+", "skim", "gptq"])
+def test_the_memory_allowed_does_not_change_the_result(llama, calib, tmp_path, method, monkeypatch):
+    """Rows in runs of 256, of 800 that the layers have, or all at once."""
+    monkeypatch.setattr(pipeline, "SEQUENCES", 8)
+    files = []
+    for name, chunk_bytes in (("large", 1 << 30), ("small", 1)):
+        monkeypatch.setattr(pipeline, "Resources", partial(Resources, chunk_bytes=chunk_bytes))
+        chunks = pipeline.Resources(2).chunks(800, 128)
+        assert len(chunks) == {"large": 1, "small": -(-800 // ROW_GROUP)}[name]
+        options = {"effort": "weights"} if method == "weights" else {"method": method}
+        export(str(llama), tmp_path / name / "model.onnx", bits=3, calib=calib, **options)
+        files.append(json.loads((tmp_path / name / "export.json").read_text()))
+    assert files[0] == files[1]
+
+
+def test_too_little_memory(llama, tmp_path):
+    with pytest.raises(UserError, match=r"--max-memory 0\.10GB: too small, this export takes at least \d+\.\d\dGB"):
+        prepare(str(llama), tmp_path / "out" / "model.onnx", effort="weights", max_memory=100_000_000)
+
+
+def test_less_memory_means_smaller_pieces(tmp_path):
+    path = tiny_mistral(tmp_path / "hf", vocab_size=200_000)
+    output = tmp_path / "out" / "model.onnx"
+    job = prepare(str(path), output, effort="weights")
+    most = peak_memory(job)
+    limit = most - 100_000_000
+    limited = prepare(str(path), output, effort="weights", max_memory=limit)
+    assert limited.executor.resources.chunk_bytes < job.executor.resources.chunk_bytes
+    assert peak_memory(limited) <= limit + 10_000_000  # this process has grown meanwhile
+
+
+def test_dry_run(capsys, llama, calib, tmp_path):
+    output = tmp_path / "out" / "model.onnx"
+    assert main(["--model", str(llama), "--calib", str(calib), "-o", str(output), "--dry-run"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("about ")
+    for what in ("calibration", "quantizing", "GB of memory", "GB of disk", "GB stay"):
+        assert what in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--max-memory", "4 parsecs"], ["--max-memory", "parsecs"]),
+        (["--max-memory", "1MB"], ["--max-memory", "too small"]),
+    ],
+)
+def test_mistakes_are_one_line(capsys, llama, tmp_path, arguments, words):
+    assert main(["--model", str(llama), "-o", str(tmp_path / "out" / "model.onnx"), *arguments]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    for word in words:
+        assert word in line
+
+
+def test_a_method_has_no_effort(capsys, llama, tmp_path):
+    with pytest.raises(UserError, match="--method gptq: cannot be combined with --effort weights"):
+        prepare(str(llama), tmp_path / "out" / "model.onnx", effort="weights", method="gptq")
+    with pytest.raises(UserError, match="--effort most: must be one of weights, calibrated, tuned"):
+        prepare(str(llama), tmp_path / "out" / "model.onnx", effort="most")
