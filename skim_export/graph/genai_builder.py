@@ -22,9 +22,11 @@ import torch
 
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.checkpoint.skeleton import skeleton
-from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS, lut_functions
+from skim_export.graph.function import lut_functions
 from skim_export.packed import CLASSES, FORMAT_VERSION, PackedLinear
 from skim_runtime.errors import UserError
+from skim_runtime.operators import DOMAIN
+from skim_runtime.operators import TENSORS as WEIGHT_INPUTS
 
 __all__ = ["LIBRARY_NAME", "PRECISIONS", "DecoderBuilder", "check_builder"]
 
