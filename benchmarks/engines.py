@@ -13,13 +13,15 @@ from typing import Any
 from skim_runtime.errors import UserError
 from skim_runtime.genai import GenaiSession
 from skim_runtime.generation import generate
+from skim_runtime.operators import DOMAIN, OPERATORS
 from skim_runtime.progress import Progress
 from skim_runtime.session import Session
 
 __all__ = ["ENGINES", "Decoder", "Speeds", "measure", "weight_bytes"]
 
 WARM_UP = 8  # tokens, prompt and new ones
-MATMULS = {("ai.skim", "LutMatMul"), ("ai.skim", "LutSwiglu"), ("com.microsoft", "MatMulNBits"), ("", "MatMul")}
+MATMULS = {("com.microsoft", "MatMulNBits"), ("", "MatMul")}
+MATMULS |= {(DOMAIN, operator.name) for operator in OPERATORS.values() if operator.is_product}
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ from skim_export.work.tasks import Executor, SerialExecutor, do_tasks
 from skim_export.work.workplace import Workplace, workplace, workplace_of
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
-from skim_runtime.model_directory import INTEGER_ACCURACY
+from skim_runtime.operators import INTEGER_ACCURACY
 from skim_runtime.progress import Progress
 
 if TYPE_CHECKING:
