@@ -8,8 +8,10 @@ from skim_export.packed import PackedLinear
 from skim_runtime.errors import UserError
 
 from ...random_packed import random_packed
+from ...tools import require_packages
 
-pytest.importorskip("tvm", reason="needs TVM: pip install 'skim-export[tvm]'")
+require_packages("tvm")
+# ruff: noqa: E402
 
 from relax_model.importer import import_model
 
