@@ -12,9 +12,12 @@ from skim_export.checkpoint import resolve
 from skim_export.pipeline import cost
 
 from .elsewhere import elsewhere, in_this_thread
+from .tools import add_cuda_tools_to_path
 
 # TVM's pool of threads belongs to the process and never grows: whoever uses it first must leave enough for all tests.
 os.environ["TVM_NUM_THREADS"] = "2"
+
+add_cuda_tools_to_path()
 
 
 @pytest.fixture(scope="session")

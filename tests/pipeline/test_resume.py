@@ -162,7 +162,9 @@ def test_what_was_done_is_not_done_again(llama, calib, through, tmp_path, stage,
 def test_damaged_files_are_made_again(llama, calib, through, tmp_path):
     work = interrupted(llama, calib, tmp_path / "out", "writing the model", 5)
     for pattern in ("packed/*mlp.up_proj.safetensors", "statistics/*o_proj.statistics", "curves/*down_proj.npy"):
-        for path in work.glob(pattern):
+        files = list(work.glob(pattern))
+        assert files
+        for path in files:
             content = bytearray(path.read_bytes())
             content[-1] ^= 1
             path.write_bytes(content)

@@ -108,8 +108,11 @@ def workers():
 
 @pytest.mark.parametrize(
     "options",
-    [{"effort": "weights"}, {"effort": "calibrated"}, {"effort": "calibrated", "head_bits": None}],
-    ids=["weights", "calibrated", "with the vocabulary"],
+    [
+        pytest.param({"effort": "weights"}, id="weights"),
+        pytest.param({"effort": "calibrated"}, id="calibrated", marks=pytest.mark.slow),
+        pytest.param({"effort": "calibrated", "head_bits": None}, id="with the vocabulary"),
+    ],
 )
 def test_the_result_is_that_of_one_machine(address, llama, calib, tmp_path, monkeypatch, options):
     monkeypatch.setattr(pipeline, "SEQUENCES", 20)

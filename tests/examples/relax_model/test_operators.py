@@ -9,8 +9,10 @@ from skim_runtime.errors import UserError
 from skim_runtime.operators import LUT_GATHER, LUT_MATMUL, LUT_SWIGLU
 
 from ...random_packed import random_packed
+from ...tools import require_packages
 
-pytest.importorskip("tvm", reason="needs TVM: pip install 'skim-export[tvm]'")
+require_packages("tvm")
+# ruff: noqa: E402
 
 from relax_model.importer import import_model
 
