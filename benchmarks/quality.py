@@ -31,7 +31,7 @@ from rich.console import Console
 
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
+from skim_export.checkpoint import Checkpoint, Model, linear_weight, resolve
 from skim_export.measure.child import in_child, peak_megabytes
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline import export as pipeline
@@ -149,7 +149,7 @@ def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]
 
 def full_precision_row(progress: Progress, job: Job) -> Row:
     """The row of the full-precision model; its outputs stay in the work directory."""
-    reference = FullPrecision(*job.open(), job.work)
+    reference = FullPrecision(job.open(), job.work)
     return Row(FULL, None, None, None, None, distances(reference, reference, job, progress))
 
 
@@ -169,18 +169,16 @@ def _calibration(job: Job, settings: dict[str, Any], calib: Path | None, tuned: 
 def calibrate_once(progress: Progress, job: Job, calib: Path | None, tuned: bool) -> tuple[float, float]:
     """Write calibration statistics, and text to tune on, to the work directory; seconds and peak memory of it."""
     started = time.monotonic()
-    checkpoint, architecture = job.open()
-    tokens = pipeline.calibration_tokens(
-        checkpoint, architecture, calib, seed=0, threads=job.threads, progress=progress
-    )
+    model = job.open()
+    tokens = pipeline.calibration_tokens(model, calib, seed=0, threads=job.threads, progress=progress)
     store = StatisticsStore(job.work)
-    gather_statistics(checkpoint, architecture, tokens, store, threads=job.threads, progress=progress)
+    gather_statistics(model, tokens, store, threads=job.threads, progress=progress)
     if tuned:
-        text = pipeline.tuning_tokens(checkpoint, architecture, calib, seed=0, threads=job.threads, progress=progress)
+        text = pipeline.tuning_tokens(model, calib, seed=0, threads=job.threads, progress=progress)
         np.save(job.work / TUNING_TEXT, text)
         store = StatisticsStore(job.work / TUNING_STATISTICS)
         store.directory.mkdir(exist_ok=True)
-        gather_statistics(checkpoint, architecture, text[HELD_OUT:], store, threads=job.threads, progress=progress)
+        gather_statistics(model, text[HELD_OUT:], store, threads=job.threads, progress=progress)
     return time.monotonic() - started, peak_megabytes()
 
 
@@ -202,21 +200,20 @@ def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | No
 
 
 def _measure(progress: Progress, job: Job, method: str, bits: float | None, codebook: CodebookType) -> Row:
-    checkpoint, architecture = job.open()
+    model = job.open()
     with tempfile.TemporaryDirectory(dir=job.work) as directory:
         started = time.monotonic()
         quantize = _quantized_dense if method in DENSE else _quantized_packed
-        quantized = quantize(checkpoint, architecture, job, Path(directory), method, bits, codebook, progress)
+        quantized = quantize(model, job, Path(directory), method, bits, codebook, progress)
         seconds, peak = time.monotonic() - started, peak_megabytes()
-        model = torch_model(checkpoint.replacing(quantized.parameters), architecture, quantized)
-        found = distances(model, FullPrecision(checkpoint, architecture, job.work), job, progress)
+        measured = torch_model(model.replacing(quantized.parameters), quantized)
+        found = distances(measured, FullPrecision(model, job.work), job, progress)
     sizes = (quantized.code_bits, quantized.effective_bits, quantized.nbytes / 1e6)
     return Row(method, bits, *sizes, found, seconds, peak)
 
 
 def _quantized_packed(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     job: Job,
     directory: Path,
     method: str,
@@ -226,9 +223,9 @@ def _quantized_packed(
 ) -> Quantized:
     assert bits is not None  # see _wanted
     packed = PackedCheckpoint(directory)
-    quantize_packed(checkpoint, architecture, job, packed, method, bits, codebook, progress)
-    reports = [packed.report(linear.name) for linear in architecture.linears]
-    weights = np.array([linear.out_features * linear.in_features for linear in architecture.linears])
+    quantize_packed(model, job, packed, method, bits, codebook, progress)
+    reports = [packed.report(linear.name) for linear in model.architecture.linears]
+    weights = np.array([linear.out_features * linear.in_features for linear in model.architecture.linears])
     code_bits = float(np.average([report["code_bits"] for report in reports], weights=weights))
     nbytes = sum(report["bytes"] for report in reports)
     return Quantized(
@@ -241,8 +238,7 @@ def _quantized_packed(
 
 
 def _quantized_dense(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     job: Job,
     directory: Path,
     method: str,
@@ -250,18 +246,16 @@ def _quantized_dense(
     codebook: CodebookType,
     progress: Progress,
 ) -> Quantized:
-    linears = {linear.name: linear for linear in architecture.linears}
+    linears = {linear.name: linear for linear in model.architecture.linears}
     store = StatisticsStore(job.work)
     if method == "skim+-sparse":
         assert bits is not None  # see _wanted
         options, budget = QuantizeOptions(codebook=codebook), Budget(bits)
         executor = SerialExecutor(Resources(job.threads))
-        widths = allocate(
-            checkpoint, architecture, store, options, budget, curves=directory, executor=executor, progress=progress
-        )
+        widths = allocate(model, store, options, budget, curves=directory, executor=executor, progress=progress)
 
     def quantize(name: str) -> DenseLinear:
-        weight = linear_weight(checkpoint, linears[name])
+        weight = linear_weight(model.checkpoint, linears[name])
         if method == "mxfp4":
             return mxfp4(weight)
         assert bits is not None  # see _wanted

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Architecture, Checkpoint, Linear
+from skim_export.checkpoint import Linear, Model
 
 from .activations import Activations
 from .passes import BlockBackward, forward
@@ -29,8 +29,7 @@ __all__ = ["block_statistics", "trace_sequences", "traced_vocabulary_statistics"
 
 
 def trace_sequences(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     tokens: npt.NDArray[np.int64],
     trace: Activations,
     *,
@@ -42,8 +41,7 @@ def trace_sequences(
     What the trace has already is not computed again.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         tokens: int64 `[S, T]`.
         trace: gets the inputs of all blocks and the gradients there.
         threads: sequences that are worked on at the same time.
@@ -56,33 +54,32 @@ def trace_sequences(
 
     from .streaming import StreamedModel
 
-    blocks = len(architecture.blocks)
-    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture, device)
+    blocks = len(model.architecture.blocks)
+    ids, streamed = torch.from_numpy(tokens), StreamedModel(model, device)
     with workers(threads) as pool:
-        hidden, arguments = pool.submit(model.enter, ids).result()
+        hidden, arguments = pool.submit(streamed.enter, ids).result()
         if not trace.has_input(0):
             trace.write_input(0, hidden)
         for index in range(blocks):
             if not trace.has_input(index + 1):
-                block = model.load_block(index)
+                block = streamed.load_block(index)
                 trace.write_input(index + 1, forward(pool, block, trace.input(index), arguments[index]))
-                model.unload_block(index)
+                streamed.unload_block(index)
         if not trace.has_gradient(blocks):
-            norm, head = model.load_head()
+            norm, head = streamed.load_head()
             trace.write_gradient(blocks, loss_gradient(pool, norm, head, trace.input(blocks), ids))
-            model.unload_head()
+            streamed.unload_head()
         for index in reversed(range(blocks)):
             if not trace.has_gradient(index):
-                backward = BlockBackward([], architecture.block_modules[index], model.load_block(index))
+                backward = BlockBackward([], model.architecture.block_modules[index], streamed.load_block(index))
                 above = trace.gradient(index + 1)
                 below, _ = backward.run(pool, trace.input(index), above, arguments[index], lambda factors: None)
                 trace.write_gradient(index, below)
-                model.unload_block(index)
+                streamed.unload_block(index)
 
 
 def block_statistics(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     index: int,
     tokens: npt.NDArray[np.int64],
     traces: Sequence[Activations],
@@ -93,8 +90,7 @@ def block_statistics(
     """Statistics of the linear layers of one block.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         index: of the block.
         tokens: int64 `[S, T]`, of all sequences.
         traces: of all sequences, in their order.
@@ -108,20 +104,19 @@ def block_statistics(
 
     from .streaming import StreamedModel
 
-    linears, model = architecture.blocks[index], StreamedModel(checkpoint, architecture, device)
+    linears, streamed = model.architecture.blocks[index], StreamedModel(model, device)
     with workers(threads) as pool:
-        _, arguments = pool.submit(model.enter, torch.from_numpy(tokens[:1])).result()
+        _, arguments = pool.submit(streamed.enter, torch.from_numpy(tokens[:1])).result()
         sums = LinearSums(pool, linears, device)
-        backward = BlockBackward(linears, architecture.block_modules[index], model.load_block(index))
+        backward = BlockBackward(linears, model.architecture.block_modules[index], streamed.load_block(index))
         for trace in traces:
             backward.run(pool, trace.input(index), trace.gradient(index + 1), arguments[index], sums.add)
-        model.unload_block(index)
+        streamed.unload_block(index)
     yield from zip(linears, sums.statistics(predicted=tokens[:, 1:].size), strict=True)
 
 
 def traced_vocabulary_statistics(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     tokens: npt.NDArray[np.int64],
     traces: Sequence[Activations],
     *,
@@ -133,9 +128,10 @@ def traced_vocabulary_statistics(
 
     from .streaming import StreamedModel
 
-    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture, device)
+    architecture = model.architecture
+    ids, streamed = torch.from_numpy(tokens), StreamedModel(model, device)
     with workers(threads) as pool:
-        norm, head = model.load_head()
+        norm, head = streamed.load_head()
         output = torch.cat([trace.input(len(architecture.blocks)) for trace in traces])
         of_head = head_statistics(pool, norm, head, output, ids)
     gradient = torch.cat([trace.gradient(0) for trace in traces])

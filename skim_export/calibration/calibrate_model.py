@@ -20,7 +20,7 @@ from skim_export.calibration import (
 )
 from skim_export.calibration.passes import GROUP
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Architecture, Checkpoint, Linear
+from skim_export.checkpoint import Architecture, Linear, Model
 from skim_export.work.tasks import Executor, Task, do_tasks
 from skim_runtime.progress import Progress
 
@@ -37,8 +37,7 @@ FLOAT = 4
 
 
 def gather_statistics(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     tokens: npt.NDArray[np.int64],
     store: StatisticsStore,
     *,
@@ -51,15 +50,14 @@ def gather_statistics(
 
     With `vocabulary`, also of embedding and head. What was kept of the same tokens before is not computed again.
     """
-    wanted = _wanted(architecture, vocabulary)
+    wanted = _wanted(model.architecture, vocabulary)
     kept = {linear.name for linear in wanted if store.is_complete(linear.name)}
     if len(kept) == len(wanted):
         return
     directory = store.directory / "activations"
     statistics = partial(
         calibrate,
-        checkpoint,
-        architecture,
+        model,
         tokens,
         Activations(directory),
         vocabulary=vocabulary,
@@ -73,8 +71,7 @@ def gather_statistics(
 
 
 def spread_statistics(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     tokens: npt.NDArray[np.int64],
     store: StatisticsStore,
     *,
@@ -85,8 +82,7 @@ def spread_statistics(
     """The same in tasks, which together take longer and more disk, but can be done at the same time.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         tokens: int64 `[S, T]`.
         store: where the statistics go.
         vocabulary: whether those of embedding and head are wanted, too.
@@ -96,6 +92,7 @@ def spread_statistics(
     Raises:
         UserError: the loss or a gradient is not finite.
     """
+    architecture = model.architecture
     if all(store.is_complete(linear.name) for linear in _wanted(architecture, vocabulary)):
         return
     directory, resources = store.directory / "activations", executor.resources
@@ -105,7 +102,7 @@ def spread_statistics(
     for start in range(0, len(tokens), TRACED_TOGETHER):
         some = tokens[start : start + TRACED_TOGETHER]
         trace = Activations(directory / f"sequences-{start}")
-        work = partial(trace_sequences, checkpoint, architecture, some, trace, **where)
+        work = partial(trace_sequences, model, some, trace, **where)
         tasks.append(Task(f"sequence {start}", work, trace.paths(len(architecture.blocks)), memory))
         traces.append(trace)
     do_tasks("calibrating sequences", tasks, executor, progress)
@@ -117,12 +114,12 @@ def spread_statistics(
         task(
             f"block {index}",
             linears,
-            partial(block_statistics, checkpoint, architecture, index, tokens, traces, **where),
+            partial(block_statistics, model, index, tokens, traces, **where),
         )
         for index, linears in enumerate(architecture.blocks)
     ]
     if vocabulary:
-        statistics = partial(traced_vocabulary_statistics, checkpoint, architecture, tokens, traces, **where)
+        statistics = partial(traced_vocabulary_statistics, model, tokens, traces, **where)
         tasks.append(task("vocabulary", architecture.vocabulary_linears, statistics))
     do_tasks("calibrating blocks", tasks, executor, progress)
     shutil.rmtree(directory)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Checkpoint, Model
 from skim_export.work.device import free_memory
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -55,8 +55,7 @@ def tokens_from_file(checkpoint: Checkpoint, path: Path, sequences: int, length:
 
 
 def self_generated(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     sequences: int,
     length: int,
     *,
@@ -71,8 +70,7 @@ def self_generated(
     is sampled from the model. Where it ends a text, another begins with a random word.
 
     Args:
-        checkpoint: the model; all of it is loaded, in float32.
-        architecture: of the model.
+        model: the model; all of it is loaded, in float32.
         sequences: number of sequences, S.
         length: tokens of a sequence, T.
         seed: the same seed gives the same text, whatever `threads` is.
@@ -88,11 +86,12 @@ def self_generated(
     """
     from .streaming import StreamedModel
 
-    _check_memory(checkpoint, device)
-    openings = _openings(checkpoint.tokenizer)
-    model = StreamedModel(checkpoint, architecture, device).load_all()
+    _check_memory(model.checkpoint, device)
+    tokenizer = model.checkpoint.tokenizer
+    openings = _openings(tokenizer)
+    network = StreamedModel(model, device).load_all()
     writers = [
-        _Writer(model, checkpoint.tokenizer, openings, min(GROUP, sequences - first), (seed, first))
+        _Writer(network, tokenizer, openings, min(GROUP, sequences - first), (seed, first))
         for first in range(0, sequences, GROUP)
     ]
     progress.start("writing calibration text", length // REPORT_EVERY)
@@ -109,18 +108,18 @@ class _Writer:
     """A group of sequences in the making; every step adds a column to `tokens`, int64 `[sequences, written]`."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, openings: npt.NDArray[np.int64], sequences: int, seed: tuple[int, int]
+        self, network: Any, tokenizer: Any, openings: npt.NDArray[np.int64], sequences: int, seed: tuple[int, int]
     ) -> None:
         import torch
         from transformers import DynamicCache
 
-        self._model = model
+        self._network = network
         self._openings = openings
         self._random = np.random.default_rng(seed)
         self._end = tokenizer.eos_token_id
         special = torch.tensor(sorted(tokenizer.all_special_ids))
         self._banned = special[special != self._end]
-        self._cache = DynamicCache(config=model.config)
+        self._cache = DynamicCache(config=network.config)
         bos = torch.from_numpy(_bos(tokenizer)).expand(sequences, -1)
         self._unseen = self.tokens = torch.cat([bos, self._opening(sequences)], dim=1)
 
@@ -129,8 +128,8 @@ class _Writer:
         import torch
 
         with torch.inference_mode():
-            unseen = self._unseen.to(self._model.device)
-            output = self._model(input_ids=unseen, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            unseen = self._unseen.to(self._network.device)
+            output = self._network(input_ids=unseen, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
             logits = output.logits[:, -1]
             logits[:, self._banned.to(logits.device)] = -torch.inf
             top, candidates = (found.cpu() for found in logits.topk(min(TOP_K, logits.shape[1])))

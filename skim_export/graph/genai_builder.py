@@ -20,7 +20,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Architecture, Checkpoint, Model
 from skim_export.checkpoint.skeleton import skeleton
 from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS, lut_functions
 from skim_export.packed import CLASSES, FORMAT_VERSION, PackedLinear
@@ -181,11 +181,10 @@ def _lut_model(base: type) -> type:
 
 
 class DecoderBuilder:
-    """Builds the ONNX decoder of a checkpoint on packed weights.
+    """Builds the ONNX decoder of a model on packed weights.
 
     Args:
-        checkpoint: a Hugging Face checkpoint of a supported architecture.
-        architecture: its linear units.
+        model: what is not packed is read from it.
         weights: returns the packed linear of a unit; called again when the graph is written, one unit at a time.
         output: the ONNX file to be; genai_config.json and the tokenizer files go beside it.
         accuracy_level: of the products with packed weights.
@@ -197,8 +196,7 @@ class DecoderBuilder:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        architecture: Architecture,
+        model: Model,
         weights: Callable[[str], PackedLinear],
         output: Path,
         accuracy_level: int,
@@ -208,7 +206,7 @@ class DecoderBuilder:
         with _quiet():
             from onnxruntime_genai.models import builder, builders  # type: ignore[import-not-found,unused-ignore]
 
-            directory, self._target = str(checkpoint.path), str(output.parent)
+            directory, self._target = str(model.checkpoint.path), str(output.parent)
             extra = [
                 "fuse_qkv=true",  # rows of one fused matrix are quantized together
                 "shared_embeddings=false",  # LutGather and LutMatMul share their tensors instead
@@ -227,8 +225,8 @@ class DecoderBuilder:
             self._model.layer_types = ["sliding_attention"] * self._model.num_layers
         self._config = config
         self._directory = directory
-        self._model.skim_checkpoint = checkpoint
-        self._model.skim_architecture = architecture
+        self._model.skim_checkpoint = model.checkpoint
+        self._model.skim_architecture = model.architecture
         self._model.skim_weights = weights
         self._model.skim_accuracy_level = accuracy_level
         self._model.skim_classes = set()

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from skim_export.calibration import self_generated, tokens_from_file
 from skim_export.calibration.calibrate_model import gather_statistics, spread_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, default_bits, resolve
+from skim_export.checkpoint import Model, default_bits
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, PRECISIONS, DecoderBuilder, check_builder
 from skim_export.packed import PackedLinear
@@ -154,12 +154,10 @@ def prepare(
     library_path()
     if bits is effective_bits is size is None:
         bits = default_bits(model)
-    checkpoint = Checkpoint(resolve(model, progress=progress or Progress()))
-    checkpoint.require_tokenizer()
-    architecture = architecture_of(checkpoint)
+    opened = Model.open(model, progress=progress)
+    opened.checkpoint.require_tokenizer()
     budget = Budget.of(
-        checkpoint,
-        architecture,
+        opened,
         bits=bits,
         effective_bits=effective_bits,
         size=size,
@@ -183,8 +181,7 @@ def prepare(
         "seed": seed,
     }
     job = Job(
-        checkpoint=checkpoint,
-        architecture=architecture,
+        model=opened,
         output=output,
         options=options,
         budget=budget,
@@ -205,8 +202,8 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
     """Do what was prepared, or what an interruption has left of it; see `export`."""
     started = time.monotonic()
     progress = progress or Progress()
-    output, checkpoint = job.output, job.checkpoint
-    digest = checkpoint.digest(progress)
+    output, model = job.output, job.model
+    digest = model.checkpoint.digest(progress)
     provenance = {
         "checkpoint": digest,
         "calibration text": None if job.calib is None else sha256(job.calib),
@@ -219,11 +216,11 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
         tuned = None
         if job.effort.tune:
             packed, tuned = _tune(job, packed, work, progress)
-            read, checkpoint = packed.read, checkpoint.replacing(packed.parameters())
+            read, model = packed.read, model.replacing(packed.parameters())
         stage = work.empty_subdirectory("stage")
-        emit(checkpoint, job.architecture, read, stage / output.name, job.accuracy_level, job.ep, progress)
+        emit(model, read, stage / output.name, job.accuracy_level, job.ep, progress)
         layers = [packed.report(name) for name in packed.names()]
-        parts = model_parts(job.architecture, checkpoint, layers, stage / output.name)
+        parts = model_parts(model, layers, stage / output.name)
         recorded = {**job.recorded, "tuned": None if tuned is None else asdict(tuned)}
         write_report(stage, digest, recorded, parts, layers)
         work.publish()
@@ -233,7 +230,7 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
 
 def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint:
     """The packed layers of the model, as far as they are not in the workplace."""
-    checkpoint, architecture, options = job.checkpoint, job.architecture, job.options
+    model, options = job.model, job.options
     packed = PackedCheckpoint(work.subdirectory("packed"))
     store = StatisticsStore(work.subdirectory("statistics"))
     if job.calibrates:
@@ -241,14 +238,12 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
         gather = partial(gather_statistics, threads=job.resources.workers, device=job.resources.device)
         if not isinstance(job.executor, SerialExecutor):
             gather = partial(spread_statistics, executor=job.executor)
-        gather(checkpoint, architecture, tokens, store, vocabulary=options.head_bits is None, progress=progress)
+        gather(model, tokens, store, vocabulary=options.head_bits is None, progress=progress)
     curves = work.subdirectory("curves")
-    widths = allocate(
-        checkpoint, architecture, store, options, job.budget, curves=curves, executor=job.executor, progress=progress
-    )
+    widths = allocate(model, store, options, job.budget, curves=curves, executor=job.executor, progress=progress)
     resources = job.executor.resources
-    tasks = linear_tasks(checkpoint, architecture, store, widths, packed, options, resources)
-    tasks += embedding_tasks(checkpoint, architecture, packed, options, resources)
+    tasks = linear_tasks(model, store, widths, packed, options, resources)
+    tasks += embedding_tasks(model, packed, options, resources)
     do_tasks("quantizing", tasks, job.executor, progress)
     return packed
 
@@ -259,8 +254,7 @@ def _tokens(job: Job, work: Workplace, progress: Progress) -> npt.NDArray[np.int
     if not is_sealed(path):
         make = tuning_tokens if job.effort.tune else partial(calibration_tokens, sequences=job.text[0])
         tokens = make(
-            job.checkpoint,
-            job.architecture,
+            job.model,
             job.calib,
             seed=job.seed,
             threads=job.resources.workers,
@@ -281,8 +275,7 @@ def _tune(
         return tuned, TuneReport(**json.loads(report.read_text()))
     tuned = packed.copied(work.empty_subdirectory("tuned"))
     result = tune_levels(
-        job.checkpoint,
-        job.architecture,
+        job.model,
         tuned,
         _tokens(job, work, progress),
         work.directory / "tuning",
@@ -294,8 +287,7 @@ def _tune(
 
 
 def calibration_tokens(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     calib: Path | None,
     sequences: int = SEQUENCES,
     *,
@@ -306,10 +298,9 @@ def calibration_tokens(
 ) -> npt.NDArray[np.int64]:
     """Calibration tokens, int64 `[sequences, SEQUENCE_LENGTH]`: from a text file, or written by the model itself."""
     if calib is not None:
-        return tokens_from_file(checkpoint, calib, sequences, SEQUENCE_LENGTH)
+        return tokens_from_file(model.checkpoint, calib, sequences, SEQUENCE_LENGTH)
     return self_generated(
-        checkpoint,
-        architecture,
+        model,
         sequences,
         SEQUENCE_LENGTH,
         seed=seed,
@@ -320,8 +311,7 @@ def calibration_tokens(
 
 
 def tuning_tokens(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     calib: Path | None,
     *,
     seed: int,
@@ -331,8 +321,7 @@ def tuning_tokens(
 ) -> npt.NDArray[np.int64]:
     """Tokens to tune on, int64 `[TUNING_SEQUENCES, SEQUENCE_LENGTH]`, from the same source, shuffled."""
     tokens = calibration_tokens(
-        checkpoint,
-        architecture,
+        model,
         calib,
         TUNING_SEQUENCES,
         seed=seed + 1,
@@ -344,8 +333,7 @@ def tuning_tokens(
 
 
 def emit(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     weights: Callable[[str], PackedLinear],
     output: Path,
     accuracy_level: int,
@@ -355,8 +343,7 @@ def emit(
     """Write the ONNX model of packed weights, and beside it the configuration, tokenizer and operator library.
 
     Args:
-        checkpoint: what is not packed is read from it.
-        architecture: of the model.
+        model: what is not packed is read from it.
         weights: reads the packed weights of a unit.
         output: the ONNX file to write.
         accuracy_level: of the products.
@@ -367,7 +354,7 @@ def emit(
         UserError: the model builder has another version, or the operator library is not built.
     """
     read = lru_cache(maxsize=1)(weights)  # the tensors of a layer are asked for one after the other
-    builder = DecoderBuilder(checkpoint, architecture, read, output, accuracy_level, ep)
+    builder = DecoderBuilder(model, read, output, accuracy_level, ep)
     save_model(builder.build(), output, progress)
     builder.write_configuration()
     shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)

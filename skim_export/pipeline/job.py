@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Model
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.effort import Effort
 from skim_export.pipeline.quantize_layer import QuantizeOptions
@@ -21,8 +21,7 @@ class Job:
     """An export that was checked and can be run.
 
     Attributes:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         output: the ONNX file to write.
         options: how to quantize.
         budget: of the linear layers.
@@ -37,8 +36,7 @@ class Job:
         executor: does what can be done by layers.
     """
 
-    checkpoint: Checkpoint
-    architecture: Architecture
+    model: Model
     output: Path
     options: QuantizeOptions
     budget: Budget

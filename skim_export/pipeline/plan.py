@@ -19,7 +19,7 @@ import numpy.typing as npt
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.calibration.workers import workers
-from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, resolve
+from skim_export.checkpoint import Architecture, Checkpoint, Model
 from skim_export.checkpoint.torch_reference import TorchReference
 from skim_export.pipeline.budget import Budget, check_stated, graph_bytes, linear_bytes, other_bytes, widths_around
 from skim_export.pipeline.export import calibration_tokens, check_calibration
@@ -139,15 +139,13 @@ def plan(
         raise UserError("--head-bits auto: is not planned for, give a width from 1 to 8")
     check_calibration(calib, seed, threads)
     _check(bits, sizes, text)
-    checkpoint = Checkpoint(resolve(model, progress=progress))
-    checkpoint.require_tokenizer()
-    architecture = architecture_of(checkpoint)
+    opened = Model.open(model, progress=progress)
+    opened.checkpoint.require_tokenizer()
     budgets = [Budget(average) for average in sorted(set(bits))]
     for size in sorted(set(sizes)):
         budgets.append(
             Budget.of(
-                checkpoint,
-                architecture,
+                opened,
                 bits=None,
                 effective_bits=None,
                 size=size,
@@ -155,16 +153,16 @@ def plan(
                 codebook=codebook,
             )
         )
-    ids = None if text is None else _text_tokens(checkpoint, text)
-    full = None if ids is None else _full_perplexity(checkpoint, ids, threads, progress)
-    tokens = calibration_tokens(checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress)
+    ids = None if text is None else _text_tokens(opened.checkpoint, text)
+    full = None if ids is None else _full_perplexity(opened.checkpoint, ids, threads, progress)
+    tokens = calibration_tokens(opened, calib, seed=seed, threads=threads, progress=progress)
     widths = sorted({width for budget in budgets for width in _candidates(budget)})
     with tempfile.TemporaryDirectory(prefix="skim-plan-") as work:
         store = StatisticsStore(Path(work))
-        gather_statistics(checkpoint, architecture, tokens, store, threads=threads, progress=progress)
-        curves = _error_curves(checkpoint, architecture, store, widths, threads, progress)
-    rest = other_bytes(checkpoint, architecture, head_bits, codebook)
-    rows = [_row(budget, architecture, curves, widths, head_bits, codebook, rest, full) for budget in budgets]
+        gather_statistics(opened, tokens, store, threads=threads, progress=progress)
+        curves = _error_curves(opened, store, widths, threads, progress)
+    rest = other_bytes(opened, head_bits, codebook)
+    rows = [_row(budget, opened.architecture, curves, widths, head_bits, codebook, rest, full) for budget in budgets]
     return Plan(sorted(rows, key=lambda row: row.nbytes), full)
 
 
@@ -174,8 +172,7 @@ def _candidates(budget: Budget) -> range:
 
 
 def _error_curves(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     store: StatisticsStore,
     widths: Sequence[int],
     threads: int,
@@ -183,9 +180,11 @@ def _error_curves(
 ) -> list[npt.NDArray[np.float64]]:
     """Error of every row at every width, float64 `[N, widths]` for each layer."""
     curves = []
-    progress.start("error curves", len(architecture.linears))
-    for linear in architecture.linears:
-        curves.append(layer_errors(checkpoint, linear, store, widths, METHODS[DEFAULT_METHOD], Resources(threads)))
+    progress.start("error curves", len(model.architecture.linears))
+    for linear in model.architecture.linears:
+        curves.append(
+            layer_errors(model.checkpoint, linear, store, widths, METHODS[DEFAULT_METHOD], Resources(threads))
+        )
         progress.step(linear.name)
     progress.finish()
     return curves

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from skim_export import export
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Model
 from skim_export.cli.main import main, parse_size
 from skim_export.graph.reader import read_packed
 from skim_export.measure.dequantized_model import dequantized_model
@@ -74,9 +74,8 @@ def test_an_export_runs_and_equals_its_weights(llama, calib, tmp_path, method):
     report = export(str(llama), tmp_path / "out" / "model.onnx", bits=3, method=method, calib=calib, accuracy_level=0)
     assert report.parts[0].code_bits == pytest.approx(3, abs=0.01)
     assert report.parts[0].code_bits <= 3
-    checkpoint = Checkpoint(llama)
     packed = read_packed(tmp_path / "out" / "model.onnx")
-    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    model = dequantized_model(Model.open(llama), packed.__getitem__)
     with torch.no_grad():
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(tmp_path / "out").logits(TOKENS)
@@ -124,9 +123,9 @@ def test_a_tuned_export_is_what_was_tuned(llama, calib, tmp_path, monkeypatch):
     assert 0 < tuned["steps"] <= 4 * EPOCHS
     assert 0 < tuned["after"] < tuned["before"]
     # The graph holds the tuned norms: with those of the checkpoint the outputs would be others.
-    session, checkpoint = Session(directory), Checkpoint(llama)
+    session = Session(directory)
     packed = read_packed(directory / "model.onnx")
-    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    model = dequantized_model(Model.open(llama), packed.__getitem__)
     with torch.no_grad():
         untuned = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = session.logits(TOKENS)
@@ -162,9 +161,8 @@ def test_export_json_tells_the_truth(llama, calib, tmp_path):
 @pytest.mark.parametrize("kernel", ["auto", "function"])
 def test_every_mixture_of_widths_and_types_runs(llama, calib, tmp_path, options, kernel):
     export(str(llama), tmp_path / "out" / "model.onnx", calib=calib, accuracy_level=0, **options)
-    checkpoint = Checkpoint(llama)
     packed = read_packed(tmp_path / "out" / "model.onnx")
-    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    model = dequantized_model(Model.open(llama), packed.__getitem__)
     with torch.no_grad():
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(tmp_path / "out", kernel=kernel).logits(TOKENS)
@@ -188,7 +186,7 @@ def test_embedding_and_head_in_the_allocation(calib, tmp_path, make, tie):
         3.25 * sum(layer.out_features * layer.in_features for layer in packed.values()), rel=1e-3
     )
     assert len(np.unique(packed["model.embed_tokens"].row_bits())) > 1
-    model = dequantized_model(Checkpoint(path), architecture_of(Checkpoint(path)), packed.get)
+    model = dequantized_model(Model.open(path), packed.get)
     with torch.no_grad():
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(directory).logits(TOKENS)
@@ -221,10 +219,9 @@ def test_mistral_with_sliding_window_and_its_own_head(calib, tmp_path):
     path = tiny_mistral(tmp_path / "hf", sliding_window=16, tie=False)
     options = {"bits": 3.5, "head_bits": 6, "codebook": "float16", "accuracy_level": 0}
     export(str(path), tmp_path / "out" / "model.onnx", calib=calib, **options)
-    checkpoint = Checkpoint(path)
     packed = read_packed(tmp_path / "out" / "model.onnx")
     assert {"lm_head", "model.embed_tokens"} <= set(packed)
-    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    model = dequantized_model(Model.open(path), packed.__getitem__)
     with torch.no_grad():
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(tmp_path / "out").logits(TOKENS)
