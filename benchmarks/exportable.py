@@ -91,4 +91,4 @@ def quantize_packed(
     do_tasks("quantizing", tasks, executor, progress)
     if tuned:
         text, state = np.load(job.work / TUNING_TEXT), packed.directory / "state"
-        tune(model, packed, text, state, threads=job.threads, progress=progress)
+        tune(model, packed, text, state, resources=executor.resources, progress=progress)

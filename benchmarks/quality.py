@@ -170,15 +170,15 @@ def calibrate_once(progress: Progress, job: Job, calib: Path | None, tuned: bool
     """Write calibration statistics, and text to tune on, to the work directory; seconds and peak memory of it."""
     started = time.monotonic()
     model = job.open()
-    tokens = pipeline.calibration_tokens(model, calib, seed=0, threads=job.threads, progress=progress)
+    tokens = pipeline.calibration_tokens(model, calib, seed=0, resources=Resources(job.threads), progress=progress)
     store = StatisticsStore(job.work)
-    gather_statistics(model, tokens, store, threads=job.threads, progress=progress)
+    gather_statistics(model, tokens, store, resources=Resources(job.threads), progress=progress)
     if tuned:
-        text = pipeline.tuning_tokens(model, calib, seed=0, threads=job.threads, progress=progress)
+        text = pipeline.tuning_tokens(model, calib, seed=0, resources=Resources(job.threads), progress=progress)
         np.save(job.work / TUNING_TEXT, text)
         store = StatisticsStore(job.work / TUNING_STATISTICS)
         store.directory.mkdir(exist_ok=True)
-        gather_statistics(model, text[HELD_OUT:], store, threads=job.threads, progress=progress)
+        gather_statistics(model, text[HELD_OUT:], store, resources=Resources(job.threads), progress=progress)
     return time.monotonic() - started, peak_megabytes()
 
 
@@ -247,11 +247,11 @@ def _quantized_dense(
     progress: Progress,
 ) -> Quantized:
     linears = {linear.name: linear for linear in model.architecture.linears}
-    store = StatisticsStore(job.work)
+    store, resources = StatisticsStore(job.work), Resources(job.threads)
     if method == "skim+-sparse":
         assert bits is not None  # see _wanted
         options, budget = QuantizeOptions(codebook=codebook), Budget(bits)
-        executor = SerialExecutor(Resources(job.threads))
+        executor = SerialExecutor(resources)
         widths = allocate(model, store, options, budget, curves=directory, executor=executor, progress=progress)
 
     def quantize(name: str) -> DenseLinear:
@@ -264,8 +264,10 @@ def _quantized_dense(
         fisher = sensitivity(job.work, name)
         if method == "squeezellm-sparse":
             even = even_bits(len(weight), bits)
-            return squeezellm_sparse(weight, fisher, even, codebook=codebook, threads=job.threads)
+            return squeezellm_sparse(weight, fisher, even, codebook=codebook, resources=resources)
         correlation = store.correlation(name)
-        return skim_sparse(weight, fisher, correlation, widths[name], codebook=codebook, threads=job.threads)
+        return skim_sparse(
+            weight, fisher, correlation, widths[name], codebook=codebook, resources=Resources(job.threads)
+        )
 
     return dense_quantized(list(linears), quantize, directory, progress)

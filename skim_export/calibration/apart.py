@@ -8,12 +8,12 @@ forwards and backwards once more than in `calibrate`, and the statistics are the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from skim_export.checkpoint import Linear, Model
+from skim_export.work.resources import Resources
 
 from .activations import Activations
 from .passes import BlockBackward, forward
@@ -21,9 +21,6 @@ from .statistics import loss_gradient
 from .sums import LinearStatistics, LinearSums
 from .vocabulary import embedding_fisher, head_statistics, vocabulary_statistics
 from .workers import workers
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["block_statistics", "trace_sequences", "traced_vocabulary_statistics"]
 
@@ -33,8 +30,7 @@ def trace_sequences(
     tokens: npt.NDArray[np.int64],
     trace: Activations,
     *,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
 ) -> None:
     """Run some sequences through the model and back, one block's weights in memory at a time.
 
@@ -44,8 +40,7 @@ def trace_sequences(
         model: the model.
         tokens: int64 `[S, T]`.
         trace: gets the inputs of all blocks and the gradients there.
-        threads: sequences that are worked on at the same time.
-        device: where to work; None for the CPU.
+        resources: workers, each with a sequence at a time, and the device.
 
     Raises:
         UserError: the loss is not finite.
@@ -55,8 +50,8 @@ def trace_sequences(
     from .streaming import StreamedModel
 
     blocks = len(model.architecture.blocks)
-    ids, streamed = torch.from_numpy(tokens), StreamedModel(model, device)
-    with workers(threads) as pool:
+    ids, streamed = torch.from_numpy(tokens), StreamedModel(model, resources.device)
+    with workers(resources.workers) as pool:
         hidden, arguments = pool.submit(streamed.enter, ids).result()
         if not trace.has_input(0):
             trace.write_input(0, hidden)
@@ -84,8 +79,7 @@ def block_statistics(
     tokens: npt.NDArray[np.int64],
     traces: Sequence[Activations],
     *,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of the linear layers of one block.
 
@@ -94,8 +88,7 @@ def block_statistics(
         index: of the block.
         tokens: int64 `[S, T]`, of all sequences.
         traces: of all sequences, in their order.
-        threads: sequences that are worked on at the same time.
-        device: where to work; None for the CPU.
+        resources: workers, each with a sequence at a time, and the device.
 
     Raises:
         UserError: a gradient is not finite.
@@ -104,10 +97,10 @@ def block_statistics(
 
     from .streaming import StreamedModel
 
-    linears, streamed = model.architecture.blocks[index], StreamedModel(model, device)
-    with workers(threads) as pool:
+    linears, streamed = model.architecture.blocks[index], StreamedModel(model, resources.device)
+    with workers(resources.workers) as pool:
         _, arguments = pool.submit(streamed.enter, torch.from_numpy(tokens[:1])).result()
-        sums = LinearSums(pool, linears, device)
+        sums = LinearSums(pool, linears, resources.device)
         backward = BlockBackward(linears, model.architecture.block_modules[index], streamed.load_block(index))
         for trace in traces:
             backward.run(pool, trace.input(index), trace.gradient(index + 1), arguments[index], sums.add)
@@ -120,8 +113,7 @@ def traced_vocabulary_statistics(
     tokens: npt.NDArray[np.int64],
     traces: Sequence[Activations],
     *,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of embedding and head; the arguments are those of `block_statistics`."""
     import torch
@@ -129,8 +121,8 @@ def traced_vocabulary_statistics(
     from .streaming import StreamedModel
 
     architecture = model.architecture
-    ids, streamed = torch.from_numpy(tokens), StreamedModel(model, device)
-    with workers(threads) as pool:
+    ids, streamed = torch.from_numpy(tokens), StreamedModel(model, resources.device)
+    with workers(resources.workers) as pool:
         norm, head = streamed.load_head()
         output = torch.cat([trace.input(len(architecture.blocks)) for trace in traces])
         of_head = head_statistics(pool, norm, head, output, ids)

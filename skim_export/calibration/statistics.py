@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.checkpoint import Architecture, Linear, Model
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -33,15 +34,14 @@ def calibrate(
     *,
     vocabulary: bool = False,
     is_kept: Callable[[Linear], bool] = lambda linear: False,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
     progress: Progress,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of every linear layer in the decoder blocks, from the last block to the first.
 
     One block's weights are in memory at a time, and what goes into it; the inputs of the other blocks are on disk. The
-    results do not depend on `threads`, to the last bit. An iterator that was given up halfway can be followed by
-    another on the same activations, which goes on with the first block of which not all layers are kept.
+    results do not depend on the number of threads, to the last bit. An iterator that was given up halfway can be
+    followed by another on the same activations, which goes on with the first block of which not all layers are kept.
 
     Args:
         model: the model.
@@ -49,8 +49,8 @@ def calibrate(
         activations: of these tokens, as far as they were computed before; S * T * hidden floats for each block.
         vocabulary: also of embedding and head, at the end.
         is_kept: whether the caller has kept the statistics of a layer from before.
-        threads: sequences that are worked on at the same time.
-        device: where the block in memory, its activations and its statistics are; None for the CPU.
+        resources: workers, each with a sequence at a time, and the device with the block in memory, its activations and
+            its statistics.
         progress: sees one stage, "calibrating", that lasts until the iterator is exhausted.
 
     Raises:
@@ -66,10 +66,10 @@ def calibrate(
     architecture = model.architecture
     blocks = len(architecture.blocks)
     progress.start("calibrating", 2 * blocks + 1)
-    streamed = StreamedModel(model, device)
+    streamed = StreamedModel(model, resources.device)
     ids = torch.from_numpy(tokens)
     done = _blocks_done(architecture, activations, is_kept)
-    with workers(threads) as pool:
+    with workers(resources.workers) as pool:
         hidden, arguments = pool.submit(streamed.enter, ids).result()
         if not activations.has_input(0):
             activations.write_input(0, hidden)
@@ -92,8 +92,8 @@ def calibrate(
     for index in reversed(range(blocks)):
         if index < done:
             linears = architecture.blocks[index]
-            with workers(threads) as pool:  # not across the yield: the caller shall have torch's threads back
-                sums = LinearSums(pool, linears, device)
+            with workers(resources.workers) as pool:  # not across the yield: the caller shall have torch's threads back
+                sums = LinearSums(pool, linears, resources.device)
                 backward = BlockBackward(linears, architecture.block_modules[index], streamed.load_block(index))
                 below, _ = backward.run(
                     pool, activations.input(index), activations.gradient(index + 1), arguments[index], sums.add

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from skim_export.checkpoint import Checkpoint, Model
 from skim_export.work.device import free_memory
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.text_file import read_text
@@ -60,8 +61,7 @@ def self_generated(
     length: int,
     *,
     seed: int,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
     progress: Progress,
 ) -> npt.NDArray[np.int64]:
     """Text that the model writes itself, so that no data set is needed (LLM-QAT, arXiv 2305.17888, section 3.1).
@@ -73,9 +73,8 @@ def self_generated(
         model: the model; all of it is loaded, in float32.
         sequences: number of sequences, S.
         length: tokens of a sequence, T.
-        seed: the same seed gives the same text, whatever `threads` is.
-        threads: groups of 16 sequences that are written at the same time.
-        device: where the model is; None for the CPU.
+        seed: the same seed gives the same text, whatever the number of threads.
+        resources: workers, each with a group of 16 sequences at a time, and the device that the model is on.
         progress: sees one stage, "writing calibration text".
 
     Returns:
@@ -86,16 +85,16 @@ def self_generated(
     """
     from .streaming import StreamedModel
 
-    _check_memory(model.checkpoint, device)
+    _check_memory(model.checkpoint, resources.device)
     tokenizer = model.checkpoint.tokenizer
     openings = _openings(tokenizer)
-    network = StreamedModel(model, device).load_all()
+    network = StreamedModel(model, resources.device).load_all()
     writers = [
         _Writer(network, tokenizer, openings, min(GROUP, sequences - first), (seed, first))
         for first in range(0, sequences, GROUP)
     ]
     progress.start("writing calibration text", length // REPORT_EVERY)
-    with workers(threads) as pool:
+    with workers(resources.workers) as pool:
         while writers[0].tokens.shape[1] < length:  # token by token, so that Ctrl-C need not wait for more
             in_order(pool, _Writer.step, writers)
             if (written := writers[0].tokens.shape[1]) % REPORT_EVERY == 0:

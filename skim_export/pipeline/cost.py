@@ -179,15 +179,15 @@ def _probed_rows(job: Job) -> int:
 
 def _quantize_some(job: Job, linear: Linear, rows: int) -> None:
     """Some rows, all weights alike and columns that do not go together: that takes about as long."""
-    method, threads, device = job.options.method, job.executor.resources.threads, job.executor.resources.device
+    method, resources = job.options.method, job.executor.resources
     weight = linear_weight(job.model.checkpoint, linear, slice(0, rows))
     sensitivity = None if method.objective is None else np.ones_like(weight)
     bits = even_bits(rows, min(8, job.budget.bits))
     if method.allocation:
-        width_errors(weight, sensitivity, widths_around(job.budget.bits), threads=threads, device=device)
+        width_errors(weight, sensitivity, widths_around(job.budget.bits), resources=resources)
     scale = unit_column_scale(weight)
     if method.column_scale and sensitivity is not None:
-        scale = fit_column_scale(weight, sensitivity, bits, threads, device)
+        scale = fit_column_scale(weight, sensitivity, bits, resources)
     coupling = None
     if method.correlated:
         identity = np.eye(linear.in_features, dtype=np.float32)
@@ -199,8 +199,7 @@ def _quantize_some(job: Job, linear: Linear, rows: int) -> None:
         method,
         Columns(scale, coupling),
         codebook=job.options.codebook,
-        threads=threads,
-        device=device,
+        resources=resources,
     ).pack()
 
 
@@ -208,10 +207,7 @@ def _quantize_uniformly(job: Job, linear: Linear, rows: int) -> None:
     weight = linear_weight(job.model.checkpoint, linear, slice(0, rows))
     bits = job.options.head_bits
     assert bits is not None  # see the caller
-    resources = job.executor.resources
-    quantize_uniform(
-        weight, bits, codebook=job.options.codebook, threads=resources.threads, device=resources.device
-    ).pack()
+    quantize_uniform(weight, bits, codebook=job.options.codebook, resources=job.executor.resources).pack()
 
 
 def _factor_seconds(job: Job, columns: int) -> float:

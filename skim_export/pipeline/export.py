@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -46,9 +46,6 @@ from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 from skim_runtime.model_directory import INTEGER_ACCURACY
 from skim_runtime.progress import Progress
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = ["calibration_tokens", "check_calibration", "emit", "export", "prepare", "run", "tuning_tokens"]
 
@@ -235,7 +232,7 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
     store = StatisticsStore(work.subdirectory("statistics"))
     if job.calibrates:
         tokens = _tokens(job, work, progress)[HELD_OUT if job.effort.tune else 0 :]
-        gather = partial(gather_statistics, threads=job.resources.workers, device=job.resources.device)
+        gather = partial(gather_statistics, resources=job.resources)
         if not isinstance(job.executor, SerialExecutor):
             gather = partial(spread_statistics, executor=job.executor)
         gather(model, tokens, store, vocabulary=options.head_bits is None, progress=progress)
@@ -257,8 +254,7 @@ def _tokens(job: Job, work: Workplace, progress: Progress) -> npt.NDArray[np.int
             job.model,
             job.calib,
             seed=job.seed,
-            threads=job.resources.workers,
-            device=job.resources.device,
+            resources=job.resources,
             progress=progress,
         )
         write_sealed_array(path, tokens)
@@ -279,7 +275,7 @@ def _tune(
         tuned,
         _tokens(job, work, progress),
         work.directory / "tuning",
-        threads=job.resources.threads,
+        resources=job.resources,
         progress=progress,
     )
     write_sealed(report, lambda path: path.write_text(json.dumps(asdict(result))))
@@ -292,8 +288,7 @@ def calibration_tokens(
     sequences: int = SEQUENCES,
     *,
     seed: int,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
     progress: Progress,
 ) -> npt.NDArray[np.int64]:
     """Calibration tokens, int64 `[sequences, SEQUENCE_LENGTH]`: from a text file, or written by the model itself."""
@@ -304,8 +299,7 @@ def calibration_tokens(
         sequences,
         SEQUENCE_LENGTH,
         seed=seed,
-        threads=threads,
-        device=device,
+        resources=resources,
         progress=progress,
     )
 
@@ -315,8 +309,7 @@ def tuning_tokens(
     calib: Path | None,
     *,
     seed: int,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
     progress: Progress,
 ) -> npt.NDArray[np.int64]:
     """Tokens to tune on, int64 `[TUNING_SEQUENCES, SEQUENCE_LENGTH]`, from the same source, shuffled."""
@@ -325,8 +318,7 @@ def tuning_tokens(
         calib,
         TUNING_SEQUENCES,
         seed=seed + 1,
-        threads=threads,
-        device=device,
+        resources=resources,
         progress=progress,
     )
     return np.random.default_rng(seed).permutation(tokens)

@@ -6,7 +6,6 @@ checkpoint -> calibration statistics -> error curves -> for every budget: bit al
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -132,12 +131,12 @@ def plan(
         UserError: something given is wrong.
     """
     progress = progress or Progress()
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
+    resources = Resources() if threads is None else Resources(threads)
     calib, text = None if calib is None else Path(calib), None if text is None else Path(text)
     QuantizeOptions(head_bits=head_bits, codebook=codebook)  # checks them
     if head_bits is None:
         raise UserError("--head-bits auto: is not planned for, give a width from 1 to 8")
-    check_calibration(calib, seed, threads)
+    check_calibration(calib, seed, resources.threads)
     _check(bits, sizes, text)
     opened = Model.open(model, progress=progress)
     opened.checkpoint.require_tokenizer()
@@ -154,13 +153,13 @@ def plan(
             )
         )
     ids = None if text is None else _text_tokens(opened.checkpoint, text)
-    full = None if ids is None else _full_perplexity(opened.checkpoint, ids, threads, progress)
-    tokens = calibration_tokens(opened, calib, seed=seed, threads=threads, progress=progress)
+    full = None if ids is None else _full_perplexity(opened.checkpoint, ids, resources, progress)
+    tokens = calibration_tokens(opened, calib, seed=seed, resources=resources, progress=progress)
     widths = sorted({width for budget in budgets for width in _candidates(budget)})
     with tempfile.TemporaryDirectory(prefix="skim-plan-") as work:
         store = StatisticsStore(Path(work))
-        gather_statistics(opened, tokens, store, threads=threads, progress=progress)
-        curves = _error_curves(opened, store, widths, threads, progress)
+        gather_statistics(opened, tokens, store, resources=resources, progress=progress)
+        curves = _error_curves(opened, store, widths, resources, progress)
     rest = other_bytes(opened, head_bits, codebook)
     rows = [_row(budget, opened.architecture, curves, widths, head_bits, codebook, rest, full) for budget in budgets]
     return Plan(sorted(rows, key=lambda row: row.nbytes), full)
@@ -175,16 +174,14 @@ def _error_curves(
     model: Model,
     store: StatisticsStore,
     widths: Sequence[int],
-    threads: int,
+    resources: Resources,
     progress: Progress,
 ) -> list[npt.NDArray[np.float64]]:
     """Error of every row at every width, float64 `[N, widths]` for each layer."""
     curves = []
     progress.start("error curves", len(model.architecture.linears))
     for linear in model.architecture.linears:
-        curves.append(
-            layer_errors(model.checkpoint, linear, store, widths, METHODS[DEFAULT_METHOD], Resources(threads))
-        )
+        curves.append(layer_errors(model.checkpoint, linear, store, widths, METHODS[DEFAULT_METHOD], resources))
         progress.step(linear.name)
     progress.finish()
     return curves
@@ -230,14 +227,16 @@ def _total_error(errors: npt.NDArray[np.float64], widths: list[int], bits: npt.N
     return float(np.take_along_axis(errors, columns[:, None], axis=1).sum())
 
 
-def _full_perplexity(checkpoint: Checkpoint, ids: npt.NDArray[np.int64], threads: int, progress: Progress) -> float:
+def _full_perplexity(
+    checkpoint: Checkpoint, ids: npt.NDArray[np.int64], resources: Resources, progress: Progress
+) -> float:
     """Perplexity of the full-precision model on tokens `[S]`, windows measured side by side on one thread each."""
     context = min(CONTEXT, int(checkpoint.config.max_position_embeddings))
     windows = [ids[start : start + context] for start in range(0, ids.size - 1, context)]
     model = TorchReference.load(checkpoint.path)
     loss, predicted = 0.0, 0
     progress.start("full precision", len(windows))
-    with workers(threads) as pool:
+    with workers(resources.threads) as pool:
         measured = [pool.submit(compare, model, window, None, context, Progress()) for window in windows]
         for index, future in enumerate(measured):
             evaluation = future.result()

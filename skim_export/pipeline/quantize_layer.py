@@ -112,8 +112,7 @@ def layer_errors(
             _sensitivity(store, linear, method, rows),
             widths,
             scale=scale,
-            threads=resources.threads,
-            device=resources.device,
+            resources=resources,
         )
         for rows in chunks
     ]
@@ -170,8 +169,7 @@ def quantize_layer(
             method,
             columns,
             codebook=options.codebook,
-            threads=resources.threads,
-            device=resources.device,
+            resources=resources,
             name=linear.name,
         )
 
@@ -197,8 +195,7 @@ def quantize_embedding(
             bits,
             scale=scale,
             codebook=codebook,
-            threads=resources.threads,
-            device=resources.device,
+            resources=resources,
             name=linear.name,
         )
 
@@ -218,7 +215,7 @@ def _columns(
     if method.column_scale:  # trained on all rows at once
         weight, sensitivity = linear_weight(checkpoint, linear), _sensitivity(store, linear, method)
         assert sensitivity is not None  # such methods have an objective
-        return Columns(fit_column_scale(weight, sensitivity, bits, resources.threads, resources.device))
+        return Columns(fit_column_scale(weight, sensitivity, bits, resources))
     scale = _unit_scale(checkpoint, linear, chunks)
     if not method.correlated:
         return Columns(scale)

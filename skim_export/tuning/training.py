@@ -31,6 +31,7 @@ from skim_export.calibration.streaming import StreamedModel
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Architecture, Model
 from skim_export.packed.checkpoint import PackedCheckpoint
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -69,7 +70,7 @@ def tune(
     tokens: npt.NDArray[np.int64],
     state: Path,
     *,
-    threads: int,
+    resources: Resources,
     progress: Progress,
 ) -> TuneReport:
     """Fine-tune the linear layers of a packed checkpoint, which is changed in place, and the norms.
@@ -83,7 +84,7 @@ def tune(
         tokens: int64 `[S, T]`; the first `HELD_OUT` sequences are held out, and each of the others is seen
             `EPOCHS` times, but for a rest that fills no batch.
         state: file that keeps the best state; the caller may remove it afterwards.
-        threads: threads to use.
+        resources: threads to use; tuning stays on the CPU.
         progress: told of every step.
 
     Raises:
@@ -94,7 +95,7 @@ def tune(
     ids = torch.from_numpy(tokens)
     batches = (len(ids) - HELD_OUT) // BATCH
     steps = EPOCHS * batches
-    with workers(threads) as pool:
+    with workers(resources.threads) as pool:
         teacher = _final_states(pool, model, ids, progress)
         student = Student(model, packed, tokens)
         trainer = _Trainer(pool, model.architecture, student, ids, teacher)

@@ -47,7 +47,7 @@ def spread(given, directory, progress, threads=2):
 def test_the_statistics_are_the_same(given, tmp_path):
     (tmp_path / "whole").mkdir()
     store = StatisticsStore(tmp_path / "whole")
-    gather_statistics(*given, store, vocabulary=True, threads=2, progress=Progress())
+    gather_statistics(*given, store, vocabulary=True, resources=Resources(2), progress=Progress())
     assert spread(given, tmp_path / "pieces", Progress(), threads=1) == files(store)
 
 

@@ -10,6 +10,7 @@ import torch
 from skim_export.calibration import Activations, LinearStatistics, calibrate, self_generated, text
 from skim_export.calibration.streaming import StreamedModel
 from skim_export.checkpoint import Model
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -32,9 +33,9 @@ def statistics(model: Model, directory: Path, **options: Any) -> dict[str, Linea
 def test_the_statistics_are_those_of_the_cpu(
     model: Model, tmp_path: Path, second_device: torch.device, device: str
 ) -> None:
-    expected = statistics(model, tmp_path / "cpu", threads=2)
+    expected = statistics(model, tmp_path / "cpu", resources=Resources(2))
     chosen = second_device if device == "second" else torch.device("cpu")
-    found = statistics(model, tmp_path / "device", threads=1, device=chosen)
+    found = statistics(model, tmp_path / "device", resources=Resources(1, device=chosen))
     assert found.keys() == expected.keys()
     for name, one in found.items():
         for field in ("fisher", "input_square", "correlation"):
@@ -58,7 +59,7 @@ def test_weights_come_to_the_device_and_go(model: Model, second_device: torch.de
 
 def test_the_text_is_that_of_the_cpu(model: Model, second_device: torch.device) -> None:
     texts = [
-        self_generated(model, 5, 20, seed=0, threads=1, device=device, progress=Progress())
+        self_generated(model, 5, 20, seed=0, resources=Resources(1, device=device), progress=Progress())
         for device in (None, second_device)
     ]
     np.testing.assert_array_equal(texts[0], texts[1])
@@ -72,7 +73,6 @@ def test_a_model_that_does_not_fit_on_the_device(model: Model, monkeypatch: pyte
             1,
             8,
             seed=0,
-            threads=1,
-            device=torch.device("cuda", 1),
+            resources=Resources(1, device=torch.device("cuda", 1)),
             progress=Progress(),
         )

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from skim_export.calibration import Activations, LinearStatistics
 from skim_export.calibration import calibrate as calibrate_on
 from skim_export.checkpoint import Checkpoint, Linear, Model
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -90,7 +91,7 @@ def relative_error(actual: npt.NDArray[np.float32], expected: npt.NDArray[np.flo
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[np.int64]) -> None:
     model = build(tmp_path / "model", kind)
-    results = list(calibrate(model, tokens, threads=2, progress=Progress()))
+    results = list(calibrate(model, tokens, resources=Resources(2), progress=Progress()))
     linears = [linear for linear, _ in results]
     assert linears == [linear for block in reversed(model.architecture.blocks) for linear in block]
     for (linear, actual), expected in zip(results, whole_model(model.checkpoint, linears, tokens), strict=True):
@@ -107,10 +108,10 @@ def test_embedding_and_head(tmp_path: Path, tie: bool, tokens: npt.NDArray[np.in
     """Against one token after the other, in float64; what no token touched has a little of the mean."""
     model = Model.open(tiny_llama(tmp_path / "model", tie=tie))
     architecture = model.architecture
-    results = list(calibrate(model, tokens, vocabulary=True, threads=2, progress=Progress()))
+    results = list(calibrate(model, tokens, vocabulary=True, resources=Resources(2), progress=Progress()))
     found = {linear.name: statistics for linear, statistics in results[-len(architecture.vocabulary_linears) :]}
     assert list(found) == [linear.name for linear in architecture.vocabulary_linears]
-    plain = list(calibrate(model, tokens, threads=2, progress=Progress()))
+    plain = list(calibrate(model, tokens, resources=Resources(2), progress=Progress()))
     assert len(plain) == len(results) - len(found)
 
     network = AutoModelForCausalLM.from_pretrained(model.checkpoint.path, dtype=torch.float64)
@@ -140,7 +141,7 @@ def test_the_sliding_window_matters(tmp_path: Path, tokens: npt.NDArray[np.int64
     fisher = []
     for window in (24, None):
         model = Model.open(tiny_mistral(tmp_path / str(window), sliding_window=window))
-        results = calibrate(model, tokens, threads=2, progress=Progress())
+        results = calibrate(model, tokens, resources=Resources(2), progress=Progress())
         fisher.append(list(results)[-1][1].fisher)
     assert relative_error(fisher[0], fisher[1]) > 1e-3
 
@@ -148,7 +149,7 @@ def test_the_sliding_window_matters(tmp_path: Path, tokens: npt.NDArray[np.int64
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_bits_do_not_depend_on_threads(tmp_path: Path, kind: str, tokens: npt.NDArray[np.int64]) -> None:
     model = build(tmp_path / "model", kind)
-    runs = [list(calibrate(model, tokens, threads=n, progress=Progress())) for n in (1, 2, 3)]
+    runs = [list(calibrate(model, tokens, resources=Resources(n), progress=Progress())) for n in (1, 2, 3)]
     for run in runs[1:]:
         for (linear, one), (_, other) in zip(runs[0], run, strict=True):
             np.testing.assert_array_equal(one.fisher, other.fisher, err_msg=linear.name)
@@ -160,7 +161,7 @@ def test_threads_of_torch_are_the_callers_again(tmp_path: Path, tokens: npt.NDAr
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        seen = [torch.get_num_threads() for _ in calibrate(model, tokens, threads=2, progress=Progress())]
+        seen = [torch.get_num_threads() for _ in calibrate(model, tokens, resources=Resources(2), progress=Progress())]
         assert set(seen) == {3}
         assert torch.get_num_threads() == 3
     finally:
@@ -182,7 +183,7 @@ class Recorded(Progress):
 def test_progress(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
     model = build(tmp_path / "model", "llama")
     progress = Recorded()
-    list(calibrate(model, tokens, threads=1, progress=progress))
+    list(calibrate(model, tokens, resources=Resources(1), progress=progress))
     assert progress.stages == [("calibrating", 5)]
     assert progress.steps == 5
 
@@ -194,7 +195,7 @@ def test_loss_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int64]) 
     tensors["lm_head.weight"] *= 1e38
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="loss on the calibration text is "):
-        list(calibrate(Model.open(model.checkpoint.path), tokens, threads=2, progress=Progress()))
+        list(calibrate(Model.open(model.checkpoint.path), tokens, resources=Resources(2), progress=Progress()))
 
 
 def test_gradient_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
@@ -206,13 +207,13 @@ def test_gradient_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int6
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
     model = Model.open(path)
     with pytest.raises(UserError, match=r"gradient of model\.layers\.1\..* is not finite"):
-        list(calibrate(model, tokens, threads=2, progress=Progress()))
+        list(calibrate(model, tokens, resources=Resources(2), progress=Progress()))
 
 
 def test_one_token_is_too_few(tmp_path: Path) -> None:
     model = build(tmp_path / "model", "llama")
     with pytest.raises(UserError, match="at least 2 tokens, got 1"):
-        list(calibrate(model, np.zeros((2, 1), np.int64), threads=1, progress=Progress()))
+        list(calibrate(model, np.zeros((2, 1), np.int64), resources=Resources(1), progress=Progress()))
 
 
 def test_an_interrupt_ends_it(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
@@ -224,14 +225,14 @@ def test_an_interrupt_ends_it(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> 
 
     before = torch.get_num_threads(), threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        list(calibrate(model, tokens, threads=2, progress=Interrupt()))
+        list(calibrate(model, tokens, resources=Resources(2), progress=Interrupt()))
     assert (torch.get_num_threads(), threading.active_count()) == before
 
 
 @pytest.mark.parametrize("vocabulary", [False, True])
 def test_it_goes_on_where_it_was_given_up(tmp_path: Path, tokens: npt.NDArray[np.int64], vocabulary: bool) -> None:
     model = build(tmp_path / "model", "llama")
-    options: dict[str, Any] = {"vocabulary": vocabulary, "threads": 2, "progress": Progress()}
+    options: dict[str, Any] = {"vocabulary": vocabulary, "resources": Resources(2), "progress": Progress()}
     expected = {linear.name: statistics for linear, statistics in calibrate(model, tokens, **options)}
     for stop in range(1, len(expected)):
         found: dict[str, LinearStatistics] = {}

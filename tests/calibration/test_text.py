@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skim_export.calibration import self_generated, text, tokens_from_file
 from skim_export.checkpoint import Checkpoint, Model, architecture_of
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -83,7 +84,7 @@ def write(checkpoint: Checkpoint, sequences: int = 11, length: int = 40, seed: i
         sequences,
         length,
         seed=seed,
-        threads=threads,
+        resources=Resources(threads),
         progress=Progress(),
     )
 

@@ -31,7 +31,7 @@ from skim_runtime.progress import Progress
 
 from ..tiny_models import TEXT, tiny_llama, tiny_mistral
 
-COMMON = {"threads": 1, "progress": Progress()}
+COMMON = {"resources": Resources(1), "progress": Progress()}
 BITS = (1.5, 2, 2.5, 3)
 
 

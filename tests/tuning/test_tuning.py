@@ -45,7 +45,7 @@ def quantized(request, tmp_path_factory):
     model = Model.open(make(path / "model"))
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (tuning.HELD_OUT + 6 * module.BATCH, LENGTH))
     store, options, common = StatisticsStore(path), QuantizeOptions(), {"progress": Progress()}
-    gather_statistics(model, tokens, store, threads=2, **common)
+    gather_statistics(model, tokens, store, resources=Resources(2), **common)
     common["executor"] = SerialExecutor(Resources(2))
     widths = allocate(model, store, options, Budget(2), curves=path, **common)
     packed = PackedCheckpoint(path / "packed")
@@ -122,7 +122,7 @@ def test_less_divergence_on_text_it_never_saw(quantized, tmp_path):
     codes = {name: packed.read(name).codes for name in packed.names()}
     sizes = {name: packed.read(name).nbytes for name in packed.names()}
     report = tuning.tune(
-        model, packed, tokens, tmp_path / "state", threads=2, progress=Progress()
+        model, packed, tokens, tmp_path / "state", resources=Resources(2), progress=Progress()
     )  # fmt: skip
     assert report.before == pytest.approx(before, rel=1e-4)
     assert 0 < report.steps <= 6
@@ -157,11 +157,11 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(quantized, tmp_path, monke
     model, directory, tokens = quantized
     through, resumed = copied(directory, tmp_path / "a"), copied(directory, tmp_path / "b")
     state = tmp_path / "state"
-    expected = tuning.tune(model, through, tokens, tmp_path / "other", threads=1, progress=Progress())
+    expected = tuning.tune(model, through, tokens, tmp_path / "other", resources=Resources(1), progress=Progress())
     with pytest.raises(KeyboardInterrupt):
-        tuning.tune(model, resumed, tokens, state, threads=2, progress=Stop(steps))
+        tuning.tune(model, resumed, tokens, state, resources=Resources(2), progress=Stop(steps))
     assert state.exists() == (steps > module.EVERY)
-    assert tuning.tune(model, resumed, tokens, state, threads=2, progress=Progress()) == expected
+    assert tuning.tune(model, resumed, tokens, state, resources=Resources(2), progress=Progress()) == expected
     for name in through.names():
         assert through.digest(name) == resumed.digest(name)
     for name, norm in through.parameters().items():
@@ -175,7 +175,7 @@ def test_it_stops_when_nothing_helps_and_keeps_the_original(quantized, tmp_path,
     monkeypatch.setattr(module, "LEVEL_RATE", 10.0)
     monkeypatch.setattr(module, "PATIENCE", 1)
     watch = Stop(steps=10**6)
-    report = tuning.tune(model, packed, tokens, tmp_path / "state", threads=2, progress=watch)
+    report = tuning.tune(model, packed, tokens, tmp_path / "state", resources=Resources(2), progress=watch)
     assert 10**6 - watch.left == module.EVERY
     assert (report.steps, report.after) == (0, report.before)
     assert [packed.digest(name) for name in packed.names()] == digests
@@ -185,7 +185,7 @@ def test_it_stops_when_nothing_helps_and_keeps_the_original(quantized, tmp_path,
 def test_the_state_of_another_run_is_refused(quantized, tmp_path):
     model, directory, tokens = quantized
     packed, state = copied(directory, tmp_path / "packed"), tmp_path / "state"
-    common = {"threads": 2, "progress": Progress()}
+    common = {"resources": Resources(2), "progress": Progress()}
     tuning.tune(model, packed, tokens, state, **common)
     with safe_open(state, framework="np") as file:
         assert json.loads(file.metadata()["record"])["step"] > 0
