@@ -34,8 +34,8 @@ from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Checkpoint, Model, linear_weight, resolve
 from skim_export.measure.child import in_child, peak_megabytes
 from skim_export.packed.checkpoint import PackedCheckpoint
-from skim_export.pipeline import export as pipeline
 from skim_export.pipeline.budget import Budget
+from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.quantize_layer import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate
 from skim_export.quantize import CodebookType, even_bits
@@ -140,7 +140,7 @@ def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]
         "model": args.model,
         "texts": {path.name: sha256(path) for path in args.text},
         "calibration text": None if args.calib is None else sha256(args.calib),
-        "calibration tokens": [pipeline.SEQUENCES, pipeline.SEQUENCE_LENGTH],
+        "calibration tokens": list(CalibrationText(args.calib, 0).shape),
         "tokens": args.tokens,
         "context": args.context,
     }
@@ -170,15 +170,16 @@ def calibrate_once(progress: Progress, job: Job, calib: Path | None, tuned: bool
     """Write calibration statistics, and text to tune on, to the work directory; seconds and peak memory of it."""
     started = time.monotonic()
     model = job.open()
-    tokens = pipeline.calibration_tokens(model, calib, seed=0, resources=Resources(job.threads), progress=progress)
+    resources = Resources(job.threads)
+    tokens = CalibrationText(calib, 0).tokens(model, resources=resources, progress=progress)
     store = StatisticsStore(job.work)
-    gather_statistics(model, tokens, store, resources=Resources(job.threads), progress=progress)
+    gather_statistics(model, tokens, store, resources=resources, progress=progress)
     if tuned:
-        text = pipeline.tuning_tokens(model, calib, seed=0, resources=Resources(job.threads), progress=progress)
+        text = CalibrationText(calib, 0, tuning=True).tokens(model, resources=resources, progress=progress)
         np.save(job.work / TUNING_TEXT, text)
         store = StatisticsStore(job.work / TUNING_STATISTICS)
         store.directory.mkdir(exist_ok=True)
-        gather_statistics(model, text[HELD_OUT:], store, resources=Resources(job.threads), progress=progress)
+        gather_statistics(model, text[HELD_OUT:], store, resources=resources, progress=progress)
     return time.monotonic() - started, peak_megabytes()
 
 
@@ -266,8 +267,6 @@ def _quantized_dense(
             even = even_bits(len(weight), bits)
             return squeezellm_sparse(weight, fisher, even, codebook=codebook, resources=resources)
         correlation = store.correlation(name)
-        return skim_sparse(
-            weight, fisher, correlation, widths[name], codebook=codebook, resources=Resources(job.threads)
-        )
+        return skim_sparse(weight, fisher, correlation, widths[name], codebook=codebook, resources=resources)
 
     return dense_quantized(list(linears), quantize, directory, progress)

@@ -90,11 +90,11 @@ def estimate_cost(job: Job) -> Cost:
 
 
 def _linear_weights(job: Job) -> int:
-    return sum(linear.out_features * linear.in_features for linear in job.options.budgeted(job.model.architecture))
+    return sum(linear.out_features * linear.in_features for linear in job.budgeted)
 
 
 def _other_bytes(job: Job) -> int:
-    float_bytes = PRECISIONS[job.ep][1].bitwidth // 8
+    float_bytes = PRECISIONS[job.options.ep][1].bitwidth // 8
     rest = other_bytes(job.model, job.options.head_bits, job.options.codebook, float_bytes)
     return rest + graph_bytes(len(job.model.architecture.blocks), len(widths_around(job.budget.bits)))
 
@@ -103,8 +103,8 @@ def _output_bytes(job: Job) -> int:
     stored = job.budget.bits * _linear_weights(job) / 8
     if not job.budget.stored:
         width = min(8, math.ceil(job.budget.bits))
-        per_row = level_bytes(width, job.options.codebook, affine=job.options.method.levels == "range") + 1
-        stored += per_row * sum(linear.out_features for linear in job.options.budgeted(job.model.architecture))
+        per_row = level_bytes(width, job.options.codebook, affine=job.method.levels == "range") + 1
+        stored += per_row * sum(linear.out_features for linear in job.budgeted)
     return int(stored) + _other_bytes(job)
 
 
@@ -112,10 +112,14 @@ def _statistics_bytes(job: Job) -> int:
     """Calibration statistics, and activations between blocks."""
     if not job.calibrates:
         return 0
-    linears = job.model.architecture.linears
+    architecture = job.model.architecture
+    linears = architecture.linears
     statistics = sum(x.out_features * x.in_features + x.in_features**2 for x in linears) * STATISTICS_BYTES
     activations = (
-        FLOAT * math.prod(job.text) * job.model.architecture.hidden_size * (len(job.model.architecture.blocks) + 2)
+        FLOAT
+        * math.prod(job.text.shape)
+        * job.model.architecture.hidden_size
+        * (len(job.model.architecture.blocks) + 2)
     )
     return statistics + activations * (1 if isinstance(job.executor, SerialExecutor) else 2)  # gradients of all blocks
 
@@ -156,13 +160,13 @@ def _quantizing_seconds(job: Job) -> float:
     """All layers, from some rows of one layer of each width; workers are taken to be as fast as this machine."""
     total = 0.0
     by_columns: dict[int, list[Linear]] = {}
-    for linear in job.options.budgeted(job.model.architecture):
+    for linear in job.budgeted:
         by_columns.setdefault(linear.in_features, []).append(linear)
     for columns, linears in by_columns.items():
         rows = min(_probed_rows(job), linears[0].out_features)
         seconds = _seconds(partial(_quantize_some, job, linears[0], rows))
         total += seconds / rows * sum(linear.out_features for linear in linears)
-        if job.options.method.correlated:
+        if job.method.correlated:
             total += _factor_seconds(job, columns) * len(linears)
     if job.options.head_bits is not None:
         for linear in job.model.architecture.vocabulary_linears:
@@ -179,7 +183,7 @@ def _probed_rows(job: Job) -> int:
 
 def _quantize_some(job: Job, linear: Linear, rows: int) -> None:
     """Some rows, all weights alike and columns that do not go together: that takes about as long."""
-    method, resources = job.options.method, job.executor.resources
+    method, resources = job.method, job.executor.resources
     weight = linear_weight(job.model.checkpoint, linear, slice(0, rows))
     sensitivity = None if method.objective is None else np.ones_like(weight)
     bits = even_bits(rows, min(8, job.budget.bits))
@@ -218,7 +222,7 @@ def _factor_seconds(job: Job, columns: int) -> float:
 
 def _text_seconds(job: Job) -> dict[str, float]:
     """Calibration, writing its text, and tuning, from one sequence in one block."""
-    sequences, length = job.text
+    sequences, length = job.text.shape
     blocks, at_once = len(job.model.architecture.blocks), job.resources.workers
     one = _BlockTimes(job, length, job.resources.device)
     calibrated = sequences - (HELD_OUT if job.effort.tune else 0)

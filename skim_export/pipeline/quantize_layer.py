@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +34,6 @@ from skim_export.quantize import (
 from skim_export.quantize.solver import refine_bytes
 from skim_export.work.resources import ROW_GROUP, WORKING_BYTES, Resources
 from skim_export.work.sealed import write_sealed_array
-from skim_runtime.errors import UserError
 
 __all__ = [
     "QuantizeOptions",
@@ -65,12 +63,6 @@ class QuantizeOptions:
     method: Method = METHODS[DEFAULT_METHOD]
     head_bits: int | None = 8
     codebook: CodebookType = "int8"
-
-    def __post_init__(self) -> None:
-        if self.head_bits not in (None, *range(1, 9)):
-            raise UserError(f"--head-bits {self.head_bits}: must be a whole number from 1 to 8, or auto")
-        if self.codebook not in get_args(CodebookType):
-            raise UserError(f"--codebook {self.codebook}: must be one of {', '.join(get_args(CodebookType))}")
 
     def budgeted(self, architecture: Architecture) -> list[Linear]:
         """The linear layers that the budget is for."""

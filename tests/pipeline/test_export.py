@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 
 from skim_export import export
 from skim_export.checkpoint import Model
-from skim_export.cli.main import main, parse_size
+from skim_export.cli.main import main
 from skim_export.graph.reader import read_packed
 from skim_export.measure.dequantized_model import dequantized_model
-from skim_export.pipeline import export as pipeline
+from skim_export.pipeline import calibration_text
+from skim_export.pipeline.options import parse_size
 from skim_export.quantize import METHODS
 from skim_export.tuning import HELD_OUT
 from skim_export.tuning.training import EPOCHS
@@ -115,7 +116,7 @@ def test_an_export_for_cuda_is_the_same_model_in_half_precision(llama, calib, tm
 
 
 def test_a_tuned_export_is_what_was_tuned(llama, calib, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "TUNING_SEQUENCES", HELD_OUT + 16)
+    monkeypatch.setattr(calibration_text, "TUNING_SEQUENCES", HELD_OUT + 16)
     directory = tmp_path / "out"
     export(str(llama), directory / "model.onnx", bits=2, calib=calib, effort="tuned")
     assert list(tmp_path.iterdir()) == [directory]
@@ -244,7 +245,7 @@ def refused(capsys, tmp_path, *arguments):
 
 def test_text_too_short_to_tune_on(capsys, tmp_path, llama, calib):
     line = refused(capsys, tmp_path, "--model", llama, "--calib", calib, "--effort", "tuned")
-    assert f"{pipeline.TUNING_SEQUENCES} windows" in line
+    assert f"{calibration_text.TUNING_SEQUENCES} windows" in line
     assert calib.name in line
 
 
@@ -347,4 +348,4 @@ def test_help_is_quick_to_import():
 
 @pytest.mark.parametrize(("text", "size"), [("70MB", 70_000_000), ("2.5 GB", 2_500_000_000), ("1KiB", 1024), ("7", 7)])
 def test_sizes(text, size):
-    assert parse_size(text) == size
+    assert parse_size("--size", text) == size

@@ -18,7 +18,7 @@ from skim_export.cli.main import main
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline import plan as plan_module
 from skim_export.pipeline.budget import Budget
-from skim_export.pipeline.export import calibration_tokens
+from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.plan import BITS as DEFAULT_BITS
 from skim_export.pipeline.plan import expected_loss, plan
 from skim_export.pipeline.quantize_layer import QuantizeOptions
@@ -66,7 +66,7 @@ def test_more_bits_are_larger_and_lose_less(planned):
 def test_the_quadratic_form_is_that_of_real_quantization(llama, calib, planned, tmp_path):
     """`0.5 * sum F d^2` from packed weights: exact k-means loses what was expected, column scales a little less."""
     model, row, store = Model.open(llama), planned.rows[BITS.index(2.5)], StatisticsStore(tmp_path)
-    tokens = calibration_tokens(model, calib, seed=0, **COMMON)
+    tokens = CalibrationText(calib, seed=0).tokens(model, **COMMON)
     gather_statistics(model, tokens, store, **COMMON)
     options = QuantizeOptions(METHODS["skim"], codebook="float16")
     common = {"executor": SerialExecutor(Resources(1)), "progress": Progress()}
