@@ -115,12 +115,7 @@ def _statistics_bytes(job: Job) -> int:
     architecture = job.model.architecture
     linears = architecture.linears
     statistics = sum(x.out_features * x.in_features + x.in_features**2 for x in linears) * STATISTICS_BYTES
-    activations = (
-        FLOAT
-        * math.prod(job.text.shape)
-        * job.model.architecture.hidden_size
-        * (len(job.model.architecture.blocks) + 2)
-    )
+    activations = FLOAT * math.prod(job.text.shape) * architecture.hidden_size * (len(architecture.blocks) + 2)
     return statistics + activations * (1 if isinstance(job.executor, SerialExecutor) else 2)  # gradients of all blocks
 
 
