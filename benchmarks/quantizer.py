@@ -16,6 +16,7 @@ from rich.table import Table
 
 from skim_export.measure.speed import parse_shape
 from skim_export.quantize import METHODS, quantize_linear, width_errors
+from skim_export.work.resources import Resources
 
 __all__ = ["add_arguments", "run"]
 
@@ -36,19 +37,18 @@ def run(args: argparse.Namespace) -> None:
     table = Table(box=None)
     for column in ("rows", "columns", "what", "seconds", "ns a weight"):
         table.add_column(column, justify="left" if column == "what" else "right")
+    resources = Resources(args.threads)
     for shape in args.shapes:
         rows, columns = parse_shape(shape)
         weight, sensitivity, correlation = _random_layer(rows, columns)
         bits = np.full(rows, args.bits, np.uint8)
         started = time.perf_counter()
         widths = range(max(1, args.bits - 2), args.bits + 3)
-        width_errors(weight, sensitivity, widths, threads=args.threads)
+        width_errors(weight, sensitivity, widths, resources=resources)
         timed = [(f"error curves, {widths[0]} to {widths[-1]} bits", time.perf_counter() - started)]
         for name in args.methods:
             started = time.perf_counter()
-            quantize_linear(
-                weight, sensitivity, bits, METHODS[name], correlation=correlation, threads=args.threads
-            )  # fmt: skip
+            quantize_linear(weight, sensitivity, bits, METHODS[name], correlation=correlation, resources=resources)
             timed.append((name, time.perf_counter() - started))
         for what, seconds in timed:
             table.add_row(str(rows), str(columns), what, f"{seconds:.1f}", f"{1e9 * seconds / weight.size:.0f}")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from skim_export import export
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Checkpoint, Model
 from skim_export.graph.reader import read_packed
 from skim_export.measure.dequantized_model import dequantized_model
 from skim_runtime import GenaiSession, Session, Tokenizer, generate
@@ -38,9 +38,8 @@ def tokens(exported):
 @pytest.fixture(scope="module")
 def reference(exported, smollm2, tokens):
     """Logits of transformers with the same dequantized weights, `[256, V]`."""
-    checkpoint = Checkpoint(smollm2)
     packed = read_packed(exported[0] / "model.onnx")
-    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    model = dequantized_model(Model.open(smollm2), packed.__getitem__)
     with torch.no_grad():
         return model(torch.from_numpy(tokens)[None]).logits[0].numpy()
 

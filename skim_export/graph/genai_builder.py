@@ -21,7 +21,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Architecture, Checkpoint, Model
 from skim_export.checkpoint.skeleton import skeleton
 from skim_export.graph.function import lut_functions
 from skim_export.packed import CLASSES, PackedLinear
@@ -196,11 +196,10 @@ class _LutModel:
 
 
 class DecoderBuilder:
-    """Builds the ONNX decoder of a checkpoint on packed weights.
+    """Builds the ONNX decoder of a model on packed weights.
 
     Args:
-        checkpoint: a Hugging Face checkpoint of a supported architecture.
-        architecture: its linear layers.
+        model: what is not packed is read from it.
         weights: returns the packed linear of a name; called again when the graph is written, one linear at a time.
         output: the ONNX file to be; genai_config.json and the tokenizer files go beside it.
         accuracy_level: of the products with packed weights.
@@ -212,8 +211,7 @@ class DecoderBuilder:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        architecture: Architecture,
+        model: Model,
         weights: Callable[[str], PackedLinear],
         output: Path,
         accuracy_level: int,
@@ -223,7 +221,7 @@ class DecoderBuilder:
         with _quiet():
             from onnxruntime_genai.models import builder, builders  # type: ignore[import-not-found,unused-ignore]
 
-            directory, self._target = str(checkpoint.path), str(output.parent)
+            directory, self._target = str(model.checkpoint.path), str(output.parent)
             extra = [
                 "fuse_qkv=true",  # rows of one fused matrix are quantized together
                 "shared_embeddings=false",  # LutGather and LutMatMul share their tensors instead
@@ -242,7 +240,7 @@ class DecoderBuilder:
             self._model.layer_types = ["sliding_attention"] * self._model.num_layers
         self._config = config
         self._directory = directory
-        self._context = _Context(checkpoint, architecture, weights, accuracy_level)
+        self._context = _Context(model.checkpoint, model.architecture, weights, accuracy_level)
         self._model.context = self._context
 
     def build(self) -> ir.Model:

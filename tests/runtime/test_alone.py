@@ -54,7 +54,7 @@ def test_it_runs_a_model_and_torch_is_not_there(environment, packed, tmp_path, c
         with capsys.disabled():
             print(
                 f"\nsite-packages without {', '.join(packages) or 'anything removed'}: {megabytes(environment):.0f} MB"
-            )  # noqa: T201
+            )
     assert megabytes(environment) < MOST_MEGABYTES
     for package in ("torch", "transformers", "onnx", "skim_export"):
         found = subprocess.run(

@@ -16,7 +16,7 @@ import torch
 
 from skim_export import export
 from skim_export.cli.main import main
-from skim_export.pipeline import export as pipeline
+from skim_export.pipeline import calibration_text
 from skim_export.work.ray_executor import connect
 from skim_export.work.sealed import write_sealed
 from skim_export.work.tasks import Task, do_tasks
@@ -115,7 +115,7 @@ def workers():
     ],
 )
 def test_the_result_is_that_of_one_machine(address, llama, calib, tmp_path, monkeypatch, options):
-    monkeypatch.setattr(pipeline, "SEQUENCES", 20)
+    monkeypatch.setattr(calibration_text, "SEQUENCES", 20)
     options = {**options, "calib": calib}
     assert exported(llama, tmp_path / "ray", ray=address, **options) == exported(llama, tmp_path / "one", **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "ray"]
