@@ -15,7 +15,7 @@ from skim_export.checkpoint.recipes import DEFAULT_BITS
 from skim_export.pipeline.effort import DEFAULT_EFFORT, EFFORTS, Effort, effort_named
 from skim_export.quantize import METHODS, CodebookType
 from skim_runtime.errors import UserError
-from skim_runtime.model_directory import INTEGER_ACCURACY
+from skim_runtime.operators import INTEGER_ACCURACY
 from skim_runtime.providers import PROVIDERS
 
 __all__ = [
