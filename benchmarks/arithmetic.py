@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
-from rich.console import Console
-from rich.table import Table
 
-from skim_export.measure.speed import save_json
 from skim_runtime import Session
 from skim_runtime.evaluation import Evaluation, evaluate
+from skim_runtime.measure.report import report_head, save_json
+from skim_runtime.measure.tables import number, say, text_table
 from skim_runtime.model_directory import DOMAIN, INTEGER_ACCURACY, PRODUCTS, ModelDirectory
 from skim_runtime.progress_bar import ProgressBar
 from skim_runtime.text_file import read_text
@@ -69,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
                 assert found.reference_perplexity is not None
                 rows.append(Row(path.name, found, found.perplexity / found.reference_perplexity - 1))
         kernels = [exact.kernel, integer.kernel]
-    save_json(args.json, {"kernels": kernels, "rows": [asdict(row) for row in rows]})
+    save_json(args.json, {**report_head(), "kernels": kernels, "rows": [asdict(row) for row in rows]})
     _print(rows, " against ".join(reversed(kernels)))
 
 
@@ -94,18 +93,17 @@ def with_accuracy_level(source: ModelDirectory, target: Path, level: int) -> Pat
 
 
 def _print(rows: list[Row], title: str) -> None:
-    table = Table(title=title, box=None, pad_edge=False)
-    for name in ("text", "tokens", "float32 perplexity", "integer perplexity", "cost", "KL, nats", "top-1"):
-        table.add_column(name, justify="left" if name == "text" else "right", no_wrap=True)
-    for row in rows:
-        found = row.evaluation
-        table.add_row(
+    headings = ("text", "tokens", "float32 perplexity", "integer perplexity", "cost", "KL, nats", "top-1")
+    cells = [
+        (
             row.text,
-            str(found.tokens),
-            f"{found.reference_perplexity:.4f}",
-            f"{found.perplexity:.4f}",
-            f"{100 * row.cost:+.3f} %",
-            f"{found.kl_mean:.2e}",
-            f"{100 * (found.top1_agreement or 0):.2f} %",
+            str(row.evaluation.tokens),
+            number(row.evaluation.reference_perplexity, ".4f"),
+            f"{row.evaluation.perplexity:.4f}",
+            f"{row.cost:+.3%}",
+            number(row.evaluation.kl_mean, ".2e"),
+            number(row.evaluation.top1_agreement, ".2%"),
         )
-    Console(width=120).print(table)
+        for row in rows
+    ]
+    say(text_table(headings, cells, title))

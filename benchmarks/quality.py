@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,12 +28,10 @@ from measuring import (
     torch_model,
 )
 from results import FULL, Results, Row, check_plot, plot, print_table
-from rich.console import Console
 
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
-from skim_export.measure.child import in_child, peak_megabytes
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline import export as pipeline
 from skim_export.pipeline.budget import Budget
@@ -44,6 +43,7 @@ from skim_export.work.files import sha256, write_json
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import SerialExecutor
 from skim_runtime.errors import UserError
+from skim_runtime.measure.child import in_child, peak_megabytes
 from skim_runtime.progress import Progress
 from skim_runtime.progress_bar import ProgressBar
 
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
 
 def announce(row: str) -> None:
     """Say on stderr which row comes next."""
-    Console(stderr=True).print(f"row {row}", highlight=False, markup=False, soft_wrap=True)
+    sys.stderr.write(f"row {row}\n")
 
 
 def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]:
