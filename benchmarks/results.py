@@ -12,7 +12,7 @@ from measuring import Distances
 
 from skim_runtime.errors import UserError
 from skim_runtime.measure.report import report_head, save_json
-from skim_runtime.measure.tables import number, say, text_table
+from skim_runtime.measure.tables import number, say, text_table, with_error
 
 __all__ = ["FULL", "Results", "Row", "check_plot", "gap", "plot", "print_table"]
 
@@ -123,7 +123,10 @@ def print_table(rows: list[Row], title: str, ratio_to: str | None = None) -> Non
         cells.append(number(row.megabytes, ".2f"))
         for text in texts:
             found = row.texts[text]
-            cells += [number(found.perplexity, ".3f"), "" if row is full else number(gap(row, full, text), ".3f")]
+            cells += [
+                with_error(found.perplexity, found.perplexity_error),
+                "" if row is full else number(gap(row, full, text), ".3f"),
+            ]
             if ratio_to:
                 other = others.get(row.bits)
                 ratio = gap(row, full, text) / gap(other, full, text) if other and row is not full else None

@@ -8,12 +8,20 @@ from pathlib import Path
 
 from skim_runtime.errors import UserError
 
-__all__ = ["markdown_table", "number", "say", "text_table", "write_markdown"]
+__all__ = ["markdown_table", "number", "say", "text_table", "with_error", "write_markdown"]
 
 
 def number(value: float | None, form: str) -> str:
     """A cell of a table, empty for None."""
     return "" if value is None else format(value, form)
+
+
+def with_error(value: float, error: float | None) -> str:
+    """A value and its standard error with two digits, such as 22.05 ± 0.31; three decimals where no error is known."""
+    if error is None:
+        return f"{value:.3f}"
+    digits = 1 - int(f"{error:e}".partition("e")[2])
+    return f"{value:.{max(0, digits)}f} ± {error:.{max(0, digits)}f}"
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], title: str = "", left: int = 1) -> str:
