@@ -13,12 +13,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import onnx
-from rich.console import Console
-from rich.table import Table
+from evaluated import ENOUGH_TOKENS, texts_and_warnings
 
-from skim_export.measure.speed import save_json
 from skim_runtime import Session
 from skim_runtime.evaluation import Evaluation, evaluate
+from skim_runtime.measure.report import report_head, save_json
+from skim_runtime.measure.tables import number, say, text_table, with_error
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.operators import ACCURACY_LEVEL, DOMAIN, INTEGER_ACCURACY, OPERATORS
 from skim_runtime.progress_bar import ProgressBar
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--exported", type=Path, required=True, metavar="DIR", help="what skim-export wrote")
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="texts to measure on")
-    parser.add_argument("--tokens", type=int, default=8192, help="of each text (%(default)s)")
+    parser.add_argument("--tokens", type=int, default=ENOUGH_TOKENS, help="of each text (%(default)s)")
     parser.add_argument("--context", type=int, default=1024, help="tokens of a window (%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a JSON file")
     parser.set_defaults(run=run)
@@ -56,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     """Evaluate both and print the table."""
     directory = ModelDirectory.open(args.exported)
     texts = {path: read_text(path, "--text") for path in args.text}
+    facts = texts_and_warnings(args.text, args.tokens)
     rows = []
     with tempfile.TemporaryDirectory(dir=directory.path.parent) as temporary:
         integer, exact = (
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
                 assert found.reference_perplexity is not None
                 rows.append(Row(path.name, found, found.perplexity / found.reference_perplexity - 1))
         kernels = [exact.kernel, integer.kernel]
-    save_json(args.json, {"kernels": kernels, "rows": [asdict(row) for row in rows]})
+    save_json(args.json, {**report_head(), **facts, "kernels": kernels, "rows": [asdict(row) for row in rows]})
     _print(rows, " against ".join(reversed(kernels)))
 
 
@@ -95,18 +96,13 @@ def with_accuracy_level(source: ModelDirectory, target: Path, level: int) -> Pat
 
 
 def _print(rows: list[Row], title: str) -> None:
-    table = Table(title=title, box=None, pad_edge=False)
-    for name in ("text", "tokens", "float32 perplexity", "integer perplexity", "cost", "KL, nats", "top-1"):
-        table.add_column(name, justify="left" if name == "text" else "right", no_wrap=True)
+    headings = ("text", "tokens", "float32 perplexity", "integer perplexity", "cost", "KL, nats", "top-1")
+    lines = []
     for row in rows:
         found = row.evaluation
-        table.add_row(
-            row.text,
-            str(found.tokens),
-            f"{found.reference_perplexity:.4f}",
-            f"{found.perplexity:.4f}",
-            f"{100 * row.cost:+.3f} %",
-            f"{found.kl_mean:.2e}",
-            f"{100 * (found.top1_agreement or 0):.2f} %",
-        )
-    Console(width=120).print(table)
+        assert found.reference_perplexity is not None
+        exact = with_error(found.reference_perplexity, found.reference_perplexity_error)
+        integer = with_error(found.perplexity, found.perplexity_error)
+        distance = (number(found.kl_mean, ".2e"), number(found.top1_agreement, ".2%"))
+        lines.append((row.text, str(found.tokens), exact, integer, f"{row.cost:+.3%}", *distance))
+    say(text_table(headings, lines, title))

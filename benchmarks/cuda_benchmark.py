@@ -24,10 +24,11 @@ from cuda_contenders import Contender, Dense, NBits, Packed, why_no_nbits
 from cuda_device import Device, Gpu, Kernels
 from cuda_library import CudaLibrary
 from cuda_speed import Row, read_bandwidth, take_turns
-from text_table import markdown_table, write_markdown
 
 from skim_export.measure.random_linear import random_linear
-from skim_export.measure.speed import at_least, number, parse_shape, save_json
+from skim_runtime.measure.options import at_least, parse_shape
+from skim_runtime.measure.report import report_head, save_json
+from skim_runtime.measure.tables import markdown_table, number, say, write_markdown
 
 __all__ = ["add_arguments", "check_all", "run"]
 
@@ -87,11 +88,11 @@ def check_all(kernels: Kernels, device: Device) -> None:
         errors.setdefault(case.dtype, []).append(finding.error)
         if finding.complaint is not None:
             wrong += 1
-            _say(f"{case}: {finding.complaint}")
+            say(f"{case}: {finding.complaint}")
     for dtype, found in errors.items():
-        _say(f"{device.name}, {dtype}: {len(found)} cases, largest relative error {max(found):.1e}")
+        say(f"{device.name}, {dtype}: {len(found)} cases, largest relative error {max(found):.1e}")
     if wrong:
-        _say(f"{wrong} cases are wrong")
+        say(f"{wrong} cases are wrong")
         sys.exit(1)
 
 
@@ -107,6 +108,7 @@ def measure(
     """Time every shape, and print and write the tables as they are ready."""
     bandwidth = read_bandwidth(device)
     report: dict[str, Any] = {
+        **report_head(),
         "device": device.facts(),
         "bandwidth": asdict(bandwidth),
         "rounds": rounds,
@@ -117,7 +119,7 @@ def measure(
     text = [f"{device.name}: {bandwidth.bytes_per_second / 1e9:.0f} GB/s read by {bandwidth.way}."]
     if no_nbits is not None:
         text.append(f"{NBits.name}: not measured, {no_nbits}.")
-    _say(*text)
+    say(*text)
     for name, shape in shapes.items():
         contenders = list(_contenders(shape, kernels, device, with_nbits=no_nbits is None))
         rows = [
@@ -127,7 +129,7 @@ def measure(
         ]
         report["rows"] += [asdict(row) for row in rows]
         text.append(_table(f"{name} ({SHAPES[name]})" if name in SHAPES else name, rows))
-        _say(text[-1])
+        say(text[-1])
         save_json(json, report)
         write_markdown(markdown, text)
 
@@ -161,9 +163,3 @@ def _table(title: str, rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return f"{title}\n\n{markdown_table(('weights', *headings), lines)}"
-
-
-def _say(*paragraphs: str) -> None:
-    for paragraph in paragraphs:
-        sys.stdout.write(f"{paragraph}\n\n")
-    sys.stdout.flush()

@@ -6,27 +6,19 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from cuda_contenders import Contender, Dense
 from cuda_device import Device
 
-__all__ = ["Bandwidth", "Row", "read_bandwidth", "take_turns"]
+from skim_runtime.measure.bandwidth import Bandwidth
+from skim_runtime.measure.rounds import take_turns as rounds_of
+from skim_runtime.progress import Progress
+
+__all__ = ["Row", "read_bandwidth", "take_turns"]
 
 READINGS = 20
-
-
-@dataclass(frozen=True)
-class Bandwidth:
-    """How fast memory was read.
-
-    Attributes:
-        bytes_per_second: of the fastest way.
-        way: which one it was.
-    """
-
-    bytes_per_second: float
-    way: str
 
 
 @dataclass(frozen=True)
@@ -110,14 +102,18 @@ def take_turns(
     for graph in graphs:
         device.seconds(graph, 3)  # what happens at first only, such as a capture of onnxruntime's, is not timed
         counts.append(max(1, math.ceil(seconds / device.seconds(graph, 1))))
-    captured: list[list[float]] = [[] for _ in contenders]
-    launched: list[list[float]] = [[] for _ in contenders]
-    for _ in range(rounds):
-        for i, contender in enumerate(contenders):
-            works = contender.copies * counts[i]
-            captured[i].append(1e6 * device.seconds(graphs[i], counts[i]) / works)
-            if contender.capturable:
-                launched[i].append(1e6 * device.seconds(calls[i], counts[i]) / works)
+
+    def microseconds(call: Callable[[], None], i: int) -> float:
+        return 1e6 * device.seconds(call, counts[i]) / (contenders[i].copies * counts[i])
+
+    measures: dict[tuple[str, int], Callable[[], float]] = {}
+    for i, contender in enumerate(contenders):
+        measures["captured", i] = partial(microseconds, graphs[i], i)
+        if contender.capturable:
+            measures["launched", i] = partial(microseconds, calls[i], i)
+    found = rounds_of(measures, rounds, Progress())
+    captured = [found["captured", i] for i in range(len(contenders))]
+    launched = [found.get(("launched", i)) for i in range(len(contenders))]
     medians = [statistics.median(found) for found in captured]
     cublas = next(median for c, median in zip(contenders, medians, strict=True) if isinstance(c, Dense))
     rows, columns = shape
@@ -131,7 +127,7 @@ def take_turns(
             error=contender.error(tokens),
             microseconds=median,
             fastest=min(captured[i]),
-            launched_microseconds=statistics.median(launched[i]) if launched[i] else None,
+            launched_microseconds=None if (direct := launched[i]) is None else statistics.median(direct),
             teraflops=2 * tokens * rows * columns / median / 1e6,
             gigabytes_per_second=contender.nbytes / median / 1e3,
             bandwidth_share=1e6 * contender.nbytes / median / bandwidth.bytes_per_second,

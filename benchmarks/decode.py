@@ -15,18 +15,21 @@ import argparse
 import json
 import statistics
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from decoders import PRECISIONS, check_llama, genai_export, recipe_ggufs
 from engines import Decoder, Speeds, measure, weight_bytes
-from rich.console import Console
-from rich.table import Table
 
 from skim_export.checkpoint import resolve
-from skim_export.measure.child import in_child
-from skim_export.measure.speed import at_least, machine, number, save_json
 from skim_runtime.errors import UserError
+from skim_runtime.measure.child import in_child
+from skim_runtime.measure.options import at_least
+from skim_runtime.measure.report import report_head, save_json
+from skim_runtime.measure.rounds import take_turns
+from skim_runtime.measure.tables import number, say, text_table
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress_bar import ProgressBar
 
@@ -110,21 +113,25 @@ def run(args: argparse.Namespace) -> None:
     vocabulary = int(json.loads((checkpoint / "config.json").read_text("utf-8"))["vocab_size"])
     prompt = np.random.default_rng(0).integers(vocabulary, size=args.prompt).tolist()
     sizes = {decoder: weight_bytes(decoder) for decoder in decoders}
-    settings = {"model": args.model, "prompt": args.prompt, "new": args.new, "machine": machine()}
-    save_json(args.json, {**settings, "rows": []})
+    settings = {"model": args.model, "prompt": args.prompt, "new": args.new, "rounds": args.rounds}
+    report = {**report_head(), **settings}
+    save_json(args.json, {**report, "rows": []})
 
-    runs: dict[tuple[Decoder, int], list[Speeds]] = {(d, t): [] for t in threads for d in decoders}
+    contenders = {(d, t): partial(in_child, measure, d, t, prompt, args.new) for t in threads for d in decoders}
     with ProgressBar() as progress:
-        progress.start("decoding", args.rounds * len(runs))
-        for _ in range(args.rounds):
-            for (decoder, count), found in runs.items():
-                found.append(in_child(measure, decoder, count, prompt, args.new))
-                progress.step(f"{decoder.name}, {count} threads")
-            rows = _rows(runs, sizes)
-            save_json(args.json, {**settings, "rows": [asdict(row) for row in rows]})
-        progress.finish()
+        runs = take_turns(
+            contenders,
+            args.rounds,
+            progress,
+            "decoding",
+            after_round=lambda found: save_json(args.json, {**report, "rows": _dicts(_rows(found, sizes))}),
+        )
     title = f"{args.model}, prompt of {args.prompt} tokens, {args.new} new ones, medians of {args.rounds}"
-    Console(width=150).print(_printed(rows, title))
+    say(_printed(_rows(runs, sizes), title))
+
+
+def _dicts(rows: list[Row]) -> list[dict[str, Any]]:
+    return [asdict(row) for row in rows]
 
 
 def _decoders(args: argparse.Namespace, checkpoint: Path, progress: ProgressBar) -> list[Decoder]:
@@ -168,15 +175,11 @@ def _rows(runs: dict[tuple[Decoder, int], list[Speeds]], sizes: dict[Decoder, in
     return rows
 
 
-def _printed(rows: list[Row], title: str) -> Table:
-    table = Table(title=title, box=None, header_style="", title_justify="left")
-    for heading in ("model", "engine", "kernel"):
-        table.add_column(heading, overflow="fold")
-    headings = ("threads", "MB", "prompt tok/s", "to int4", "decode tok/s", "to int4", "GB/s")
-    for heading in headings:
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
+def _printed(rows: list[Row], title: str) -> str:
+    names = ("model", "engine", "kernel")
+    headings = (*names, "threads", "MB", "prompt tok/s", "to int4", "decode tok/s", "to int4", "GB/s")
+    cells = [
+        (
             row.decoder,
             row.engine,
             row.kernel or "",
@@ -188,4 +191,6 @@ def _printed(rows: list[Row], title: str) -> Table:
             number(row.decode_ratio, ".2f"),
             f"{row.gigabytes_per_second:.2f}",
         )
-    return table
+        for row in rows
+    ]
+    return text_table(headings, cells, title, left=len(names))

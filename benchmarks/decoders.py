@@ -12,9 +12,9 @@ import gguf
 
 from skim_export.checkpoint.recipes import load_recipes
 from skim_export.checkpoint.wheel import WheelSource, gguf_from_wheel
-from skim_export.measure.child import in_child
 from skim_export.work.files import staged_directory
 from skim_runtime.errors import UserError
+from skim_runtime.measure.child import in_child
 from skim_runtime.progress import Progress
 
 __all__ = ["PRECISIONS", "check_llama", "genai_export", "recipe_ggufs"]

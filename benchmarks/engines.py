@@ -7,19 +7,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from skim_runtime.errors import UserError
-from skim_runtime.genai import GenaiSession
-from skim_runtime.generation import generate
+from skim_runtime.measure.decoding import WARM_UP, Engine, decode
 from skim_runtime.operators import DOMAIN, OPERATORS
 from skim_runtime.progress import Progress
-from skim_runtime.session import Session
 
 __all__ = ["ENGINES", "Decoder", "Speeds", "measure", "weight_bytes"]
 
-WARM_UP = 8  # tokens, prompt and new ones
 MATMULS = {("com.microsoft", "MatMulNBits"), ("", "MatMul")}
 MATMULS |= {(DOMAIN, operator.name) for operator in OPERATORS.values() if operator.is_product}
 
@@ -60,21 +58,9 @@ def measure(progress: Progress, decoder: Decoder, threads: int, prompt: Sequence
     return ENGINES[decoder.engine](decoder.path, threads, list(prompt), new_tokens)
 
 
-def _session(
-    engine: Callable[..., Session | GenaiSession], path: Path, threads: int, prompt: list[int], new: int
-) -> Speeds:
-    session = engine(path, threads=threads)
-    generate(session, prompt[:WARM_UP], max_new_tokens=WARM_UP, stop=())
-    found = generate(session, prompt, max_new_tokens=new, stop=())
-    return Speeds(session.kernel, found.prompt_speed, found.decode_speed)
-
-
-def _onnxruntime(path: Path, threads: int, prompt: list[int], new: int) -> Speeds:
-    return _session(Session, path, threads, prompt, new)
-
-
-def _genai(path: Path, threads: int, prompt: list[int], new: int) -> Speeds:
-    return _session(GenaiSession, path, threads, prompt, new)
+def _session(engine: Engine, path: Path, threads: int, prompt: list[int], new: int) -> Speeds:
+    found = decode(Progress(), path, threads, prompt, new, engine)
+    return Speeds(found.kernel, found.prompt_speed, found.decode_speed)
 
 
 def _llama(path: Path, threads: int, prompt: list[int], new: int) -> Speeds:
@@ -126,8 +112,8 @@ def _silence() -> Iterator[None]:
 
 
 ENGINES: dict[str, Callable[[Path, int, list[int], int], Speeds]] = {
-    "onnxruntime": _onnxruntime,
-    "onnxruntime-genai": _genai,
+    "onnxruntime": partial(_session, "onnxruntime"),
+    "onnxruntime-genai": partial(_session, "onnxruntime-genai"),
     "llama.cpp": _llama,
 }
 

@@ -17,12 +17,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
-from skim_export.measure.speed import at_least, number, parse_shape, save_json
 from skim_export.packed import CLASSES, LevelKind, class_bits, class_kind
 from skim_runtime.errors import UserError
+from skim_runtime.measure.options import at_least, parse_shape
+from skim_runtime.measure.report import report_head, save_json
+from skim_runtime.measure.tables import number, say, text_table
 from skim_runtime.progress_bar import ProgressBar
 
 __all__ = ["Count", "add_arguments", "run"]
@@ -91,9 +90,9 @@ def run(args: argparse.Namespace) -> None:
             counts.append(Count(*case, found))
             progress.step(f"class {case[0]}, {case[1]}")
         progress.finish()
-    report = {"kernel": args.kernel, "shape": args.shape, "repetitions": args.repetitions}
+    report = {**report_head(), "kernel": args.kernel, "shape": args.shape, "repetitions": args.repetitions}
     save_json(args.json, {**report, "rows": [asdict(count) for count in counts]})
-    Console(width=120).print(_printed(counts, f"instructions for one weight, {args.shape}, kernel {args.kernel}"))
+    say(_printed(counts, f"instructions for one weight, {args.shape}, kernel {args.kernel}"))
 
 
 def _program(name: str, how: str) -> str:
@@ -141,16 +140,13 @@ def _instructions(command: list[str], kernel: str, repetitions: int) -> int:
     return int(match[1])
 
 
-def _printed(counts: list[Count], title: str) -> Table:
-    table = Table(title=title, box=None, header_style="", title_justify="left")
-    for heading in ("class", "rows"):
-        table.add_column(heading, no_wrap=True)
+def _printed(counts: list[Count], title: str) -> str:
     columns = list(dict.fromkeys((count.arithmetic, count.tokens) for count in counts))
-    for arithmetic, tokens in columns:
-        table.add_column(f"{arithmetic}, {tokens} token{'s' * (tokens > 1)}", justify="right", no_wrap=True)
+    headings = [f"{arithmetic}, {tokens} token{'s' * (tokens > 1)}" for arithmetic, tokens in columns]
+    lines = []
     found = {(count.row_class, count.arithmetic, count.tokens): count.instructions for count in counts}
     for row_class in dict.fromkeys(count.row_class for count in counts):
         kind = "table" if class_kind(row_class) == LevelKind.TABLE else "affine"
         cells = [number(found.get((row_class, *column)), ".3f") for column in columns]
-        table.add_row(str(row_class), f"{class_bits(row_class)} bits, {kind}", *cells)
-    return table
+        lines.append((str(row_class), f"{class_bits(row_class)} bits, {kind}", *cells))
+    return text_table(("class", "rows", *headings), lines, title, left=2)

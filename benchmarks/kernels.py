@@ -5,7 +5,8 @@ From 32 tokens on, arithmetic takes longer than reading, and one copy is enough.
 
 What it costs to run a node that does nothing, the share of the call included, is measured the same way and printed.
 
-All sessions live in one process and take turns. Threads are woken once a call, and a call has many nodes.
+All sessions live in one process and take turns, those that only read memory among them
+(skim_runtime/measure/bandwidth.py). Threads are woken once a call, and a call has many nodes.
 
 Each contender is compared with numpy before it is timed.
 """
@@ -13,14 +14,13 @@ Each contender is compared with numpy before it is timed.
 from __future__ import annotations
 
 import argparse
+import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-from rich.console import Console
-from rich.table import Table
 
 from skim_export.measure.random_layers import dense_layer, model_of_nothing, nbits_layer, packed_layer
 from skim_export.measure.sessions import (
@@ -30,20 +30,15 @@ from skim_export.measure.sessions import (
     activations,
     bound_call,
     cold_layers,
-    mean_seconds,
-    open_session,
-)
-from skim_export.measure.speed import (
-    at_least,
-    last_level_cache,
-    machine,
-    number,
-    parse_shape,
-    read_bandwidth,
-    save_json,
 )
 from skim_runtime.errors import UserError
 from skim_runtime.library import kernel_name, library_path
+from skim_runtime.measure.bandwidth import Bandwidth, best_reading, faster, readers
+from skim_runtime.measure.options import at_least, parse_shape
+from skim_runtime.measure.report import last_level_cache, report_head, save_json
+from skim_runtime.measure.rounds import mean_seconds, take_turns
+from skim_runtime.measure.session import open_session
+from skim_runtime.measure.tables import number, say, text_table
 from skim_runtime.progress import Progress
 from skim_runtime.progress_bar import ProgressBar
 
@@ -80,7 +75,7 @@ class Row:
         milliseconds: median over the rounds.
         fastest: the fastest round.
         gigabytes_per_second: of weights.
-        bandwidth_share: the same over the read bandwidth of as many threads.
+        bandwidth_share: the same over the bandwidth: what as many threads read in the best of all rounds.
         to_nbits4: how many times as fast as MatMulNBits with 4 bits at level 4.
         to_lut2: how many times as fast as MatMulNBits with 2 bits and `mlas.use_lut_gemm`.
     """
@@ -146,7 +141,7 @@ def run(args: argparse.Namespace) -> None:
     library, kernel = library_path(), kernel_name()
 
     report: dict[str, Any] = {
-        "machine": machine(),
+        **report_head(),
         "kernel": kernel,
         "cold_bytes": cold,
         "rounds": args.rounds,
@@ -156,30 +151,35 @@ def run(args: argparse.Namespace) -> None:
         "rows": [],
     }
     save_json(args.json, report)
-    console = Console(width=130)
     for threads in dict.fromkeys(args.threads):
-        found, way = read_bandwidth(threads, max(2 * cold, 1 << 20))
-        report["bandwidth"][threads] = {"bytes_per_second": found, "way": way}
         nothing = report["nothing_microseconds"][threads] = 1e6 * _nothing(threads, args.rounds)
-        console.print(
-            f"{threads} threads: {found / 1e9:.1f} GB/s read by {way}; a node that does nothing takes {nothing:.2f} us"
-        )
+        say(f"{threads} threads: a node that does nothing takes {nothing:.2f} us")
     contenders = [_ours(bits, level) for level in args.levels for bits in args.bits] + OTHERS
-    for shape, (rows, columns) in shapes.items():
-        for threads in dict.fromkeys(args.threads):
+    found: list[Row] = []
+    for threads in dict.fromkeys(args.threads):
+        reading = readers(threads, max(2 * cold, 1 << 20), args.seconds)
+        bandwidth: Bandwidth | None = None
+        for shape, (rows, columns) in shapes.items():
             for few in (True, False):
                 tokens = [m for m in dict.fromkeys(args.tokens) if (m < MANY_TOKENS) == few]
                 if not tokens:
                     continue
                 with ProgressBar() as progress:
                     entries = _enter(contenders, rows, columns, cold if few else 1, threads, library, progress)
-                    times = {m: _take_turns(entries, m, args.rounds, args.seconds, progress) for m in tokens}
-                bandwidth = report["bandwidth"][threads]["bytes_per_second"]
-                for m in tokens:
-                    table = _rows(shape, threads, m, entries, times[m], bandwidth)
-                    report["rows"] += [asdict(row) for row in table]
-                    console.print(_printed(table, f"\n{shape}, {m} tokens, {threads} threads, kernel {kernel}"))
+                    for m in tokens:
+                        times, read = _take_turns(entries, reading, m, args.rounds, args.seconds, progress)
+                        bandwidth = faster(bandwidth, best_reading(read))
+                        found += _rows(shape, threads, m, entries, times)
+                assert bandwidth is not None  # there are tokens
+                found = [_with_bandwidth(row, bandwidth) if row.threads == threads else row for row in found]
+                report["bandwidth"][threads] = asdict(bandwidth)
+                report["rows"] = [asdict(row) for row in found]
                 save_json(args.json, report)
+        assert bandwidth is not None
+        title = f"kernel {kernel}; {bandwidth.bytes_per_second / 1e9:.1f} GB/s read by {bandwidth.way}"
+        for key in dict.fromkeys((row.shape, row.tokens) for row in found):
+            table = [row for row in found if (row.shape, row.tokens, row.threads) == (*key, threads)]
+            say(_printed(table, f"{key[0]}, {key[1]} tokens, {threads} threads, {title}"))
 
 
 def _ours(bits: str, level: int) -> Contender:
@@ -208,18 +208,20 @@ def _enter(
 
 
 def _take_turns(
-    entries: Sequence[LayerSession], tokens: int, rounds: int, seconds: float, progress: Progress
-) -> list[list[float]]:
-    """Seconds of one node by contender and round."""
-    calls = [entry.call(tokens) for entry in entries]
-    times: list[list[float]] = [[] for _ in entries]
-    progress.start(f"{tokens} tokens", rounds)
-    for number_of_round in range(rounds):
-        for entry, call, found in zip(entries, calls, times, strict=True):
-            found.append(mean_seconds(call, seconds) / entry.copies)
-        progress.step(f"round {number_of_round + 1}")
-    progress.finish()
-    return times
+    entries: Sequence[LayerSession],
+    reading: Mapping[str, Callable[[], float]],
+    tokens: int,
+    rounds: int,
+    seconds: float,
+    progress: Progress,
+) -> tuple[list[list[float]], dict[str, list[float]]]:
+    """Seconds of one node by contender and round, and bytes per second by way to read and round."""
+    contenders: dict[int | str, Callable[[], float]] = {
+        i: partial(mean_seconds, entry.call(tokens), seconds) for i, entry in enumerate(entries)
+    }
+    found = take_turns({**contenders, **reading}, rounds, progress, f"{tokens} tokens")
+    times = [[time / entry.copies for time in found[i]] for i, entry in enumerate(entries)]
+    return times, {way: found[way] for way in reading}
 
 
 def _nothing(threads: int, rounds: int) -> float:
@@ -235,7 +237,6 @@ def _rows(
     tokens: int,
     entries: Sequence[LayerSession],
     times: Sequence[list[float]],
-    bandwidth: float,
 ) -> list[Row]:
     medians = [statistics.median(found) for found in times]
     reference = {entry.contender: median for entry, median in zip(entries, medians, strict=True)}
@@ -253,7 +254,7 @@ def _rows(
             milliseconds=1e3 * median,
             fastest=1e3 * min(found),
             gigabytes_per_second=entry.nbytes / median / 1e9,
-            bandwidth_share=entry.nbytes / median / bandwidth,
+            bandwidth_share=math.nan,  # known when everything has had its turns
             to_nbits4=nbits4 / median,
             to_lut2=None if lut2 is None else lut2 / median,
         )
@@ -261,14 +262,14 @@ def _rows(
     ]
 
 
-def _printed(rows: Sequence[Row], title: str) -> Table:
-    table = Table(title=title, box=None, header_style="", title_justify="left")
-    table.add_column("weights", no_wrap=True)
-    headings = ("level", "MB", "copies", "error", "ms", "fastest", "GB/s", "of bandwidth")
-    for heading in (*headings, "times NBits 4", "times LUT 2"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows:
-        table.add_row(
+def _with_bandwidth(row: Row, bandwidth: Bandwidth) -> Row:
+    return replace(row, bandwidth_share=1e9 * row.gigabytes_per_second / bandwidth.bytes_per_second)
+
+
+def _printed(rows: Sequence[Row], title: str) -> str:
+    headings = ("weights", "level", "MB", "copies", "error", "ms", "fastest", "GB/s", "of bandwidth")
+    cells = [
+        (
             row.contender,
             number(row.level, "d"),
             f"{row.nbytes / 1e6:.2f}",
@@ -281,4 +282,6 @@ def _printed(rows: Sequence[Row], title: str) -> Table:
             number(row.to_nbits4, ".2f"),
             number(row.to_lut2, ".2f"),
         )
-    return table
+        for row in rows
+    ]
+    return text_table((*headings, "times NBits 4", "times LUT 2"), cells, title)

@@ -64,9 +64,10 @@ class Job:
 
 @dataclass(frozen=True)
 class Distances:
-    """A model on one text: its perplexity, and how far it is from the full-precision model."""
+    """A model on one text: its perplexity with its standard error, and how far it is from the full-precision model."""
 
     perplexity: float
+    perplexity_error: float | None
     kl_mean: float
     kl_p99: float
     top1_agreement: float
@@ -141,7 +142,8 @@ def distances(
         assert result.kl_mean is not None  # there is a reference
         assert result.kl_p99 is not None
         assert result.top1_agreement is not None
-        found[name] = Distances(result.perplexity, result.kl_mean, result.kl_p99, result.top1_agreement)
+        perplexity = (result.perplexity, result.perplexity_error)
+        found[name] = Distances(*perplexity, result.kl_mean, result.kl_p99, result.top1_agreement)
     return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, get_args
 
 import numpy as np
 from dense_baselines import DenseLinear, mxfp4, rtn_grouped, skim_sparse, squeezellm_sparse
+from evaluated import ENOUGH_TOKENS, texts_and_warnings
 from exportable import CHANGES, TUNING_STATISTICS, TUNING_TEXT, parse_method, quantize_packed, sensitivity
 from measuring import (
     FullPrecision,
@@ -27,12 +29,10 @@ from measuring import (
     torch_model,
 )
 from results import FULL, Results, Row, check_plot, plot, print_table
-from rich.console import Console
 
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Checkpoint, Model, linear_weight, resolve
-from skim_export.measure.child import in_child, peak_megabytes
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.calibration_text import CalibrationText
@@ -40,12 +40,14 @@ from skim_export.pipeline.quantize_layer import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate
 from skim_export.quantize import CodebookType, even_bits
 from skim_export.tuning import HELD_OUT
-from skim_export.work.files import sha256, write_json
+from skim_export.work.files import write_json
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import SerialExecutor
 from skim_runtime.errors import UserError
+from skim_runtime.measure.child import in_child, peak_megabytes
 from skim_runtime.progress import Progress
 from skim_runtime.progress_bar import ProgressBar
+from skim_runtime.text_file import text_facts
 
 __all__ = [
     "add_arguments",
@@ -89,7 +91,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", type=Path, nargs="+", required=True, help="texts to measure on")
     parser.add_argument("--calib", type=Path, help="calibration text; without it the model writes its own")
     parser.add_argument("--context", type=int, default=1024)
-    parser.add_argument("--tokens", type=int, default=8192, help="of each text")
+    parser.add_argument("--tokens", type=int, default=ENOUGH_TOKENS, help="of each text (%(default)s)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write the rows, one by one; those that are there are not repeated"
@@ -126,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
 
 def announce(row: str) -> None:
     """Say on stderr which row comes next."""
-    Console(stderr=True).print(f"row {row}", highlight=False, markup=False, soft_wrap=True)
+    sys.stderr.write(f"row {row}\n")
 
 
 def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]:
@@ -138,8 +140,8 @@ def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]
         raise UserError(f"--calib {args.calib}: there is no such file")
     settings = {
         "model": args.model,
-        "texts": {path.name: sha256(path) for path in args.text},
-        "calibration text": None if args.calib is None else sha256(args.calib),
+        **texts_and_warnings(args.text, args.tokens),
+        "calibration text": None if args.calib is None else text_facts(args.calib),
         "calibration tokens": list(CalibrationText(args.calib, 0).shape),
         "tokens": args.tokens,
         "context": args.context,

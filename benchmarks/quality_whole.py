@@ -31,11 +31,11 @@ from results import FULL, Results, Row, print_table
 
 from skim_export.checkpoint import Model
 from skim_export.graph.reader import read_packed
-from skim_export.measure.child import in_child, peak_megabytes
 from skim_export.pipeline.budget import unpacked_parameters
 from skim_export.work.files import sha256
 from skim_runtime import Session
 from skim_runtime.errors import UserError
+from skim_runtime.measure.child import in_child, peak_megabytes
 from skim_runtime.progress import Progress
 
 __all__ = ["MIXTURES", "Mixture", "add_arguments", "run"]

@@ -8,19 +8,43 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from rich.console import Console
-from rich.table import Table
 
-from skim_export.measure.speed import parse_shape
 from skim_export.quantize import METHODS, quantize_linear, width_errors
 from skim_export.work.resources import Resources
+from skim_runtime.measure.options import parse_shape
+from skim_runtime.measure.report import report_head, save_json
+from skim_runtime.measure.tables import say, text_table
 
 __all__ = ["add_arguments", "run"]
 
 TOKENS = 512  # of random inputs that the correlation is made from
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one step took.
+
+    Attributes:
+        rows: N.
+        columns: K.
+        what: the method, or the error curves that bits are allocated by.
+        seconds: of all weights.
+    """
+
+    rows: int
+    columns: int
+    what: str
+    seconds: float
+
+    @property
+    def nanoseconds_per_weight(self) -> float:
+        """The same for one weight."""
+        return 1e9 * self.seconds / (self.rows * self.columns)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,15 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=["squeezellm", "skim", "gptq", "skim+"])
     parser.add_argument("--bits", type=int, default=3)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a JSON file")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print the table."""
-    table = Table(box=None)
-    for column in ("rows", "columns", "what", "seconds", "ns a weight"):
-        table.add_column(column, justify="left" if column == "what" else "right")
     resources = Resources(args.threads)
+    report = {**report_head(), "bits": args.bits, "threads": args.threads}
+    found: list[Row] = []
     for shape in args.shapes:
         rows, columns = parse_shape(shape)
         weight, sensitivity, correlation = _random_layer(rows, columns)
@@ -50,9 +74,13 @@ def run(args: argparse.Namespace) -> None:
             started = time.perf_counter()
             quantize_linear(weight, sensitivity, bits, METHODS[name], correlation=correlation, resources=resources)
             timed.append((name, time.perf_counter() - started))
-        for what, seconds in timed:
-            table.add_row(str(rows), str(columns), what, f"{seconds:.1f}", f"{1e9 * seconds / weight.size:.0f}")
-    Console(width=100).print(table)
+        found += [Row(rows, columns, what, seconds) for what, seconds in timed]
+        save_json(args.json, {**report, "rows": [asdict(row) for row in found]})
+    cells = [
+        (row.what, str(row.rows), str(row.columns), f"{row.seconds:.1f}", f"{row.nanoseconds_per_weight:.0f}")
+        for row in found
+    ]
+    say(text_table(("what", "rows", "columns", "seconds", "ns a weight"), cells))
 
 
 def _random_layer(

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from measuring import Distances
-from rich.console import Console
-from rich.table import Table
 
-from skim_export.work.files import write_json
 from skim_runtime.errors import UserError
+from skim_runtime.measure.report import report_head, save_json
+from skim_runtime.measure.tables import number, say, text_table, with_error
 
 __all__ = ["FULL", "Results", "Row", "check_plot", "gap", "plot", "print_table"]
 
@@ -54,13 +52,13 @@ class Results:
         settings: what rows depend on beside method and bits.
 
     Raises:
-        UserError: the file has rows of other settings, or is something else.
+        UserError: the file has rows of other settings or of another machine, or is something else.
     """
 
     def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
         self.rows: list[Row] = []
         self.calibration: dict[str, float] = {}
-        self._path, self._settings = path, settings
+        self._path, self._settings, self._head = path, settings, report_head()
         if path is None:
             return
         if not path.exists():
@@ -68,14 +66,16 @@ class Results:
             return
         try:
             found = json.loads(path.read_text("utf-8"))
-            known, self.calibration, rows = found["settings"], found["calibration"], found["rows"]
+            known, self.calibration = {**found["settings"], "machine": found["machine"]}, found["calibration"]
             self.rows = [
-                Row(**{**row, "texts": {name: Distances(**d) for name, d in row["texts"].items()}}) for row in rows
+                Row(**{**row, "texts": {name: Distances(**d) for name, d in row["texts"].items()}})
+                for row in found["rows"]
             ]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"--json {path}: is no file of this benchmark, give another name") from error
-        for name in sorted(settings.keys() | known.keys()):
-            if (before := known.get(name)) != (now := settings.get(name)):
+        wanted = {**settings, "machine": self._head["machine"]}
+        for name in sorted(wanted.keys() | known.keys()):
+            if (before := known.get(name)) != (now := wanted.get(name)):
                 raise UserError(f"--json {path}: has rows with {name} {before}, not {now}; give another name")
 
     def find(self, method: str, bits: float | None) -> Row | None:
@@ -93,19 +93,13 @@ class Results:
         self._write()
 
     def _write(self) -> None:
-        if self._path is None:
-            return
         value = {
+            **self._head,
             "settings": self._settings,
             "calibration": self.calibration,
             "rows": [asdict(row) for row in self.rows],
         }
-        partial = self._path.with_name(self._path.name + ".partial")
-        try:
-            write_json(partial, value)
-            os.replace(partial, self._path)  # noqa: PTH105  (Path.replace would not say that it is atomic)
-        except OSError as error:
-            raise UserError(f"--json {self._path}: cannot be written: {error.strerror}") from error
+        save_json(self._path, value)
 
 
 def gap(row: Row, full: Row, text: str) -> float:
@@ -119,31 +113,27 @@ def print_table(rows: list[Row], title: str, ratio_to: str | None = None) -> Non
     `ratio_to` names the method whose gap at the same bits those of the others are divided by.
     """
     full, texts = rows[0], list(rows[0].texts)
-    headings = ["ppl", "gap", *([f"gap/{ratio_to}"] if ratio_to else []), "KL", "top-1"]
-    table = Table(title=title, box=None, header_style="")
-    table.add_column("method", no_wrap=True)
-    measured = [f"{text if i == 0 else ''}\n{heading}" for text in texts for i, heading in enumerate(headings)]
-    for heading in ("bits", "code bits", "eff. bits", "MB", *measured, "s", "peak MB"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    measured = ["ppl", "gap", *([f"gap/{ratio_to}"] if ratio_to else []), "KL", "top-1"]
+    of_texts = [f"{text if i == 0 else ''}\n{heading}" for text in texts for i, heading in enumerate(measured)]
+    headings = ("method", "bits", "code bits", "eff. bits", "MB", *of_texts, "s", "peak MB")
     others = {row.bits: row for row in rows if row.method == ratio_to}
+    lines = []
     for row in rows:
-        cells = [_number(row.bits, "g"), *(_number(value, ".3f") for value in (row.code_bits, row.effective_bits))]
-        cells.append(_number(row.megabytes, ".2f"))
+        cells = [number(row.bits, "g"), *(number(value, ".3f") for value in (row.code_bits, row.effective_bits))]
+        cells.append(number(row.megabytes, ".2f"))
         for text in texts:
             found = row.texts[text]
-            cells += [_number(found.perplexity, ".3f"), "" if row is full else _number(gap(row, full, text), ".3f")]
+            cells += [
+                with_error(found.perplexity, found.perplexity_error),
+                "" if row is full else number(gap(row, full, text), ".3f"),
+            ]
             if ratio_to:
                 other = others.get(row.bits)
                 ratio = gap(row, full, text) / gap(other, full, text) if other and row is not full else None
-                cells.append(_number(ratio, ".3f"))
-            cells += [_number(found.kl_mean, ".4f"), _number(found.top1_agreement, ".2%")]
-        cells += [_number(row.seconds, ".0f"), _number(row.peak_megabytes, ".0f")]
-        table.add_row(row.method, *cells)
-    Console(width=80 + 48 * len(texts)).print(table)
-
-
-def _number(value: float | None, form: str) -> str:
-    return "" if value is None else format(value, form)
+                cells.append(number(ratio, ".3f"))
+            cells += [number(found.kl_mean, ".4f"), number(found.top1_agreement, ".2%")]
+        lines.append((row.method, *cells, number(row.seconds, ".0f"), number(row.peak_megabytes, ".0f")))
+    say(text_table(headings, lines, title))
 
 
 def check_plot(path: Path) -> None:

@@ -14,7 +14,6 @@ model knows nothing of waiting: latencies, barriers, banks, caches and clocks be
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -24,11 +23,12 @@ from cuda_build import Nvcc
 from gpus import GPUS, WARP, Gpu
 from ptxas_report import demangled
 from sass import Function, Instruction, disassemble, find_nvdisasm
-from text_table import markdown_table, write_markdown
 
-from skim_export.measure.speed import at_least, save_json
 from skim_export.packed import level_bytes, row_bytes
 from skim_runtime.errors import UserError
+from skim_runtime.measure.options import at_least
+from skim_runtime.measure.report import report_head, save_json
+from skim_runtime.measure.tables import markdown_table, say, write_markdown
 
 __all__ = ["Prediction", "add_arguments", "pipe", "predict", "run"]
 
@@ -97,8 +97,8 @@ def run(args: argparse.Namespace) -> None:
         probes = [function for function in functions if "Probe<" in demangled(function.name)]
         predictions += [predict(probe, gpu, columns) for columns in args.columns for probe in probes]
     tables = [_table([found for found in predictions if found.columns == columns]) for columns in args.columns]
-    sys.stdout.write("\n\n".join(tables) + "\n")
-    save_json(args.json, {"rows": [asdict(prediction) for prediction in predictions]})
+    say(*tables)
+    save_json(args.json, {**report_head(), "rows": [asdict(prediction) for prediction in predictions]})
     write_markdown(args.markdown, tables)
 
 

@@ -31,6 +31,7 @@ int32_t InputType(const OrtCustomOp* op, size_t index) {
 Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, int32_t codebook_type) {
   Op op{};
   op.version = abi::kApiVersion;
+  op.domain = "ai.skim";
   op.api = api;
   op.kernels = kernels;
   op.activation_type = activation_type;

@@ -1,4 +1,4 @@
-// The operators of the domain ai.skim, as ONNX Runtime takes them.
+// The operators, as ONNX Runtime takes them: those of the domain ai.skim, and one of ai.skim.measure.
 #pragma once
 
 #include <list>
@@ -11,14 +11,15 @@ namespace skim {
 
 // An operator for one combination of types, with what its callbacks need.
 struct Op : OrtCustomOp {
+  const char* domain;
   const OrtApi* api;
   const Kernels* kernels;   // of the CPU; null for an operator of the CUDA execution provider
   int32_t activation_type;  // of X; of the ids for LutGather
   int32_t codebook_type;
 };
 
-// The fields that most operators share: inputs 1..6, one output, and where they run. Weights are read on the CPU
-// everywhere.
+// The fields that most operators share: the domain ai.skim, inputs 1..6, one output, and where they run. Weights are
+// read on the CPU everywhere.
 Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, int32_t codebook_type);
 
 // The callbacks of a kernel class that is made from (op, api, info) and has a Run(context).
@@ -44,7 +45,8 @@ void InferOutput(const OrtApi* api, OrtShapeInferContext* context, int32_t type,
 void AddLutMatMul(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
 void AddLutSwiglu(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
 void AddLutGather(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
-void AddCudaOps(const OrtApi* api, std::list<Op>& ops);  // all three
+void AddCudaOps(const OrtApi* api, std::list<Op>& ops);                             // all three
+void AddReadMemory(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);  // for measurements
 
 // Appends all operators of this library.
 void AddOps(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);

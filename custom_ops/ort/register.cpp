@@ -1,6 +1,7 @@
 // What the library exports.
 #include <map>
 #include <mutex>
+#include <string>
 #include <utility>
 
 #include "api.h"
@@ -11,23 +12,26 @@ namespace {
 
 struct Registration {
   std::list<Op> ops;
-  OrtCustomOpDomain* domain = nullptr;
+  std::map<std::string, OrtCustomOpDomain*> domains;
 };
 
-// The domain of one runtime and one kind of kernel. The runtime keeps pointers to it in every session and never says
-// when it is done, so it is made once and lives as long as the process.
+// The domains of one runtime and one kind of kernel. The runtime keeps pointers to them in every session and never says
+// when it is done, so they are made once and live as long as the process.
 const Registration& GetRegistration(const OrtApi* api, const Kernels* kernels) {
   static std::mutex mutex;
   static auto& registrations = *new std::map<std::pair<const OrtApi*, const Kernels*>, Registration>();
   const std::lock_guard<std::mutex> lock(mutex);
   Registration& registration = registrations[{api, kernels}];
-  if (registration.domain == nullptr) {
+  if (registration.domains.empty()) {
     registration.ops.clear();
     AddOps(api, kernels, registration.ops);
-    OrtCustomOpDomain* domain = nullptr;
-    Call(abi::CreateCustomOpDomain, api, "ai.skim", &domain);
-    for (const Op& op : registration.ops) Call(abi::CustomOpDomain_Add, api, domain, &op);
-    registration.domain = domain;
+    std::map<std::string, OrtCustomOpDomain*> domains;
+    for (const Op& op : registration.ops) {
+      OrtCustomOpDomain*& domain = domains[op.domain];
+      if (domain == nullptr) Call(abi::CreateCustomOpDomain, api, op.domain, &domain);
+      Call(abi::CustomOpDomain_Add, api, domain, &op);
+    }
+    registration.domains = std::move(domains);
   }
   return registration;
 }
@@ -48,8 +52,7 @@ SKIM_EXPORT const char* SkimKernelNames() {
   return names.c_str();
 }
 
-// Registers LutMatMul, LutSwiglu and LutGather with the session options; called by the runtime's
-// RegisterCustomOpsLibrary.
+// Registers all operators with the session options; called by the runtime's RegisterCustomOpsLibrary.
 SKIM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
   using namespace skim;
   const OrtApi* api = base->GetApi(abi::kApiVersion);
@@ -67,7 +70,9 @@ SKIM_EXPORT OrtStatus* RegisterCustomOps(OrtSessionOptions* options, const OrtAp
                                         "CPU can run: ") +
                             SkimKernelNames());
     }
-    Call(abi::AddCustomOpDomain, api, options, GetRegistration(api, kernels).domain);
+    for (const auto& [name, domain] : GetRegistration(api, kernels).domains) {
+      Call(abi::AddCustomOpDomain, api, options, domain);
+    }
   });
 }
 

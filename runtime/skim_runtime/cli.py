@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skim_runtime.command import run_command
-from skim_runtime.text_file import read_text
+from skim_runtime.text_file import read_text, text_facts
 
 if TYPE_CHECKING:
     from skim_runtime.evaluation import Evaluation
@@ -113,6 +113,7 @@ def _speeds(kernel: str, weight_bytes: int, generation: Generation) -> str:
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from skim_runtime.evaluation import evaluate
+    from skim_runtime.measure.report import report_head
     from skim_runtime.progress_bar import ProgressBar
     from skim_runtime.session import Session
 
@@ -128,7 +129,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             progress=progress,
         )
     if arguments.json:
-        print(json.dumps({"kernel": session.kernel, **asdict(evaluation)}, indent=2))  # noqa: T201
+        facts = {"model": str(arguments.directory), "kernel": session.kernel, "text": text_facts(arguments.text)}
+        print(json.dumps({**report_head(), **facts, **asdict(evaluation)}, indent=2))  # noqa: T201
     else:
         _print_table(evaluation, session.kernel)
 
@@ -137,10 +139,13 @@ def _print_table(evaluation: Evaluation, kernel: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    rows = [("perplexity", f"{evaluation.perplexity:.4f}")]
+    from skim_runtime.measure.tables import with_error
+
+    rows = [("perplexity", with_error(evaluation.perplexity, evaluation.perplexity_error))]
     if evaluation.reference_perplexity is not None:
+        reference = with_error(evaluation.reference_perplexity, evaluation.reference_perplexity_error)
         rows += [
-            ("perplexity of the reference", f"{evaluation.reference_perplexity:.4f}"),
+            ("perplexity of the reference", reference),
             ("KL divergence from the reference, mean", f"{evaluation.kl_mean:.5f} nats"),
             ("KL divergence from the reference, 99th percentile", f"{evaluation.kl_p99:.5f} nats"),
             ("top-1 agreement", f"{100 * (evaluation.top1_agreement or 0):.2f} %"),

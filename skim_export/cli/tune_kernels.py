@@ -57,7 +57,8 @@ def _run(args: argparse.Namespace) -> None:
     from skim_export.bundle.target import load_cpu_target
     from skim_export.bundle.target_file import target_file
     from skim_export.measure.running.layers import parse_classes
-    from skim_export.measure.speed import machine, parse_shape
+    from skim_runtime.measure.options import parse_shape
+    from skim_runtime.measure.report import machine
     from skim_runtime.progress_bar import ProgressBar
 
     check_target(args.target)

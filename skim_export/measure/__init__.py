@@ -1,10 +1,11 @@
-"""Measuring and tuning the kernels of device bundles, and what other measurements share with that.
+"""Measuring and tuning the kernels of device bundles, and what benchmarks/ shares with that.
 
-- `cli.py`, `tables.py`: the command `skim-bench`.
-- `kernels.py`, `emulated.py`, `models.py`: milliseconds of kernels, their instructions under an emulator, and tokens
-  per second of whole bundles.
+- `kernels.py`, `emulated.py`, `models.py`, `tables.py`: milliseconds of kernels, their instructions under an emulator,
+  tokens per second of whole bundles, and their tables: what `skim-bench` adds to that of the runtime.
 - `tune.py`: the search for the fastest schedule.
-- `measure/`: kernels called here, on boards and under emulators.
-- `random_layers.py`, `sessions.py`, `speed.py`, `child.py`: random layers, sessions of them in onnxruntime, facts about
-  the machine, and processes of their own; benchmarks/ uses them, too.
+- `running/`: kernels called here, on boards and under emulators.
+- `random_layers.py`, `random_linear.py`, `sessions.py`: random layers, and sessions of them in onnxruntime.
+- `dequantized_model.py`: a quantized model in torch.
+
+Rounds, reports, tables and everything else that a runtime alone can measure with is in `skim_runtime.measure`.
 """

@@ -7,7 +7,6 @@ few tokens the layers together are larger than the caches, and are multiplied on
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,9 +18,10 @@ from skim_export.bundle.kernels.compile import Kernel
 from skim_export.measure.random_layers import RandomLayer
 from skim_export.measure.running.layers import Layers, random_layer
 from skim_export.measure.running.machine import Machine
-from skim_export.measure.sessions import MANY_TOKENS, Contender, LayerSession, activations, cold_layers, mean_seconds
+from skim_export.measure.sessions import MANY_TOKENS, Contender, LayerSession, activations, cold_layers
 from skim_export.packed import RowClass
 from skim_runtime.library import library_path
+from skim_runtime.measure.rounds import mean_seconds, take_turns
 from skim_runtime.operators import INTEGER_ACCURACY
 from skim_runtime.progress import Progress
 
@@ -158,11 +158,7 @@ class _Contest:
         x = activations(tokens, K)
         errors = {integer: self._error(integer, x) for integer in LEVELS}
         contenders = self._contenders(x, settings.seconds)
-        times: dict[tuple[str, bool], list[float]] = {key: [] for key in contenders}
-        for _ in range(settings.rounds):
-            for key, measure in contenders.items():
-                times[key].append(measure())
-                time.sleep(PAUSE)
+        times = take_turns(contenders, settings.rounds, Progress(), pause=PAUSE)
         medians = {key: statistics.median(found) for key, found in times.items()}
         for integer, error in errors.items():
             seconds = medians["kernel", integer]

@@ -11,21 +11,19 @@ import json
 import statistics
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from skim_export.measure.child import in_child, peak_megabytes
 from skim_runtime.errors import UserError
-from skim_runtime.generation import generate
+from skim_runtime.measure.child import in_child
+from skim_runtime.measure.decoding import Decoding, decode, random_prompt
+from skim_runtime.measure.rounds import take_turns
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress import Progress
-from skim_runtime.session import Session
 
 __all__ = ["ModelRow", "measure_bundle", "read_manifest"]
 
-WARM_UP = 8  # tokens
 PROGRAM = "skim_run"
 
 
@@ -51,14 +49,6 @@ class ModelRow:
     peak_megabytes: float
     weight_megabytes: float
     code_megabytes: float
-    tokens: list[int]
-
-
-@dataclass(frozen=True)
-class _Run:
-    prompt: float
-    decode: float
-    peak: float
     tokens: list[int]
 
 
@@ -95,50 +85,36 @@ def measure_bundle(
         UserError: something is missing, or the program refuses.
     """
     read_manifest(bundle)
-    vocabulary = _vocabulary(bundle)
-    tokens = np.random.default_rng(0).integers(vocabulary, size=prompt).tolist()
-    program: list[_Run] = []
-    onnxruntime: list[_Run] = []
-    progress.start("decoding", rounds * (1 if model is None else 2))
-    for _ in range(rounds):
-        program.append(_program(bundle, threads, tokens, new))
-        progress.step(PROGRAM)
-        if model is not None:
-            onnxruntime.append(in_child(_onnxruntime, model, threads, tokens, new))
-            progress.step("onnxruntime")
-    progress.finish()
+    tokens = random_prompt(bundle, prompt)
+    contenders = {PROGRAM: partial(_program, bundle, threads, tokens, new)}
+    if model is not None:
+        contenders["onnxruntime"] = partial(in_child, decode, model, threads, tokens, new)
+    runs = take_turns(contenders, rounds, progress, "decoding")
     weights = (bundle / "weights.bin").stat().st_size
-    rows = [_row(f"{PROGRAM} of the bundle", threads, program, weights, (bundle / PROGRAM).stat().st_size)]
+    rows = [_row(f"{PROGRAM} of the bundle", threads, runs[PROGRAM], weights, (bundle / PROGRAM).stat().st_size)]
     if model is not None:
         directory = ModelDirectory.open(model)
         data = sum(path.stat().st_size for path in directory.path.glob("model.onnx*"))
         library = directory.path / "libskim_ops.so"
         code = library.stat().st_size if library.is_file() else 0
-        rows.append(_row("onnxruntime", threads, onnxruntime, data, code))
+        rows.append(_row("onnxruntime", threads, runs["onnxruntime"], data, code))
     return rows
 
 
-def _row(engine: str, threads: int, runs: list[_Run], weights: int, code: int) -> ModelRow:
+def _row(engine: str, threads: int, runs: list[Decoding], weights: int, code: int) -> ModelRow:
     return ModelRow(
         engine=engine,
         threads=threads,
-        prompt_speed=statistics.median(run.prompt for run in runs),
-        decode_speed=statistics.median(run.decode for run in runs),
-        peak_megabytes=max(run.peak for run in runs),
+        prompt_speed=statistics.median(run.prompt_speed for run in runs),
+        decode_speed=statistics.median(run.decode_speed for run in runs),
+        peak_megabytes=max(run.peak_megabytes for run in runs),
         weight_megabytes=weights / 1e6,
         code_megabytes=code / 1e6,
         tokens=runs[0].tokens,
     )
 
 
-def _vocabulary(bundle: Path) -> int:
-    path = bundle / "genai_config.json"
-    if not path.is_file():
-        raise UserError(f"{path} is missing: it says how many tokens there are")
-    return int(json.loads(path.read_text("utf-8"))["model"]["vocab_size"])
-
-
-def _program(bundle: Path, threads: int, tokens: list[int], new: int) -> _Run:
+def _program(bundle: Path, threads: int, tokens: list[int], new: int) -> Decoding:
     command = [f"./{PROGRAM}", "--json", "-e", "-1", "-t", str(threads), "-n", str(new), "weights.bin"]
     text = " ".join(map(str, tokens))
     try:
@@ -148,17 +124,10 @@ def _program(bundle: Path, threads: int, tokens: list[int], new: int) -> _Run:
     if done.returncode != 0:
         raise UserError(f"{bundle / PROGRAM} failed: {done.stderr.strip() or f'code {done.returncode}'}")
     found = json.loads(done.stdout)
-    return _Run(
-        prompt=found["prompt_tokens"] / found["prompt_seconds"],
-        decode=found["decode_tokens"] / found["decode_seconds"] if found["decode_tokens"] else 0.0,
-        peak=found["peak_memory_bytes"] / 1e6,
+    return Decoding(
+        kernel=PROGRAM,
+        prompt_speed=found["prompt_tokens"] / found["prompt_seconds"],
+        decode_speed=found["decode_tokens"] / found["decode_seconds"] if found["decode_tokens"] else 0.0,
+        peak_megabytes=found["peak_memory_bytes"] / 1e6,
         tokens=found["tokens"],
     )
-
-
-def _onnxruntime(progress: Progress, model: Path, threads: int, tokens: list[int], new: int) -> _Run:
-    del progress  # there is nothing to tell that would not disturb
-    session = Session(model, threads=threads)
-    generate(session, tokens[:WARM_UP], max_new_tokens=WARM_UP, stop=())
-    found = generate(session, tokens, max_new_tokens=new, stop=())
-    return _Run(found.prompt_speed, found.decode_speed, peak_megabytes(), found.tokens)

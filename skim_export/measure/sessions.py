@@ -3,15 +3,10 @@
 A model has so many copies of a node, each with weights of its own, that the weights together take several times the
 last-level cache, and one call of the session runs all of them one after the other, as a decoder runs its layers. All
 copies write to one output buffer that was there before, so nothing is allocated.
-
-Threads of a session go on spinning for about 35 ms after a call, which would take a core from the next contender;
-`session.force_spinning_stop` ends that with the call, while they still spin between the nodes of a call as they do by
-default (without any spinning two threads lose much of their worth).
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +16,7 @@ import numpy.typing as npt
 import onnxruntime as ort
 
 from skim_export.measure.random_layers import RandomLayer, model_of
+from skim_runtime.measure.session import open_session
 
 __all__ = [
     "MANY_TOKENS",
@@ -29,8 +25,6 @@ __all__ = [
     "activations",
     "bound_call",
     "cold_layers",
-    "mean_seconds",
-    "open_session",
 ]
 
 MANY_TOKENS = 32  # from here on arithmetic takes longer than reading: one layer is enough
@@ -108,36 +102,6 @@ class LayerSession:
     def call(self, tokens: int) -> Callable[[], None]:
         """A call of all nodes on random activations of so many tokens."""
         return bound_call(self._session, activations(tokens, self._columns), (tokens, self._rows))
-
-
-def mean_seconds(call: Callable[[], None], seconds: float) -> float:
-    """Mean seconds of a call, of as many as take `seconds`; the first one counts only if it takes that long itself."""
-    started = time.perf_counter()
-    call()
-    first = time.perf_counter() - started
-    if first >= seconds:
-        return first
-    count, started = 0, time.perf_counter()
-    while True:
-        call()
-        count += 1
-        taken = time.perf_counter() - started
-        if taken >= seconds:
-            return taken / count
-
-
-def open_session(
-    model: bytes, threads: int, library: Path | None, more: Sequence[tuple[str, str]]
-) -> ort.InferenceSession:
-    """A session that leaves the processor to others between two calls."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    for key, value in more:
-        options.add_session_config_entry(key, value)
-    if library is not None:
-        options.register_custom_ops_library(str(library))
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def bound_call(session: ort.InferenceSession, x: npt.NDArray[np.float32], shape: tuple[int, int]) -> Callable[[], None]:

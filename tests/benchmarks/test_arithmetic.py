@@ -27,6 +27,8 @@ def test_the_table(exported, tmp_path):
     report, printed = measured(tmp_path / "found.json", "arithmetic", *options)
     assert ["exact" in report["kernels"][0], "integer" in report["kernels"][1]] == [True, True]
     (row,) = report["rows"]
+    assert report["texts"]["text.txt"]["bytes"] == len(TEXT)
+    assert row["evaluation"]["perplexity_error"] > 0
     assert 0 < abs(row["cost"]) < 0.01
     assert 0 < row["evaluation"]["kl_mean"] < 1e-3
     assert "text.txt" in printed

@@ -20,10 +20,10 @@ from cuda_contenders import Dense, NBits, Packed, copies_of, why_no_nbits
 from cuda_device import Kernels, Layer
 from cuda_library import CudaLibrary
 from cuda_speed import read_bandwidth, take_turns
-from text_table import markdown_table, write_markdown
 
 from skim_export.measure.random_linear import random_linear
 from skim_runtime.errors import UserError
+from skim_runtime.measure.tables import markdown_table, write_markdown
 
 from ..custom_ops.native import ROOT, build_cuda_on_cpu
 from ..tools import require

@@ -101,8 +101,15 @@ def test_figures_are_those_of_transformers(files, calls, tmp_path, capsys):
 
     ids = read_tokens(Checkpoint(files / "model"), [files / "text.txt"], TOKENS, CONTEXT)["text.txt"]
     perplexity, kl, same = distances_by_transformers(files / "model", ids, change)
+    report = json.loads(out.read_text())
+    settings = report["settings"]
+    assert settings["texts"]["text.txt"]["bytes"] == len(TEXT) * 10
+    assert settings["texts"]["text.txt"]["tokens"] == TOKENS
+    assert "below 16384" in settings["warnings"][0]
+    assert report["machine"]["processor"]
     row = rows["rtn-g64", 3]
     found = row["texts"]["text.txt"]
+    assert 0 < found["perplexity_error"] < found["perplexity"]
     assert found["perplexity"] == pytest.approx(perplexity, rel=1e-4)
     assert found["kl_mean"] == pytest.approx(kl, rel=1e-3)
     assert found["top1_agreement"] == pytest.approx(same)
@@ -189,6 +196,10 @@ def test_rows_of_other_settings_are_refused(tmp_path):
     Results(path, {"tokens": 90, "context": 40})
     with pytest.raises(UserError, match="has rows with context 40, not 20"):
         Results(path, {"tokens": 90, "context": 20})
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps({**found, "machine": {"processor": "another"}}))
+    with pytest.raises(UserError, match=r"has rows with machine \{'processor': 'another'\}, not"):
+        Results(path, {"tokens": 90, "context": 40})
     path.write_text("[1, 2")
     with pytest.raises(UserError, match="is no file of this benchmark"):
         Results(path, {})

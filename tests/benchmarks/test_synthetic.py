@@ -55,7 +55,7 @@ def test_an_export_keeps_to_the_memory_it_is_allowed(tmp_path):
     shape = {**SMALL, "hidden_size": 1024, "head_dim": 256, "vocab_size": 80_000}
     make_checkpoint({**COMMON, **CONFIGS["mistral-7b"], **shape}, tmp_path / "hf", 0, Progress())
     code = (
-        "import sys; from skim_export.cli.main import main; from skim_export.measure.child import peak_megabytes\n"
+        "import sys; from skim_export.cli.main import main; from skim_runtime.measure.child import peak_megabytes\n"
         "code = main(); print(peak_megabytes()); sys.exit(code)"
     )
     limit = 1000

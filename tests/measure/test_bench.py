@@ -295,7 +295,6 @@ def test_refusals(here, capsys, options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "nothing to measure: give --target, or --bundle DIR"),
         (["--target", TARGET, "--tokens", "0"], "--tokens 0: must be at least 1"),
         (["--target", TARGET, "--threads", "0"], "--threads 0: must be at least 1"),
         (["--target", TARGET, "--rounds", "0"], "--rounds 0: must be at least 1"),

@@ -53,13 +53,7 @@ def test_it_runs_a_model_and_torch_is_not_there(environment, packed, tmp_path, c
         assert "function fallback" not in done.stderr
         without = f"without {', '.join(packages)}" if packages else "as pip installs it"
         with capsys.disabled():
-<<<<<<< Updated upstream
-            print(
-                f"\nsite-packages without {', '.join(packages) or 'anything removed'}: {megabytes(environment):.0f} MB"
-            )
-=======
             print(f"\nsite-packages {without}: {megabytes(environment):.0f} MB")  # noqa: T201
->>>>>>> Stashed changes
     assert megabytes(environment) < MOST_MEGABYTES
     for package in ("torch", "transformers", "onnx", "skim_export"):
         found = subprocess.run(

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import signal
@@ -61,14 +62,22 @@ def test_eval_prints_json_for_machines(packed, fp32, text, capfd):
     want = evaluate(Session(packed), TEXT, reference=fp32, context=64, max_tokens=100)
     assert printed["perplexity"] == want.perplexity
     assert printed["kl_mean"] == want.kl_mean
+    assert printed["perplexity_error"] == want.perplexity_error > 0
     assert printed["tokens"] == 98
+    assert printed["text"] == {
+        "name": "text.txt",
+        "bytes": len(TEXT),
+        "sha256": hashlib.sha256(TEXT.encode()).hexdigest(),
+    }
+    assert printed["model"] == str(packed)
+    assert printed["machine"]["cores"] >= 1
     assert "evaluating" in captured.err
 
 
 def test_eval_prints_a_table_for_people(fp32, text, capfd):
     assert cli.evaluate([str(fp32), "--text", str(text), "--context", "64", "--reference", str(fp32)]) == 0
     out = capfd.readouterr().out
-    for part in ("context 64", "perplexity of the reference", "nats", "100.00 %"):
+    for part in ("context 64", " ± ", "perplexity of the reference", "nats", "100.00 %"):
         assert part in out
 
 

@@ -5,6 +5,7 @@ from transformers import AutoModelForCausalLM
 
 from skim_export import TorchReference
 from skim_runtime import Session, UserError, evaluate
+from skim_runtime.evaluation import perplexity_error
 from skim_runtime.progress import Progress
 
 TOKENS = np.random.default_rng(4).integers(2, 300, 150).tolist()
@@ -43,13 +44,18 @@ def test_perplexity_is_that_of_torch(hf, session):
     assert evaluation.tokens == len(losses) == 147  # three windows, each but its first token
     assert evaluation.context == CONTEXT
     assert evaluation.perplexity == pytest.approx(losses.mean().exp().item(), rel=1e-5)
+    assert evaluation.perplexity_error == pytest.approx(
+        (losses.mean().exp() * losses.std() / len(losses) ** 0.5).item(), rel=1e-4
+    )
     assert evaluation.reference_perplexity is None
+    assert evaluation.reference_perplexity_error is None
     assert evaluation.kl_mean is None
 
 
 def test_an_exact_export_does_not_differ_from_torch(hf, session):
     evaluation = evaluate(session, TOKENS, reference=hf, context=CONTEXT)
     assert evaluation.reference_perplexity == pytest.approx(evaluation.perplexity, rel=1e-5)
+    assert evaluation.reference_perplexity_error == pytest.approx(evaluation.perplexity_error, rel=1e-4)
     assert abs(evaluation.kl_mean) < 1e-8
     assert evaluation.top1_agreement == 1
 
@@ -76,6 +82,23 @@ def test_the_reference_may_be_an_exported_directory(packed, session, fp32):
     evaluation = evaluate(Session(packed), TOKENS, reference=str(fp32), context=CONTEXT)
     assert evaluation.reference_perplexity == pytest.approx(evaluate(session, TOKENS, context=CONTEXT).perplexity)
     assert evaluation.kl_mean > 0.01
+
+
+def test_the_error_of_a_perplexity_is_its_spread_over_texts():
+    """Texts whose losses share a part in each window: tokens counted as independent would give a third of the error."""
+    random = np.random.default_rng(0)
+    found, errors, naive = [], [], []
+    for _ in range(400):
+        losses = [2 + random.normal(0, 0.5) + random.normal(0, 1, size) for size in [40] * 19 + [7]]
+        found.append(np.exp(np.concatenate(losses).mean()))
+        errors.append(perplexity_error(losses))
+        naive.append(perplexity_error([np.concatenate(losses)]))
+    assert np.mean(errors) == pytest.approx(np.std(found), rel=0.15)
+    assert np.mean(naive) < 0.5 * np.std(found)
+
+
+def test_one_loss_has_no_error():
+    assert perplexity_error([np.array([1.0])]) is None
 
 
 def test_a_text_is_tokenized_without_bos(session, fp32):

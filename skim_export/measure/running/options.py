@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from skim_runtime.errors import UserError
+from skim_runtime.measure.report import last_level_cache
 
 if TYPE_CHECKING:
     from skim_export.bundle.target import CpuTarget
@@ -36,8 +37,6 @@ def cold_bytes(args: argparse.Namespace) -> int:
     Raises:
         UserError: --cold-mb makes no sense.
     """
-    from skim_export.measure.speed import last_level_cache  # imports numpy, which reads its number of threads only once
-
     if args.cold_mb is None:
         return int(BOARD_COLD_MB * 1e6) if args.rpc else COLD * last_level_cache()
     if not args.cold_mb > 0:

@@ -1,0 +1,115 @@
+"""How fast the threads of a session read memory: what the speed of a kernel is compared with.
+
+The operator `ai.skim.measure::ReadMemory` (custom_ops/ort/read_memory.cpp) reads a tensor on the session's own threads
+and does next to nothing with it. It is a contender like the kernels, in several ways that take turns with them; the
+best of all rounds counts. So a share of it says how near a kernel comes to what the same threads can do at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from skim_runtime.library import library_path
+from skim_runtime.measure.rounds import mean_seconds, take_turns
+from skim_runtime.measure.session import open_session
+from skim_runtime.progress import Progress
+
+__all__ = ["Bandwidth", "best_reading", "faster", "read_bandwidth", "readers", "reading_model"]
+
+# The attributes of ReadMemory: places at which a thread reads in turn, bytes that are fetched ahead.
+WAYS = tuple(product((1, 2, 4), (0, 2048)))
+READINGS = 5
+SECONDS = 0.05  # of one way in a reading
+
+
+@dataclass(frozen=True)
+class Bandwidth:
+    """How fast memory was read.
+
+    Attributes:
+        bytes_per_second: of the fastest way.
+        way: which one it was.
+    """
+
+    bytes_per_second: float
+    way: str
+
+
+def readers(threads: int, nbytes: int, seconds: float = SECONDS) -> dict[str, Callable[[], float]]:
+    """The ways to read `nbytes` bytes by name; each reads for about `seconds` and gives bytes per second.
+
+    Args:
+        threads: of the sessions.
+        nbytes: several times what fits into the last-level cache.
+        seconds: that a call takes.
+    """
+    data = np.ones(nbytes, np.uint8)  # ones: pages of zeros need not be there
+    library = library_path()
+
+    def reader(streams: int, ahead: int) -> Callable[[], float]:
+        session = open_session(reading_model(streams, ahead), threads, library)
+        return lambda: nbytes / mean_seconds(lambda: session.run(None, {"data": data}), seconds)
+
+    return {_name(streams, ahead): reader(streams, ahead) for streams, ahead in WAYS}
+
+
+def _name(streams: int, ahead: int) -> str:
+    return f"{streams} stream{'s' * (streams > 1)}" + (f", fetched {ahead} bytes ahead" if ahead else "")
+
+
+def best_reading(found: Mapping[str, Iterable[float]]) -> Bandwidth:
+    """The fastest of all readings, bytes per second by way and round."""
+    return Bandwidth(*max((max(speeds), way) for way, speeds in found.items()))
+
+
+def faster(one: Bandwidth | None, other: Bandwidth) -> Bandwidth:
+    """The better of two readings, the first of which may be missing."""
+    return other if one is None or other.bytes_per_second > one.bytes_per_second else one
+
+
+def read_bandwidth(progress: Progress, threads: int, nbytes: int) -> Bandwidth:
+    """Read memory where nothing else takes turns with it; arguments are those of `readers`."""
+    return best_reading(take_turns(readers(threads, nbytes), READINGS, progress, "reading memory"))
+
+
+def reading_model(streams: int, ahead: int) -> bytes:
+    """An ONNX model with one node: `sum`, int64 `[1]`, of `data`, uint8 `[n]`.
+
+    It is written by hand: onnx is no dependency of the runtime.
+    """
+    uint8, int64, integer = 2, 7, 2  # TensorProto.UINT8 and INT64, AttributeProto.INT
+    domain = "ai.skim.measure"
+
+    def attribute(name: str, value: int) -> bytes:
+        return _message((1, name), (3, value), (20, integer))
+
+    def tensor(name: str, element_type: int) -> bytes:
+        shape = _message((1, _message((2, f"{name}_size"))))
+        return _message((1, name), (2, _message((1, _message((1, element_type), (2, shape))))))
+
+    attributes = [(5, attribute("streams", streams)), (5, attribute("ahead", ahead))]
+    node = _message((1, "data"), (2, "sum"), (4, "ReadMemory"), *attributes, (7, domain))
+    graph = _message((1, node), (2, "reading"), (11, tensor("data", uint8)), (12, tensor("sum", int64)))
+    opsets = [(8, _message((1, name), (2, version))) for name, version in (("", 21), (domain, 1))]
+    return _message((1, 10), (7, graph), *opsets)
+
+
+def _message(*fields: tuple[int, int | str | bytes]) -> bytes:
+    """A message of protobuf: numbers of its fields and their values."""
+    data = bytearray()
+    for number, value in fields:
+        if isinstance(value, int):
+            data += _varint(number << 3) + _varint(value)
+        else:
+            content = value.encode() if isinstance(value, str) else value
+            data += _varint(number << 3 | 2) + _varint(len(content)) + content
+    return bytes(data)
+
+
+def _varint(value: int) -> bytes:
+    low, rest = value & 0x7F, value >> 7
+    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
