@@ -15,11 +15,12 @@ from rich.console import Console
 from rich.table import Table
 
 from skim_export.measure.speed import parse_shape
-from skim_export.quantize import METHODS, quantize_linear, width_errors
+from skim_export.quantize import DEFAULT_METHOD, METHODS, LinearArrays, quantize_linear
+from skim_export.work.resources import Resources
 
 __all__ = ["add_arguments", "run"]
 
-TOKENS = 512  # of random inputs that the correlation is made from
+RANDOM_TOKENS = 512  # that the correlation is made from
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,18 +37,19 @@ def run(args: argparse.Namespace) -> None:
     table = Table(box=None)
     for column in ("rows", "columns", "what", "seconds", "ns a weight"):
         table.add_column(column, justify="left" if column == "what" else "right")
+    resources = Resources(args.threads)
     for shape in args.shapes:
         rows, columns = parse_shape(shape)
         weight, sensitivity, correlation = _random_layer(rows, columns)
         bits = np.full(rows, args.bits, np.uint8)
         started = time.perf_counter()
         widths = range(max(1, args.bits - 2), args.bits + 3)
-        width_errors(weight, sensitivity, widths, threads=args.threads)
+        METHODS[DEFAULT_METHOD].width_errors(LinearArrays(weight, sensitivity), widths, resources)
         timed = [(f"error curves, {widths[0]} to {widths[-1]} bits", time.perf_counter() - started)]
         for name in args.methods:
             started = time.perf_counter()
             quantize_linear(
-                weight, sensitivity, bits, METHODS[name], correlation=correlation, threads=args.threads
+                weight, sensitivity, bits, METHODS[name], correlation=correlation, resources=resources
             )  # fmt: skip
             timed.append((name, time.perf_counter() - started))
         for what, seconds in timed:
@@ -62,7 +64,7 @@ def _random_layer(
     rng = np.random.default_rng(0)
     weight = (0.02 * rng.standard_t(5, (rows, columns))).astype(np.float32)
     sensitivity = np.exp(rng.normal(-8, 1.5, (rows, columns))).astype(np.float32)
-    inputs = rng.normal(size=(TOKENS, columns)).astype(np.float32)
+    inputs = rng.normal(size=(RANDOM_TOKENS, columns)).astype(np.float32)
     inputs[:, 1:] += inputs[:, :-1]  # neighbours go together
     moments = inputs.T @ inputs
     spread = np.sqrt(np.diag(moments))

@@ -30,7 +30,7 @@ from skim_export.pipeline.budget import Budget, check_stated
 from skim_export.pipeline.effort import DEFAULT_EFFORT, effort_named
 from skim_export.pipeline.job import Job
 from skim_export.pipeline.memory import within_memory
-from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate, embedding_tasks, linear_tasks
 from skim_export.pipeline.report import REPORT_NAME, ExportReport, model_parts, versions, write_report
 from skim_export.quantize import CodebookType

@@ -9,7 +9,7 @@ from typing import Any
 from skim_export.checkpoint import Architecture, Checkpoint
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.effort import Effort
-from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import Executor
 
@@ -55,7 +55,7 @@ class Job:
     @property
     def calibrates(self) -> bool:
         """Whether the model reads a text."""
-        return self.options.method.objective is not None
+        return self.options.method.needs_statistics
 
     @property
     def writes_text(self) -> bool:

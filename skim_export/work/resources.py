@@ -12,7 +12,8 @@ __all__ = ["Resources"]
 
 ROW_GROUP = 256  # rows are taken in multiples of this
 WORKING_BYTES = 20  # for one weight while it is quantized: values, sensitivities, scaled values, codes, packed codes
-CHUNK_BYTES = 512 << 20  # more at once gains nothing
+RUN_BYTES = 512 << 20  # of a run of rows; more at once gains nothing
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Resources:
     """
 
     threads: int
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int = RUN_BYTES
     device: torch.device | None = None
 
     @property
