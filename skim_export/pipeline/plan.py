@@ -24,7 +24,7 @@ from skim_export.checkpoint.torch_reference import TorchReference
 from skim_export.pipeline.budget import Budget, check_stated, graph_bytes, linear_bytes, other_bytes, widths_around
 from skim_export.pipeline.export import calibration_tokens, check_calibration
 from skim_export.pipeline.quantize_linear import CheckpointLinear, QuantizeOptions, StoredStatistics
-from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LayerCurves, allocate_bits
+from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LinearCurves, allocate_bits
 from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import compare
@@ -207,7 +207,7 @@ def _row(
     for linear, errors in zip(linears, curves, strict=True):
         chosen, costs = budget.choices(_candidates(budget), linear.in_features, codebook, method)
         columns = [widths.index(width) for width in chosen]
-        layers.append(LayerCurves(errors[:, columns], np.array(chosen, np.uint8), costs))
+        layers.append(LinearCurves(errors[:, columns], np.array(chosen, np.uint8), costs))
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
     allocated = allocate_bits(layers, budget.total(shapes, column_scale=method.column_scale))
 

@@ -20,7 +20,7 @@ from skim_export.pipeline.quantize_linear import (
     write_quantized,
     write_width_errors,
 )
-from skim_export.quantize import ONE_WIDTH, LayerCurves, allocate_bits, even_bits
+from skim_export.quantize import ONE_WIDTH, LinearCurves, allocate_bits, even_bits
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import Executor, Task, do_tasks
 from skim_runtime.errors import UserError
@@ -72,7 +72,7 @@ def allocate(
         tasks.append(Task(linear.name, work, (path,), working_bytes(linear, executor.resources, method)))
         choices.append((path, np.array(widths, np.uint8), costs))
     do_tasks("error curves", tasks, executor, progress)
-    layers = [LayerCurves(np.load(path), widths, costs) for path, widths, costs in choices]
+    layers = [LinearCurves(np.load(path), widths, costs) for path, widths, costs in choices]
     bits = allocate_bits(layers, budget.total(_shapes(linears), column_scale=method.column_scale))
     return {linear.name: row_bits for linear, row_bits in zip(linears, bits, strict=True)}
 

@@ -1,6 +1,6 @@
 """The quantizer: weights and sensitivities of one linear in, codes and levels out."""
 
-from skim_export.quantize.allocation import LayerCurves, allocate_bits, even_bits
+from skim_export.quantize.allocation import LinearCurves, allocate_bits, even_bits
 from skim_export.quantize.level_fits import AFFINE_BITS, MOST_FREE_LEVELS, even_levels_pay
 from skim_export.quantize.levels import CodebookType, round_levels
 from skim_export.quantize.linear_data import LinearArrays, LinearData, Statistics
@@ -28,8 +28,8 @@ __all__ = [
     "CodebookType",
     "Columns",
     "Coupling",
-    "LayerCurves",
     "LinearArrays",
+    "LinearCurves",
     "LinearData",
     "Method",
     "QuantizedLinear",
