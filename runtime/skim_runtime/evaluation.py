@@ -18,7 +18,7 @@ from skim_runtime.tokenizer import Tokenizer
 
 __all__ = ["Evaluation", "Model", "compare", "evaluate"]
 
-ROWS = 64  # positions whose distributions are compared at once: bounds the memory for float64
+POSITIONS_TOGETHER = 64  # whose distributions are compared at once: bounds the memory for float64
 
 
 class Model(Protocol):
@@ -103,8 +103,8 @@ def compare(
         other = None if reference is None else reference.logits(window)[:-1]
         if other is not None and other.shape != logits.shape:
             raise UserError(f"the reference has a vocabulary of {other.shape[1]} tokens, the model {logits.shape[1]}")
-        for row in range(0, len(logits), ROWS):
-            rows = slice(row, row + ROWS)
+        for row in range(0, len(logits), POSITIONS_TOGETHER):
+            rows = slice(row, row + POSITIONS_TOGETHER)
             log_q = _log_softmax(logits[rows])
             target = window[1:][rows, None]
             own_loss.append(-np.take_along_axis(log_q, target, axis=1))
