@@ -52,7 +52,7 @@ WIDTHS: dict[str, dict[int, float]] = {
     "4 bits": {3: 1.0},
     "8 bits, even": {15: 1.0},
 }
-SECONDS = 0.02  # of one contender in a round
+CONTENDER_SECONDS = 0.02  # of one contender in a round
 MULTIPLE = 32  # columns must be: the blocks of MatMulNBits
 
 
@@ -112,7 +112,7 @@ def measure(
         "device": device.facts(),
         "bandwidth": asdict(bandwidth),
         "rounds": rounds,
-        "seconds": SECONDS,
+        "seconds": CONTENDER_SECONDS,
         "rows": [],
     }
     no_nbits = why_no_nbits()
@@ -125,7 +125,7 @@ def measure(
         rows = [
             row
             for m in dict.fromkeys(tokens)
-            for row in take_turns(contenders, shape, m, device, bandwidth, rounds, SECONDS)
+            for row in take_turns(contenders, shape, m, device, bandwidth, rounds, CONTENDER_SECONDS)
         ]
         report["rows"] += [asdict(row) for row in rows]
         text.append(_table(f"{name} ({SHAPES[name]})" if name in SHAPES else name, rows))

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CUDA = ROOT / "custom_ops" / "cuda"
 INCLUDES = (ROOT / "custom_ops" / "include", CUDA, CUDA / "gpu")
 OPTIONS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", *(f"-I{path}" for path in INCLUDES))
-BUILD = ROOT / "build" / "cuda"
+CUDA_BUILD = ROOT / "build" / "cuda"
 
 
 def kernel_sources() -> list[Path]:
@@ -68,7 +68,7 @@ class Nvcc:
         return self._compiled(f"{source.stem}.{architecture}.cubin", [source], options)
 
     def _compiled(self, name: str, sources: Sequence[Path], options: Sequence[str]) -> Path:
-        directory = BUILD / self._key(sources, options)
+        directory = CUDA_BUILD / self._key(sources, options)
         target = directory / name
         if target.exists():
             return target

@@ -19,9 +19,9 @@ from cuda_device import Device, Kernels, Layer
 from skim_export.measure.random_linear import random_linear
 from skim_export.packed import CLASSES
 
-__all__ = ["BOUNDS", "Case", "Finding", "cases", "check"]
+__all__ = ["TYPE_BOUNDS", "Case", "Finding", "cases", "check"]
 
-BOUNDS = {"float16": 1e-3, "float32": 1e-5}  # of norm(y - reference) / norm(reference)
+TYPE_BOUNDS = {"float16": 1e-3, "float32": 1e-5}  # of norm(y - reference) / norm(reference)
 MARGIN = 64  # elements around an output that must stay as they are
 ALL_CLASSES = tuple(range(CLASSES))
 TABLES = ALL_CLASSES[:8]
@@ -154,7 +154,7 @@ def _compare(
     exists = ~np.isnan(want)
     error = _relative(got[exists], want[exists])
     complaint = None
-    if not error < BOUNDS[case.dtype]:
+    if not error < TYPE_BOUNDS[case.dtype]:
         complaint = f"off by {error:.2e}"
     elif not np.isnan(got[~exists]).all():
         complaint = "rows that do not exist are numbers"

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from cuda_check import BOUNDS
+from cuda_check import TYPE_BOUNDS
 from cuda_device import Device, Kernels, Layer
 
 from skim_export.packed import PackedLinear
@@ -89,7 +89,7 @@ class Packed:
         x, y = _tensors(1, tokens, self._shape, self._device)
         self._kernels.matmul(self._layers[0], x[0], y)
         error = _relative(y, x[0].float() @ self.weight().T)
-        if not error < BOUNDS["float16"]:
+        if not error < TYPE_BOUNDS["float16"]:
             raise RuntimeError(f"{self.name}, M = {tokens}: off by {error:.2g}, more than rounding explains")
         return error
 

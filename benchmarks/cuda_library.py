@@ -10,11 +10,11 @@ import numpy.typing as npt
 
 from skim_export.packed import CLASSES, LevelKind, PackedLinear, class_bits, class_kind, row_bytes
 
-__all__ = ["EPILOGUES", "FLOAT_TYPES", "CudaLibrary", "PlacedLayer"]
+__all__ = ["EPILOGUE_NUMBERS", "FLOAT_TYPE_NUMBERS", "CudaLibrary", "PlacedLayer"]
 
-ALIGNMENT = 16
-EPILOGUES = {"store": 0, "silu": 1, "multiply": 2}
-FLOAT_TYPES = {"float32": 1, "float16": 10}
+DEVICE_ALIGNMENT = 16
+EPILOGUE_NUMBERS = {"store": 0, "silu": 1, "multiply": 2}
+FLOAT_TYPE_NUMBERS = {"float32": 1, "float16": 10}
 
 
 class LayerFields(ctypes.Structure):
@@ -94,7 +94,7 @@ class PlacedLayer:
         start = self._size
         if tensor.size:
             self.tensors[start] = np.frombuffer(tensor.tobytes(), np.uint8)
-        self._size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+        self._size += -(-tensor.nbytes // DEVICE_ALIGNMENT) * DEVICE_ALIGNMENT
         return start
 
 
@@ -112,10 +112,10 @@ class CudaLibrary:
         self, layer: LayerFields, x: int, dtype: str, tokens: int, y: int, epilogue: str = "store", stream: int = 0
     ) -> int:
         """`skim::cuda::Matmul` on the addresses of x and y; returns its error code."""
-        code: int = self._matmul(layer, x, FLOAT_TYPES[dtype], tokens, EPILOGUES[epilogue], y, stream)
+        code: int = self._matmul(layer, x, FLOAT_TYPE_NUMBERS[dtype], tokens, EPILOGUE_NUMBERS[epilogue], y, stream)
         return code
 
     def gather(self, layer: LayerFields, ids: int, count: int, dtype: str, y: int, stream: int = 0) -> int:
         """`skim::cuda::Gather` on the addresses of ids and y; returns its error code."""
-        code: int = self._gather(layer, ids, count, y, FLOAT_TYPES[dtype], stream)
+        code: int = self._gather(layer, ids, count, y, FLOAT_TYPE_NUMBERS[dtype], stream)
         return code

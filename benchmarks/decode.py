@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from decoders import PRECISIONS, check_llama, genai_export, recipe_ggufs
+from decoders import GENAI_EXPORTS, check_llama, genai_export, recipe_ggufs
 from engines import Decoder, Speeds, measure, weight_bytes
 
 from skim_export.checkpoint import resolve
@@ -74,7 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="smollm2-135m", help="checkpoint of all contenders (%(default)s)")
     parser.add_argument("--exported", nargs="+", type=Path, default=[], metavar="DIR", help="what skim-export wrote")
     parser.add_argument(
-        "--genai", nargs="*", choices=PRECISIONS, default=list(PRECISIONS), help="its own exports; default: both"
+        "--genai", nargs="*", choices=GENAI_EXPORTS, default=list(GENAI_EXPORTS), help="its own exports; default: both"
     )
     parser.add_argument(
         "--gguf", nargs="*", type=Path, metavar="FILE", help="run llama.cpp; without a FILE on what the recipe has"

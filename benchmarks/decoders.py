@@ -17,9 +17,9 @@ from skim_runtime.errors import UserError
 from skim_runtime.measure.child import in_child
 from skim_runtime.progress import Progress
 
-__all__ = ["PRECISIONS", "check_llama", "genai_export", "recipe_ggufs"]
+__all__ = ["GENAI_EXPORTS", "check_llama", "genai_export", "recipe_ggufs"]
 
-PRECISIONS = ("int4", "fp32")
+GENAI_EXPORTS = ("int4", "fp32")
 Q4_0 = gguf.GGMLQuantizationType.Q4_0
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from skim_export.packed import PackedLinear
 from skim_export.quantize import METHODS, CodebookType, quantize_linear
 from skim_export.quantize.levels import fit_tables
-from skim_export.quantize.solver import Layer
+from skim_export.quantize.solver import WeightRows
 from skim_export.work.resources import Resources
 
 __all__ = ["DenseLinear", "mxfp4", "rtn_grouped", "squeezellm_sparse"]
@@ -114,7 +114,8 @@ def squeezellm_sparse(
     """
     kept = _largest(fisher, SENSITIVE)
     kept |= _largest(np.where(kept, 0, np.abs(weight)), OUTLIERS)
-    codes, levels, _ = fit_tables(Layer(weight, np.where(kept, np.float32(0), fisher), None, resources), bits, codebook)
+    rows = WeightRows(weight, np.where(kept, np.float32(0), fisher), None, resources)
+    codes, levels, _ = fit_tables(rows, bits, codebook)
     return _restored(weight, kept, PackedLinear.pack(codes, levels))
 
 

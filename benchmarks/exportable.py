@@ -13,9 +13,9 @@ from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Model
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget
-from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate, linear_tasks
-from skim_export.quantize import CodebookType, Method, method_named
+from skim_export.quantize import CodebookType, Method, layer_objective, method_named
 from skim_export.tuning import tune
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import SerialExecutor, do_tasks
@@ -32,7 +32,7 @@ TUNING_STATISTICS = "tuning"
 CHANGES: dict[str, dict[str, object]] = {
     "allocated": {"allocation": True},
     "even": {"allocation": False},
-    "layer": {"objective": "layer"},
+    "layer": {"objective": layer_objective},
     "scaled": {"column_scale": True},
     "unscaled": {"column_scale": False},
     "uncorrelated": {"correlated": False},

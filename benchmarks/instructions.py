@@ -28,7 +28,7 @@ __all__ = ["Count", "add_arguments", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ROOT / "custom_ops"
-BUILD = ROOT / "build" / "instructions"  # kept: the next run only compiles what has changed
+INSTRUCTIONS_BUILD = ROOT / "build" / "instructions"  # kept: the next run only compiles what has changed
 TARGET = "skim_kernel_loop"
 ARITHMETICS = ("exact", "integer")
 
@@ -110,17 +110,17 @@ def _built(cmake: str) -> Path:
             "-S",
             str(SOURCES),
             "-B",
-            str(BUILD),
+            str(INSTRUCTIONS_BUILD),
             "-DCMAKE_BUILD_TYPE=Release",
             "-DSKIM_BUILD_TESTS=ON",
         ],
-        [cmake, "--build", str(BUILD), "--parallel", "2", "--target", TARGET],
+        [cmake, "--build", str(INSTRUCTIONS_BUILD), "--parallel", "2", "--target", TARGET],
     ):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             lines = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or ["no reason given"]
             raise UserError(f"{TARGET} cannot be built: {lines[0].strip()}")
-    return BUILD / TARGET
+    return INSTRUCTIONS_BUILD / TARGET
 
 
 def _instructions(command: list[str], kernel: str, repetitions: int) -> int:

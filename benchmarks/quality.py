@@ -36,9 +36,9 @@ from skim_export.checkpoint import Checkpoint, Model, linear_weight, resolve
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.calibration_text import CalibrationText
-from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate
-from skim_export.quantize import CodebookType, even_bits
+from skim_export.quantize import METHODS, CodebookType, even_bits
 from skim_export.tuning import HELD_OUT
 from skim_export.work.files import write_json
 from skim_export.work.resources import Resources
@@ -59,12 +59,12 @@ __all__ = [
     "run",
 ]
 
-METHODS = ["rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+"]
-BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
+SHOWN = ["rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+"]
+SHOWN_BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
 DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse", "skim+-sparse")  # the others are exportable
 WHOLE_BITS_ONLY = ("rtn-g64",)
 ONE_WIDTH = ("mxfp4",)
-UNCALIBRATED = ("weights", "rtn", "rtn-g64", "mxfp4")
+UNCALIBRATED = ("rtn-g64", "mxfp4")  # of those
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,11 +73,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--methods",
         nargs="+",
-        default=METHODS,
-        help=f"of {' '.join(METHODS)} weights skim+-sparse; those of the exporter may have other parts, such as "
+        default=SHOWN,
+        help=f"of {' '.join((*METHODS, *DENSE))}; those of the exporter may have other parts, such as "
         f"skim+:tune or skim+:even,scaled (parts: {', '.join(CHANGES)}, tune)",
     )
-    parser.add_argument("--bits", type=float, nargs="+", default=BITS, help="average widths of the codes")
+    parser.add_argument("--bits", type=float, nargs="+", default=SHOWN_BITS, help="average widths of the codes")
     parser.add_argument("--codebook", choices=get_args(CodebookType), default="int8")
     parser.add_argument("--ratio-to", metavar="METHOD", help="show gaps divided by this method's at the same bits")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw perplexity over effective bits")
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         missing = [key for key in wanted if results.find(*key) is None]
         if results.find(FULL, None) is None:
             results.add(in_child(full_precision_row, job))
-        if any(method not in UNCALIBRATED for method, _ in missing):
+        if any(_needs_statistics(method) for method, _ in missing):
             tuned = any(method.endswith("tune") for method, _ in missing)
             results.calibrated(*_calibration(job, settings, args.calib, tuned))
         for i, (method, bits) in enumerate(missing):
@@ -200,6 +200,12 @@ def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | No
                 continue
             wanted.append((method, average))
     return list(dict.fromkeys(wanted))
+
+
+def _needs_statistics(method: str) -> bool:
+    if method in DENSE:
+        return method not in UNCALIBRATED
+    return parse_method(method)[0].needs_statistics
 
 
 def _measure(progress: Progress, job: Job, method: str, bits: float | None, codebook: CodebookType) -> Row:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.quantize import METHODS, quantize_linear, width_errors
+from skim_export.quantize import DEFAULT_METHOD, METHODS, LinearArrays, quantize_linear
 from skim_export.work.resources import Resources
 from skim_runtime.measure.options import parse_shape
 from skim_runtime.measure.report import report_head, save_json
@@ -22,7 +22,7 @@ from skim_runtime.measure.tables import say, text_table
 
 __all__ = ["add_arguments", "run"]
 
-TOKENS = 512  # of random inputs that the correlation is made from
+RANDOM_TOKENS = 512  # that the correlation is made from
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         bits = np.full(rows, args.bits, np.uint8)
         started = time.perf_counter()
         widths = range(max(1, args.bits - 2), args.bits + 3)
-        width_errors(weight, sensitivity, widths, resources=resources)
+        METHODS[DEFAULT_METHOD].width_errors(LinearArrays(weight, sensitivity), widths, resources)
         timed = [(f"error curves, {widths[0]} to {widths[-1]} bits", time.perf_counter() - started)]
         for name in args.methods:
             started = time.perf_counter()
@@ -90,7 +90,7 @@ def _random_layer(
     rng = np.random.default_rng(0)
     weight = (0.02 * rng.standard_t(5, (rows, columns))).astype(np.float32)
     sensitivity = np.exp(rng.normal(-8, 1.5, (rows, columns))).astype(np.float32)
-    inputs = rng.normal(size=(TOKENS, columns)).astype(np.float32)
+    inputs = rng.normal(size=(RANDOM_TOKENS, columns)).astype(np.float32)
     inputs[:, 1:] += inputs[:, :-1]  # neighbours go together
     moments = inputs.T @ inputs
     spread = np.sqrt(np.diag(moments))

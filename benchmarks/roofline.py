@@ -33,11 +33,11 @@ from skim_runtime.measure.tables import markdown_table, say, write_markdown
 __all__ = ["Prediction", "add_arguments", "pipe", "predict", "run"]
 
 PROBE = Path(__file__).with_name("roofline_probe.cu")
-WARPS, ROWS = 8, 16  # of a block (custom_ops/cuda/gpu/decode.cuh)
+BLOCK_WARPS, BLOCK_ROWS = 8, 16  # of a block (custom_ops/cuda/gpu/decode.cuh)
 WEIGHTS_OF_MMA = 16 * 16  # of a tensor core instruction
 SHARED_BYTES_PER_CLOCK = 128  # that a multiprocessor moves between registers and shared memory or L1 cache
 COUNTED = GPUS[1]  # whose instructions the table shows: they hardly differ
-KINDS = {"0": "int8 table", "1": "float16 table", "2": "affine"}  # skim::cuda::LevelKind
+LEVEL_KINDS = {"0": "int8 table", "1": "float16 table", "2": "affine"}  # skim::cuda::LevelKind
 
 PIPES = {
     "ALU": "PRMT LOP3 SHF IADD3 ISETP LEA SEL MOV IMNMX VIMNMX IABS BMSK SGXT LOP PLOP3 FSETP FSEL FMNMX P2R R2P I2FP",
@@ -112,7 +112,7 @@ def pipe(instruction: Instruction) -> str | None:
 def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     """What a probe's rows can reach on a GPU."""
     kind, bits = (part.strip() for part in demangled(probe.name).split("<")[1].split(">")[0].rsplit(",", 1))
-    name = KINDS[kind.rsplit(")", 1)[-1]]
+    name = LEVEL_KINDS[kind.rsplit(")", 1)[-1]]
     counts: dict[str, float] = defaultdict(float)
     moved = 0.0
     for at, times in _block(probe, int(bits), columns).items():
@@ -125,9 +125,9 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     clocks = {of: count / gpu.rates[of] for of, count in counts.items()}
     clocks["memory"] = moved / SHARED_BYTES_PER_CLOCK
     row = row_bytes(int(bits), columns) + level_bytes(int(bits), name.split()[0], name == "affine")
-    clocks["bandwidth"] = ROWS * row / gpu.bytes_per_clock
+    clocks["bandwidth"] = BLOCK_ROWS * row / gpu.bytes_per_clock
     limit = max(clocks, key=lambda of: clocks[of])
-    weights = ROWS * columns
+    weights = BLOCK_ROWS * columns
     return Prediction(
         gpu=gpu.name,
         kind=name,
@@ -155,9 +155,9 @@ def _block(probe: Function, bits: int, columns: int) -> dict[int, float]:
     for loop in loops:
         if loop.start > columns_loop.start and loop.stop < columns_loop.stop and count(_multiplies, loop):
             words_loop, words = loop, weights // WEIGHTS_OF_MMA // count(_multiplies, loop)
-    turns = ROWS * columns / weights / WARPS
+    turns = BLOCK_ROWS * columns / weights / BLOCK_WARPS
     times: dict[int, float] = {}
-    for warps, path in ((WARPS - 1, probe.path(_is_needed)), (1, probe.path(_is_needed_to_store))):
+    for warps, path in ((BLOCK_WARPS - 1, probe.path(_is_needed)), (1, probe.path(_is_needed_to_store))):
         for at in path:
             of_warp = (turns if at in columns_loop else 1) * (words if at in words_loop else 1)
             times[at] = times.get(at, 0) + warps * of_warp

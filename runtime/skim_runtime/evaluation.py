@@ -19,7 +19,7 @@ from skim_runtime.tokenizer import Tokenizer
 __all__ = ["Evaluation", "Model", "compare", "evaluate", "perplexity_error"]
 
 ENOUGH_WINDOWS = 8  # for their variance to be worth something
-ROWS = 64  # positions whose distributions are compared at once: bounds the memory for float64
+POSITIONS_TOGETHER = 64  # whose distributions are compared at once: bounds the memory for float64
 
 
 class Model(Protocol):
@@ -111,8 +111,8 @@ def compare(
         if other is not None and other.shape != logits.shape:
             raise UserError(f"the reference has a vocabulary of {other.shape[1]} tokens, the model {logits.shape[1]}")
         own, of_reference = [], []
-        for row in range(0, len(logits), ROWS):
-            rows = slice(row, row + ROWS)
+        for row in range(0, len(logits), POSITIONS_TOGETHER):
+            rows = slice(row, row + POSITIONS_TOGETHER)
             log_q = _log_softmax(logits[rows])
             target = window[1:][rows, None]
             own.append(-np.take_along_axis(log_q, target, axis=1))

@@ -9,7 +9,7 @@ from skim_runtime.errors import UserError
 
 __all__ = ["extension"]
 
-GROUP = "skim_runtime.extensions"
+ENTRY_POINTS = "skim_runtime.extensions"
 
 
 def extension(name: str, wanted: str) -> Any:
@@ -22,7 +22,7 @@ def extension(name: str, wanted: str) -> Any:
     Raises:
         UserError: no installed package declares it.
     """
-    found = tuple(entry_points(group=GROUP, name=name))
+    found = tuple(entry_points(group=ENTRY_POINTS, name=name))
     if not found:
         raise UserError(f"{wanted} needs the package skim-export, which is not installed")
     return found[0].load()

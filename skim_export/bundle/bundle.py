@@ -24,7 +24,7 @@ from skim_runtime.progress import Progress
 
 __all__ = [
     "MANIFEST",
-    "PROMPT_CHUNK",
+    "PROMPT_TOKENS",
     "WEIGHTS",
     "Device",
     "KernelCompiler",
@@ -38,7 +38,7 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.bin"
 KERNELS = "skim_kernels.o"
 PROGRAMS = ("skim_run", "skim_example")
-PROMPT_CHUNK = 32  # tokens of a prompt at once: decoding the weights costs little beside so many multiplications
+PROMPT_TOKENS = 32  # tokens of a prompt at once: decoding the weights costs little beside so many multiplications
 COPIED = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "genai_config.json", "export.json")
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def build_bundle(
     """
     directory = ModelDirectory.open(model)
     program = read_program(directory.model_file)
-    plan = make_plan(program, PROMPT_CHUNK)
+    plan = make_plan(program, PROMPT_TOKENS)
     context = min(directory.context_length, program.positions or directory.context_length)
     with staged_directory(output, MANIFEST) as stage:
         weights = write_weights(program, stage / WEIGHTS, progress or Progress())

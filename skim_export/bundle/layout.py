@@ -20,9 +20,9 @@ import numpy.typing as npt
 from skim_export.bundle.abi import Product
 from skim_export.packed import PackedLinear, RowClass, row_bytes, row_classes
 
-__all__ = ["ALIGNMENT", "HEADER_BYTES", "LinearLayout", "RowsLayout", "WeightsFile"]
+__all__ = ["HEADER_BYTES", "TENSOR_ALIGNMENT", "LinearLayout", "RowsLayout", "WeightsFile"]
 
-ALIGNMENT = 64
+TENSOR_ALIGNMENT = 64
 HEADER_BYTES = 64
 MAGIC = b"skim weights 1\n\0"
 
@@ -101,7 +101,7 @@ class WeightsFile:
     ) -> None:
         with self._file:
             if error is None:
-                self._append(bytes(ALIGNMENT))
+                self._append(bytes(TENSOR_ALIGNMENT))
                 self.header = (MAGIC + self._hash.digest()).ljust(HEADER_BYTES, b"\0")
                 self._file.seek(0)
                 self._file.write(self.header)
@@ -110,7 +110,7 @@ class WeightsFile:
 
     def add(self, array: npt.NDArray[Any]) -> int:
         """Append a tensor and return its offset."""
-        self._append(bytes(-self.size % ALIGNMENT))
+        self._append(bytes(-self.size % TENSOR_ALIGNMENT))
         offset = self.size
         self._append(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data.cast("B"))
         return offset

@@ -13,7 +13,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from skim_export.bundle.abi import prepared_bytes
-from skim_export.bundle.layout import ALIGNMENT
+from skim_export.bundle.layout import TENSOR_ALIGNMENT
 from skim_export.bundle.program import Kind, Operator, Program
 
 __all__ = ["Barrier", "Buffer", "Plan", "make_plan"]
@@ -165,4 +165,4 @@ def _place(lives: list[_Life]) -> tuple[Mapping[str, int], int]:
 
 
 def _aligned(size: int) -> int:
-    return -(-size // ALIGNMENT) * ALIGNMENT
+    return -(-size // TENSOR_ALIGNMENT) * TENSOR_ALIGNMENT

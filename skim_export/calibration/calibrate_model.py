@@ -18,10 +18,10 @@ from skim_export.calibration import (
     trace_sequences,
     traced_vocabulary_statistics,
 )
-from skim_export.calibration.passes import GROUP
+from skim_export.calibration.passes import SEQUENCES_TOGETHER
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Architecture, Linear, Model
-from skim_export.work.resources import Resources
+from skim_export.work.resources import FLOAT32_BYTES, Resources
 from skim_export.work.tasks import Executor, Task, do_tasks
 from skim_runtime.progress import Progress
 
@@ -31,7 +31,6 @@ __all__ = ["calibrating_bytes", "gather_statistics", "spread_statistics"]
 
 TRACED_TOGETHER = 8  # sequences of a task
 IN_WORK = 6  # times the activations of a sequence that a thread holds while it goes backwards through them
-FLOAT = 4
 
 
 def gather_statistics(
@@ -140,13 +139,13 @@ def calibrating_bytes(architecture: Architecture, text: tuple[int, ...], threads
         vocabulary: whether the statistics of embedding and head are wanted, too.
     """
     sequences, length = text
-    hidden = FLOAT * sequences * length * architecture.hidden_size
+    hidden = FLOAT32_BYTES * sequences * length * architecture.hidden_size
     blocks = []
     for block in architecture.blocks:
-        weights = FLOAT * sum(linear.out_features * linear.in_features for linear in block)
-        moments = [FLOAT * linear.in_features**2 for linear in block]
+        weights = FLOAT32_BYTES * sum(linear.out_features * linear.in_features for linear in block)
+        moments = [FLOAT32_BYTES * linear.in_features**2 for linear in block]
         channels = sum(linear.out_features + linear.in_features for linear in block)
-        seen = FLOAT * length * channels * (min(GROUP, sequences) + IN_WORK * threads)
+        seen = FLOAT32_BYTES * length * channels * (min(SEQUENCES_TOGETHER, sequences) + IN_WORK * threads)
         blocks.append(2 * weights + sum(moments) + max(max(moments), seen))
-    head = FLOAT * architecture.vocabulary_size * architecture.hidden_size
+    head = FLOAT32_BYTES * architecture.vocabulary_size * architecture.hidden_size
     return 3 * hidden + max(*blocks, 3 * head if vocabulary else head)

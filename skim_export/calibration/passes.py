@@ -29,9 +29,9 @@ Loss: TypeAlias = "Callable[[torch.Tensor, int, slice], torch.Tensor]"  # of log
 
 # Fixed: they decide the order of summation, and with it the last bits of the results.
 HEAD_TOKENS = 128  # tokens whose logits are in memory at once
-ROWS = 256  # of one piece of work
+PIECE_ROWS = 256  # of one piece of work
 
-GROUP = 8  # sequences whose activations and gradients are in memory at once
+SEQUENCES_TOGETHER = 8  # whose activations and gradients are in memory at once
 
 
 def forward(
@@ -154,8 +154,8 @@ class BlockBackward:
             for name in names
         ]
         below, trained = [], []
-        for start in range(0, len(inputs), GROUP):
-            group = range(start, min(start + GROUP, len(inputs)))
+        for start in range(0, len(inputs), SEQUENCES_TOGETHER):
+            group = range(start, min(start + SEQUENCES_TOGETHER, len(inputs)))
             results = in_order(pool, lambda s: self._sequence(inputs[s : s + 1], gradient[s : s + 1], arguments), group)
             below += [result[0] for result in results]
             trained += [result[1] for result in results]
@@ -210,7 +210,9 @@ def add_in_pieces(
         for of_sequence in factors:
             add(sums[index][rows], rows, *of_sequence[index])
 
-    pieces = [(i, slice(row, row + ROWS)) for i, total in enumerate(sums) for row in range(0, len(total), ROWS)]
+    pieces = [
+        (i, slice(row, row + PIECE_ROWS)) for i, total in enumerate(sums) for row in range(0, len(total), PIECE_ROWS)
+    ]
     in_order(pool, run, pieces)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["self_generated", "tokens_from_file", "written_text_bytes"]
 
-GROUP = 16  # sequences that are written together; fixed, so that the text does not depend on the number of threads
+WRITTEN_TOGETHER = 16  # sequences; fixed, so that the text does not depend on the number of threads
 TOP_K = 50
 REPORT_EVERY = 32  # tokens between two steps of the progress
 
@@ -90,8 +90,8 @@ def self_generated(
     openings = _openings(tokenizer)
     network = StreamedModel(model, resources.device).load_all()
     writers = [
-        _Writer(network, tokenizer, openings, min(GROUP, sequences - first), (seed, first))
-        for first in range(0, sequences, GROUP)
+        _Writer(network, tokenizer, openings, min(WRITTEN_TOGETHER, sequences - first), (seed, first))
+        for first in range(0, sequences, WRITTEN_TOGETHER)
     ]
     progress.start("writing calibration text", length // REPORT_EVERY)
     with workers(resources.workers) as pool:

@@ -35,14 +35,14 @@ def main(argv: Sequence[str]) -> int:
         if args.json is not None and not args.json.parent.is_dir():
             raise UserError(f"--json {args.json}: there is no directory {args.json.parent}")
         # Imported late: --help and mistakes in the arguments should not wait for torch.
-        from skim_export.pipeline.plan import BITS, plan
+        from skim_export.pipeline.plan import AVERAGES, plan
         from skim_export.work.files import write_json
         from skim_runtime.progress_bar import ProgressBar
 
         with ProgressBar() as progress:
             planned = plan(
                 args.model,
-                bits=BITS if args.bits is None else args.bits,
+                bits=AVERAGES if args.bits is None else args.bits,
                 sizes=args.budget_size,
                 text=args.text,
                 progress=progress,

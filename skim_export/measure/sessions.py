@@ -29,7 +29,7 @@ __all__ = [
 
 MANY_TOKENS = 32  # from here on arithmetic takes longer than reading: one layer is enough
 MODEL_LIMIT = 1_500_000_000  # bytes: onnx has models of 2 GiB at most
-BOUNDS = {None: 1e-4, 0: 1e-4, 4: 5e-2}  # relative error by accuracy level
+ACCURACY_BOUNDS = {None: 1e-4, 0: 1e-4, 4: 5e-2}  # relative error by accuracy level
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class LayerSession:
         got = self._session.run(["Y0"], {"X": x})[0][:, rows]
         want = x.astype(np.float64) @ weight.T.astype(np.float64)
         error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
-        if not error < BOUNDS[self.contender.level]:
+        if not error < ACCURACY_BOUNDS[self.contender.level]:
             raise RuntimeError(
                 f"{self.contender.name}, level {self.contender.level}: off by {error:.2g}, more than rounding explains"
             )

@@ -19,7 +19,7 @@ from skim_runtime.progress import Progress
 __all__ = ["ROLES", "Finding", "overrides", "tune"]
 
 ROUNDS = 5
-SECONDS = 0.02  # of one kernel in a round
+KERNEL_SECONDS = 0.02  # of one kernel in a round
 GAIN = 1.02  # what a change must be faster by: less is noise
 PASSES = 4  # through all numbers of a role, while something changes
 NEAR = 2  # places in the list of a number's values that a change may be away
@@ -28,7 +28,7 @@ CHECKED = (37, 4832)  # rows and columns that candidates are checked on: multipl
 CHECKED_TOKENS = (1, 2, 5, 19)
 CROSSOVERS = [2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128]  # tokens; the first are a batch, the others a prefill
 LONGEST_BATCH = 256
-WIDTHS = [1, 2, 4, 8, 16, 32]
+VECTORS = [1, 2, 4, 8, 16, 32]
 COUNTS = [1, 2, 3, 4, 6, 8]
 AHEAD = [0, 1024, 2048, 4096, 8192]
 
@@ -47,16 +47,16 @@ class Role:
 
 
 ROLES = {
-    "decode": Role((1,), {"rows": COUNTS, "lanes": WIDTHS[2:], "vector": WIDTHS, "ahead": AHEAD}),
-    "batch": Role((4, 8), {"vector": WIDTHS, "rows": COUNTS, "tokens": COUNTS, "lanes": WIDTHS[2:], "ahead": AHEAD}),
+    "decode": Role((1,), {"rows": COUNTS, "lanes": VECTORS[2:], "vector": VECTORS, "ahead": AHEAD}),
+    "batch": Role((4, 8), {"vector": VECTORS, "rows": COUNTS, "tokens": COUNTS, "lanes": VECTORS[2:], "ahead": AHEAD}),
     "prefill": Role(
         (32,),
         {
-            "vector": WIDTHS,
+            "vector": VECTORS,
             "rows": COUNTS,
             "tokens": COUNTS,
             "columns": [256, 512, 1024, 2048, 4096],
-            "lanes": WIDTHS[2:],
+            "lanes": VECTORS[2:],
         },
     ),
 }
@@ -221,7 +221,7 @@ class _Tuner:
         times: tuple[list[float], list[float]] = ([], [])
         for _ in range(ROUNDS):
             for kernel, seconds in zip((best, other), times, strict=True):
-                seconds.append(sum(library.seconds(kernel, on, x, SECONDS, cold=cold) for on, x in inputs))
+                seconds.append(sum(library.seconds(kernel, on, x, KERNEL_SECONDS, cold=cold) for on, x in inputs))
         return statistics.median(times[0]), statistics.median(times[1])
 
     def _check(self, library: Library, kernels: Sequence[Kernel]) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from skim_export.checkpoint import Model
 from skim_export.packed import level_bytes, row_bytes
 from skim_export.pipeline.options import ExportOptions
-from skim_export.quantize import AFFINE_BITS, CodebookType, even_levels_pay
+from skim_export.quantize import ONE_WIDTH, CodebookType, Method
 from skim_runtime.errors import UserError
 
 __all__ = [
@@ -78,32 +78,30 @@ class Budget:
         weights = sum(rows * columns for rows, columns in shapes)
         return int(self.bits * weights) - column_scales
 
-    def row_costs(self, widths: Iterable[int], columns: int, codebook: str, affine: bool) -> npt.NDArray[np.int64]:
+    def row_costs(
+        self, widths: Iterable[int], columns: int, codebook: CodebookType, method: Method
+    ) -> npt.NDArray[np.int64]:
         """Bits that one row of `columns` weights takes at each width, int64 `[widths]`.
 
         Args:
             widths: the widths, ascending.
             columns: K.
             codebook: type of codebook entries, "int8" or "float16".
-            affine: whether rows have even levels at every width, or only from `AFFINE_BITS` on.
+            method: that rows are quantized with.
         """
         if not self.stored:
             return np.array([bits * columns for bits in widths], np.int64)
-        return np.array(
-            [
-                8 * (row_bytes(b, columns) + level_bytes(b, codebook, affine or b >= AFFINE_BITS) + ROW_CLASS_BYTES)
-                for b in widths
-            ],
-            np.int64,
-        )
+        return np.array([8 * (_row_bytes(b, columns, codebook, method) + ROW_CLASS_BYTES) for b in widths], np.int64)
 
-    def choices(self, widths: Iterable[int], columns: int, codebook: str) -> tuple[list[int], npt.NDArray[np.int64]]:
+    def choices(
+        self, widths: Iterable[int], columns: int, codebook: CodebookType, method: Method
+    ) -> tuple[list[int], npt.NDArray[np.int64]]:
         """The widths worth choosing from and what they cost: none that costs as much as a wider one.
 
         In short rows a codebook of 6 bits takes more than affine levels of 7 or 8.
         """
         widths = list(widths)
-        costs = self.row_costs(widths, columns, codebook, affine=False)
+        costs = self.row_costs(widths, columns, codebook, method)
         worth = [i for i in range(len(widths)) if (costs[i] < costs[i + 1 :]).all()]
         return [widths[i] for i in worth], costs[worth]
 
@@ -116,19 +114,24 @@ def unpacked_parameters(model: Model) -> int:
     return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names if name not in packed)
 
 
-def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str, affine: bool = False) -> int:
+def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: CodebookType, method: Method) -> int:
     """Bytes stored for one linear layer with no column scale, its bias left out.
 
     Args:
         bits: width of each row, uint8 `[N]`.
         columns: K.
         codebook: type of codebook entries, "int8" or "float16".
-        affine: whether rows have even levels at every width, or only from `AFFINE_BITS` on.
+        method: that it is quantized with.
     """
     widths, rows = np.unique(bits, return_counts=True)
-    per_row = [row_bytes(b, columns) + level_bytes(b, codebook, affine or b >= AFFINE_BITS) for b in widths.tolist()]
+    per_row = [_row_bytes(b, columns, codebook, method) for b in widths.tolist()]
     row_classes = ROW_CLASS_BYTES * len(bits) if len(widths) > 1 else 0
     return int(rows @ per_row) + row_classes
+
+
+def _row_bytes(bits: int, columns: int, codebook: CodebookType, method: Method) -> int:
+    """Codes and levels of a row."""
+    return row_bytes(bits, columns) + level_bytes(bits, codebook, method.levels.even(bits, columns, codebook))
 
 
 def other_bytes(
@@ -145,7 +148,7 @@ def other_bytes(
     if head_bits is not None:
         for linear in model.architecture.vocabulary_linears:
             columns, bits = linear.in_features, np.full(linear.out_features, head_bits, np.uint8)
-            head += linear_bytes(bits, columns, codebook, even_levels_pay(head_bits, columns, codebook))
+            head += linear_bytes(bits, columns, codebook, ONE_WIDTH)
     floats = unpacked_parameters(model)
     config = model.checkpoint.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

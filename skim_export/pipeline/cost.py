@@ -12,37 +12,30 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from skim_export.calibration.passes import BlockBackward, Factors, forward
 from skim_export.calibration.sums import LinearSums
-from skim_export.calibration.text import GROUP as WRITTEN_TOGETHER
+from skim_export.calibration.text import WRITTEN_TOGETHER
 from skim_export.calibration.workers import workers
-from skim_export.checkpoint import Linear, linear_weight
+from skim_export.checkpoint import Linear
 from skim_export.graph.genai_builder import PRECISIONS
 from skim_export.packed import level_bytes
-from skim_export.pipeline.budget import graph_bytes, other_bytes, widths_around
+from skim_export.pipeline.budget import ROW_CLASS_BYTES, graph_bytes, other_bytes, widths_around
 from skim_export.pipeline.job import Job
 from skim_export.pipeline.memory import peak_memory
-from skim_export.quantize import (
-    Columns,
-    Coupling,
-    even_bits,
-    fit_column_scale,
-    quantize_rows,
-    quantize_uniform,
-    unit_column_scale,
-    width_errors,
-)
+from skim_export.pipeline.quantize_linear import CheckpointLinear
+from skim_export.quantize import ONE_WIDTH, Columns, Method, even_bits
 from skim_export.tuning.training import EPOCHS, EVERY, HELD_OUT
 from skim_export.work.device import synchronize
 from skim_export.work.files import fsync
 from skim_export.work.heap import return_freed_memory
+from skim_export.work.resources import FLOAT32_BYTES
 from skim_export.work.tasks import SerialExecutor
 
 if TYPE_CHECKING:
@@ -56,7 +49,6 @@ PROBED_FACTOR = 1024  # columns of the matrix that is factored; the time grows w
 PROBED_FILE = 16 << 20  # bytes
 STATISTICS_BYTES = 2  # of a weight's Fisher information, and of a correlation
 STATES = 3  # a tuned level and its two moments
-FLOAT = 4
 
 
 @dataclass(frozen=True)
@@ -102,9 +94,10 @@ def _other_bytes(job: Job) -> int:
 def _output_bytes(job: Job) -> int:
     stored = job.budget.bits * _linear_weights(job) / 8
     if not job.budget.stored:
-        width = min(8, math.ceil(job.budget.bits))
-        per_row = level_bytes(width, job.options.codebook, affine=job.method.levels == "range") + 1
-        stored += per_row * sum(linear.out_features for linear in job.budgeted)
+        width, codebook, levels = min(8, math.ceil(job.budget.bits)), job.options.codebook, job.method.levels
+        for linear in job.budgeted:
+            per_row = level_bytes(width, codebook, levels.even(width, linear.in_features, codebook)) + ROW_CLASS_BYTES
+            stored += per_row * linear.out_features
     return int(stored) + _other_bytes(job)
 
 
@@ -115,7 +108,8 @@ def _statistics_bytes(job: Job) -> int:
     architecture = job.model.architecture
     linears = architecture.linears
     statistics = sum(x.out_features * x.in_features + x.in_features**2 for x in linears) * STATISTICS_BYTES
-    activations = FLOAT * math.prod(job.text.shape) * architecture.hidden_size * (len(architecture.blocks) + 2)
+    hidden = FLOAT32_BYTES * math.prod(job.text.shape) * architecture.hidden_size
+    activations = hidden * (len(architecture.blocks) + 2)
     return statistics + activations * (1 if isinstance(job.executor, SerialExecutor) else 2)  # gradients of all blocks
 
 
@@ -124,7 +118,8 @@ def _tuning_bytes(job: Job, packed: int) -> int:
     if not job.effort.tune:
         return 0
     levels = 1 << math.ceil(job.budget.bits)
-    return packed + FLOAT * STATES * levels * sum(linear.out_features for linear in job.model.architecture.linears)
+    rows = sum(linear.out_features for linear in job.model.architecture.linears)
+    return packed + FLOAT32_BYTES * STATES * levels * rows
 
 
 def _disk_seconds(job: Job, output: int) -> dict[str, float]:
@@ -152,67 +147,65 @@ def _existing(directory: Path) -> Path:
 
 
 def _quantizing_seconds(job: Job) -> float:
-    """All layers, from some rows of one layer of each width; workers are taken to be as fast as this machine."""
+    """All linears, from some rows of one of each width; workers are taken to be as fast as this machine."""
+    method, bits = job.method, min(8, job.budget.bits)
     total = 0.0
     by_columns: dict[int, list[Linear]] = {}
     for linear in job.budgeted:
         by_columns.setdefault(linear.in_features, []).append(linear)
     for columns, linears in by_columns.items():
-        rows = min(_probed_rows(job), linears[0].out_features)
-        seconds = _seconds(partial(_quantize_some, job, linears[0], rows))
-        total += seconds / rows * sum(linear.out_features for linear in linears)
-        if job.method.correlated:
-            total += _factor_seconds(job, columns) * len(linears)
+        total += _rows_seconds(job, linears[0], method, bits, sum(linear.out_features for linear in linears))
+        total += _coupling_seconds(job, linears[0], columns) * len(linears)
     if job.options.head_bits is not None:
         for linear in job.model.architecture.vocabulary_linears:
-            rows = min(_probed_rows(job), linear.out_features)
-            seconds = _seconds(partial(_quantize_uniformly, job, linear, rows))
-            total += seconds / rows * linear.out_features
+            total += _rows_seconds(job, linear, ONE_WIDTH, job.options.head_bits, linear.out_features)
     return total
 
 
-def _probed_rows(job: Job) -> int:
+def _rows_seconds(job: Job, linear: Linear, method: Method, bits: float, rows: int) -> float:
+    """So many rows, from the first rows of a linear, all weights alike and columns that do not go together."""
     resources = job.executor.resources
-    return PROBED_ROWS * resources.threads if resources.device is None else PROBED_DEVICE_ROWS
+    most = PROBED_ROWS * resources.threads if resources.device is None else PROBED_DEVICE_ROWS
+    probed = min(most, linear.out_features)
+    data = _probed(job, linear, method, probed, linear.in_features)
+    widths, row_bits = widths_around(bits), even_bits(probed, bits)
+
+    def quantize() -> None:
+        if method.allocation:
+            method.width_errors(data, widths, resources)
+        columns = Columns(method.scale(data, row_bits, resources), method.no_coupling(linear.in_features))
+        method.quantize_rows(data, slice(0, probed), row_bits, columns, job.options.codebook, resources).pack()
+
+    return _seconds(quantize) / probed * rows
 
 
-def _quantize_some(job: Job, linear: Linear, rows: int) -> None:
-    """Some rows, all weights alike and columns that do not go together: that takes about as long."""
-    method, resources = job.method, job.executor.resources
-    weight = linear_weight(job.model.checkpoint, linear, slice(0, rows))
-    sensitivity = None if method.objective is None else np.ones_like(weight)
-    bits = even_bits(rows, min(8, job.budget.bits))
-    if method.allocation:
-        width_errors(weight, sensitivity, widths_around(job.budget.bits), resources=resources)
-    scale = unit_column_scale(weight)
-    if method.column_scale and sensitivity is not None:
-        scale = fit_column_scale(weight, sensitivity, bits, resources)
-    coupling = None
-    if method.correlated:
-        identity = np.eye(linear.in_features, dtype=np.float32)
-        coupling = Coupling(identity, np.arange(linear.in_features), identity)
-    quantize_rows(
-        weight,
-        sensitivity,
-        bits,
-        method,
-        Columns(scale, coupling),
-        codebook=job.options.codebook,
-        resources=resources,
-    ).pack()
+def _coupling_seconds(job: Job, linear: Linear, columns: int) -> float:
+    """How the columns of a linear go together, from fewer of them."""
+    method, size = job.method, min(columns, PROBED_FACTOR)
+    data = _probed(job, linear, method, 1, size)
+    return _seconds(lambda: method.coupling(data, job.executor.resources)) * (columns / size) ** 3
 
 
-def _quantize_uniformly(job: Job, linear: Linear, rows: int) -> None:
-    weight = linear_weight(job.model.checkpoint, linear, slice(0, rows))
-    bits = job.options.head_bits
-    assert bits is not None  # see the caller
-    quantize_uniform(weight, bits, codebook=job.options.codebook, resources=job.executor.resources).pack()
+def _probed(job: Job, linear: Linear, method: Method, rows: int, columns: int) -> CheckpointLinear:
+    """The first rows of a linear with statistics that take as long as any."""
+    part = replace(linear, out_features=rows, in_features=columns)
+    return CheckpointLinear(job.model.checkpoint, part, _AllAlike(columns), method)
 
 
-def _factor_seconds(job: Job, columns: int) -> float:
-    size = min(columns, PROBED_FACTOR)
-    seconds = _seconds(lambda: Coupling.of(np.eye(size, dtype=np.float32), None, job.executor.resources.device))
-    return seconds * (columns / size) ** 3
+@dataclass(frozen=True)
+class _AllAlike:
+    """Statistics of inputs and gradients that are all alike, see `Statistics`."""
+
+    columns: int
+
+    def fisher(self, rows: slice) -> npt.NDArray[np.float32]:
+        return np.ones((rows.stop - rows.start, self.columns), np.float32)
+
+    def input_square(self) -> npt.NDArray[np.float32]:
+        return np.ones(self.columns, np.float32)
+
+    def correlation(self) -> npt.NDArray[np.float32]:
+        return np.eye(self.columns, dtype=np.float32)
 
 
 def _text_seconds(job: Job) -> dict[str, float]:

@@ -11,7 +11,7 @@ from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.effort import Effort
 from skim_export.pipeline.options import ExportOptions
-from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.quantize import Method
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import Executor
@@ -69,7 +69,7 @@ class Job:
     @property
     def calibrates(self) -> bool:
         """Whether the model reads a text."""
-        return self.method.objective is not None
+        return self.method.needs_statistics
 
     @property
     def writes_text(self) -> bool:

@@ -11,15 +11,15 @@ from skim_export.calibration.calibrate_model import calibrating_bytes
 from skim_export.checkpoint import Linear
 from skim_export.pipeline.budget import unpacked_parameters
 from skim_export.pipeline.job import Job
-from skim_export.pipeline.quantize_layer import FREE_LEVELS, packed_bytes, working_bytes
-from skim_export.work.resources import ROW_GROUP, WORKING_BYTES
+from skim_export.pipeline.quantize_linear import packed_bytes, working_bytes
+from skim_export.quantize import MOST_FREE_LEVELS, ONE_WIDTH
+from skim_export.work.resources import FLOAT32_BYTES, ROW_GROUP, WORKING_BYTES
 from skim_runtime.errors import UserError
 
 __all__ = ["peak_memory", "within_memory"]
 
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
 LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
-FLOAT = 4
 UNKNOWN_RESIDENT = 600 << 20  # what Python and torch take, about
 
 
@@ -63,9 +63,9 @@ def _text_is_largest(job: Job) -> bool:
 def _steps(job: Job) -> dict[str, int]:
     """What each step takes beside what the process has from the start."""
     largest = max(packed_bytes(linear) for linear in _linears(job))
-    floats = FLOAT * unpacked_parameters(job.model)
+    floats = FLOAT32_BYTES * unpacked_parameters(job.model)
     steps = {
-        "quantizing": max(working_bytes(linear, job.executor.resources, job.quantizing) for linear in _linears(job)),
+        "quantizing": _quantizing(job),
         "writing": floats + 2 * largest,
     }
     if job.method.allocation:
@@ -83,6 +83,14 @@ def _steps(job: Job) -> dict[str, int]:
     return steps
 
 
+def _quantizing(job: Job) -> int:
+    resources = job.executor.resources
+    most = [working_bytes(linear, resources, job.method) for linear in job.budgeted]
+    if job.options.head_bits is not None:
+        most += [working_bytes(linear, resources, ONE_WIDTH) for linear in job.model.architecture.vocabulary_linears]
+    return max(most)
+
+
 def _linears(job: Job) -> list[Linear]:
     return job.model.architecture.linears + job.model.architecture.vocabulary_linears
 
@@ -91,11 +99,11 @@ def _tuning(job: Job) -> int:
     """Codes of all layers, levels with their two moments, full-precision outputs, and one block."""
     architecture = job.model.architecture
     codes = sum(linear.out_features * linear.in_features for linear in architecture.linears)
-    levels = 3 * FLOAT * FREE_LEVELS * sum(linear.out_features for linear in architecture.linears)
+    levels = 3 * FLOAT32_BYTES * MOST_FREE_LEVELS * sum(linear.out_features for linear in architecture.linears)
     block = max(sum(x.out_features * x.in_features for x in block) for block in architecture.blocks)
     states = 2 * math.prod(job.text.shape) * architecture.hidden_size
     head = architecture.vocabulary_size * architecture.hidden_size
-    return codes + levels + FLOAT * (4 * block + states + head)
+    return codes + levels + FLOAT32_BYTES * (4 * block + states + head)
 
 
 def _resident() -> int:

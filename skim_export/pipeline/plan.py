@@ -23,8 +23,8 @@ from skim_export.checkpoint.torch_reference import TorchReference
 from skim_export.pipeline.budget import Budget, graph_bytes, linear_bytes, other_bytes, widths_around
 from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.options import ExportOptions, PlanKeywords
-from skim_export.pipeline.quantize_layer import layer_errors
-from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LayerCurves, allocate_bits
+from skim_export.pipeline.quantize_linear import CheckpointLinear, StoredStatistics
+from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LinearCurves, allocate_bits
 from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import compare
@@ -33,9 +33,9 @@ from skim_runtime.text_file import read_text
 
 __all__ = ["Plan", "PlanRow", "expected_loss", "plan"]
 
-BITS = (2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0)
-WIDTHS = range(1, 9)
-TOKENS = 8192  # of the text that the full-precision model is measured on
+AVERAGES = (2.0, 2.25, 2.5, 2.75, 3.0, 3.25, 3.5, 4.0, 5.0, 6.0)
+ALL_WIDTHS = range(1, 9)
+MEASURED_TOKENS = 8192  # of the text that the full-precision model is measured on
 CONTEXT = 1024
 
 # The one empirical part of the prediction: increase = LOSS_SCALE * quadratic ** LOSS_POWER, both in nats per token.
@@ -101,7 +101,7 @@ class Plan:
 def plan(
     model: str,
     *,
-    bits: Sequence[float] = BITS,
+    bits: Sequence[float] = AVERAGES,
     sizes: Sequence[int] = (),
     text: str | Path | None = None,
     progress: Progress | None = None,
@@ -152,7 +152,7 @@ def plan(
 
 def _candidates(budget: Budget) -> range:
     """Widths to choose from: those of an export; for a size, whose average is not known yet, all."""
-    return WIDTHS if budget.stored else widths_around(budget.bits)
+    return ALL_WIDTHS if budget.stored else widths_around(budget.bits)
 
 
 def _error_curves(
@@ -166,7 +166,8 @@ def _error_curves(
     curves = []
     progress.start("error curves", len(model.architecture.linears))
     for linear in model.architecture.linears:
-        curves.append(layer_errors(model.checkpoint, linear, store, widths, METHODS[DEFAULT_METHOD], resources))
+        data = CheckpointLinear(model.checkpoint, linear, StoredStatistics(store, linear.name), METHODS[DEFAULT_METHOD])
+        curves.append(data.method.width_errors(data, widths, resources))
         progress.step(linear.name)
     progress.finish()
     return curves
@@ -182,18 +183,18 @@ def _row(
     rest: int,
     full_perplexity: float | None,
 ) -> PlanRow:
-    linears = architecture.linears
+    linears, method = architecture.linears, METHODS[DEFAULT_METHOD]
     layers = []
     for linear, errors in zip(linears, curves, strict=True):
-        chosen, costs = budget.choices(_candidates(budget), linear.in_features, codebook)
+        chosen, costs = budget.choices(_candidates(budget), linear.in_features, codebook, method)
         columns = [widths.index(width) for width in chosen]
-        layers.append(LayerCurves(errors[:, columns], np.array(chosen, np.uint8), costs))
+        layers.append(LinearCurves(errors[:, columns], np.array(chosen, np.uint8), costs))
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
-    allocated = allocate_bits(layers, budget.total(shapes, column_scale=False))
+    allocated = allocate_bits(layers, budget.total(shapes, column_scale=method.column_scale))
 
     weights = sum(rows * columns for rows, columns in shapes)
     code_bits = sum(int(b.sum()) * columns for b, (_, columns) in zip(allocated, shapes, strict=True))
-    stored = sum(linear_bytes(b, columns, codebook) for b, (_, columns) in zip(allocated, shapes, strict=True))
+    stored = sum(linear_bytes(b, columns, codebook, method) for b, (_, columns) in zip(allocated, shapes, strict=True))
     used = {int(b) for row_bits in allocated for b in np.unique(row_bits)} | {head_bits}
     quadratic = 0.5 * sum(_total_error(e, widths, b) for e, b in zip(curves, allocated, strict=True))
     increase = expected_loss(quadratic)
@@ -233,9 +234,11 @@ def _full_perplexity(
 
 
 def _text_tokens(checkpoint: Checkpoint, path: Path) -> npt.NDArray[np.int64]:
-    """The first tokens of a text, int64 `[at most TOKENS]`, without BOS."""
+    """The first tokens of a text, int64 `[at most MEASURED_TOKENS]`, without BOS."""
     text = read_text(path, "--text")
-    ids = np.array(checkpoint.tokenizer.encode(text, add_special_tokens=False, verbose=False)[:TOKENS], np.int64)
+    ids = np.array(
+        checkpoint.tokenizer.encode(text, add_special_tokens=False, verbose=False)[:MEASURED_TOKENS], np.int64
+    )
     if ids.size < 2:
         raise UserError(f"--text {path}: has {ids.size} tokens; at least 2 are needed")
     return ids

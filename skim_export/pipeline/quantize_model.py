@@ -12,14 +12,15 @@ from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Linear, Model
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget, widths_around
-from skim_export.pipeline.quantize_layer import (
+from skim_export.pipeline.quantize_linear import (
+    CheckpointLinear,
     QuantizeOptions,
-    quantize_embedding,
-    quantize_layer,
+    StoredStatistics,
     working_bytes,
-    write_layer_errors,
+    write_quantized,
+    write_width_errors,
 )
-from skim_export.quantize import LayerCurves, allocate_bits, even_bits
+from skim_export.quantize import ONE_WIDTH, LinearCurves, allocate_bits, even_bits
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import Executor, Task, do_tasks
 from skim_runtime.errors import UserError
@@ -56,28 +57,21 @@ def allocate(
         UserError: the budget is too small.
     """
     linears = options.budgeted(model.architecture)
+    method = options.method
     average = _even_average(linears, options, budget)
-    if not options.method.allocation:
+    if not method.allocation:
         return {linear.name: even_bits(linear.out_features, average) for linear in linears}
     tasks, choices = [], []
     for linear in linears:
-        widths, costs = budget.choices(widths_around(average), linear.in_features, options.codebook)
+        widths, costs = budget.choices(widths_around(average), linear.in_features, options.codebook, method)
         path = curves / f"{linear.name}.npy"
-        work = partial(
-            write_layer_errors,
-            path,
-            model.checkpoint,
-            linear,
-            store,
-            widths,
-            options=options,
-            resources=executor.resources,
-        )
-        tasks.append(Task(linear.name, work, (path,), working_bytes(linear, executor.resources, options)))
+        data = CheckpointLinear(model.checkpoint, linear, StoredStatistics(store, linear.name), method)
+        work = partial(write_width_errors, path, data, widths, executor.resources)
+        tasks.append(Task(linear.name, work, (path,), working_bytes(linear, executor.resources, method)))
         choices.append((path, np.array(widths, np.uint8), costs))
     do_tasks("error curves", tasks, executor, progress)
-    layers = [LayerCurves(np.load(path), widths, costs) for path, widths, costs in choices]
-    bits = allocate_bits(layers, budget.total(_shapes(linears), column_scale=options.method.column_scale))
+    layers = [LinearCurves(np.load(path), widths, costs) for path, widths, costs in choices]
+    bits = allocate_bits(layers, budget.total(_shapes(linears), column_scale=method.column_scale))
     return {linear.name: row_bits for linear, row_bits in zip(linears, bits, strict=True)}
 
 
@@ -93,15 +87,11 @@ def linear_tasks(
 
     Layers that are complete there are taken to be of the same statistics, widths and options.
     """
-    return [
-        Task(
-            linear.name,
-            partial(quantize_layer, model.checkpoint, linear, store, bits[linear.name], output, options, resources),
-            (output.path(linear.name),),
-            working_bytes(linear, resources, options),
-        )
-        for linear in options.budgeted(model.architecture)
-    ]
+    tasks = []
+    for linear in options.budgeted(model.architecture):
+        data = CheckpointLinear(model.checkpoint, linear, StoredStatistics(store, linear.name), options.method)
+        tasks.append(_task(data, bits[linear.name], output, options, resources))
+    return tasks
 
 
 def embedding_tasks(
@@ -113,17 +103,27 @@ def embedding_tasks(
     """Quantize embedding and head at one width for all rows, unless they took part in the allocation."""
     if options.head_bits is None:
         return []
-    return [
-        Task(
-            linear.name,
-            partial(
-                quantize_embedding, model.checkpoint, linear, output, options.head_bits, options.codebook, resources
-            ),
-            (output.path(linear.name),),
-            working_bytes(linear, resources, options),
-        )
-        for linear in model.architecture.vocabulary_linears
-    ]
+    tasks = []
+    for linear in model.architecture.vocabulary_linears:
+        data = CheckpointLinear(model.checkpoint, linear, None, ONE_WIDTH)
+        bits = np.full(linear.out_features, options.head_bits, np.uint8)
+        tasks.append(_task(data, bits, output, options, resources))
+    return tasks
+
+
+def _task(
+    data: CheckpointLinear,
+    bits: npt.NDArray[np.uint8],
+    output: PackedCheckpoint,
+    options: QuantizeOptions,
+    resources: Resources,
+) -> Task:
+    return Task(
+        data.name,
+        partial(write_quantized, data, bits, output, options.codebook, resources),
+        (output.path(data.name),),
+        working_bytes(data.linear, resources, data.method),
+    )
 
 
 def _shapes(linears: list[Linear]) -> list[tuple[int, int]]:
@@ -134,10 +134,7 @@ def _even_average(linears: list[Linear], options: QuantizeOptions, budget: Budge
     """The widest average, in steps of 1/64 bit, that the budget allows if it is the same in every layer."""
     if not budget.stored:
         return budget.bits
-    costs = [
-        budget.row_costs(range(1, 9), linear.in_features, options.codebook, affine=options.method.levels == "range")
-        for linear in linears
-    ]
+    costs = [budget.row_costs(range(1, 9), linear.in_features, options.codebook, options.method) for linear in linears]
 
     def cost(average: float) -> int:
         widths = [even_bits(linear.out_features, average) for linear in linears]

@@ -16,7 +16,7 @@ from skim_export.work.files import sha256, write_json
 __all__ = ["ExportReport", "Part", "model_parts", "versions", "write_report"]
 
 REPORT_NAME = "export.json"
-PACKAGES = ("skim-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime-genai", "numpy")
+RECORDED_PACKAGES = ("skim-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime-genai", "numpy")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ExportReport:
 
 def versions() -> dict[str, str]:
     """The versions of the packages that an export depends on."""
-    return {name: metadata.version(name) for name in PACKAGES}
+    return {name: metadata.version(name) for name in RECORDED_PACKAGES}
 
 
 def write_report(

@@ -11,14 +11,14 @@ import numpy.typing as npt
 
 from skim_runtime.errors import UserError
 
-__all__ = ["LayerCurves", "allocate_bits", "even_bits"]
+__all__ = ["LinearCurves", "allocate_bits", "even_bits"]
 
 UInt8 = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class LayerCurves:
-    """What the rows of a layer lose at each width, and what each width costs.
+class LinearCurves:
+    """What the rows of a linear lose at each width, and what each width costs.
 
     Attributes:
         errors: float64 `[N, widths]`, at least 0.
@@ -41,29 +41,29 @@ class _Steps:
     level: npt.NDArray[np.int64]  # index of the width after the step
 
 
-def allocate_bits(layers: Sequence[LayerCurves], budget: int) -> list[UInt8]:
+def allocate_bits(linears: Sequence[LinearCurves], budget: int) -> list[UInt8]:
     """Widths with the least total error that greedy choice finds within a budget.
 
     Every row starts at its cheapest width; then the step that saves most error per bit is taken, over all rows of all
-    layers, until the budget is spent. Error curves are replaced by their lower convex hulls, on which this is optimal
+    linears, until the budget is spent. Error curves are replaced by their lower convex hulls, on which this is optimal
     up to the last step. A step that no longer fits ends its row, and cheaper ones are tried. The total error never
-    rises with the budget, and equal gains are taken in the order of layers and rows.
+    rises with the budget, and equal gains are taken in the order of linears and rows.
 
     Args:
-        layers: the curves of each layer.
+        linears: the curves of each linear.
         budget: bits to spend on all rows together.
 
     Returns:
-        width of each row, uint8 `[N]`, for each layer.
+        width of each row, uint8 `[N]`, for each linear.
 
     Raises:
         UserError: not even the cheapest widths fit.
     """
-    least = sum(int(layer.costs[0]) * len(layer.errors) for layer in layers)
+    least = sum(int(linear.costs[0]) * len(linear.errors) for linear in linears)
     if budget < least:
         raise UserError(f"budget of {budget} bits: too small for these layers, the smallest possible is {least} bits")
-    first_rows = np.cumsum([0] + [len(layer.errors) for layer in layers])
-    steps = _join([_hull_steps(layer, int(first)) for layer, first in zip(layers, first_rows[:-1], strict=True)])
+    first_rows = np.cumsum([0] + [len(linear.errors) for linear in linears])
+    steps = _join([_hull_steps(linear, int(first)) for linear, first in zip(linears, first_rows[:-1], strict=True)])
     level = np.zeros(first_rows[-1], np.int64)
     # Within a row slopes fall strictly, so a stable sort keeps the order of its steps.
     order = np.argsort(-steps.slope, kind="stable")
@@ -72,8 +72,8 @@ def allocate_bits(layers: Sequence[LayerCurves], budget: int) -> list[UInt8]:
     np.maximum.at(level, steps.row[order[:fitting]], steps.level[order[:fitting]])
     _fill(level, steps, order[fitting:], budget - (int(spent[fitting - 1]) if fitting else least))
     return [
-        layer.widths[level[start:end]]
-        for layer, start, end in zip(layers, first_rows[:-1], first_rows[1:], strict=True)
+        linear.widths[level[start:end]]
+        for linear, start, end in zip(linears, first_rows[:-1], first_rows[1:], strict=True)
     ]
 
 
@@ -96,8 +96,8 @@ def _fill(level: npt.NDArray[np.int64], steps: _Steps, order: npt.NDArray[np.int
             ended.add(row)
 
 
-def _hull_steps(layer: LayerCurves, first_row: int) -> _Steps:
-    errors, costs = layer.errors, layer.costs
+def _hull_steps(linear: LinearCurves, first_row: int) -> _Steps:
+    errors, costs = linear.errors, linear.costs
     rows = np.arange(len(errors))
     at = np.zeros(len(errors), np.int64)
     parts = []

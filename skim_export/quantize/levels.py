@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.packed import LevelKind, RowLevels
-from skim_export.quantize.solver import Layer, assign, assign_affine, kmeans
+from skim_export.quantize.solver import WeightRows, assign, assign_affine, kmeans
 
 __all__ = ["CodebookType", "Float16", "fit_affine", "fit_tables", "range_affine", "round_levels"]
 
@@ -25,16 +25,16 @@ UInt8 = npt.NDArray[np.uint8]
 
 _LARGEST_ENTRIES = range(127, 111, -1)  # candidates for the largest int8 entry of a row; down to 64 gains nothing more
 _SMALLEST_SCALE = 2.0**-24  # of float16
-_ROUNDS = 3  # alternations between codes and affine levels; more gain under 0.1 % of the error
+_AFFINE_ROUNDS = 3  # alternations between codes and affine levels; more gain under 0.1 % of the error
 
 
 def fit_tables(
-    layer: Layer, bits: UInt8, codebook: CodebookType, points: int | None = None
+    rows: WeightRows, bits: UInt8, codebook: CodebookType, points: int | None = None
 ) -> tuple[UInt8, RowLevels, Float64]:
     """Quantize rows to free codebooks: k-means, centroids rounded to stored entries, codes assigned again.
 
     Args:
-        layer: W, weights of the squared errors and column scale.
+        rows: W, weights of the squared errors and column scale.
         bits: width of each row, uint8 `[N]`.
         codebook: type of the entries.
         points: of the clustering, see `kmeans`; None for the optimum.
@@ -42,9 +42,9 @@ def fit_tables(
     Returns:
         codes, uint8 `[N, K]`; levels; weighted squared error of each row as stored, float64 `[N]`.
     """
-    centroids, mass, _ = kmeans(layer, bits, points)
+    centroids, mass, _ = kmeans(rows, bits, points)
     levels = round_levels(centroids, mass, bits, codebook)
-    codes, errors = assign(layer, bits, levels.values())
+    codes, errors = assign(rows, bits, levels.values())
     return codes, levels, errors
 
 
@@ -103,35 +103,35 @@ def _round_entries(centroids: Float64, scale: Float64) -> Float64:
     return np.clip(np.rint(centroids / scale[:, None]), -127, 127)
 
 
-def range_affine(layer: Layer, bits: UInt8) -> tuple[UInt8, RowLevels, Float64]:
+def range_affine(rows: WeightRows, bits: UInt8) -> tuple[UInt8, RowLevels, Float64]:
     """Quantize rows to even levels from the smallest to the largest value, by rounding to the nearest.
 
     Takes and returns what `fit_tables` does.
     """
-    return _affine(layer, bits, rounds=0)
+    return _affine(rows, bits, rounds=0)
 
 
-def fit_affine(layer: Layer, bits: UInt8) -> tuple[UInt8, RowLevels, Float64]:
+def fit_affine(rows: WeightRows, bits: UInt8) -> tuple[UInt8, RowLevels, Float64]:
     """Quantize rows to even levels, fitted by weighted least squares in turn with the codes.
 
     Takes and returns what `fit_tables` does. The best round of each row is kept, so no row is worse than with
     `range_affine`.
     """
-    return _affine(layer, bits, rounds=_ROUNDS)
+    return _affine(rows, bits, rounds=_AFFINE_ROUNDS)
 
 
-def _affine(layer: Layer, bits: UInt8, rounds: int) -> tuple[UInt8, RowLevels, Float64]:
-    scaled = layer.values / layer.column_scale
+def _affine(rows: WeightRows, bits: UInt8, rounds: int) -> tuple[UInt8, RowLevels, Float64]:
+    scaled = rows.values / rows.column_scale
     low, high = (edge.astype(np.float64) for edge in (scaled.min(axis=1), scaled.max(axis=1)))
     half = np.ldexp(0.5, bits)
     scale = (high - low) / (2 * half - 1)
-    best = _round_affine(layer, bits, scale, low + scale * half)
+    best = _round_affine(rows, bits, scale, low + scale * half)
     latest = best
     for _ in range(rounds):
-        latest = _round_affine(layer, bits, *latest.refitted)
+        latest = _round_affine(rows, bits, *latest.refitted)
         best = best.better_rows(latest)
-    kind = np.full(layer.rows, LevelKind.AFFINE, np.uint8)
-    entries = np.zeros((layer.rows, 0), np.int8)
+    kind = np.full(rows.count, LevelKind.AFFINE, np.uint8)
+    entries = np.zeros((rows.count, 0), np.int8)
     return best.codes, RowLevels(bits, kind, entries, best.scale, best.offset), best.errors
 
 
@@ -154,7 +154,7 @@ class _Affine:
         )
 
 
-def _round_affine(layer: Layer, bits: UInt8, scale: Float64, offset: Float64) -> _Affine:
+def _round_affine(rows: WeightRows, bits: UInt8, scale: Float64, offset: Float64) -> _Affine:
     stored = scale.astype(np.float16), offset.astype(np.float16)
-    codes, errors, refitted = assign_affine(layer, bits, stored[0].astype(np.float32), stored[1].astype(np.float32))
+    codes, errors, refitted = assign_affine(rows, bits, stored[0].astype(np.float32), stored[1].astype(np.float32))
     return _Affine(*stored, codes, errors, refitted)

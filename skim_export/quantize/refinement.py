@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from skim_export.packed import RowLevels
 from skim_export.quantize.levels import CodebookType, round_levels
-from skim_export.quantize.solver import Layer, feedback, kmeans, refine
+from skim_export.quantize.solver import WeightRows, feedback, kmeans, refine
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 
 _DAMPING = 0.1  # less follows the chance correlations of a small calibration text, more ignores the true ones
-_ROUNDS = 3  # alternations between levels and codes
+_REFINE_ROUNDS = 3  # alternations between levels and codes
 _SWEEPS = 3  # over the codes of a row in each of them
 
 
@@ -39,7 +39,7 @@ def damped(correlation: Float32) -> Float32:
 
 @dataclass(frozen=True)
 class Coupling:
-    """How the columns of a layer go together; the same for all of its rows.
+    """How the columns of a linear go together; the same for all of its rows.
 
     Attributes:
         correlation: of the columns, damped, float32 `[K, K]`.
@@ -50,6 +50,12 @@ class Coupling:
     correlation: Float32
     order: npt.NDArray[np.int64]
     factor: Float32
+
+    @classmethod
+    def none(cls, columns: int) -> Coupling:
+        """Of columns that do not go together."""
+        identity = np.eye(columns, dtype=np.float32)
+        return cls(identity, np.arange(columns), identity)
 
     @classmethod
     def of(cls, correlation: Float32, sensitivity: Float64 | None, device: torch.device | None = None) -> Coupling:
@@ -71,17 +77,17 @@ class Coupling:
         return cls(correlation, order, torch_solver.inverse_factor(ordered, device))
 
 
-def feed_back(layer: Layer, coupling: Coupling, bits: UInt8, levels: Float32) -> UInt8:
+def feed_back(rows: WeightRows, coupling: Coupling, bits: UInt8, levels: Float32) -> UInt8:
     """Codes by error feedback (GPTQ, arXiv 2210.17323), the most sensitive columns first, uint8 `[N, K]`.
 
     Args:
-        layer: W, sensitivities and column scale.
+        rows: W, sensitivities and column scale.
         coupling: of the columns.
         bits: width of each row, uint8 `[N]`.
         levels: float32 `[N, 2^max(bits)]`, ascending.
     """
-    codes = np.empty(layer.values.shape, np.uint8)
-    codes[:, coupling.order] = feedback(layer.permuted(coupling.order), coupling.factor, bits, levels)
+    codes = np.empty(rows.values.shape, np.uint8)
+    codes[:, coupling.order] = feedback(rows.permuted(coupling.order), coupling.factor, bits, levels)
     return codes
 
 
@@ -106,7 +112,7 @@ def _inverse_factor(correlation: Float32) -> Float32:
 
 
 def refine_tables(
-    layer: Layer, coupling: Coupling, bits: UInt8, codebook: CodebookType
+    rows: WeightRows, coupling: Coupling, bits: UInt8, codebook: CodebookType
 ) -> tuple[UInt8, RowLevels, Float64]:
     """Quantize rows to free codebooks under the full objective.
 
@@ -114,7 +120,7 @@ def refine_tables(
     stored entries, and the codes improved once more for those.
 
     Args:
-        layer: W, sensitivities and column scale.
+        rows: W, sensitivities and column scale.
         coupling: of the columns.
         bits: width of each row, uint8 `[N]`.
         codebook: type of the entries.
@@ -122,19 +128,19 @@ def refine_tables(
     Returns:
         codes, uint8 `[N, K]`; levels; full objective of each row as stored, float64 `[N]`.
     """
-    centroids, _, _ = kmeans(layer, bits)
+    centroids, _, _ = kmeans(rows, bits)
     correlation = coupling.correlation
-    codes = feed_back(layer, coupling, bits, centroids)
-    centroids, codes, _ = refine(layer, correlation, bits, centroids, codes, rounds=_ROUNDS, sweeps=_SWEEPS)
-    levels = round_levels(centroids, _mass(layer, codes, centroids.shape[1]), bits, codebook)
-    _, codes, errors = refine(layer, correlation, bits, levels.values(), codes, rounds=1, sweeps=_SWEEPS, fit=False)
+    codes = feed_back(rows, coupling, bits, centroids)
+    centroids, codes, _ = refine(rows, correlation, bits, centroids, codes, rounds=_REFINE_ROUNDS, sweeps=_SWEEPS)
+    levels = round_levels(centroids, _mass(rows, codes, centroids.shape[1]), bits, codebook)
+    _, codes, errors = refine(rows, correlation, bits, levels.values(), codes, rounds=1, sweeps=_SWEEPS, fit=False)
     return codes, levels, errors
 
 
-def _mass(layer: Layer, codes: UInt8, stride: int) -> Float32:
+def _mass(rows: WeightRows, codes: UInt8, stride: int) -> Float32:
     """The weight that each level carries, float32 `[N, stride]`."""
-    weights = np.ones(layer.values.shape, np.float32) if layer.weights is None else layer.weights
-    weights = weights * layer.column_scale**2
-    where = codes + stride * np.arange(layer.rows)[:, None]
-    mass = np.bincount(where.ravel(), weights.ravel(), stride * layer.rows)
-    return mass.reshape(layer.rows, stride).astype(np.float32)
+    weights = np.ones(rows.values.shape, np.float32) if rows.weights is None else rows.weights
+    weights = weights * rows.column_scale**2
+    where = codes + stride * np.arange(rows.count)[:, None]
+    mass = np.bincount(where.ravel(), weights.ravel(), stride * rows.count)
+    return mass.reshape(rows.count, stride).astype(np.float32)

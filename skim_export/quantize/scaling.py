@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.quantize.solver import Layer, kmeans, refit
+from skim_export.quantize.solver import WeightRows, kmeans, refit
 from skim_export.work.resources import Resources
 
 __all__ = ["fit_column_scale", "power_of_two_scale", "unit_column_scale"]
@@ -22,9 +22,9 @@ UInt8 = npt.NDArray[np.uint8]
 
 _BOUND = 8.0  # a stays within 1/8..8 around its geometric mean
 _EXPONENTS = (-11, 12)  # of that mean, so that a is a normal float16 number
-_USUAL = range(-4, 7)  # exponents of the largest weight of a layer that needs no scale
+_USUAL = range(-4, 7)  # exponents of the largest weight of a linear that needs no scale
 _TRIAL_ROWS = 256  # that starts are compared on
-_ROUNDS = 2
+_SCALE_ROUNDS = 2  # of descent and clustering
 _DESCENTS = 4  # steps with the same codes
 _STRETCH = 2.0  # codes held fixed hold a back: go further in the same direction
 
@@ -40,7 +40,7 @@ def power_of_two_scale(largest: float, columns: int) -> Float16:
     Tiny weights are brought to 1/2..1, or else the float16 scales of their rows would lose precision.
 
     Args:
-        largest: absolute value of the largest weight of the layer.
+        largest: absolute value of the largest weight of the linear.
         columns: K.
     """
     exponent = int(np.clip(np.frexp(largest)[1], *_EXPONENTS)) if largest > 0 else 0
@@ -59,24 +59,24 @@ def fit_column_scale(
         weight: W, float32 `[N, K]`.
         fisher: weights of the squared errors, float32 `[N, K]`, at least 0.
         bits: width of each row, uint8 `[N]`; the widths of the rows as they will be, or about that.
-        resources: see `Layer`.
+        resources: see `WeightRows`.
     """
     unit = unit_column_scale(weight)
     trial = slice(None, None, max(1, len(weight) // _TRIAL_ROWS))
     starts = [unit, *(_bounded(start, unit) for start in _spreads(weight, fisher))]
     trial_errors = [
-        _cluster(Layer(weight[trial], fisher[trial], start.astype(np.float32), resources), bits[trial])[0]
+        _cluster(WeightRows(weight[trial], fisher[trial], start.astype(np.float32), resources), bits[trial])[0]
         for start in starts
     ]
     scale = starts[int(np.argmin(trial_errors))]
-    best, least = unit, _cluster(Layer(weight, fisher, unit.astype(np.float32), resources), bits)[0]
-    for left in reversed(range(_ROUNDS + 1)):
-        layer = Layer(weight, fisher, scale.astype(np.float32), resources)
-        error, centroids, codes = _cluster(layer, bits)
+    best, least = unit, _cluster(WeightRows(weight, fisher, unit.astype(np.float32), resources), bits)[0]
+    for left in reversed(range(_SCALE_ROUNDS + 1)):
+        rows = WeightRows(weight, fisher, scale.astype(np.float32), resources)
+        error, centroids, codes = _cluster(rows, bits)
         if error < least:
             best, least = scale, error
         if left:
-            descended = _descend(layer, bits, centroids, codes)
+            descended = _descend(rows, bits, centroids, codes)
             scale = _bounded(scale * (descended / scale) ** _STRETCH, unit)
     return best
 
@@ -90,16 +90,16 @@ def _spreads(weight: Float32, fisher: Float32) -> list[Float64]:
     return [np.sqrt(by_weight), np.sqrt(by_row)]
 
 
-def _cluster(layer: Layer, bits: UInt8) -> tuple[float, Float32, UInt8]:
-    centroids, _, codes = kmeans(layer, bits)
-    return float(refit(layer, bits, codes, centroids)[1].sum()), centroids, codes
+def _cluster(rows: WeightRows, bits: UInt8) -> tuple[float, Float32, UInt8]:
+    centroids, _, codes = kmeans(rows, bits)
+    return float(refit(rows, bits, codes, centroids)[1].sum()), centroids, codes
 
 
-def _descend(layer: Layer, bits: UInt8, centroids: Float32, codes: UInt8) -> Float64:
+def _descend(rows: WeightRows, bits: UInt8, centroids: Float32, codes: UInt8) -> Float64:
     """Block coordinate descent over centroids and column scale with the codes held fixed."""
-    scale = layer.column_scale.astype(np.float64)
+    scale = rows.column_scale.astype(np.float64)
     for _ in range(_DESCENTS):
-        step = Layer(layer.values, layer.weights, scale.astype(np.float32), layer.resources)
+        step = WeightRows(rows.values, rows.weights, scale.astype(np.float32), rows.resources)
         centroids, _, numerator, denominator = refit(step, bits, codes, centroids)
         wanted = np.divide(numerator, denominator, out=scale.copy(), where=denominator > 0)
         scale = np.clip(wanted, scale / _BOUND, scale * _BOUND)

@@ -12,9 +12,10 @@ from functools import cached_property
 
 import torch
 
+from skim_export.quantize.native_library import cluster_floor
+
 __all__ = ["SortedRows", "cluster", "error_curves", "row_bytes", "runs_of"]
 
-_FLOOR = 2.0**-30  # a weight counts at least this part of its row's mean weight, as in the native solver
 _EVEN = 0.1  # part of the places that are spread evenly over the sorted values
 _TEMPORARIES = 24  # arrays of 8 bytes a run that the search has in memory
 
@@ -64,7 +65,7 @@ class SortedRows:
             total = given.sum(dim=1)
             unweighted = total == 0
             mean = torch.where(unweighted, 0, (given * scaled).sum(dim=1) / total)
-            floored = torch.maximum(given, _FLOOR * total[:, None] / columns)
+            floored = torch.maximum(given, cluster_floor() * total[:, None] / columns)
             mass = torch.where(unweighted[:, None], mass, floored)
         scaled -= mean[:, None]
         borders = _borders(scaled, mass, runs_of(columns, points))

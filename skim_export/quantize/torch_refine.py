@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 
+from skim_export.quantize.native_library import refine_floor, refine_ridge
+
 __all__ = ["feedback", "inverse_factor", "refine", "scaled_rows"]
 
-_BLOCK = 128  # columns that are taken one by one; what they change in the others is one product
-_LEAST_WEIGHT = 1e-6  # of the row's mean weight
-_RIDGE = 1e-6  # of the mean diagonal: levels that no code uses stay where they are
+_COLUMNS_TOGETHER = 128  # that are taken one by one; what they change in the others is one product
 _FIT_BYTES = 1 << 28  # memory for the products that levels are fitted from
 _FIT_WORKING_BYTES = 32  # for one weight and one level: one-hot codes and products, float32 and float64
 
@@ -30,7 +30,7 @@ def scaled_rows(
         weights = weights.double()
         mean = weights.mean(dim=1, keepdim=True)
         # A weight counts at least a little: codes of columns that never were active stay near them.
-        root = torch.maximum(weights, torch.where(mean > 0, _LEAST_WEIGHT * mean, 1)).sqrt_().float()
+        root = torch.maximum(weights, torch.where(mean > 0, refine_floor() * mean, 1)).sqrt_().float()
     return (root * values).T.contiguous(), (root * column_scale).T.contiguous()
 
 
@@ -39,8 +39,8 @@ def feedback(target: torch.Tensor, unit: torch.Tensor, factor: torch.Tensor, lev
     codes = torch.empty_like(target, dtype=torch.int64)
     middles = _middles(levels)
     inverse = factor.diagonal().reciprocal()
-    for start in range(0, len(target), _BLOCK):
-        block = slice(start, min(start + _BLOCK, len(target)))
+    for start in range(0, len(target), _COLUMNS_TOGETHER):
+        block = slice(start, min(start + _COLUMNS_TOGETHER, len(target)))
         ours, units, within, codes_here = target[block], unit[block], factor[block, block], codes[block]
         errors = torch.empty_like(ours)
         for k in range(len(ours)):
@@ -146,7 +146,7 @@ def _best_levels(
     system = products @ one_hot.transpose(1, 2)
     right = one_hot @ pull.double()[:, :, None]
     diagonal = system.diagonal(dim1=1, dim2=2)
-    ridge = _RIDGE * diagonal.mean(dim=1, keepdim=True)
+    ridge = refine_ridge() * diagonal.mean(dim=1, keepdim=True)
     diagonal += ridge
     right += (ridge * levels)[:, :, None]
     factor, failed = torch.linalg.cholesky_ex(system)
@@ -168,8 +168,8 @@ def _sweep(
     """One round of coordinate descent, in which codes and the residual C (v - u c[q]), `[K, R]`, are changed."""
     middles = _middles(levels)
     chosen = _chosen(levels, codes)
-    for start in range(0, len(unit), _BLOCK):
-        block = slice(start, min(start + _BLOCK, len(unit)))
+    for start in range(0, len(unit), _COLUMNS_TOGETHER):
+        block = slice(start, min(start + _COLUMNS_TOGETHER, len(unit)))
         ours, units, within = residual[block].clone(), unit[block], correlation[block, block]
         step = (within.diagonal()[:, None] * units).reciprocal_()
         moves = torch.empty_like(ours)

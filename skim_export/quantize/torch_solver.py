@@ -1,28 +1,24 @@
-"""The heavy part of the solver in torch, for layers with a device: what `solver.py` hands over.
+"""The heavy part of the solver in torch, for rows with a device: what `solver.py` hands over.
 
-It minimises what the native solver does, with two differences: clusters begin at one of about `POINTS` places unless
-another number is asked for, and sums are taken in an order of torch's choice. So the last digits of a row, and where
-two codes are about as good its codes, depend on the device and on how many rows it is worked on with.
+It minimises what the native solver does, with two differences: clusters begin at one of about `POINTS` places of
+`solver.py` unless another number is asked for, and sums are taken in an order of torch's choice. So the last digits of
+a row, and where two codes are about as good its codes, depend on the device and on how many rows it is worked on with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from skim_export.quantize import torch_kmeans, torch_refine
+from skim_export.quantize.solver import POINTS, WeightRows
 from skim_export.quantize.torch_kmeans import SortedRows
 
-if TYPE_CHECKING:
-    from skim_export.quantize.solver import Layer
+__all__ = ["error_curves", "feedback", "inverse_factor", "kmeans", "refine"]
 
-__all__ = ["POINTS", "error_curves", "feedback", "inverse_factor", "kmeans", "refine"]
-
-POINTS = 1024  # places among the sorted weights of a row where a cluster may begin
 _KMEANS_BYTES = 1 << 29  # memory for rows that are clustered together
 
 Float32 = npt.NDArray[np.float32]
@@ -31,36 +27,36 @@ Index = npt.NDArray[np.int64]
 UInt8 = npt.NDArray[np.uint8]
 
 
-def error_curves(layer: Layer, max_bits: int) -> Float64:
+def error_curves(rows: WeightRows, max_bits: int) -> Float64:
     """See `solver.error_curves`."""
-    errors = np.empty((layer.rows, max_bits))
-    for rows, part in _sorted_rows(layer, np.arange(layer.rows), POINTS, clusters=0):
-        errors[rows] = torch_kmeans.error_curves(part, max_bits).cpu().numpy()
+    errors = np.empty((rows.count, max_bits))
+    for some, part in _sorted_rows(rows, np.arange(rows.count), POINTS, clusters=0):
+        errors[some] = torch_kmeans.error_curves(part, max_bits).cpu().numpy()
     return errors
 
 
-def kmeans(layer: Layer, bits: UInt8, points: int | None) -> tuple[Float32, Float32, UInt8]:
+def kmeans(rows: WeightRows, bits: UInt8, points: int | None) -> tuple[Float32, Float32, UInt8]:
     """See `solver.kmeans`; None for `POINTS`."""
     stride = 1 << int(bits.max())
-    centroids, mass = np.zeros((layer.rows, stride), np.float32), np.zeros((layer.rows, stride), np.float32)
-    codes = np.empty((layer.rows, layer.columns), np.uint8)
+    centroids, mass = np.zeros((rows.count, stride), np.float32), np.zeros((rows.count, stride), np.float32)
+    codes = np.empty((rows.count, rows.columns), np.uint8)
     for width in np.unique(bits).tolist():
         count = 1 << width
-        for rows, part in _sorted_rows(layer, np.flatnonzero(bits == width), points or POINTS, clusters=count):
+        for some, part in _sorted_rows(rows, np.flatnonzero(bits == width), points or POINTS, clusters=count):
             found = torch_kmeans.cluster(part, count)
-            centroids[rows, :count], mass[rows, :count], codes[rows] = (x.cpu().numpy() for x in found)
+            centroids[some, :count], mass[some, :count], codes[some] = (x.cpu().numpy() for x in found)
     return centroids, mass, codes
 
 
-def feedback(layer: Layer, factor: Float32, bits: UInt8, levels: Float32) -> UInt8:
+def feedback(rows: WeightRows, factor: Float32, bits: UInt8, levels: Float32) -> UInt8:
     """See `solver.feedback`."""
-    target, unit = _scaled_rows(layer)
-    codes = torch_refine.feedback(target, unit, _moved(factor, layer), _ended(levels, bits, layer))
+    target, unit = _scaled_rows(rows)
+    codes = torch_refine.feedback(target, unit, _moved(factor, rows), _ended(levels, bits, rows))
     return _codes(codes)
 
 
 def refine(
-    layer: Layer,
+    rows: WeightRows,
     correlation: Float32,
     bits: UInt8,
     levels: Float32,
@@ -71,14 +67,14 @@ def refine(
     fit: bool,
 ) -> tuple[Float32, UInt8, Float64]:
     """See `solver.refine`."""
-    target, unit = _scaled_rows(layer)
-    widths = [(1 << b, _moved(np.flatnonzero(bits == b), layer)) for b in np.unique(bits).tolist()]
+    target, unit = _scaled_rows(rows)
+    widths = [(1 << b, _moved(np.flatnonzero(bits == b), rows)) for b in np.unique(bits).tolist()]
     found, found_codes, errors = torch_refine.refine(
         target,
         unit,
-        _moved(correlation, layer),
-        _ended(levels, bits, layer),
-        _moved(codes, layer).T.long(),
+        _moved(correlation, rows),
+        _ended(levels, bits, rows),
+        _moved(codes, rows).T.long(),
         widths=widths,
         rounds=rounds,
         sweeps=sweeps,
@@ -94,23 +90,23 @@ def inverse_factor(correlation: Float32, device: torch.device) -> Float32:
     return factor
 
 
-def _moved(array: npt.NDArray[np.generic], layer: Layer) -> torch.Tensor:
-    return torch.from_numpy(array).to(layer.device)
+def _moved(array: npt.NDArray[np.generic], rows: WeightRows) -> torch.Tensor:
+    return torch.from_numpy(array).to(rows.device)
 
 
-def _sorted_rows(layer: Layer, rows: Index, points: int, *, clusters: int) -> Iterator[tuple[Index, SortedRows]]:
+def _sorted_rows(rows: WeightRows, chosen: Index, points: int, *, clusters: int) -> Iterator[tuple[Index, SortedRows]]:
     """Some rows in runs that fit the memory; `clusters` splits of each are kept."""
-    scale = _moved(layer.column_scale, layer)
-    size = max(1, _KMEANS_BYTES // torch_kmeans.row_bytes(layer.columns, points, clusters))
-    for start in range(0, len(rows), size):
-        part = rows[start : start + size]
-        weights = None if layer.weights is None else _moved(layer.weights[part], layer)
-        yield part, SortedRows.of(_moved(layer.values[part], layer), weights, scale, points)
+    scale = _moved(rows.column_scale, rows)
+    size = max(1, _KMEANS_BYTES // torch_kmeans.row_bytes(rows.columns, points, clusters))
+    for start in range(0, len(chosen), size):
+        part = chosen[start : start + size]
+        weights = None if rows.weights is None else _moved(rows.weights[part], rows)
+        yield part, SortedRows.of(_moved(rows.values[part], rows), weights, scale, points)
 
 
-def _scaled_rows(layer: Layer) -> tuple[torch.Tensor, torch.Tensor]:
-    weights = None if layer.weights is None else _moved(layer.weights, layer)
-    return torch_refine.scaled_rows(_moved(layer.values, layer), weights, _moved(layer.column_scale, layer))
+def _scaled_rows(rows: WeightRows) -> tuple[torch.Tensor, torch.Tensor]:
+    weights = None if rows.weights is None else _moved(rows.weights, rows)
+    return torch_refine.scaled_rows(_moved(rows.values, rows), weights, _moved(rows.column_scale, rows))
 
 
 def _used(levels: Float32, bits: UInt8) -> npt.NDArray[np.bool_]:
@@ -119,9 +115,9 @@ def _used(levels: Float32, bits: UInt8) -> npt.NDArray[np.bool_]:
     return used
 
 
-def _ended(levels: Float32, bits: UInt8, layer: Layer) -> torch.Tensor:
+def _ended(levels: Float32, bits: UInt8, rows: WeightRows) -> torch.Tensor:
     """The levels on the device, infinite where a row has none."""
-    return _moved(np.where(_used(levels, bits), levels, np.float32(np.inf)), layer)
+    return _moved(np.where(_used(levels, bits), levels, np.float32(np.inf)), rows)
 
 
 def _codes(codes: torch.Tensor) -> UInt8:

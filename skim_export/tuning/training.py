@@ -43,8 +43,8 @@ HELD_OUT = 8  # sequences that are not trained on, but decide when to stop
 BATCH = 4  # sequences a step
 EPOCHS = 2  # over the text
 EVERY = 8  # steps between two looks at the held-out sequences
-PATIENCE = 3  # such looks without progress
-WARM_UP = 4  # steps
+PATIENT_LOOKS = 3  # without progress
+WARM_UP_STEPS = 4
 LEVEL_RATE = 1e-3  # of the spread of a row, at the height of the schedule
 NORM_RATE = 2e-4
 
@@ -116,7 +116,7 @@ def tune(
             if held_out < after:
                 best, after = step + 1, held_out
                 student.save(state, best, before, after)
-            elif step + 1 - best >= PATIENCE * EVERY:
+            elif step + 1 - best >= PATIENT_LOOKS * EVERY:
                 break
         progress.finish()
     if best:
@@ -127,7 +127,7 @@ def tune(
 
 def _schedule(step: int, steps: int) -> float:
     """Part of the full learning rate: a short rise, then a straight fall to a tenth."""
-    return min(1.0, (step + 1) / WARM_UP) * (1 - 0.9 * step / steps)
+    return min(1.0, (step + 1) / WARM_UP_STEPS) * (1 - 0.9 * step / steps)
 
 
 def _final_states(pool: ThreadPoolExecutor, model: Model, ids: torch.Tensor, progress: Progress) -> torch.Tensor:

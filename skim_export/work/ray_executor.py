@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["RayExecutor", "connect"]
 
 AUTO = "auto"
-PATIENCE = 5.0  # seconds for the cluster to answer, and between two looks at whether it still has workers
+CLUSTER_SECONDS = 5.0  # for the cluster to answer, and between two looks at whether it still has workers
 RETRIES = 3  # of a task whose worker died
 WORKER_BYTES = 600 << 20  # what Python and torch take in a worker
 MIXED = "the processors of the cluster differ ({}): what is calibrated may differ in its last digits from one machine's"
@@ -76,7 +76,7 @@ class RayExecutor:
         kinds = {_processor()}
         try:
             while pending:
-                ready, _ = ray.wait(list(pending), timeout=PATIENCE)
+                ready, _ = ray.wait(list(pending), timeout=CLUSTER_SECONDS)
                 if not ready:
                     self._check_room(next(iter(pending.values())))
                 for reference in ready:
@@ -165,7 +165,7 @@ def _check_answer(address: str) -> None:
     if not host or not port.isdecimal():
         raise UserError(f"--ray {address}: must be HOST:PORT of the head of a Ray cluster, or {AUTO}")
     try:
-        with closing(socket.create_connection((host, int(port)), PATIENCE)):
+        with closing(socket.create_connection((host, int(port)), CLUSTER_SECONDS)):
             pass
     except OSError as error:
         raise UserError(f"--ray {address}: nobody answers there; `ray start --head` starts a Ray cluster") from error

@@ -13,7 +13,8 @@ __all__ = ["Resources"]
 
 ROW_GROUP = 256  # rows are taken in multiples of this
 WORKING_BYTES = 20  # for one weight while it is quantized: values, sensitivities, scaled values, codes, packed codes
-CHUNK_BYTES = 512 << 20  # more at once gains nothing
+RUN_BYTES = 512 << 20  # of a run of rows; more at once gains nothing
+FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Resources:
     """
 
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
-    chunk_bytes: int = CHUNK_BYTES
+    chunk_bytes: int = RUN_BYTES
     device: torch.device | None = None
 
     @property

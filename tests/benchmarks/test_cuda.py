@@ -134,7 +134,7 @@ def test_wrong_kernels_are_not_timed(monkeypatch, capsys):
 
 
 def test_the_tables(kernels, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cuda_benchmark, "SECONDS", 0)
+    monkeypatch.setattr(cuda_benchmark, "CONTENDER_SECONDS", 0)
     shapes = {"96x64": (96, 64)}
     cuda_benchmark.measure(shapes, [1, 2, 1], 2, kernels, DEVICE, tmp_path / "a.json", tmp_path / "a.md")
     report = json.loads((tmp_path / "a.json").read_text())
@@ -241,7 +241,7 @@ def test_markdown_that_cannot_be_written(tmp_path):
 
 def test_a_broken_kernel_is_a_refusal(monkeypatch, tmp_path):
     require("nvcc")
-    monkeypatch.setattr("cuda_build.BUILD", tmp_path)
+    monkeypatch.setattr("cuda_build.CUDA_BUILD", tmp_path)
     source = tmp_path / "kernel.cu"
     source.write_text("__global__ void nothing() {}")
     cubin = Nvcc().cubin(source, "sm_80")

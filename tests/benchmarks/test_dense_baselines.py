@@ -7,7 +7,7 @@ from dense_baselines import mxfp4, rtn_grouped, skim_sparse, squeezellm_sparse
 from skim_export.packed import PackedLinear, row_bytes
 from skim_export.quantize import METHODS, quantize_linear
 from skim_export.quantize.levels import fit_tables
-from skim_export.quantize.solver import Layer
+from skim_export.quantize.solver import WeightRows
 
 SHAPES = [(1, 1), (3, 64), (4, 96), (2, 130)]
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
@@ -100,7 +100,7 @@ def test_squeezellm_sparse_beats_its_dense_part():
     rng = np.random.default_rng(2)
     weight, fisher = random_weight(64, 256), np.exp(rng.normal(-8, 2, (64, 256))).astype(np.float32)
     bits = np.full(64, 3, np.uint8)
-    codes, levels, _ = fit_tables(Layer(weight, fisher), bits, "int8")
+    codes, levels, _ = fit_tables(WeightRows(weight, fisher), bits, "int8")
     dense = PackedLinear.pack(codes, levels).dequantize()
     sparse = squeezellm_sparse(weight, fisher, bits).weight
     assert (fisher * (weight - sparse) ** 2).sum() < 0.9 * (fisher * (weight - dense) ** 2).sum()
@@ -112,7 +112,7 @@ def test_skim_sparse_keeps_what_k_means_harms_most_and_beats_its_dense_part():
     bits, correlation = np.full(40, 3, np.uint8), np.eye(100, dtype=np.float32)
     got = skim_sparse(weight, fisher, correlation, bits)
 
-    codes, levels, _ = fit_tables(Layer(weight, fisher), bits, "int8")
+    codes, levels, _ = fit_tables(WeightRows(weight, fisher), bits, "int8")
     plain = PackedLinear.pack(codes, levels).dequantize()
     kept = np.zeros(4000, bool)
     kept[np.argsort(-(fisher * (weight - plain) ** 2).ravel())[:18]] = True  # 0.45 % of 4000

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from skim_export.bundle.layout import ALIGNMENT, HEADER_BYTES, MAGIC, WeightsFile
+from skim_export.bundle.layout import HEADER_BYTES, MAGIC, TENSOR_ALIGNMENT, WeightsFile
 from skim_export.packed import LevelKind, unpack_codes
 
 from ..random_packed import random_packed
@@ -11,7 +11,7 @@ from ..random_packed import random_packed
 
 def tensor(data, offset, shape, dtype):
     count = int(np.prod(shape))
-    assert offset + count * np.dtype(dtype).itemsize + ALIGNMENT <= len(data)
+    assert offset + count * np.dtype(dtype).itemsize + TENSOR_ALIGNMENT <= len(data)
     return np.frombuffer(data, np.dtype(dtype).newbyteorder("<"), count, offset).reshape(shape)
 
 
@@ -66,7 +66,7 @@ def test_tensors_are_aligned_and_equal_ones_shared(tmp_path):
     for layout in layouts:
         offsets += [layout.rows[0].codes, layout.rows[0].row_index]
         offsets += [offset for rows in layout.rows for offset in (rows.codebook, rows.row_scale)]
-    assert all(offset % ALIGNMENT == 0 for offset in offsets)
+    assert all(offset % TENSOR_ALIGNMENT == 0 for offset in offsets)
     assert min(offset for offset in offsets if offset) >= HEADER_BYTES
 
 

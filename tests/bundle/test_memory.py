@@ -3,7 +3,7 @@ import itertools
 import pytest
 
 from skim_export.bundle.lowering import read_program
-from skim_export.bundle.memory import ALIGNMENT, BY_TOKEN, Barrier, make_plan
+from skim_export.bundle.memory import BY_TOKEN, TENSOR_ALIGNMENT, Barrier, make_plan
 from skim_export.bundle.program import Kind
 
 from .models import MODELS
@@ -79,7 +79,7 @@ def test_rows_are_aligned_and_hold_their_elements(planned):
         assert buffer.width == program.widths[name]
         assert buffer.row_bytes >= 4 * buffer.width
         for number in (buffer.row_bytes, buffer.shared_offset, buffer.own_offset or 0):
-            assert number % ALIGNMENT == 0
+            assert number % TENSOR_ALIGNMENT == 0
 
 
 def test_memory_is_used_again(planned):

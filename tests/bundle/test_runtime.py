@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from skim_export.bundle.bundle import PROMPT_CHUNK
+from skim_export.bundle.bundle import PROMPT_TOKENS
 from skim_runtime import Session, generate
 
 from ..tools import require
 from .models import MODELS, random_tokens
 from .native import Device, bundle, compile_runtime, link_logits, logits, run
 
-PROMPTS = (1, 2, PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 7)
+PROMPTS = (1, 2, PROMPT_TOKENS, PROMPT_TOKENS + 1, 2 * PROMPT_TOKENS + 7)
 SANITIZERS = {
     "none": ["-O1"],
     "memory": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
@@ -80,15 +80,15 @@ def test_logits_are_those_of_transformers_in_double_precision(name, threads, tin
 def test_threads_change_no_bit(bundles, logits_program):
     directory = bundles("llama")
     program = logits_program(directory)
-    tokens = random_tokens(PROMPT_CHUNK + 9)
-    one, two, seven = (logits(program, directory, tokens, PROMPT_CHUNK + 5, threads) for threads in (1, 2, 7))
+    tokens = random_tokens(PROMPT_TOKENS + 9)
+    one, two, seven = (logits(program, directory, tokens, PROMPT_TOKENS + 5, threads) for threads in (1, 2, 7))
     np.testing.assert_array_equal(one, two)
     np.testing.assert_array_equal(one, seven)
 
 
 @pytest.mark.parametrize("threads", [1, 3])
 def test_greedy_tokens_are_those_of_onnxruntime(threads, tiny, llama):
-    prompt = random_tokens(2 * PROMPT_CHUNK + 3, seed=1)
+    prompt = random_tokens(2 * PROMPT_TOKENS + 3, seed=1)
     expected = generate(Session(tiny("llama").path, threads=1), prompt, max_new_tokens=40, stop=()).tokens
     done = skim_run(llama, "-t", threads, "-n", 40, "-e", -1, llama / "weights.bin", *prompt)
     assert done.returncode == 0, done.stderr
@@ -132,12 +132,12 @@ def test_variants_of_attention_are_those_of_onnxruntime(change, tiny, logits_pro
     model = onnx.load(copy / "model.onnx")
     change(model)
     onnx.save(model, copy / "model.onnx")
-    tokens = random_tokens(PROMPT_CHUNK + 12)
-    expected = Session(copy, threads=1).logits(tokens)[PROMPT_CHUNK + 7 :]
-    unchanged = Session(tiny("wide_heads").path, threads=1).logits(tokens)[PROMPT_CHUNK + 7 :]
+    tokens = random_tokens(PROMPT_TOKENS + 12)
+    expected = Session(copy, threads=1).logits(tokens)[PROMPT_TOKENS + 7 :]
+    unchanged = Session(tiny("wide_heads").path, threads=1).logits(tokens)[PROMPT_TOKENS + 7 :]
     assert relative_error(unchanged, expected) > 1e-3
     directory = bundle(copy, tmp_path / "bundle")
-    actual = logits(logits_program(directory), directory, tokens, PROMPT_CHUNK + 8, 2)
+    actual = logits(logits_program(directory), directory, tokens, PROMPT_TOKENS + 8, 2)
     assert relative_error(actual, expected) < 1e-4  # two engines in float32
 
 
@@ -145,8 +145,8 @@ def test_variants_of_attention_are_those_of_onnxruntime(change, tiny, logits_pro
 @pytest.mark.parametrize("name", ["biased", "windowed"])
 def test_sanitizers_find_nothing(sanitizers, name, bundles, logits_program):
     directory = bundles(name)
-    tokens = random_tokens(2 * PROMPT_CHUNK + 9)
-    for prompt in (1, 2 * PROMPT_CHUNK + 7):
+    tokens = random_tokens(2 * PROMPT_TOKENS + 9)
+    for prompt in (1, 2 * PROMPT_TOKENS + 7):
         expected = logits(logits_program(directory), directory, tokens, prompt, 1)
         actual = logits(logits_program(directory, sanitizers), directory, tokens, prompt, 3)
         assert relative_error(actual, expected) < 1e-5

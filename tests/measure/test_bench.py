@@ -141,7 +141,7 @@ def few_candidates(monkeypatch):
     }
     monkeypatch.setattr(tune, "ROLES", roles)
     monkeypatch.setattr(tune, "ROUNDS", 1)
-    monkeypatch.setattr(tune, "SECONDS", 0.001)
+    monkeypatch.setattr(tune, "KERNEL_SECONDS", 0.001)
     monkeypatch.setattr(tune, "PASSES", 1)
     monkeypatch.setattr(tune, "CROSSOVERS", [2])
 

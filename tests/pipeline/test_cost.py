@@ -3,6 +3,8 @@
 import json
 from functools import partial
 
+import numpy as np
+import onnx
 import pytest
 
 from skim_export import export
@@ -13,6 +15,8 @@ from skim_export.pipeline.cost import estimate_cost
 from skim_export.pipeline.export import prepare
 from skim_export.pipeline.memory import peak_memory
 from skim_export.pipeline.options import ExportOptions
+from skim_export.quantize import METHODS, Method
+from skim_export.quantize.level_fits import RangeLevels
 from skim_export.work.resources import ROW_GROUP, Resources
 from skim_runtime.errors import UserError
 
@@ -78,6 +82,23 @@ def test_the_memory_allowed_does_not_change_the_result(llama, calib, tmp_path, m
         export(str(llama), tmp_path / name / "model.onnx", bits=3, calib=calib, **options)
         files.append(json.loads((tmp_path / name / "export.json").read_text()))
     assert files[0] == files[1]
+
+
+def test_a_method_is_written_once(llama, calib, tmp_path, monkeypatch):
+    """All parts together, with an objective of its own: costs, budget and export follow from what it says."""
+
+    def root(statistics, rows):
+        return np.sqrt(statistics.fisher(rows))
+
+    method = Method(root, RangeLevels(), allocation=True, column_scale=True, correlated=True)
+    monkeypatch.setitem(METHODS, "new", method)
+    monkeypatch.setattr(calibration_text, "SEQUENCES", 4)
+    options = {"calib": calib, "method": "new", "effective_bits": 4, "head_bits": None}
+    cost = estimate_cost(prepare(str(llama), tmp_path / "out" / "model.onnx", ExportOptions(**options)))
+    report = export(str(llama), tmp_path / "out" / "model.onnx", **options)
+    assert cost.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
+    scaled = {tensor.name for tensor in onnx.load(report.path, load_external_data=False).graph.initializer}
+    assert any(name.endswith("column_scale") for name in scaled)
 
 
 def test_too_little_memory(llama, tmp_path):

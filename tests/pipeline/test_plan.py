@@ -19,9 +19,9 @@ from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline import plan as plan_module
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.calibration_text import CalibrationText
-from skim_export.pipeline.plan import BITS as DEFAULT_BITS
+from skim_export.pipeline.plan import AVERAGES as DEFAULT_BITS
 from skim_export.pipeline.plan import expected_loss, plan
-from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate, linear_tasks
 from skim_export.quantize import METHODS
 from skim_export.work.resources import Resources

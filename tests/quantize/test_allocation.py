@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from skim_export.quantize.allocation import LayerCurves, allocate_bits, even_bits
+from skim_export.quantize.allocation import LinearCurves, allocate_bits, even_bits
 from skim_runtime.errors import UserError
 
 WIDTHS = np.array([1, 2, 3, 5], np.uint8)
@@ -13,7 +13,7 @@ def convex_curves(rng, rows, columns):
     """Errors that fall by less and less per bit."""
     saved = np.sort(rng.exponential(1, (rows, 3)), axis=1) * np.exp(rng.normal(0, 1, (rows, 1)))
     errors = np.concatenate([np.cumsum(saved, axis=1)[:, ::-1], np.zeros((rows, 1))], axis=1)
-    return LayerCurves(errors, np.arange(1, 5, dtype=np.uint8), np.arange(1, 5) * columns)
+    return LinearCurves(errors, np.arange(1, 5, dtype=np.uint8), np.arange(1, 5) * columns)
 
 
 def spent(layers, bits):
@@ -48,7 +48,7 @@ def test_within_one_step_of_the_optimum_on_any_curves():
     rng = np.random.default_rng(0)
     for _ in range(20):
         errors = -np.sort(-rng.exponential(1, (5, 4)), axis=1)
-        layer = LayerCurves(errors, WIDTHS, np.array([3, 7, 10, 20]))
+        layer = LinearCurves(errors, WIDTHS, np.array([3, 7, 10, 20]))
         largest = (errors[:, 0] - errors[:, -1]).max()
         for budget in range(15, 101, 7):
             bits = allocate_bits([layer], budget)
@@ -59,7 +59,7 @@ def test_within_one_step_of_the_optimum_on_any_curves():
 def test_error_never_rises_with_the_budget():
     rng = np.random.default_rng(1)
     layers = [
-        LayerCurves(rng.exponential(1, (n, 4)), WIDTHS, WIDTHS.astype(np.int64) * columns + 8)
+        LinearCurves(rng.exponential(1, (n, 4)), WIDTHS, WIDTHS.astype(np.int64) * columns + 8)
         for n, columns in ((20, 32), (7, 100), (1, 5))
     ]
     least = spent(layers, [np.ones(20, np.uint8), np.ones(7, np.uint8), np.ones(1, np.uint8)])
@@ -75,8 +75,8 @@ def test_error_never_rises_with_the_budget():
 def test_bits_go_where_they_save_most():
     curves = np.array([[8.0, 2, 0.5, 0.1]])
     layers = [
-        LayerCurves(np.repeat(curves, 10, axis=0), WIDTHS, WIDTHS.astype(np.int64) * 10),
-        LayerCurves(np.repeat(1000 * curves, 10, axis=0), WIDTHS, WIDTHS.astype(np.int64) * 10),
+        LinearCurves(np.repeat(curves, 10, axis=0), WIDTHS, WIDTHS.astype(np.int64) * 10),
+        LinearCurves(np.repeat(1000 * curves, 10, axis=0), WIDTHS, WIDTHS.astype(np.int64) * 10),
     ]
     low, high = allocate_bits(layers, 20 * 2 * 10)
     assert (low == 1).all()
@@ -84,29 +84,29 @@ def test_bits_go_where_they_save_most():
 
 
 def test_widths_above_the_hull_are_left_out():
-    layer = LayerCurves(np.array([[10.0, 9.9, 4, 0]]), WIDTHS, WIDTHS.astype(np.int64))
+    layer = LinearCurves(np.array([[10.0, 9.9, 4, 0]]), WIDTHS, WIDTHS.astype(np.int64))
     assert [allocate_bits([layer], budget)[0].tolist() for budget in (1, 2, 3, 4, 5)] == [[1], [1], [3], [3], [5]]
 
 
 def test_rows_without_gain_stay_narrow():
-    layer = LayerCurves(np.zeros((3, 4)), WIDTHS, WIDTHS.astype(np.int64))
+    layer = LinearCurves(np.zeros((3, 4)), WIDTHS, WIDTHS.astype(np.int64))
     assert allocate_bits([layer], 1000)[0].tolist() == [1, 1, 1]
 
 
 def test_ties_go_to_the_first_rows():
-    layer = LayerCurves(np.tile([4.0, 2, 1, 0.5], (4, 1)), WIDTHS, WIDTHS.astype(np.int64) * 10)
+    layer = LinearCurves(np.tile([4.0, 2, 1, 0.5], (4, 1)), WIDTHS, WIDTHS.astype(np.int64) * 10)
     assert allocate_bits([layer], 60)[0].tolist() == [2, 2, 1, 1]
 
 
 def test_remainder_goes_to_cheaper_rows():
-    wide = LayerCurves(np.array([[100.0, 0, 0, 0]]), WIDTHS, WIDTHS.astype(np.int64) * 100)
-    narrow = LayerCurves(np.array([[0.5, 0.1, 0, 0]]), WIDTHS, WIDTHS.astype(np.int64))
+    wide = LinearCurves(np.array([[100.0, 0, 0, 0]]), WIDTHS, WIDTHS.astype(np.int64) * 100)
+    narrow = LinearCurves(np.array([[0.5, 0.1, 0, 0]]), WIDTHS, WIDTHS.astype(np.int64))
     bits = allocate_bits([wide, narrow], 102)
     assert [b.tolist() for b in bits] == [[1], [2]]
 
 
 def test_budget_below_the_smallest_is_refused():
-    layer = LayerCurves(np.ones((3, 4)), WIDTHS, WIDTHS.astype(np.int64) * 10)
+    layer = LinearCurves(np.ones((3, 4)), WIDTHS, WIDTHS.astype(np.int64) * 10)
     with pytest.raises(UserError, match=r"29 bits.*smallest possible is 30"):
         allocate_bits([layer], 29)
 

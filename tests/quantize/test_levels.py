@@ -3,18 +3,18 @@ import pytest
 
 from skim_export.packed import LevelKind
 from skim_export.quantize.levels import fit_affine, fit_tables, range_affine
-from skim_export.quantize.solver import Layer, error_curves, kmeans
+from skim_export.quantize.solver import WeightRows, error_curves, kmeans
 
 
 def random_layer(rng, rows, columns):
     values = rng.standard_t(5, (rows, columns)).astype(np.float32)
     weights = np.exp(rng.normal(0, 1, (rows, columns))).astype(np.float32)
-    return Layer(values, weights, rng.uniform(0.5, 2, columns).astype(np.float16).astype(np.float32))
+    return WeightRows(values, weights, rng.uniform(0.5, 2, columns).astype(np.float16).astype(np.float32))
 
 
 def stored_errors(layer, codes, levels):
     """Weighted error of what `levels` says, row by row."""
-    stored = np.stack([levels.table(row)[codes[row]] for row in range(layer.rows)]) * layer.column_scale
+    stored = np.stack([levels.table(row)[codes[row]] for row in range(layer.count)]) * layer.column_scale
     weights = 1 if layer.weights is None else layer.weights
     return (weights * (layer.values.astype(np.float64) - stored) ** 2).sum(axis=1)
 
@@ -65,7 +65,7 @@ def test_range_affine_spans_the_values():
     rng = np.random.default_rng(3)
     values = rng.normal(size=(8, 500)).astype(np.float32)
     bits = random_bits(rng, 8)
-    codes, levels, _ = range_affine(Layer(values), bits)
+    codes, levels, _ = range_affine(WeightRows(values), bits)
     step = np.ptp(values, axis=1) / (2.0**bits - 1)
     for row in range(8):
         table = levels.table(row)
@@ -88,7 +88,7 @@ def test_rows_of_very_different_size(size):
     """Scales in the subnormal range of float16 lose precision; entries make up for it."""
     rng = np.random.default_rng(5)
     values = (rng.normal(size=(10, 100)) * size).astype(np.float32)
-    layer = Layer(values)
+    layer = WeightRows(values)
     bits = np.full(10, 3, np.uint8)
     _, _, errors = fit_tables(layer, bits, "int8")
     least = error_curves(layer, 3)[:, -1]
@@ -99,7 +99,7 @@ def test_constant_and_zero_rows():
     values = np.zeros((3, 20), np.float32)
     values[1] = 0.25
     values[2] = -0.75
-    layer = Layer(values)
+    layer = WeightRows(values)
     for bits in (1, 3, 8):
         widths = np.full(3, bits, np.uint8)
         for fit in (lambda layer, bits: fit_tables(layer, bits, "int8"), fit_affine, range_affine):

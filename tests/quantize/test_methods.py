@@ -5,18 +5,17 @@ from skim_export.packed import LevelKind, PackedLinear
 from skim_export.quantize import (
     AFFINE_BITS,
     METHODS,
+    ONE_WIDTH,
     Columns,
     Coupling,
+    LinearArrays,
     damped,
     even_levels_pay,
-    quantize_rows,
-    quantize_uniform,
-    width_errors,
 )
 from skim_export.quantize import quantize_linear as quantize_with
 from skim_export.quantize.levels import fit_affine, fit_tables
 from skim_export.quantize.scaling import unit_column_scale
-from skim_export.quantize.solver import Layer
+from skim_export.quantize.solver import WeightRows
 from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 
@@ -28,6 +27,10 @@ def quantize_linear(weight, sensitivity, bits, method, **options):
     np.fill_diagonal(correlation, 1)
     sensitivity = sensitivity if METHODS[method].objective else None
     return quantize_with(weight, sensitivity, bits, METHODS[method], correlation=correlation, **options)
+
+
+def quantize_uniform(weight, bits=8, **options):
+    return quantize_with(weight, None, np.full(len(weight), bits, np.uint8), ONE_WIDTH, **options)
 
 
 def random_layer(rng, rows, columns):
@@ -83,7 +86,7 @@ def test_width_errors_are_what_quantization_reaches():
     rng = np.random.default_rng(2)
     weight, fisher = random_layer(rng, 30, 256)
     widths = [2, 3, 5, 7, 8]
-    curves = width_errors(weight, fisher, widths)
+    curves = METHODS["squeezellm"].width_errors(LinearArrays(weight, fisher), widths, Resources(2))
     assert curves.shape == (30, 5)
     for column, b in enumerate(widths):  # curves do not know of the rounding of entries, which tells at 5 bits
         errors = quantize_linear(weight, fisher, np.full(30, b, np.uint8), "squeezellm").errors
@@ -105,7 +108,7 @@ def test_uniform(bits):
 def test_uniform_takes_codebooks_only_where_they_earn_their_bits(bits, columns):
     """Free levels cost bits and lower the error: what is taken is better for normal weights, a bit being worth 6 dB."""
     weight = np.random.default_rng(9).normal(0, 0.1, (200, columns)).astype(np.float32)
-    layer, row_bits = Layer(weight, None), np.full(200, bits, np.uint8)
+    layer, row_bits = WeightRows(weight, None), np.full(200, bits, np.uint8)
     taken = quantize_uniform(weight, bits).pack()
     assert taken.rows_per_class[bits - 1 + 8 * even_levels_pay(bits, columns, "int8")] == 200
     worth = []
@@ -190,16 +193,18 @@ def test_rows_do_not_depend_on_each_other(method, codebook):
     if parts.objective is None:
         sensitivity = None
     correlation = np.corrcoef(rng.normal(size=(200, 96)), rowvar=False).astype(np.float32)
-    options = {"codebook": codebook, "resources": Resources(2)}
-    whole = quantize_with(weight, sensitivity, bits, parts, correlation=correlation, **options).pack()
+    given, resources = (weight, sensitivity, correlation), Resources(2)
+    whole = quantize_with(
+        weight, sensitivity, bits, parts, correlation=correlation, codebook=codebook, resources=resources
+    ).pack()
     coupling = None
     if parts.correlated:
         coupling = Coupling.of(damped(correlation.copy()), sensitivity.sum(axis=0, dtype=np.float64))
     columns = Columns(unit_column_scale(weight), coupling)
     packed = []
     for rows in (slice(0, 16), slice(16, 17), slice(17, 40)):
-        some = None if sensitivity is None else sensitivity[rows]
-        packed.append(quantize_rows(weight[rows], some, bits[rows], parts, columns, **options).pack())
+        some = parts.quantize_rows(LinearArrays(*given), rows, bits[rows], columns, codebook, resources)
+        packed.append(some.pack())
     joined = PackedLinear.concatenate(packed)
     for name in PackedLinear.TENSORS:
         np.testing.assert_array_equal(getattr(joined, name), getattr(whole, name))

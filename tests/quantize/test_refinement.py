@@ -8,7 +8,7 @@ import pytest
 from skim_export.packed import LevelKind
 from skim_export.quantize import METHODS, quantize_linear
 from skim_export.quantize.refinement import Coupling, damped, feed_back, refine_tables
-from skim_export.quantize.solver import Layer, assign, feedback, kmeans, refine
+from skim_export.quantize.solver import WeightRows, assign, feedback, kmeans, refine
 from skim_export.work.resources import Resources
 
 from .reference import (
@@ -32,7 +32,7 @@ def random_problem(rows, columns, *, seed=0, threads=None):
     values = rng.standard_t(4, (rows, columns)).astype(np.float32)
     weights = np.exp(rng.normal(-3, 1.5, (rows, columns))).astype(np.float32)
     scale = rng.uniform(0.5, 2, columns).astype(np.float32)
-    layer = Layer(values, weights, scale, threads and Resources(threads))
+    layer = WeightRows(values, weights, scale, threads and Resources(threads))
     return layer, damped((hessian / spread / spread[:, None]).astype(np.float32))
 
 
@@ -96,7 +96,7 @@ def test_refinement_does_not_depend_on_threads_and_other_rows():
     for threads, step in ((3, rows), (2, 129), (1, 1)):
         for first in range(0, rows, step):
             some = slice(first, first + step)
-            part = Layer(layer.values[some], layer.weights[some], layer.column_scale, Resources(threads))
+            part = WeightRows(layer.values[some], layer.weights[some], layer.column_scale, Resources(threads))
             stride = 1 << int(bits[some].max())
             got = refine(
                 part, correlation, bits[some], np.ascontiguousarray(levels[some, :stride]), codes[some], rounds=2,
@@ -119,7 +119,7 @@ def test_levels_are_optimal_for_the_codes(rows, columns, seed):
         count = 1 << int(bits[r])
         assert (np.diff(levels[r, :count]) >= 0).all()
         best = best_levels(layer.values[r], layer.weights[r], layer.column_scale, correlation, codes[r], count)
-        one = Layer(layer.values[r : r + 1], layer.weights[r : r + 1], layer.column_scale)
+        one = WeightRows(layer.values[r : r + 1], layer.weights[r : r + 1], layer.column_scale)
         least = full_error(one, correlation, np.nan_to_num(best)[None], codes[r : r + 1])[0]
         before = full_error(one, correlation, start[r : r + 1], codes[r : r + 1])[0]
         assert errors[r] <= least + 1e-3 * before + 1e-5

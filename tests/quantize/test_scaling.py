@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 
 from skim_export.quantize.scaling import fit_column_scale, unit_column_scale
-from skim_export.quantize.solver import Layer, error_curves
+from skim_export.quantize.solver import WeightRows, error_curves
 from skim_export.work.resources import Resources
 
 
 def least_error(weight, fisher, scale, bits):
-    return float(error_curves(Layer(weight, fisher, scale.astype(np.float32)), bits)[:, -1].sum())
+    return float(error_curves(WeightRows(weight, fisher, scale.astype(np.float32)), bits)[:, -1].sum())
 
 
 def bits(rows, width=3):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from skim_export.quantize import solver
-from skim_export.quantize.solver import Layer, assign, assign_affine, error_curves, kmeans, refit
+from skim_export.quantize.native_library import refine_bytes, rows_together
+from skim_export.quantize.solver import WeightRows, assign, assign_affine, error_curves, kmeans, refit
 from skim_export.work.resources import Resources
 
 from .reference import brute_force_error, program_errors
@@ -16,7 +17,7 @@ def random_layer(rng, rows, columns, threads=None, *, scaled=False):
     values = rng.standard_t(4, (rows, columns)).astype(np.float32)
     weights = np.exp(rng.normal(0, 2, (rows, columns))).astype(np.float32)
     scale = rng.uniform(0.3, 3, columns).astype(np.float32) if scaled else None
-    return Layer(values, weights, scale, threads and Resources(threads))
+    return WeightRows(values, weights, scale, threads and Resources(threads))
 
 
 def full(rows, bits):
@@ -35,9 +36,9 @@ def test_kmeans_is_optimal_against_all_partitions(columns, kind):
     rng = np.random.default_rng(columns)
     layer = random_layer(rng, 8, columns)
     if kind == "duplicates":
-        layer = Layer(np.round(layer.values), layer.weights)
+        layer = WeightRows(np.round(layer.values), layer.weights)
     if kind == "zeros":
-        layer = Layer(layer.values, layer.weights * (rng.random((8, columns)) < 0.5))
+        layer = WeightRows(layer.values, layer.weights * (rng.random((8, columns)) < 0.5))
     for bits in (1, 2):
         best = [brute_force_error(v, w, 1 << bits) for v, w in zip(layer.values, layer.weights, strict=True)]
         tolerance = 1e-6 * (layer.weights * layer.values**2).sum(axis=1) + 1e-30
@@ -77,7 +78,7 @@ def test_kmeans_reaches_the_errors_of_the_curves(columns):
 
 def test_more_levels_than_distinct_values():
     values = np.array([[3, 1, 3, 1, 1, 2], [5, 5, 5, 5, 5, 5]], np.float32)
-    layer = Layer(values, np.ones_like(values))
+    layer = WeightRows(values, np.ones_like(values))
     centroids, _, codes = kmeans(layer, full(2, 3))
     np.testing.assert_array_equal(np.take_along_axis(centroids, codes.astype(np.int64), axis=1), values)
     np.testing.assert_allclose(error_curves(layer, 3)[:, 1:], 0, atol=1e-12)
@@ -87,18 +88,18 @@ def test_rows_without_weight_cluster_as_if_all_mattered_alike():
     rng = np.random.default_rng(1)
     values = rng.normal(size=(2, 100)).astype(np.float32)
     weights = np.zeros_like(values)
-    zero = kmeans(Layer(values, weights), full(2, 3))
-    plain = kmeans(Layer(values), full(2, 3))
+    zero = kmeans(WeightRows(values, weights), full(2, 3))
+    plain = kmeans(WeightRows(values), full(2, 3))
     for got, expected in zip(zero, plain, strict=True):
         np.testing.assert_array_equal(got, expected)
-    np.testing.assert_array_equal(error_curves(Layer(values, weights), 3), 0)
+    np.testing.assert_array_equal(error_curves(WeightRows(values, weights), 3), 0)
 
 
 def test_weights_of_very_different_size():
     rng = np.random.default_rng(2)
     values = rng.normal(size=(4, 400)).astype(np.float32)
     weights = np.exp(rng.uniform(-60, 0, (4, 400))).astype(np.float32)
-    layer = Layer(values, weights)
+    layer = WeightRows(values, weights)
     centroids, _, codes = kmeans(layer, full(4, 3))
     assert np.isfinite(centroids).all()
     floored = np.maximum(weights, weights.mean(axis=1, keepdims=True) * 2.0**-30)
@@ -109,7 +110,7 @@ def test_weights_of_very_different_size():
 def test_values_far_from_zero():
     rng = np.random.default_rng(3)
     values = (1000 + rng.normal(size=(2, 200))).astype(np.float32)
-    layer = Layer(values)
+    layer = WeightRows(values)
     expected = [program_errors(v - np.float32(1000), np.ones(200), 16)[-1] for v in values]
     np.testing.assert_allclose(error_curves(layer, 4)[:, -1], expected, rtol=1e-6)
 
@@ -203,7 +204,7 @@ def test_refit_steps_are_optimal():
 
 
 def test_refit_keeps_centroids_without_weight():
-    layer = Layer(np.ones((1, 4), np.float32), np.array([[1, 1, 0, 0]], np.float32))
+    layer = WeightRows(np.ones((1, 4), np.float32), np.array([[1, 1, 0, 0]], np.float32))
     start = np.array([[0, 7]], np.float32)
     centroids, *_ = refit(layer, full(1, 1), np.array([[0, 0, 1, 1]], np.uint8), start)
     np.testing.assert_array_equal(centroids, [[1, 7]])
@@ -212,7 +213,7 @@ def test_refit_keeps_centroids_without_weight():
 
 def test_ctrl_c_is_seen_between_chunks(monkeypatch):
     layer = random_layer(np.random.default_rng(9), 64, 32)
-    monkeypatch.setattr(solver, "_CHUNK_SECONDS", 0.0)  # one row a call
+    monkeypatch.setattr(solver, "_CALL_SECONDS", 0.0)  # one row a call
     calls = []
 
     def interrupted(*arguments):
@@ -239,7 +240,7 @@ def test_ctrl_c_is_seen_between_chunks(monkeypatch):
 )
 def test_wrong_arrays_are_refused(values, weights, scale, named):
     with pytest.raises(ValueError, match=named):
-        Layer(values, weights, scale)
+        WeightRows(values, weights, scale)
 
 
 def test_wrong_widths_and_tables_are_refused():
@@ -257,7 +258,7 @@ def test_wrong_widths_and_tables_are_refused():
 
 @pytest.mark.parametrize("columns", [5, 64, 300, 1000])
 def test_fewer_points_cost_little(columns):
-    layer = Layer(np.random.default_rng(columns).normal(size=(6, columns)).astype(np.float32))
+    layer = WeightRows(np.random.default_rng(columns).normal(size=(6, columns)).astype(np.float32))
     errors = []
     for points in (None, 64):
         centroids, _, codes = kmeans(layer, full(6, 3), points)
@@ -266,3 +267,15 @@ def test_fewer_points_cost_little(columns):
     assert (errors[1] <= 1.1 * errors[0] + 1e-9).all()
     if columns <= 64:
         np.testing.assert_array_equal(*errors)
+
+
+@pytest.mark.parametrize("columns", [1, 64, 500, 4096])
+@pytest.mark.parametrize("bits", [1, 6])
+def test_refinement_tells_its_memory(columns, bits):
+    """For every weight the products with all levels, four vectors, and terms; 128 MiB a thread at the most."""
+    row = columns * (4 * ((1 << bits) + 4) + 10)
+    expected = min(rows_together() * row, 128 << 20)
+    got = refine_bytes(columns, bits, 1)
+    assert refine_bytes(columns, bits, 3) == 3 * got
+    padding = -(-columns // 64) * 64 / columns
+    assert expected <= got <= min(1.002 * padding * expected, 128 << 20)

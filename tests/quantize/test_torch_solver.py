@@ -8,7 +8,7 @@ import torch
 
 from skim_export.quantize import METHODS, quantize_linear, refinement, torch_refine, torch_solver
 from skim_export.quantize.refinement import Coupling, feed_back, refine_tables
-from skim_export.quantize.solver import Layer, error_curves, feedback, kmeans, refine
+from skim_export.quantize.solver import WeightRows, error_curves, feedback, kmeans, refine
 from skim_export.work.resources import Resources
 
 from .reference import full_error
@@ -20,7 +20,7 @@ SHAPES = [(1, 1), (3, 2), (9, 33), (64, 31), (7, 127), (5, 128), (6, 129), (12, 
 
 
 def in_torch(layer, device=CPU):
-    return Layer(layer.values, layer.weights, layer.column_scale, replace(layer.resources, device=device))
+    return WeightRows(layer.values, layer.weights, layer.column_scale, replace(layer.resources, device=device))
 
 
 def mixed_bits(rows, most=8):
@@ -36,11 +36,11 @@ def power(layer):
 def test_clusters_are_optimal_where_they_may_begin_anywhere(columns, kind):
     layer = random_layer(np.random.default_rng(columns), 9, columns, scaled=True)
     if kind == "duplicates":
-        layer = Layer(np.round(layer.values), layer.weights)
+        layer = WeightRows(np.round(layer.values), layer.weights)
     if kind == "zeros":
         layer.weights[np.random.default_rng(0).random((9, columns)) < 0.5] = 0
     if kind == "far":
-        layer = Layer(layer.values + np.float32(1000), layer.weights)
+        layer = WeightRows(layer.values + np.float32(1000), layer.weights)
     bits, tolerance = mixed_bits(9), 1e-9 * power(layer) + 1e-30
     curves, expected = error_curves(in_torch(layer), 6), error_curves(layer, 6)
     assert curves.dtype == np.float64
@@ -62,7 +62,7 @@ def test_clusters_are_optimal_where_they_may_begin_anywhere(columns, kind):
 def test_clusters_that_begin_at_some_places(columns, tails):
     rng = np.random.default_rng(columns)
     values = rng.standard_t(tails, (6, columns)).astype(np.float32)
-    layer = Layer(values, np.exp(rng.normal(0, 1.5, values.shape)).astype(np.float32))
+    layer = WeightRows(values, np.exp(rng.normal(0, 1.5, values.shape)).astype(np.float32))
     expected, curves = error_curves(layer, 6), error_curves(in_torch(layer), 6)
     assert (curves >= expected * (1 - 1e-9)).all()
     assert (curves <= expected * 1.01).all()
@@ -82,19 +82,19 @@ def test_fewer_places_cost_little_at_few_bits():
 
 def test_places_among_equal_values():
     rng = np.random.default_rng(1)
-    layer = Layer(rng.integers(-3, 4, (3, 3000)).astype(np.float32))
+    layer = WeightRows(rng.integers(-3, 4, (3, 3000)).astype(np.float32))
     assert np.isfinite(error_curves(in_torch(layer), 2)).all()
     np.testing.assert_allclose(error_curves(in_torch(layer), 2), error_curves(layer, 2), rtol=1e-2)
     np.testing.assert_allclose(error_curves(in_torch(layer), 3)[:, -1], 0, atol=1e-6)
-    same = Layer(np.full((2, 3000), 7, np.float32))
+    same = WeightRows(np.full((2, 3000), 7, np.float32))
     centroids, _, codes = kmeans(in_torch(same), full(2, 2))
     np.testing.assert_array_equal(np.take_along_axis(centroids, codes.astype(np.int64), axis=1), same.values)
 
 
 def test_rows_without_weight_cluster_as_if_all_mattered_alike():
     values = np.random.default_rng(1).normal(size=(2, 100)).astype(np.float32)
-    zero = in_torch(Layer(values, np.zeros_like(values)))
-    for got, expected in zip(kmeans(zero, full(2, 3)), kmeans(in_torch(Layer(values)), full(2, 3)), strict=True):
+    zero = in_torch(WeightRows(values, np.zeros_like(values)))
+    for got, expected in zip(kmeans(zero, full(2, 3)), kmeans(in_torch(WeightRows(values)), full(2, 3)), strict=True):
         np.testing.assert_array_equal(got, expected)
     np.testing.assert_array_equal(error_curves(zero, 3), 0)
 
@@ -170,7 +170,7 @@ def test_rows_and_layers_without_weights():
     layer, correlation = random_problem(6, 80)
     bits = full(6, 3)
     layer.weights[2] = 0
-    for one in (layer, Layer(layer.values, None, layer.column_scale)):
+    for one in (layer, WeightRows(layer.values, None, layer.column_scale)):
         errors = [refine_tables(x, Coupling.of(correlation, None), bits, "int8")[2] for x in (one, in_torch(one))]
         np.testing.assert_allclose(errors[1].sum(), errors[0].sum(), rtol=1e-2)
         np.testing.assert_allclose(errors[1][2], errors[0][2], rtol=0.05)

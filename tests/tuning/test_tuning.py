@@ -15,7 +15,7 @@ from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.packed import LevelKind
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget
-from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate, linear_tasks
 from skim_export.tuning import training as module
 from skim_export.tuning.linear import TrainedLinear
@@ -153,7 +153,7 @@ class Stop(Progress):
 @pytest.mark.parametrize("steps", [1, 3, 5, 9])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(quantized, tmp_path, monkeypatch, steps):
     monkeypatch.setattr(module, "EPOCHS", 2)
-    monkeypatch.setattr(module, "PATIENCE", 99)
+    monkeypatch.setattr(module, "PATIENT_LOOKS", 99)
     model, directory, tokens = quantized
     through, resumed = copied(directory, tmp_path / "a"), copied(directory, tmp_path / "b")
     state = tmp_path / "state"
@@ -173,7 +173,7 @@ def test_it_stops_when_nothing_helps_and_keeps_the_original(quantized, tmp_path,
     packed = copied(directory, tmp_path / "packed")
     digests = [packed.digest(name) for name in packed.names()]
     monkeypatch.setattr(module, "LEVEL_RATE", 10.0)
-    monkeypatch.setattr(module, "PATIENCE", 1)
+    monkeypatch.setattr(module, "PATIENT_LOOKS", 1)
     watch = Stop(steps=10**6)
     report = tuning.tune(model, packed, tokens, tmp_path / "state", resources=Resources(2), progress=watch)
     assert 10**6 - watch.left == module.EVERY

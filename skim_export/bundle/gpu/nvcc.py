@@ -10,10 +10,10 @@ from pathlib import Path
 
 from skim_runtime.errors import UserError
 
-__all__ = ["OPTIONS", "compile_cubins"]
+__all__ = ["CUBIN_OPTIONS", "compile_cubins"]
 
 # Without a limit ptxas squeezes some kernels into 64 registers for one more workgroup on a multiprocessor, and spills.
-OPTIONS = ("-cubin", "-O3", "-maxrregcount=255")
+CUBIN_OPTIONS = ("-cubin", "-O3", "-maxrregcount=255")
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ def compile_cubins(source: Path, architectures: Sequence[str]) -> dict[str, str]
     files = {}
     for architecture in architectures:
         cubin = source.with_suffix(f".{architecture}.cubin")
-        command = [nvcc, *OPTIONS, f"-arch={architecture}", "-o", str(cubin), str(source)]
+        command = [nvcc, *CUBIN_OPTIONS, f"-arch={architecture}", "-o", str(cubin), str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             reason = next(iter((done.stderr or done.stdout).splitlines()), f"exit code {done.returncode}")

@@ -27,7 +27,7 @@ from skim_export.packed import COLUMNS, FIELDS, LANES, LevelKind, RowClass
 
 __all__ = ["CODES", "LANES_OF_WORD", "Block", "RowCodes", "RowLevels", "Weights", "block_at", "code_of", "steps"]
 
-CODES = 8  # of a lane
+CODES = COLUMNS // LANES  # of a lane
 LANES_OF_WORD = 4
 BLOCKS = LANES // LANES_OF_WORD  # of a full superblock
 

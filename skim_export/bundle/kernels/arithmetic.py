@@ -39,7 +39,7 @@ from skim_export.bundle.kernels.tir import (
 )
 from skim_export.bundle.kernels.weights import Row, padded
 
-__all__ = ["DIGIT_BASE", "FLOAT", "INTEGERS", "Arithmetic", "ArithmeticKind", "Form", "Sums"]
+__all__ = ["DIGIT_BASE", "FLOATS", "INTEGERS", "Arithmetic", "ArithmeticKind", "Form", "Sums"]
 
 DIGIT_BASE = 255
 # Products of a level (up to 128) and 16 bits (up to 32512) that add up within 31 bits.
@@ -285,7 +285,7 @@ class ArithmeticKind:
     on: Callable[[SimpleNamespace], Arithmetic]
 
 
-FLOAT = ArithmeticKind(Form.FLOATS, _Floats)
+FLOATS = ArithmeticKind(Form.FLOATS, _Floats)
 INTEGERS = {
     "widening": ArithmeticKind(Form.WORDS, lambda given: _Words(given, _widening, 1)),
     "pmaddwd": ArithmeticKind(Form.WORDS, lambda given: _Words(given, _pmaddwd, 2)),

@@ -7,11 +7,11 @@ from functools import reduce
 from tvm.tirx.script import builder as T
 
 from skim_export.bundle.kernels.tir import Buffer, Expr, cast, load, splat
-from skim_export.packed import FIELDS
+from skim_export.packed import COLUMNS, FIELDS, LANES
 
 __all__ = ["CODES", "unpack"]
 
-CODES = 8  # of a lane
+CODES = COLUMNS // LANES  # of a lane
 
 
 def unpack(packed: Buffer, index: Expr, stride: Expr | int, bits: int, lanes: int, dtype: str = "uint8") -> list[Expr]:

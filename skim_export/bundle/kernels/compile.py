@@ -11,7 +11,7 @@ import tvm
 from tvm import tirx
 
 from skim_export.bundle.abi import Kernels, Product, gather_name, prepare_name
-from skim_export.bundle.kernels.arithmetic import FLOAT, INTEGERS
+from skim_export.bundle.kernels.arithmetic import FLOATS, INTEGERS
 from skim_export.bundle.kernels.gather import gather
 from skim_export.bundle.kernels.lookup import FLOAT_LOOKUPS, LOOKUPS, Lookups
 from skim_export.bundle.kernels.matmul import matmul
@@ -57,14 +57,14 @@ def compile_scheduled(
         _named(target, "float_lookup", target.float_lookup, FLOAT_LOOKUPS),
     )
     integer = _named(target, "integer", target.integer, INTEGERS)
-    functions = [prepare(FLOAT.form, prepare_name(False)), prepare(integer.form, prepare_name(True))]
+    functions = [prepare(FLOATS.form, prepare_name(False)), prepare(integer.form, prepare_name(True))]
     functions += [gather(c, target.schedule.decode.lanes, lookups, gather_name(c)) for c in gathers]
     names: dict[Kernel, str] = {}
     for kernel in dict.fromkeys(kernels):
         base = f"skim_matmul_{kernel.row_class.name}{'_integer' if kernel.integer else ''}"
         like_it = sum(other[:2] == kernel[:2] for other in names)
         names[kernel] = f"{base}_{like_it + 1}" if like_it else base
-        arithmetic = integer if kernel.integer else FLOAT
+        arithmetic = integer if kernel.integer else FLOATS
         functions.append(matmul(kernel.row_class, kernel.schedule, lookups, arithmetic, names[kernel]))
     module = compile_functions(functions, target)
     with tempfile.TemporaryDirectory() as directory:

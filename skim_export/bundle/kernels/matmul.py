@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
-from skim_export.bundle.kernels.arithmetic import FLOAT, ArithmeticKind, Sums
+from skim_export.bundle.kernels.arithmetic import FLOATS, ArithmeticKind, Sums
 from skim_export.bundle.kernels.codes import CODES
 from skim_export.bundle.kernels.lookup import Lookups
 from skim_export.bundle.kernels.tir import Buffer, Expr, constant, load, local, parameters, part, store
@@ -35,7 +35,7 @@ class _Product:
             begin="int32",
             end="int32",
         )
-        floats = lookups.floats if arithmetic is FLOAT else None
+        floats = lookups.floats if arithmetic is FLOATS else None
         self._weights = Weights(row_class, lookups.bytes, floats, given)
         self._row_index, self._y = given.row_index, given.y
         self.M, self._K, self._y_stride = given.M, given.K, given.y_stride

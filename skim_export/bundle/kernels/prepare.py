@@ -30,7 +30,7 @@ from skim_export.bundle.kernels.weights import padded
 
 __all__ = ["prepare"]
 
-LANES = 16
+VECTOR_LANES = 16
 LARGEST = 127 * DIGIT_BASE + 127  # of the integers that a token is rounded to
 ROUNDING = 12582912.0  # 1.5 * 2^23: added to a float of less than 2^22, it leaves no room for a fraction
 ROUNDING_BITS = 0x4B400000
@@ -63,12 +63,12 @@ class _Token:
     def _each(self, m: Expr, emit: Callable[[Expr, Expr], None]) -> None:
         """Hand the columns of token `m`, times their scales, and their index to `emit`: vectors, then what is left."""
         K = self._K
-        whole = T.Bind(K // LANES)
+        whole = T.Bind(K // VECTOR_LANES)
         with T.serial(0, whole) as i:
-            at = i * LANES
-            emit(T.Bind(load(self._x, m * K + at, LANES) * load(self._column_scale, at, LANES)), at)
-        with T.serial(0, padded(K) - whole * LANES) as i:
-            at = T.Bind(whole * LANES + i)
+            at = i * VECTOR_LANES
+            emit(T.Bind(load(self._x, m * K + at, VECTOR_LANES) * load(self._column_scale, at, VECTOR_LANES)), at)
+        with T.serial(0, padded(K) - whole * VECTOR_LANES) as i:
+            at = T.Bind(whole * VECTOR_LANES + i)
             inside = T.Bind(T.min(at, K - 1))  # nothing is read behind the token's end
             value = self._x[m * K + inside] * self._column_scale[inside]
             emit(T.Bind(tirx.Select(at < K, value, constant(0.0, "float32"))), at)
@@ -90,7 +90,7 @@ class _Token:
 
         def emit_largest(values: Expr, at: Expr) -> None:
             # Floats without their signs compare as integers.
-            bits = T.reinterpret(f"int32x{LANES}" if lanes_of(values) > 1 else "int32", values)
+            bits = T.reinterpret(f"int32x{VECTOR_LANES}" if lanes_of(values) > 1 else "int32", values)
             magnitudes = T.Bind(bits & splat(0x7FFFFFFF, "int32", lanes_of(values)))
             store(largest, 0, T.max(largest[0], fold_lanes(magnitudes, T.max)))
 
@@ -127,8 +127,8 @@ class _Total:
 
     def __init__(self, dtype: str) -> None:
         zero = 0 if dtype == "int32" else 0.0
-        self._vector, self._single = local(f"{dtype}x{LANES}"), local(dtype)
-        store(self._vector, 0, splat(zero, dtype, LANES))
+        self._vector, self._single = local(f"{dtype}x{VECTOR_LANES}"), local(dtype)
+        store(self._vector, 0, splat(zero, dtype, VECTOR_LANES))
         store(self._single, 0, splat(zero, dtype, 1))
 
     def add(self, values: Expr) -> None:

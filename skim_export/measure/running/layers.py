@@ -16,7 +16,7 @@ from skim_runtime.errors import UserError
 
 __all__ = ["Layers", "parse_classes", "random_layer"]
 
-BOUNDS = {False: 1e-5, True: 1e-4}  # relative error of float32, and of tokens that are rounded to 16 bits
+ROUNDING_BOUNDS = {False: 1e-5, True: 1e-4}  # relative error of float32, and of tokens that are rounded to 16 bits
 
 
 def parse_classes(widths: Sequence[str]) -> list[RowClass]:
@@ -90,6 +90,6 @@ class Layers:
             RuntimeError: `y` is wrong: the figures of `what` would be worth nothing.
         """
         error = self.error(x, y)
-        if not error < BOUNDS[integer]:
+        if not error < ROUNDING_BOUNDS[integer]:
             raise RuntimeError(f"{what}: off by {error:.2g} for {len(x)} tokens, more than rounding explains")
         return error

@@ -6,9 +6,7 @@
 namespace skim {
 namespace {
 
-constexpr int64_t kMostRows = 128;                  // reading the matrix more seldom gains nothing
 constexpr int64_t kMostBytes = int64_t{128} << 20;  // of working memory for a thread, unless one row takes more
-constexpr double kLeastWeight = 1e-6;               // of the row's mean weight
 
 int32_t Panels(int32_t columns) { return (columns + kPanel - 1) / kPanel; }
 
@@ -22,7 +20,7 @@ void LoadRow(const Row& row, int64_t stride, Panel* target, Panel* unit) {
   double sum = 0;
   for (int32_t k = 0; k < row.columns; k++) sum += row.Weight(k);
   // A weight counts at least a little: codes of columns that never were active stay near them.
-  const double least = sum > 0 ? kLeastWeight * sum / row.columns : 1;
+  const double least = sum > 0 ? kRefineFloor * sum / row.columns : 1;
   for (int32_t k = 0; k < row.columns; k++) {
     const auto root = static_cast<float>(std::sqrt(std::max(row.Weight(k), least)));
     target[k / kPanel * stride].at[k % kPanel] = root * row.values[k];
@@ -32,26 +30,31 @@ void LoadRow(const Row& row, int64_t stride, Panel* target, Panel* unit) {
 
 }  // namespace
 
-int64_t GroupCount(const SkimLayer& layer, const uint8_t* bits, RefineStep step, int32_t threads) {
-  int64_t bytes = 0;
-  for (int64_t r = 0; r < layer.rows; r++) bytes += RowBytes(layer.columns, 1 << bits[r], step);
-  const auto turns = [&](int64_t all, int64_t most) { return (all + most * threads - 1) / (most * threads); };
-  return std::min(layer.rows, threads * std::max(turns(layer.rows, kMostRows), turns(bytes, kMostBytes)));
+int64_t MostBytes(int32_t columns, int32_t bits, RefineStep step) {
+  const int64_t row = RowBytes(columns, 1 << bits, step);
+  return std::max(row, std::min(kMostRows * row, kMostBytes));
 }
 
-RefineGroup RowGroup::Load(const SkimLayer& layer, int64_t first, int64_t end, const float* matrix, const uint8_t* bits,
+int64_t GroupCount(const SkimRows& rows, const uint8_t* bits, RefineStep step, int32_t threads) {
+  int64_t bytes = 0;
+  for (int64_t r = 0; r < rows.count; r++) bytes += RowBytes(rows.columns, 1 << bits[r], step);
+  const auto turns = [&](int64_t all, int64_t most) { return (all + most * threads - 1) / (most * threads); };
+  return std::min(rows.count, threads * std::max(turns(rows.count, kMostRows), turns(bytes, kMostBytes)));
+}
+
+RefineGroup RowGroup::Load(const SkimRows& rows, int64_t first, int64_t end, const float* matrix, const uint8_t* bits,
                            RefineStep step, float* levels, int32_t stride, uint8_t* codes) {
   const auto size = static_cast<int32_t>(end - first);
-  const int32_t panels = Panels(layer.columns);
+  const int32_t panels = Panels(rows.columns);
   const size_t row_panels = size_t{1} * panels * size;
   rows_.resize(size);
   target_.resize(row_panels);
   unit_.resize(row_panels);
   int32_t all_levels = 0, most_levels = 0;
   for (int32_t r = 0; r < size; r++) {
-    LoadRow(Row(layer, first + r), size, &target_[r], &unit_[r]);
+    LoadRow(Row(rows, first + r), size, &target_[r], &unit_[r]);
     const int32_t count = 1 << bits[first + r];
-    rows_[r] = {count, all_levels, levels + (first + r) * stride, codes + (first + r) * layer.columns, 0, false, 0};
+    rows_[r] = {count, all_levels, levels + (first + r) * stride, codes + (first + r) * rows.columns, 0, false, 0};
     all_levels += count;
     most_levels = std::max(most_levels, count);
   }
@@ -70,7 +73,7 @@ RefineGroup RowGroup::Load(const SkimLayer& layer, int64_t first, int64_t end, c
   group.size = size;
   group.levels = all_levels;
   group.matrix = matrix;
-  group.columns = layer.columns;
+  group.columns = rows.columns;
   group.panels = panels;
   group.target = target_.data();
   group.unit = unit_.data();

@@ -1,27 +1,33 @@
-// The rows of a layer in groups, in the form that refinement takes.
+// Rows in groups, in the form that refinement takes.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
-#include "layer_row.h"
+#include "row.h"
 #include "row_refine.h"
 #include "solver.h"
 
 namespace skim {
 
+constexpr int32_t kMostRows = 128;     // of a group: reading the matrix more seldom gains nothing
+constexpr double kRefineFloor = 1e-6;  // a weight counts at least this part of the row's mean weight
+
 // What is done to a group, which decides on its working memory.
 enum class RefineStep { kFeedback, kRefine };
 
-// Into how many groups of about as many rows a layer is divided. Few, for what is read of the matrix serves a group;
+// Into how many groups of about as many rows the rows are divided. Few, for what is read of the matrix serves a group;
 // but all threads should have work, and the working memory of each is bounded.
-int64_t GroupCount(const SkimLayer& layer, const uint8_t* bits, RefineStep step, int32_t threads);
+int64_t GroupCount(const SkimRows& rows, const uint8_t* bits, RefineStep step, int32_t threads);
+
+// Working memory of a group of rows with so many bits, at most.
+int64_t MostBytes(int32_t columns, int32_t bits, RefineStep step);
 
 // Working memory of one thread, kept from group to group.
 class RowGroup {
  public:
-  // Rows first..end-1: v = sqrt(s) w, u = sqrt(s) a. Levels [rows, stride] and codes [rows, columns] are of the layer.
-  RefineGroup Load(const SkimLayer& layer, int64_t first, int64_t end, const float* matrix, const uint8_t* bits,
+  // Rows first..end-1: v = sqrt(s) w, u = sqrt(s) a. Levels [rows, stride] and codes [rows, columns] are of all rows.
+  RefineGroup Load(const SkimRows& rows, int64_t first, int64_t end, const float* matrix, const uint8_t* bits,
                    RefineStep step, float* levels, int32_t stride, uint8_t* codes);
 
  private:

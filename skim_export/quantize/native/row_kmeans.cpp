@@ -8,10 +8,6 @@
 namespace skim {
 namespace {
 
-// A weight counts at least this part of the row's mean weight: prefix sums stay strictly increasing in double
-// precision, and columns that never were active still find a centroid.
-constexpr double kFloor = 1.0 / (1 << 30);
-
 // Unsigned integer with the order of the floats.
 uint32_t Sortable(float value) {
   uint32_t bits;
@@ -70,7 +66,7 @@ void RowKmeans::Load(const float* row, const float* weight, const float* column_
   all_zero_ = !(sum > 0);
   const bool uniform = !weight || all_zero_;
   mean_ = all_zero_ ? 0 : weighted / sum;
-  const double least = kFloor * sum / columns_;
+  const double least = kClusterFloor * sum / columns_;
   Sort();
   double mass = 0, moment = 0;
   mass_[0] = moment_[0] = total_ = 0;

@@ -8,6 +8,10 @@
 
 namespace skim {
 
+// A weight counts at least this part of the row's mean weight: prefix sums stay strictly increasing in double
+// precision, and columns that never were active still find a centroid.
+constexpr double kClusterFloor = 1.0 / (1 << 30);
+
 // Minimises sum_k weight[k] (value[k] - centroid[code[k]])^2 by dynamic programming over the sorted values. The optimum
 // with m clusters is found on the way to m + 1, so one pass gives the errors of all codebook sizes.
 // With fewer `points` than columns, clusters begin at every n-th sorted value only: the program runs over n times fewer

@@ -7,6 +7,8 @@ namespace skim {
 
 constexpr int32_t kPanel = 64;  // columns of a panel: a tile of kPanel rows of the matrix takes half of the L1 cache
 
+constexpr double kRidge = 1e-6;  // of the mean diagonal: levels that no code uses stay where they are
+
 // A row's values in a panel of columns; in the last panel those beyond the matrix are of no account.
 struct alignas(64) Panel {
   float at[kPanel];

@@ -10,7 +10,6 @@ namespace {
 #include "panel_sums_body.h"
 
 constexpr int32_t kLanes = 8;
-constexpr double kRidge = 1e-6;      // of the mean diagonal: levels that no code uses stay where they are
 constexpr int32_t kInterleaved = 8;  // rows that take turns at each column: one alone would wait for its own results
 
 // The order of summation is fixed, so that all instruction sets give the same bits.

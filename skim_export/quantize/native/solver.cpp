@@ -4,14 +4,16 @@
 #include <cmath>
 #include <vector>
 
-#include "layer_row.h"
 #include "parallel.h"
+#include "row.h"
 #include "row_group.h"
 #include "row_kmeans.h"
 #include "row_refine.h"
 
 namespace skim {
 namespace {
+
+constexpr int32_t kMostBits = 8;  // a code is a byte
 
 // Codes of the nearest levels; returns the weighted error of what is stored.
 double Assign(const Row& row, const float* levels, int32_t count, float* scaled, int32_t* counts, uint8_t* codes) {
@@ -61,7 +63,7 @@ AffineFit AssignAffine(const Row& row, int32_t bits, float scale, float offset, 
 
 // Working memory of Refit: two sums per centroid.
 struct Sums {
-  double weight[256], moment[256];
+  double weight[1 << kMostBits], moment[1 << kMostBits];
 };
 
 double Refit(const Row& row, const uint8_t* codes, int32_t count, Sums* sums, float* centroids, double* numerator,
@@ -103,13 +105,13 @@ Refine FastestRefine() {
 
 // Calls work(group, index of its first row) for groups of all rows.
 template <typename Work>
-bool ForGroups(const SkimLayer& layer, RefineStep step, const float* matrix, const uint8_t* bits, float* levels,
+bool ForGroups(const SkimRows& rows, RefineStep step, const float* matrix, const uint8_t* bits, float* levels,
                int32_t stride, int32_t threads, uint8_t* codes, const Work& work) {
-  const int64_t groups = GroupCount(layer, bits, step, threads);
+  const int64_t groups = GroupCount(rows, bits, step, threads);
   const auto make = [] { return RowGroup(); };
   return ParallelFor(groups, threads, make, [&](RowGroup& memory, int64_t index) {
-    const int64_t first = index * layer.rows / groups, end = (index + 1) * layer.rows / groups;
-    work(memory.Load(layer, first, end, matrix, bits, step, levels, stride, codes), first);
+    const int64_t first = index * rows.count / groups, end = (index + 1) * rows.count / groups;
+    work(memory.Load(rows, first, end, matrix, bits, step, levels, stride, codes), first);
   });
 }
 
@@ -123,53 +125,63 @@ using skim::ParallelFor;
 using skim::Row;
 using skim::RowKmeans;
 
-bool skim_error_curves(const SkimLayer* layer, int32_t max_bits, int32_t threads, double* errors) {
-  const auto make = [&] { return RowKmeans(layer->columns, 0); };
-  return ParallelFor(layer->rows, threads, make, [&](RowKmeans& kmeans, int64_t r) {
-    const Row row(*layer, r);
+int32_t skim_most_bits() { return skim::kMostBits; }
+int32_t skim_rows_together() { return skim::kMostRows; }
+double skim_cluster_floor() { return skim::kClusterFloor; }
+double skim_refine_floor() { return skim::kRefineFloor; }
+double skim_refine_ridge() { return skim::kRidge; }
+
+int64_t skim_refine_bytes(int32_t columns, int32_t bits, int32_t threads) {
+  return threads * skim::MostBytes(columns, bits, skim::RefineStep::kRefine);
+}
+
+bool skim_error_curves(const SkimRows* rows, int32_t max_bits, int32_t threads, double* errors) {
+  const auto make = [&] { return RowKmeans(rows->columns, 0); };
+  return ParallelFor(rows->count, threads, make, [&](RowKmeans& kmeans, int64_t r) {
+    const Row row(*rows, r);
     kmeans.Load(row.values, row.weights, row.column_scale);
     kmeans.ErrorCurve(max_bits, errors + r * max_bits);
   });
 }
 
-bool skim_kmeans(const SkimLayer* layer, const uint8_t* bits, int32_t stride, int32_t points, int32_t threads,
+bool skim_kmeans(const SkimRows* rows, const uint8_t* bits, int32_t stride, int32_t points, int32_t threads,
                  float* centroids, float* mass, uint8_t* codes) {
-  const auto make = [&] { return RowKmeans(layer->columns, points); };
-  return ParallelFor(layer->rows, threads, make, [&](RowKmeans& kmeans, int64_t r) {
-    const Row row(*layer, r);
+  const auto make = [&] { return RowKmeans(rows->columns, points); };
+  return ParallelFor(rows->count, threads, make, [&](RowKmeans& kmeans, int64_t r) {
+    const Row row(*rows, r);
     kmeans.Load(row.values, row.weights, row.column_scale);
-    kmeans.Cluster(bits[r], centroids + r * stride, mass + r * stride, codes + r * layer->columns);
+    kmeans.Cluster(bits[r], centroids + r * stride, mass + r * stride, codes + r * rows->columns);
   });
 }
 
-bool skim_assign(const SkimLayer* layer, const uint8_t* bits, const float* levels, int32_t stride, int32_t threads,
+bool skim_assign(const SkimRows* rows, const uint8_t* bits, const float* levels, int32_t stride, int32_t threads,
                  uint8_t* codes, double* errors) {
   struct State {
     std::vector<float> scaled;
     std::vector<int32_t> counts;
   };
-  const auto make = [&] { return State{std::vector<float>(layer->columns), std::vector<int32_t>(layer->columns)}; };
-  return ParallelFor(layer->rows, threads, make, [&](State& state, int64_t r) {
-    errors[r] = skim::Assign(Row(*layer, r), levels + r * stride, 1 << bits[r], state.scaled.data(),
-                             state.counts.data(), codes + r * layer->columns);
+  const auto make = [&] { return State{std::vector<float>(rows->columns), std::vector<int32_t>(rows->columns)}; };
+  return ParallelFor(rows->count, threads, make, [&](State& state, int64_t r) {
+    errors[r] = skim::Assign(Row(*rows, r), levels + r * stride, 1 << bits[r], state.scaled.data(), state.counts.data(),
+                             codes + r * rows->columns);
   });
 }
 
-bool skim_assign_affine(const SkimLayer* layer, const uint8_t* bits, const float* scale, const float* offset,
+bool skim_assign_affine(const SkimRows* rows, const uint8_t* bits, const float* scale, const float* offset,
                         int32_t threads, uint8_t* codes, double* errors, double* best_scale, double* best_offset) {
   const auto make = [] { return 0; };
-  return ParallelFor(layer->rows, threads, make, [&](int, int64_t r) {
+  return ParallelFor(rows->count, threads, make, [&](int, int64_t r) {
     const skim::AffineFit fit =
-        skim::AssignAffine(Row(*layer, r), bits[r], scale[r], offset[r], codes + r * layer->columns);
+        skim::AssignAffine(Row(*rows, r), bits[r], scale[r], offset[r], codes + r * rows->columns);
     errors[r] = fit.error;
     best_scale[r] = fit.scale;
     best_offset[r] = fit.offset;
   });
 }
 
-bool skim_refit(const SkimLayer* layer, const uint8_t* bits, const uint8_t* codes, int32_t stride, int32_t threads,
+bool skim_refit(const SkimRows* rows, const uint8_t* bits, const uint8_t* codes, int32_t stride, int32_t threads,
                 float* centroids, double* numerator, double* denominator, double* errors) {
-  const int64_t columns = layer->columns;
+  const int64_t columns = rows->columns;
   std::vector<double> partial;
   try {
     partial.resize(2 * skim::kBlocks * columns);
@@ -179,9 +191,9 @@ bool skim_refit(const SkimLayer* layer, const uint8_t* bits, const uint8_t* code
   const auto make = [] { return skim::Sums(); };
   const bool done = ParallelFor(skim::kBlocks, threads, make, [&](skim::Sums& sums, int64_t block) {
     double* above = partial.data() + 2 * block * columns;
-    const int64_t end = (block + 1) * layer->rows / skim::kBlocks;
-    for (int64_t r = block * layer->rows / skim::kBlocks; r < end; r++) {
-      errors[r] = skim::Refit(Row(*layer, r), codes + r * columns, 1 << bits[r], &sums, centroids + r * stride, above,
+    const int64_t end = (block + 1) * rows->count / skim::kBlocks;
+    for (int64_t r = block * rows->count / skim::kBlocks; r < end; r++) {
+      errors[r] = skim::Refit(Row(*rows, r), codes + r * columns, 1 << bits[r], &sums, centroids + r * stride, above,
                               above + columns);
     }
   });
@@ -197,19 +209,19 @@ bool skim_refit(const SkimLayer* layer, const uint8_t* bits, const uint8_t* code
   return done;
 }
 
-bool skim_feedback(const SkimLayer* layer, const float* factor, const uint8_t* bits, float* levels, int32_t stride,
+bool skim_feedback(const SkimRows* rows, const float* factor, const uint8_t* bits, float* levels, int32_t stride,
                    int32_t threads, uint8_t* codes) {
   const skim::Feedback feedback = skim::FastestFeedback();
   const auto done = [&](const skim::RefineGroup& group, int64_t) { feedback(group); };
-  return skim::ForGroups(*layer, skim::RefineStep::kFeedback, factor, bits, levels, stride, threads, codes, done);
+  return skim::ForGroups(*rows, skim::RefineStep::kFeedback, factor, bits, levels, stride, threads, codes, done);
 }
 
-bool skim_refine(const SkimLayer* layer, const float* correlation, const uint8_t* bits, int32_t stride, int32_t rounds,
+bool skim_refine(const SkimRows* rows, const float* correlation, const uint8_t* bits, int32_t stride, int32_t rounds,
                  int32_t sweeps, bool fit, int32_t threads, float* levels, uint8_t* codes, double* errors) {
   const skim::Refine refine = skim::FastestRefine();
   const auto done = [&](const skim::RefineGroup& group, int64_t first) {
     refine(group, rounds, sweeps, fit);
     for (int32_t r = 0; r < group.size; r++) errors[first + r] = group.rows[r].error;
   };
-  return skim::ForGroups(*layer, skim::RefineStep::kRefine, correlation, bits, levels, stride, threads, codes, done);
+  return skim::ForGroups(*rows, skim::RefineStep::kRefine, correlation, bits, levels, stride, threads, codes, done);
 }

@@ -19,9 +19,9 @@ def spilled(report):
 
 def check_registers(nvcc, source, architecture):
     """Ptxas still spills a few bytes of one kernel or another, outside of its loops."""
-    from skim_export.bundle.gpu.nvcc import OPTIONS
+    from skim_export.bundle.gpu.nvcc import CUBIN_OPTIONS
 
-    options = [*OPTIONS, f"-arch={architecture}", "-Xptxas", "-v", "-o", source.with_suffix(".cubin")]
+    options = [*CUBIN_OPTIONS, f"-arch={architecture}", "-Xptxas", "-v", "-o", source.with_suffix(".cubin")]
     done = subprocess.run([nvcc, *options, source], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[:2000]
     assert max(spilled(done.stderr)) <= 16, architecture
