@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed import CLASSES, LevelKind, PackedLinear, class_bits, class_kind, row_bytes
+from skim_export.packed import CLASSES, PackedLinear
 
 __all__ = ["EPILOGUE_NUMBERS", "FLOAT_TYPE_NUMBERS", "CudaLibrary", "PlacedLayer"]
 
@@ -49,17 +49,11 @@ class PlacedLayer:
         self.tensors: dict[int, npt.NDArray[np.uint8]] = {}
         self._size = 0
         self._codes, self._codebook, self._row_scale = [0] * CLASSES, [0] * CLASSES, [0] * CLASSES
-        int8 = packed.codebook.dtype == np.int8
-        codes = entries = scales = 0
-        for cls, rows in enumerate(packed.rows_per_class):
-            affine = class_kind(cls) == LevelKind.AFFINE
-            code_bytes = rows * row_bytes(class_bits(cls), packed.in_features)
-            entry_count = 0 if affine else rows << class_bits(cls)
-            scale_count = rows * (2 if affine else int(int8))
-            self._codes[cls] = self._add(packed.codes[codes : codes + code_bytes])
-            self._codebook[cls] = self._add(packed.codebook[entries : entries + entry_count])
-            self._row_scale[cls] = self._add(packed.row_scale[scales : scales + scale_count])
-            codes, entries, scales = codes + code_bytes, entries + entry_count, scales + scale_count
+        for section in packed.sections():
+            number = section.row_class.number
+            self._codes[number] = self._add(section.codes)
+            self._codebook[number] = self._add(section.codebook)
+            self._row_scale[number] = self._add(section.row_scale)
         order = np.argsort(packed.row_class, kind="stable").astype(np.int32)
         self._destination, self._stored = self._add(order), self._add(np.argsort(order).astype(np.int32))
         largest = float(packed.column_scale.max(initial=0))

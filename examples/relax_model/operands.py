@@ -13,7 +13,7 @@ from skim_export.bundle.abi import Kernels, Product
 from skim_export.bundle.kernels.compile import compile_kernels
 from skim_export.bundle.target import CpuTarget
 from skim_export.graph.reader import load
-from skim_export.packed import PackedLinear, row_classes
+from skim_export.packed import PackedLinear
 from skim_runtime.operators import LUT_GATHER, parse_proto
 
 __all__ = ["PackedOperand", "kernels_for", "packed_operands"]
@@ -49,12 +49,12 @@ class PackedOperand:
     def products(self) -> list[Product]:
         """What kernels multiply, one class after the other."""
         size = (self.linear.out_features, self.linear.in_features)
-        return [Product(row_class, self.integer, *size) for row_class in row_classes(self.linear)]
+        return [Product(section.row_class, self.integer, *size) for section in self.linear.sections()]
 
     @property
     def row_counts(self) -> list[relax.Expr]:
         """Rows of each class that there is."""
-        return [relax.prim_value(count) for count in self.linear.rows_per_class if count]
+        return [relax.prim_value(section.count) for section in self.linear.sections()]
 
 
 def packed_operands(node: onnx.NodeProto, parameters: Parameters) -> list[PackedOperand]:

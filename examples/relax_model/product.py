@@ -17,7 +17,7 @@ from tvm.tirx.script import builder as T
 from relax_model.operands import PackedOperand
 from skim_export.bundle.abi import Kernels, gather_name, prepare_name, prepared_bytes
 from skim_export.bundle.kernels.weights import padded
-from skim_export.packed import RowClass, row_classes
+from skim_export.packed import RowClass
 
 __all__ = ["lut_gather", "lut_product"]
 
@@ -43,7 +43,7 @@ def lut_gather(builder: relax.BlockBuilder, packed: PackedOperand, ids: relax.Ex
 
 def _product(packed: PackedOperand, kernels: Kernels) -> tirx.PrimFunc:
     """Sizes, and rows of each class, are arguments: linears with the same kernels share a function."""
-    classes = row_classes(packed.linear)
+    classes = [section.row_class for section in packed.linear.sections()]
     matmuls = [kernels.matmuls[product] for product in packed.products]
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("lut_product")
@@ -73,7 +73,7 @@ def _product(packed: PackedOperand, kernels: Kernels) -> tirx.PrimFunc:
 
 
 def _gather(packed: PackedOperand) -> tirx.PrimFunc:
-    classes = row_classes(packed.linear)
+    classes = [section.row_class for section in packed.linear.sections()]
     with IRBuilder() as builder, T.prim_func(private=True, s_tir=True):
         T.func_name("lut_gather")
         T.func_attr({"tirx.noalias": True})

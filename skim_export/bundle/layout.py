@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.bundle.abi import Product
-from skim_export.packed import PackedLinear, RowClass, row_bytes, row_classes
+from skim_export.packed import PackedLinear, RowClass
 
 __all__ = ["HEADER_BYTES", "TENSOR_ALIGNMENT", "LinearLayout", "RowsLayout", "WeightsFile"]
 
@@ -125,26 +125,20 @@ class WeightsFile:
     def add_linear(self, packed: PackedLinear, *, gathered: bool) -> LinearLayout:
         """Append the tensors of a packed linear; `gathered` if its rows are looked up one by one, too."""
         order = packed.row_order().astype(np.int32)
-        classes = row_classes(packed)
         codes = self.add(packed.codes)
         row_index = self.add_shared(order)
         rows = []
-        row = entry = scale = 0
-        for row_class, count in zip(classes, filter(None, packed.rows_per_class), strict=True):
-            size = row_bytes(row_class.bits, packed.in_features)
-            entries, scales = count * row_class.entries, count * row_class.scales
+        for section in packed.sections():
             layout = RowsLayout(
-                row_class=row_class,
-                count=count,
-                row_bytes=size,
-                codes=codes,
-                codebook=self.add(packed.codebook[entry : entry + entries]) if entries else 0,
-                row_scale=self.add(packed.row_scale[scale : scale + scales].astype(np.float32)) if scales else 0,
-                row_index=row_index + 4 * row,
+                row_class=section.row_class,
+                count=section.count,
+                row_bytes=section.row_class.row_bytes(packed.in_features),
+                codes=codes + section.codes_start,
+                codebook=self.add(section.codebook) if section.codebook.size else 0,
+                row_scale=self.add(section.row_scale.astype(np.float32)) if section.row_scale.size else 0,
+                row_index=row_index + 4 * section.row_start,
             )
             rows.append(layout)
-            codes += count * size
-            row, entry, scale = row + count, entry + entries, scale + scales
         ones = np.ones(packed.in_features, np.float32)
         stored = np.argsort(order).astype(np.int32)
         return LinearLayout(

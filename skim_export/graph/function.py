@@ -1,7 +1,7 @@
 """`LutMatMul`, `LutSwiglu` and `LutGather` written in standard operators, as functions that travel inside the model.
 
 A stock ONNX Runtime inlines them, so the model runs (slowly) where our library is missing. They follow docs/format.md;
-the place of every bit is taken from `skim_export.packed.format.FIELDS`.
+the place of every bit is taken from `skim_export.packed.codes.FIELDS`.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import numpy as np
 
 from skim_export.checkpoint import Checkpoint, Model
 from skim_export.checkpoint.skeleton import skeleton
-from skim_export.packed.format import PackedLinear
+from skim_export.packed import PackedLinear
 
 if TYPE_CHECKING:
     import torch

@@ -15,8 +15,7 @@ from skim_export.measure.random_linear import random_linear
 from skim_export.packed import (
     CLASSES,
     PackedLinear,
-    row_bytes,
-    row_classes,
+    Section,
 )
 from skim_runtime.operators import DOMAIN, LUT_MATMUL
 
@@ -72,22 +71,12 @@ def packed_layer(random: Random, rows: int, columns: int, shares: dict[int, floa
 
 def _first_rows(packed: PackedLinear, count: int) -> tuple[PackedLinear, npt.NDArray[np.int64]]:
     """The first `count` stored rows of each class as a packed linear, and which rows of `packed` they are."""
-    kept: dict[str, list[npt.NDArray[Any]]] = {"codes": [], "codebook": [], "row_scale": [], "rows": []}
-    counts, order = np.minimum(packed.rows_per_class, count), packed.row_order()
-    start = dict.fromkeys(kept, 0)
-    for row_class in row_classes(packed):
-        sizes = {
-            "codes": row_bytes(row_class.bits, packed.in_features),
-            "codebook": row_class.entries,
-            "row_scale": row_class.scales,
-            "rows": 1,
-        }
-        for name, size in sizes.items():
-            source = order if name == "rows" else getattr(packed, name)
-            kept[name].append(source[start[name] : start[name] + counts[row_class.number] * size])
-            start[name] += packed.rows_per_class[row_class.number] * size
-    joined = {name: np.concatenate(parts) for name, parts in kept.items()}
-    chosen = joined.pop("rows")
+    counts, order, sections = np.minimum(packed.rows_per_class, count), packed.row_order(), packed.sections()
+    kept = {
+        name: np.concatenate([getattr(section, name)[:count].reshape(-1) for section in sections])
+        for name in Section.TENSORS
+    }
+    chosen = np.concatenate([order[section.rows][:count] for section in sections])
     # In the order of storage: the sample's own rows are sorted by class.
     classes = np.repeat(np.arange(CLASSES, dtype=np.uint8), counts)
     sample = PackedLinear(
@@ -97,7 +86,7 @@ def _first_rows(packed: PackedLinear, count: int) -> tuple[PackedLinear, npt.NDA
         row_class=classes if packed.row_class.size else packed.row_class,
         column_scale=packed.column_scale,
         bias=packed.bias,
-        **joined,
+        **kept,
     )
     return sample, chosen
 

@@ -3,21 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed import (
-    CLASSES,
-    LevelKind,
-    PackedLinear,
-    class_bits,
-    class_kind,
-    pack_codes,
-    row_bytes,
-    unpack_codes,
-)
+from skim_export.packed import CLASSES, CodebookType, PackedLinear, RowClass, all_classes, pack_codes, unpack_codes
 
 __all__ = ["random_linear"]
 
@@ -27,7 +17,7 @@ def random_linear(
     rows: int,
     columns: int,
     shares: Mapping[int, float],
-    codebook: Literal["int8", "float16"] = "int8",
+    codebook: CodebookType = "int8",
     *,
     column_scale: bool = False,
     bias: bool = False,
@@ -47,20 +37,20 @@ def random_linear(
     for row_class, share in shares.items():
         counts[row_class] = int(share * rows)
     counts[max(shares)] += rows - counts.sum()
-    table = [(int(counts[c]), class_bits(c)) for c in range(CLASSES) if class_kind(c) == LevelKind.TABLE]
-    table_rows, entry_count = sum(n for n, _ in table), sum(n << bits for n, bits in table)
+    classes = list(zip(all_classes(codebook), counts.tolist(), strict=True))
+    entry_count = sum(n * c.entries for c, n in classes)
     if codebook == "int8":
-        entries, table_scales = random.integers(-127, 128, entry_count, np.int8), table_rows
+        entries = random.integers(-127, 128, entry_count, np.int8)
     else:
-        entries, table_scales = random.normal(0, 0.5, entry_count).astype(np.float16), 0
+        entries = random.normal(0, 0.5, entry_count).astype(np.float16)
     order = random.permutation(np.repeat(np.arange(CLASSES, dtype=np.uint8), counts))
     packed = PackedLinear(
         out_features=rows,
         in_features=columns,
         rows_per_class=tuple(int(n) for n in counts),
-        codes=np.concatenate([_codes(random, int(n), columns, class_bits(c)) for c, n in enumerate(counts)]),
+        codes=np.concatenate([_codes(random, c, n, columns) for c, n in classes]),
         codebook=entries,
-        row_scale=random.uniform(1e-3, 1e-2, table_scales + 2 * (rows - table_rows)).astype(np.float16),
+        row_scale=random.uniform(1e-3, 1e-2, sum(n * c.scales for c, n in classes)).astype(np.float16),
         row_class=order if np.count_nonzero(counts) > 1 else np.zeros(0, np.uint8),
         column_scale=random.uniform(0.5, 2, columns if column_scale else 0).astype(np.float16),
         bias=random.standard_normal(rows if bias else 0, np.float32),
@@ -69,9 +59,9 @@ def random_linear(
     return packed
 
 
-def _codes(random: np.random.Generator, rows: int, columns: int, bits: int) -> npt.NDArray[np.uint8]:
-    """Packed codes of some rows, one after the other."""
-    size = row_bytes(bits, columns)
+def _codes(random: np.random.Generator, row_class: RowClass, rows: int, columns: int) -> npt.NDArray[np.uint8]:
+    """Packed codes of some rows of a class, one after the other."""
+    bits, size = row_class.bits, row_class.row_bytes(columns)
     codes = np.frombuffer(random.bytes(rows * size), np.uint8)
     if rows and columns % 32:  # what pads a row must be 0
         codes = pack_codes(unpack_codes(codes.reshape(rows, size), bits, columns)[:, :columns], bits).reshape(-1)

@@ -1,24 +1,18 @@
 """The packed form of a linear layer, which everything shares: its format, its row classes, a model's layers on disk."""
 
-from skim_export.packed.format import (
+from skim_export.packed.codes import COLUMNS, FIELDS, LANES, Field, pack_codes, row_bytes, unpack_codes
+from skim_export.packed.levels import LevelKind, RowLevels
+from skim_export.packed.linear import FORMAT_VERSION, PackedFormatError, PackedLinear
+from skim_export.packed.row_class import (
     CLASSES,
-    COLUMNS,
-    FIELDS,
-    FORMAT_VERSION,
-    LANES,
-    Field,
-    LevelKind,
-    PackedFormatError,
-    PackedLinear,
-    RowLevels,
+    CodebookType,
+    RowClass,
+    all_classes,
     class_bits,
     class_kind,
     level_bytes,
-    pack_codes,
-    row_bytes,
-    unpack_codes,
 )
-from skim_export.packed.row_class import RowClass, row_classes
+from skim_export.packed.section import Section
 
 __all__ = [
     "CLASSES",
@@ -26,17 +20,19 @@ __all__ = [
     "FIELDS",
     "FORMAT_VERSION",
     "LANES",
+    "CodebookType",
     "Field",
     "LevelKind",
     "PackedFormatError",
     "PackedLinear",
     "RowClass",
     "RowLevels",
+    "Section",
+    "all_classes",
     "class_bits",
     "class_kind",
     "level_bytes",
     "pack_codes",
     "row_bytes",
-    "row_classes",
     "unpack_codes",
 ]

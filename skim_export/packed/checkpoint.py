@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from skim_export.packed.format import FORMAT_VERSION, PackedLinear
+from skim_export.packed.linear import FORMAT_VERSION, PackedLinear
 from skim_export.work.sealed import is_sealed, write_sealed
 
 if TYPE_CHECKING:

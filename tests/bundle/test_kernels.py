@@ -6,7 +6,7 @@ import pytest
 from skim_export.bundle.abi import Product
 from skim_export.bundle.target import load_cpu_target, target_names
 from skim_export.measure.running.program import Program
-from skim_export.packed import LevelKind, RowClass, row_classes
+from skim_export.packed import LevelKind, RowClass
 
 from ..random_packed import random_packed
 from ..tools import require, require_packages
@@ -47,24 +47,17 @@ def program(name, classes, directory):
 
 def segments(packed):
     """The rows of each class: class, codes, codebook, row scales, and their places."""
-    row = code = entry = scale = 0
     order = packed.row_order().astype(np.int32)
-    found = []
-    for row_class in row_classes(packed):
-        count = packed.rows_per_class[row_class.number]
-        code_bytes = count * row_class.bits * 4 * -(-packed.in_features // 32)
-        entries, scales = count * row_class.entries, count * row_class.scales
-        found.append(
-            (
-                row_class,
-                packed.codes[code : code + code_bytes],
-                packed.codebook[entry : entry + entries],
-                packed.row_scale[scale : scale + scales].astype(np.float32),
-                order[row : row + count],
-            )
+    return [
+        (
+            section.row_class,
+            section.codes.reshape(-1),
+            section.codebook.reshape(-1),
+            section.row_scale.astype(np.float32).reshape(-1),
+            order[section.rows],
         )
-        row, code, entry, scale = row + count, code + code_bytes, entry + entries, scale + scales
-    return found
+        for section in packed.sections()
+    ]
 
 
 def prepared_floats(columns):

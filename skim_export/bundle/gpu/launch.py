@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.bundle.gpu.kernel_list import KernelEntry, KernelList
-from skim_export.packed import PackedLinear, row_bytes, row_classes
+from skim_export.packed import PackedLinear, Section
 
 __all__ = ["ClassRows", "Launch", "class_rows", "device_tensors", "gather", "prepare", "product"]
 
@@ -68,16 +68,17 @@ def _words(tensor: npt.NDArray[np.generic]) -> npt.NDArray[np.uint32]:
 
 def class_rows(packed: PackedLinear) -> list[ClassRows]:
     """The classes that a packed linear has rows of, in the order in which these are stored."""
-    found = []
-    start = {"row_start": 0, "code_start": 0, "codebook_start": 0, "scale_start": 0}
-    counts = [count for count in packed.rows_per_class if count]
-    for row_class, rows in zip(row_classes(packed), counts, strict=True):
-        found.append(ClassRows(row_class.name, {"rows": rows, **start}))
-        start["row_start"] += rows
-        start["code_start"] += rows * row_bytes(row_class.bits, packed.in_features) // 4
-        start["codebook_start"] += rows * row_class.entries
-        start["scale_start"] += rows * row_class.scales
-    return found
+    return [ClassRows(section.row_class.name, _scalars(section)) for section in packed.sections()]
+
+
+def _scalars(section: Section) -> dict[str, int]:
+    return {
+        "rows": section.count,
+        "row_start": section.row_start,
+        "code_start": section.codes_start // 4,
+        "codebook_start": section.codebook_start,
+        "scale_start": section.row_scale_start,
+    }
 
 
 def prepare(kernels: KernelList, K: int, M: int) -> Launch:

@@ -20,9 +20,7 @@ def packed():
 
 @pytest.fixture(scope="module", params=LANGUAGES)
 def directory(request, bundle, packed):
-    from skim_export.packed import row_classes
-
-    return bundle(request.param, row_classes(packed))
+    return bundle(request.param, [section.row_class for section in packed.sections()])
 
 
 @pytest.fixture
@@ -81,9 +79,7 @@ def test_source_agrees_with_kernels_json(directory, kernels):
 
 
 def test_same_bytes_every_time(directory, kernels, bundle, packed):
-    from skim_export.packed import row_classes
-
-    again = bundle(kernels.language, row_classes(packed))
+    again = bundle(kernels.language, [section.row_class for section in packed.sections()])
     for path in sorted(directory.iterdir()):
         if path.suffix not in (".cpp", ".so"):
             assert (again / path.name).read_bytes() == path.read_bytes(), path.name

@@ -1,0 +1,60 @@
+"""The levels that the codes of a row stand for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["LevelKind", "RowLevels"]
+
+
+class LevelKind(IntEnum):
+    """How the levels of a row are given."""
+
+    TABLE = 0
+    AFFINE = 1
+
+
+@dataclass(frozen=True)
+class RowLevels:
+    """The levels of N rows, in original row order.
+
+    Attributes:
+        bits: width of each row, uint8 `[N]`, 1..8.
+        kind: `LevelKind` of each row, uint8 `[N]`.
+        entries: codebook entries, int8 or float16 `[N, E]`, E at least 2^b for every table row; the rest is ignored.
+        scale: float16 `[N]`; ignored for table rows with float16 entries.
+        offset: float16 `[N]`; ignored for table rows.
+    """
+
+    bits: npt.NDArray[np.uint8]
+    kind: npt.NDArray[np.uint8]
+    entries: npt.NDArray[Any]
+    scale: npt.NDArray[np.float16]
+    offset: npt.NDArray[np.float16]
+
+    def values(self) -> npt.NDArray[np.float32]:
+        """The levels of all rows, float32 `[N, 2^max(bits)]`; a row uses its first 2^b."""
+        count = 1 << int(self.bits.max())
+        scale = self.scale.astype(np.float32)[:, None]
+        values = np.zeros((len(self.bits), count), np.float32)
+        table = self.kind == LevelKind.TABLE
+        entries = self.entries[table, :count].astype(np.float32)
+        values[table, : entries.shape[1]] = entries if self.entries.dtype == np.float16 else entries * scale[table]
+        half = np.ldexp(np.float32(0.5), self.bits[~table].astype(np.int32))[:, None]
+        steps = np.arange(count, dtype=np.float32) - half
+        values[~table] = self.offset[~table].astype(np.float32)[:, None] + scale[~table] * steps
+        return values
+
+    def table(self, row: int) -> npt.NDArray[np.float32]:
+        """The 2^b levels of one row, float32."""
+        b = int(self.bits[row])
+        if self.kind[row] == LevelKind.AFFINE:
+            steps = np.arange(1 << b, dtype=np.float32) - np.float32(1 << (b - 1))
+            return np.float32(self.offset[row]) + np.float32(self.scale[row]) * steps
+        entries = self.entries[row, : 1 << b].astype(np.float32)
+        return entries if self.entries.dtype == np.float16 else entries * np.float32(self.scale[row])
