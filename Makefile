@@ -3,8 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE := $(shell find custom_ops skim_export/quantize/native -type f)
-CPP := $(shell find custom_ops skim_export tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP := $(shell find benchmarks custom_ops skim_export tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/pytest --durations=15
+# Two processes, each with one thread where a test does not say how many.
+IN_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadscope -m "not slow"
+# Tests that compile, emulate, start clusters or run whole exports.
+LONG := benchmarks bundle custom_ops/cuda examples measure pipeline test_acceptance.py work
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -15,7 +19,10 @@ demo: install
 	$(BIN)/skim-run demo "What is the capital of France?"
 
 test: install lint
-	$(PYTEST) -m "not slow"
+	$(IN_PARALLEL)
+
+test-quick: install
+	$(IN_PARALLEL) $(LONG:%=--ignore=tests/%)
 
 test-slow: install
 	$(PYTEST) -m slow

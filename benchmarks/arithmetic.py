@@ -19,7 +19,8 @@ from skim_runtime import Session
 from skim_runtime.evaluation import Evaluation, evaluate
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import number, say, text_table, with_error
-from skim_runtime.model_directory import DOMAIN, INTEGER_ACCURACY, PRODUCTS, ModelDirectory
+from skim_runtime.model_directory import ModelDirectory
+from skim_runtime.operators import ACCURACY_LEVEL, DOMAIN, INTEGER_ACCURACY, OPERATORS
 from skim_runtime.progress_bar import ProgressBar
 from skim_runtime.text_file import read_text
 
@@ -86,10 +87,10 @@ def with_accuracy_level(source: ModelDirectory, target: Path, level: int) -> Pat
             shutil.copyfile(file, target / file.name)
     model = onnx.load(source.model_file, load_external_data=False)
     for node in model.graph.node:
-        if node.domain == DOMAIN and node.op_type in PRODUCTS:
-            kept = [attribute for attribute in node.attribute if attribute.name != "accuracy_level"]
+        if node.domain == DOMAIN and OPERATORS[node.op_type].is_product:
+            kept = [attribute for attribute in node.attribute if attribute.name != ACCURACY_LEVEL.name]
             del node.attribute[:]
-            node.attribute.extend([*kept, onnx.helper.make_attribute("accuracy_level", level)])
+            node.attribute.extend([*kept, onnx.helper.make_attribute(ACCURACY_LEVEL.name, level)])
     onnx.save(model, target / source.model_file.name)
     return target
 

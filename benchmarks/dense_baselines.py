@@ -15,6 +15,7 @@ from skim_export.packed import PackedLinear
 from skim_export.quantize import METHODS, CodebookType, quantize_linear
 from skim_export.quantize.levels import fit_tables
 from skim_export.quantize.solver import Layer
+from skim_export.work.resources import Resources
 
 __all__ = ["DenseLinear", "mxfp4", "rtn_grouped", "squeezellm_sparse"]
 
@@ -96,7 +97,7 @@ def squeezellm_sparse(
     bits: UInt8,
     *,
     codebook: CodebookType = "int8",
-    threads: int | None = None,
+    resources: Resources | None = None,
 ) -> DenseLinear:
     """SqueezeLLM's dense-and-sparse decomposition (arXiv 2306.07629, section 4.2).
 
@@ -109,11 +110,11 @@ def squeezellm_sparse(
         fisher: diagonal Fisher information, float32 `[N, K]`.
         bits: width of each row, uint8 `[N]`.
         codebook: type of codebook entries.
-        threads: threads to use; None for all.
+        resources: what to use.
     """
     kept = _largest(fisher, SENSITIVE)
     kept |= _largest(np.where(kept, 0, np.abs(weight)), OUTLIERS)
-    codes, levels, _ = fit_tables(Layer(weight, np.where(kept, np.float32(0), fisher), None, threads), bits, codebook)
+    codes, levels, _ = fit_tables(Layer(weight, np.where(kept, np.float32(0), fisher), None, resources), bits, codebook)
     return _restored(weight, kept, PackedLinear.pack(codes, levels))
 
 
@@ -124,7 +125,7 @@ def skim_sparse(
     bits: UInt8,
     *,
     codebook: CodebookType = "int8",
-    threads: int | None = None,
+    resources: Resources | None = None,
 ) -> DenseLinear:
     """Method `skim+` with a sparse part of the same size: the weights that plain k-means does the most harm to.
 
@@ -136,14 +137,14 @@ def skim_sparse(
         correlation: of the columns, float32 `[K, K]`.
         bits: width of each row, uint8 `[N]`.
         codebook: type of codebook entries.
-        threads: threads to use; None for all.
+        resources: what to use.
     """
-    plain = quantize_linear(weight, fisher, bits, METHODS["squeezellm"], codebook=codebook, threads=threads)
+    plain = quantize_linear(weight, fisher, bits, METHODS["squeezellm"], codebook=codebook, resources=resources)
     error = weight - plain.pack().dequantize()
     kept = _largest(fisher * error * error, SENSITIVE + OUTLIERS)
     rest = np.where(kept, np.float32(0), fisher)
     method = METHODS["skim+"]
-    dense = quantize_linear(weight, rest, bits, method, correlation=correlation, codebook=codebook, threads=threads)
+    dense = quantize_linear(weight, rest, bits, method, correlation=correlation, codebook=codebook, resources=resources)
     return _restored(weight, kept, dense.pack())
 
 

@@ -13,11 +13,13 @@ from typing import Any
 
 from skim_runtime.errors import UserError
 from skim_runtime.measure.decoding import WARM_UP, Engine, decode
+from skim_runtime.operators import DOMAIN, OPERATORS
 from skim_runtime.progress import Progress
 
 __all__ = ["ENGINES", "Decoder", "Speeds", "measure", "weight_bytes"]
 
-MATMULS = {("ai.skim", "LutMatMul"), ("ai.skim", "LutSwiglu"), ("com.microsoft", "MatMulNBits"), ("", "MatMul")}
+MATMULS = {("com.microsoft", "MatMulNBits"), ("", "MatMul")}
+MATMULS |= {(DOMAIN, operator.name) for operator in OPERATORS.values() if operator.is_product}
 
 
 @dataclass(frozen=True)

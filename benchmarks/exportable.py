@@ -10,7 +10,7 @@ import numpy.typing as npt
 from measuring import Job
 
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Model
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.quantize_layer import QuantizeOptions
@@ -62,8 +62,7 @@ def sensitivity(directory: Path, name: str) -> npt.NDArray[np.float32]:
 
 
 def quantize_packed(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     job: Job,
     packed: PackedCheckpoint,
     method: str,
@@ -74,8 +73,7 @@ def quantize_packed(
     """Quantize the linear layers by the steps of `skim_export.pipeline.export.export`.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         job: its work directory holds calibration statistics and text to tune on, as far as methods need them.
         packed: where the packed layers go.
         method: see `parse_method`.
@@ -88,11 +86,9 @@ def quantize_packed(
     store = StatisticsStore(job.work / TUNING_STATISTICS if tuned else job.work)
     executor, curves = SerialExecutor(Resources(job.threads)), packed.directory / "curves"
     curves.mkdir()
-    widths = allocate(
-        checkpoint, architecture, store, options, Budget(bits), curves=curves, executor=executor, progress=progress
-    )
-    tasks = linear_tasks(checkpoint, architecture, store, widths, packed, options, executor.resources)
+    widths = allocate(model, store, options, Budget(bits), curves=curves, executor=executor, progress=progress)
+    tasks = linear_tasks(model, store, widths, packed, options, executor.resources)
     do_tasks("quantizing", tasks, executor, progress)
     if tuned:
         text, state = np.load(job.work / TUNING_TEXT), packed.directory / "state"
-        tune(checkpoint, architecture, packed, text, state, threads=job.threads, progress=progress)
+        tune(model, packed, text, state, resources=executor.resources, progress=progress)

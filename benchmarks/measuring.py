@@ -13,12 +13,13 @@ import numpy.typing as npt
 import torch
 from dense_baselines import DenseLinear
 
-from skim_export.checkpoint import Architecture, Checkpoint, architecture_of
+from skim_export.checkpoint import Checkpoint, Model
 from skim_export.checkpoint.torch_reference import TorchReference
 from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.packed import PackedLinear
+from skim_runtime import evaluation
 from skim_runtime.errors import UserError
-from skim_runtime.evaluation import Model, compare
+from skim_runtime.evaluation import compare
 from skim_runtime.progress import Progress
 from skim_runtime.text_file import read_text
 
@@ -55,11 +56,10 @@ class Job:
     work: Path
     threads: int
 
-    def open(self) -> tuple[Checkpoint, Architecture]:
-        """The checkpoint and its architecture; torch gets its threads."""
+    def open(self) -> Model:
+        """The full-precision model; torch gets its threads."""
         torch.set_num_threads(self.threads)
-        checkpoint = Checkpoint(self.model)
-        return checkpoint, architecture_of(checkpoint)
+        return Model.open(self.model)
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,10 @@ class FullPrecision:
     They are 85 times smaller than the logits of SmolLM2-135M, and the head costs one product.
     """
 
-    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, directory: Path) -> None:
-        self._checkpoint, self._architecture, self._directory = checkpoint, architecture, directory
+    def __init__(self, model: Model, directory: Path) -> None:
+        self._model, self._directory = model, directory
         self._body: Any = None
-        self._head = checkpoint.tensor(f"{architecture.head_linear.members[0]}.weight")
+        self._head = model.checkpoint.tensor(f"{model.architecture.head_linear.members[0]}.weight")
 
     def logits(self, input_ids: npt.ArrayLike) -> Float32:
         """Logits, float32 `[S, V]`, of the tokens `[S]`."""
@@ -119,20 +119,22 @@ class FullPrecision:
 
     def _hidden(self, ids: Int64) -> Float32:
         if self._body is None:
-            self._body = dequantized_model(self._checkpoint, self._architecture, lambda name: None).base_model
+            self._body = dequantized_model(self._model, lambda name: None).base_model
         with torch.inference_mode():
             hidden: Float32 = self._body(torch.from_numpy(ids)[None], use_cache=False).last_hidden_state[0].numpy()
         return hidden
 
 
-def torch_model(checkpoint: Checkpoint, architecture: Architecture, quantized: Quantized) -> Model:
+def torch_model(model: Model, quantized: Quantized) -> evaluation.Model:
     """The model in torch with dequantized weights."""
     # A DenseLinear has all that is asked of the packed ones here: `dequantize`.
     read = cast(Callable[[str], PackedLinear | None], quantized.read)
-    return TorchReference(dequantized_model(checkpoint, architecture, read))
+    return TorchReference(dequantized_model(model, read))
 
 
-def distances(model: Model, reference: Model, job: Job, progress: Progress) -> dict[str, Distances]:
+def distances(
+    model: evaluation.Model, reference: evaluation.Model, job: Job, progress: Progress
+) -> dict[str, Distances]:
     """Measure a model on all texts."""
     found = {}
     for name, ids in job.texts.items():

@@ -32,10 +32,10 @@ from results import FULL, Results, Row, check_plot, plot, print_table
 
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Architecture, Checkpoint, linear_weight, resolve
+from skim_export.checkpoint import Checkpoint, Model, linear_weight, resolve
 from skim_export.packed.checkpoint import PackedCheckpoint
-from skim_export.pipeline import export as pipeline
 from skim_export.pipeline.budget import Budget
+from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.quantize_layer import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate
 from skim_export.quantize import CodebookType, even_bits
@@ -142,7 +142,7 @@ def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]
         "model": args.model,
         **texts_and_warnings(args.text, args.tokens),
         "calibration text": None if args.calib is None else text_facts(args.calib),
-        "calibration tokens": [pipeline.SEQUENCES, pipeline.SEQUENCE_LENGTH],
+        "calibration tokens": list(CalibrationText(args.calib, 0).shape),
         "tokens": args.tokens,
         "context": args.context,
     }
@@ -151,7 +151,7 @@ def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]
 
 def full_precision_row(progress: Progress, job: Job) -> Row:
     """The row of the full-precision model; its outputs stay in the work directory."""
-    reference = FullPrecision(*job.open(), job.work)
+    reference = FullPrecision(job.open(), job.work)
     return Row(FULL, None, None, None, None, distances(reference, reference, job, progress))
 
 
@@ -171,18 +171,17 @@ def _calibration(job: Job, settings: dict[str, Any], calib: Path | None, tuned: 
 def calibrate_once(progress: Progress, job: Job, calib: Path | None, tuned: bool) -> tuple[float, float]:
     """Write calibration statistics, and text to tune on, to the work directory; seconds and peak memory of it."""
     started = time.monotonic()
-    checkpoint, architecture = job.open()
-    tokens = pipeline.calibration_tokens(
-        checkpoint, architecture, calib, seed=0, threads=job.threads, progress=progress
-    )
+    model = job.open()
+    resources = Resources(job.threads)
+    tokens = CalibrationText(calib, 0).tokens(model, resources=resources, progress=progress)
     store = StatisticsStore(job.work)
-    gather_statistics(checkpoint, architecture, tokens, store, threads=job.threads, progress=progress)
+    gather_statistics(model, tokens, store, resources=resources, progress=progress)
     if tuned:
-        text = pipeline.tuning_tokens(checkpoint, architecture, calib, seed=0, threads=job.threads, progress=progress)
+        text = CalibrationText(calib, 0, tuning=True).tokens(model, resources=resources, progress=progress)
         np.save(job.work / TUNING_TEXT, text)
         store = StatisticsStore(job.work / TUNING_STATISTICS)
         store.directory.mkdir(exist_ok=True)
-        gather_statistics(checkpoint, architecture, text[HELD_OUT:], store, threads=job.threads, progress=progress)
+        gather_statistics(model, text[HELD_OUT:], store, resources=resources, progress=progress)
     return time.monotonic() - started, peak_megabytes()
 
 
@@ -204,21 +203,20 @@ def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | No
 
 
 def _measure(progress: Progress, job: Job, method: str, bits: float | None, codebook: CodebookType) -> Row:
-    checkpoint, architecture = job.open()
+    model = job.open()
     with tempfile.TemporaryDirectory(dir=job.work) as directory:
         started = time.monotonic()
         quantize = _quantized_dense if method in DENSE else _quantized_packed
-        quantized = quantize(checkpoint, architecture, job, Path(directory), method, bits, codebook, progress)
+        quantized = quantize(model, job, Path(directory), method, bits, codebook, progress)
         seconds, peak = time.monotonic() - started, peak_megabytes()
-        model = torch_model(checkpoint.replacing(quantized.parameters), architecture, quantized)
-        found = distances(model, FullPrecision(checkpoint, architecture, job.work), job, progress)
+        measured = torch_model(model.replacing(quantized.parameters), quantized)
+        found = distances(measured, FullPrecision(model, job.work), job, progress)
     sizes = (quantized.code_bits, quantized.effective_bits, quantized.nbytes / 1e6)
     return Row(method, bits, *sizes, found, seconds, peak)
 
 
 def _quantized_packed(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     job: Job,
     directory: Path,
     method: str,
@@ -228,9 +226,9 @@ def _quantized_packed(
 ) -> Quantized:
     assert bits is not None  # see _wanted
     packed = PackedCheckpoint(directory)
-    quantize_packed(checkpoint, architecture, job, packed, method, bits, codebook, progress)
-    reports = [packed.report(linear.name) for linear in architecture.linears]
-    weights = np.array([linear.out_features * linear.in_features for linear in architecture.linears])
+    quantize_packed(model, job, packed, method, bits, codebook, progress)
+    reports = [packed.report(linear.name) for linear in model.architecture.linears]
+    weights = np.array([linear.out_features * linear.in_features for linear in model.architecture.linears])
     code_bits = float(np.average([report["code_bits"] for report in reports], weights=weights))
     nbytes = sum(report["bytes"] for report in reports)
     return Quantized(
@@ -243,8 +241,7 @@ def _quantized_packed(
 
 
 def _quantized_dense(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     job: Job,
     directory: Path,
     method: str,
@@ -252,18 +249,16 @@ def _quantized_dense(
     codebook: CodebookType,
     progress: Progress,
 ) -> Quantized:
-    linears = {linear.name: linear for linear in architecture.linears}
-    store = StatisticsStore(job.work)
+    linears = {linear.name: linear for linear in model.architecture.linears}
+    store, resources = StatisticsStore(job.work), Resources(job.threads)
     if method == "skim+-sparse":
         assert bits is not None  # see _wanted
         options, budget = QuantizeOptions(codebook=codebook), Budget(bits)
-        executor = SerialExecutor(Resources(job.threads))
-        widths = allocate(
-            checkpoint, architecture, store, options, budget, curves=directory, executor=executor, progress=progress
-        )
+        executor = SerialExecutor(resources)
+        widths = allocate(model, store, options, budget, curves=directory, executor=executor, progress=progress)
 
     def quantize(name: str) -> DenseLinear:
-        weight = linear_weight(checkpoint, linears[name])
+        weight = linear_weight(model.checkpoint, linears[name])
         if method == "mxfp4":
             return mxfp4(weight)
         assert bits is not None  # see _wanted
@@ -272,8 +267,8 @@ def _quantized_dense(
         fisher = sensitivity(job.work, name)
         if method == "squeezellm-sparse":
             even = even_bits(len(weight), bits)
-            return squeezellm_sparse(weight, fisher, even, codebook=codebook, threads=job.threads)
+            return squeezellm_sparse(weight, fisher, even, codebook=codebook, resources=resources)
         correlation = store.correlation(name)
-        return skim_sparse(weight, fisher, correlation, widths[name], codebook=codebook, threads=job.threads)
+        return skim_sparse(weight, fisher, correlation, widths[name], codebook=codebook, resources=resources)
 
     return dense_quantized(list(linears), quantize, directory, progress)

@@ -29,7 +29,7 @@ from measuring import (
 from quality import add_common_arguments, announce, calibrate_once, full_precision_row, open_job
 from results import FULL, Results, Row, print_table
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Model
 from skim_export.graph.reader import read_packed
 from skim_export.pipeline.budget import unpacked_parameters
 from skim_export.work.files import sha256
@@ -152,26 +152,26 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _measure_mixture(progress: Progress, job: Job, label: str, mixture: Mixture, importance: str) -> Row:
-    checkpoint, architecture = job.open()
+    model = job.open()
     with tempfile.TemporaryDirectory(dir=job.work) as directory:
         started = time.monotonic()
-        quantized = _quantized(checkpoint, architecture, job, Path(directory), mixture, importance, progress)
+        quantized = _quantized(model, job, Path(directory), mixture, importance, progress)
         seconds, peak = time.monotonic() - started, peak_megabytes()
-        model = torch_model(checkpoint, architecture, quantized)
-        found = distances(model, FullPrecision(checkpoint, architecture, job.work), job, progress)
-    megabytes = (quantized.nbytes + 4 * unpacked_parameters(checkpoint, architecture)) / 1e6
+        measured = torch_model(model, quantized)
+        found = distances(measured, FullPrecision(model, job.work), job, progress)
+    megabytes = (quantized.nbytes + 4 * unpacked_parameters(model)) / 1e6
     return Row(label, None, quantized.code_bits, quantized.effective_bits, megabytes, found, seconds, peak)
 
 
 def _quantized(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     job: Job,
     directory: Path,
     mixture: Mixture,
     importance: str,
     progress: Progress,
 ) -> Quantized:
+    checkpoint, architecture = model.checkpoint, model.architecture
     blocks = architecture.blocks
     layer_of = {linear.name: (linear, i) for i, block in enumerate(blocks) for linear in block}
     modules = {architecture.embedding: mixture.head if architecture.tied else mixture.rest}
@@ -201,12 +201,12 @@ def _quantized(
 
 
 def _measure_export(progress: Progress, job: Job, label: str, directory: Path) -> Row:
-    checkpoint, architecture = job.open()
+    model = job.open()
     packed = read_packed(directory / EXPORTED_FILES[0]).values()
     weights = sum(linear.out_features * linear.in_features for linear in packed)
     code_bits = sum(linear.code_bits * linear.out_features * linear.in_features for linear in packed) / weights
     effective_bits = 8 * sum(linear.nbytes for linear in packed) / weights
     nbytes = sum((directory / name).stat().st_size for name in EXPORTED_FILES)
     session = Session(directory, threads=job.threads)
-    found = distances(session, FullPrecision(checkpoint, architecture, job.work), job, progress)
+    found = distances(session, FullPrecision(model, job.work), job, progress)
     return Row(label, None, code_bits, effective_bits, nbytes / 1e6, found)

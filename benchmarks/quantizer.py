@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.quantize import METHODS, quantize_linear, width_errors
+from skim_export.work.resources import Resources
 from skim_runtime.measure.options import parse_shape
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import say, text_table
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure and print the table."""
+    resources = Resources(args.threads)
     report = {**report_head(), "bits": args.bits, "threads": args.threads}
     found: list[Row] = []
     for shape in args.shapes:
@@ -66,13 +68,11 @@ def run(args: argparse.Namespace) -> None:
         bits = np.full(rows, args.bits, np.uint8)
         started = time.perf_counter()
         widths = range(max(1, args.bits - 2), args.bits + 3)
-        width_errors(weight, sensitivity, widths, threads=args.threads)
+        width_errors(weight, sensitivity, widths, resources=resources)
         timed = [(f"error curves, {widths[0]} to {widths[-1]} bits", time.perf_counter() - started)]
         for name in args.methods:
             started = time.perf_counter()
-            quantize_linear(
-                weight, sensitivity, bits, METHODS[name], correlation=correlation, threads=args.threads
-            )  # fmt: skip
+            quantize_linear(weight, sensitivity, bits, METHODS[name], correlation=correlation, resources=resources)
             timed.append((name, time.perf_counter() - started))
         found += [Row(rows, columns, what, seconds) for what, seconds in timed]
         save_json(args.json, {**report, "rows": [asdict(row) for row in found]})

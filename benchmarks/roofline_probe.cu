@@ -19,11 +19,11 @@ __global__ void __launch_bounds__(kDecodeThreads, 2)
 
 #define SKIM_PROBE(kind, bits) \
   template __global__ void Probe<kind, bits>(DeviceLayer, const Half*, int, Epilogue, Half*);
-#define SKIM_PROBES(kind)                                                                             \
-  SKIM_PROBE(kind, 1)                                                                                 \
-  SKIM_PROBE(kind, 2)                                                                                 \
-  SKIM_PROBE(kind, 3) SKIM_PROBE(kind, 4) SKIM_PROBE(kind, 5) SKIM_PROBE(kind, 6) SKIM_PROBE(kind, 7) \
-      SKIM_PROBE(kind, 8)
+#define SKIM_PROBES(kind) \
+  SKIM_PROBE(kind, 1)     \
+  SKIM_PROBE(kind, 2)     \
+  SKIM_PROBE(kind, 3)     \
+  SKIM_PROBE(kind, 4) SKIM_PROBE(kind, 5) SKIM_PROBE(kind, 6) SKIM_PROBE(kind, 7) SKIM_PROBE(kind, 8)
 SKIM_PROBES(LevelKind::kTableInt8)
 SKIM_PROBES(LevelKind::kTableFloat16)
 SKIM_PROBES(LevelKind::kAffine)

@@ -16,13 +16,15 @@ if TYPE_CHECKING:
     from skim_export.checkpoint.torch_reference import TorchReference
     from skim_export.packed import PackedLinear
     from skim_export.pipeline.export import export
+    from skim_export.pipeline.options import ExportOptions
     from skim_export.pipeline.report import ExportReport, Part
     from skim_runtime.errors import UserError
     from skim_runtime.progress import Progress
 
-__all__ = ["ExportReport", "PackedLinear", "Part", "Progress", "TorchReference", "UserError", "export"]
+__all__ = ["ExportOptions", "ExportReport", "PackedLinear", "Part", "Progress", "TorchReference", "UserError", "export"]
 
 _MODULES = {
+    "ExportOptions": "skim_export.pipeline.options",
     "ExportReport": "skim_export.pipeline.report",
     "PackedLinear": "skim_export.packed",
     "Part": "skim_export.pipeline.report",

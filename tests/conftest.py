@@ -7,20 +7,32 @@ from pathlib import Path
 import pytest
 import torch
 
+from skim_export import export
 from skim_export.calibration import statistics, text
 from skim_export.checkpoint import resolve
 from skim_export.pipeline import cost
 
 from .elsewhere import elsewhere, in_this_thread
+from .tools import add_cuda_tools_to_path
 
 # TVM's pool of threads belongs to the process and never grows: whoever uses it first must leave enough for all tests.
 os.environ["TVM_NUM_THREADS"] = "2"
+
+add_cuda_tools_to_path()
 
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """Directory of the embedded default model; the first run downloads it (93 MB), later ones find it in the cache."""
     return resolve("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def smollm2_3bit(smollm2, tmp_path_factory) -> Path:
+    """Directory of that model as `make demo` exports it, with every default, at 3 bits; takes minutes."""
+    directory = tmp_path_factory.mktemp("smollm2-3bit")
+    export("smollm2-135m", directory / "model.onnx", bits=3)
+    return directory
 
 
 @pytest.fixture

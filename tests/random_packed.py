@@ -32,13 +32,14 @@ def random_packed(rng, rows, columns, classes, entries=np.int8, *, column_scale=
     return PackedLinear.pack(codes, levels, scale, rng.normal(size=rows).astype(np.float32) if bias else None)
 
 
-def random_units(checkpoint, architecture, classes=(1, 2, 3), vocabulary_classes=(15,), entries=np.int8):
+def random_units(model, classes=(1, 2, 3), vocabulary_classes=(15,), entries=np.int8):
     """Packed weights with the magnitudes of real ones and the checkpoint's biases, for every unit."""
     rng = np.random.default_rng(1)
     units = {}
+    architecture = model.architecture
     for linear in (linear for block in architecture.blocks for linear in block):
         packed = random_packed(rng, linear.out_features, linear.in_features, classes, entries, column_scale=True)
-        bias = linear_bias(checkpoint, linear)
+        bias = linear_bias(model.checkpoint, linear)
         units[linear.name] = packed if bias is None else replace(packed, bias=bias)
     for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
         rows, columns = architecture.vocabulary_size, architecture.hidden_size

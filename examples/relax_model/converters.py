@@ -14,7 +14,7 @@ from relax_model.attention import Attention, append_function, attention_function
 from relax_model.elementwise import rms_norm_function, silu_product_function, skip_rms_norm_function
 from relax_model.node import Node
 from relax_model.product import lut_gather, lut_product
-from skim_export.graph.function import DOMAIN
+from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU
 
 __all__ = ["CONVERTERS"]
 
@@ -85,9 +85,9 @@ def _group_query_attention(node: Node) -> list[Any]:
 
 
 CONVERTERS: dict[tuple[str, str], Converter] = {
-    (DOMAIN, "LutGather"): _lut_gather,
-    (DOMAIN, "LutMatMul"): _lut_matmul,
-    (DOMAIN, "LutSwiglu"): _lut_swiglu,
+    (DOMAIN, LUT_GATHER.name): _lut_gather,
+    (DOMAIN, LUT_MATMUL.name): _lut_matmul,
+    (DOMAIN, LUT_SWIGLU.name): _lut_swiglu,
     ("", "SimplifiedLayerNormalization"): _rms_norm,  # onnxruntime's own, in spite of its domain
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_rms_norm,
     ("com.microsoft", "GroupQueryAttention"): _group_query_attention,

@@ -21,8 +21,8 @@ from relax_model.node import Node
 from relax_model.operands import kernels_for, packed_operands
 from relax_model.parameters import Parameter, Parameters, Tensors
 from skim_export.bundle.target import CpuTarget
-from skim_export.graph.function import DOMAIN
 from skim_runtime.errors import UserError
+from skim_runtime.operators import DOMAIN
 
 __all__ = ["ENTRY", "Imported", "import_model"]
 

@@ -15,16 +15,6 @@ from skim_runtime.errors import UserError
 
 __all__ = ["Node"]
 
-PACKED_ATTRIBUTES = {
-    "version",
-    "N",
-    "K",
-    "accuracy_level",
-    "rows_per_class",
-    "gate_rows_per_class",
-    "up_rows_per_class",
-}
-
 
 class Node:
     """One node: its inputs as Relax expressions, its attributes, and the builder that takes what it becomes.
@@ -58,8 +48,8 @@ class Node:
         self._attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
         self._unused_attributes = set(self._attributes)
         self._unused_inputs = {i for i, name in enumerate(proto.input) if name}
-        if operands:  # what describes them has been used
-            self._unused_attributes.difference_update(PACKED_ATTRIBUTES)
+        if operands:  # what describes them has been read and checked
+            self._unused_attributes.clear()
             self._unused_inputs.intersection_update({0})
 
     @property

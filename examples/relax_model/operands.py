@@ -12,9 +12,9 @@ from relax_model.parameters import Derivation, Parameters
 from skim_export.bundle.abi import Kernels, Product
 from skim_export.bundle.kernels.compile import compile_kernels
 from skim_export.bundle.target import CpuTarget
-from skim_export.packed import FORMAT_VERSION, PackedLinear, row_classes
-from skim_runtime.errors import UserError
-from skim_runtime.model_directory import INTEGER_ACCURACY, MAX_INTEGER_COLUMNS
+from skim_export.graph.reader import load
+from skim_export.packed import PackedLinear, row_classes
+from skim_runtime.operators import LUT_GATHER, parse_proto
 
 __all__ = ["PackedOperand", "kernels_for", "packed_operands"]
 
@@ -61,37 +61,19 @@ def packed_operands(node: onnx.NodeProto, parameters: Parameters) -> list[Packed
     """The packed linears of a node of our domain: one, or gate and up of a `LutSwiglu`.
 
     Raises:
-        UserError: the node is of another version of the format.
+        UserError: the node is not what the operators' schema says.
         PackedFormatError: a tensor violates the format.
     """
-    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-    if (version := attributes.get("version")) != FORMAT_VERSION:
-        raise UserError(f"{node.op_type} {node.name!r}: version must be {FORMAT_VERSION}, got {version}")
-    prefixes = ["gate_", "up_"] if node.op_type == "LutSwiglu" else [""]
+    packed_node = parse_proto(node, parameters.tensors)
+    gathered = packed_node.operator == LUT_GATHER
     operands = []
-    for i, prefix in enumerate(prefixes):
-        first = 1 + i * len(PackedLinear.TENSORS)
-        source = dict(zip(PackedLinear.TENSORS, node.input[first : first + len(PackedLinear.TENSORS)], strict=True))
-        packed = PackedLinear(
-            out_features=attributes["N"],
-            in_features=attributes["K"],
-            rows_per_class=tuple(attributes[f"{prefix}rows_per_class"]),
-            **{name: parameters.tensors[tensor] for name, tensor in source.items()},
-        )
-        packed.validate()
-        # docs/format.md, "Arithmetic".
-        integer = (
-            attributes.get("accuracy_level") == INTEGER_ACCURACY
-            and packed.in_features <= MAX_INTEGER_COLUMNS
-            and (packed.codebook.size == 0 or packed.codebook.dtype.name == "int8")
-        )
-        variable = parameters.variable
+    for weights in packed_node.operands:
+        packed, source, variable = load(weights), weights.sources, parameters.variable
         rows, columns = (packed.out_features,), (packed.in_features,)
         column_scale: Derivation = "float32" if packed.column_scale.size else "ones"
-        gathered = node.op_type == "LutGather"
         operand = PackedOperand(
             linear=packed,
-            integer=integer,
+            integer=weights.integer,
             codes=variable(source["codes"]),
             codebook=variable(source["codebook"]),
             row_scale=variable(source["row_scale"], "float32"),

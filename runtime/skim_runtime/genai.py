@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_runtime.errors import UserError
+from skim_runtime.load_library import FALLBACK, load, one_line
 from skim_runtime.model_directory import ModelDirectory
-from skim_runtime.operators import FALLBACK, load, one_line
 from skim_runtime.providers import cuda_obstacle, warn_of_cpu
 from skim_runtime.session import Kernel, check_options
 

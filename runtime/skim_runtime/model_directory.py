@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from skim_runtime.errors import UserError
+from skim_runtime.onnx_file import OnnxGraph
+from skim_runtime.operators import DOMAIN, PackedNode, parse_proto
 from skim_runtime.providers import PROVIDERS
 
 __all__ = ["ModelDirectory"]
-
-DOMAIN = "ai.skim"
-PRODUCTS = ("LutMatMul", "LutSwiglu")
-# When the operator library takes integer arithmetic: FitsInteger in custom_ops/include/skim/kernels.h, docs/format.md.
-INTEGER_ACCURACY = 4
-MAX_INTEGER_COLUMNS = 65536
-WEIGHT_INPUTS = 6  # of a product for each packed linear, behind the input X; the second is the codebook
 
 
 @dataclass(frozen=True)
@@ -89,7 +83,7 @@ class Graph:
     """What an ONNX file says.
 
     Attributes:
-        has_packed_weights: whether it has products with packed weights, `ai.skim::LutMatMul` or `LutSwiglu` nodes.
+        has_packed_weights: whether it has products with packed weights.
         weight_bytes: bytes of packed weights that these read for each generated token.
         arithmetic: with which the operator library multiplies them, "integer arithmetic" or "exact arithmetic", and
             where that is not the same for all, in how many it is exact.
@@ -107,75 +101,28 @@ class Graph:
         """Parse `file` without its external data, whose files are only checked for their size.
 
         Raises:
-            UserError: `file` is not an ONNX model, or its external data is missing or too short.
+            UserError: `file` is not an ONNX model, one of its nodes is not what our operators take, or its external
+                data is missing or too short.
         """
-        import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
+        graph = OnnxGraph.read(file)
         try:
-            model = onnx.load(file, load_external_data=False)
-        except DecodeError:
-            raise UserError(f"{file}: not an ONNX file") from None
-        if not model.graph.node:
-            raise UserError(f"{file}: not an ONNX file, or one without a graph")
-        _check_external_data(file, model)
-        sizes = {tensor.name: _tensor_bytes(tensor) for tensor in model.graph.initializer}
-        types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
-        packed = [node for node in model.graph.node if node.domain == DOMAIN and node.op_type in PRODUCTS]
-        producers = {output: node.op_type for node in model.graph.node for output in node.output}
-        presents = [output.name for output in model.graph.output if output.name.startswith("present.")]
+            packed = [parse_proto(node, graph.initializers) for node in graph.nodes if node.domain == DOMAIN]
+        except UserError as error:
+            raise UserError(f"{file}: {error}") from None
+        products = [node for node in packed if node.operator.is_product]
+        read = [tensor for node in products for operand in node.operands for tensor in operand.tensors.values()]
+        producers = {output: node.op_type for node in graph.nodes for output in node.output}
+        presents = [output for output in graph.outputs if output.startswith("present.")]
         return cls(
-            has_packed_weights=bool(packed),
-            weight_bytes=sum(sizes.get(name, 0) for node in packed for name in node.input),
-            arithmetic=_arithmetic(packed, sizes, types),
+            has_packed_weights=bool(products),
+            weight_bytes=sum(tensor.nbytes for tensor in read),
+            arithmetic=_arithmetic(products),
             shared_cache=all(producers[name] == "GroupQueryAttention" for name in presents),
         )
 
 
-def _arithmetic(nodes: list[Any], sizes: dict[str, int], types: dict[str, int]) -> str:
-    import onnx
-
-    def integer(node: Any) -> bool:
-        attributes = {attribute.name: attribute.i for attribute in node.attribute}
-        return (
-            attributes.get("accuracy_level") == INTEGER_ACCURACY
-            and attributes.get("K", 0) <= MAX_INTEGER_COLUMNS
-            and all(
-                types.get(codebook) == onnx.TensorProto.INT8 or sizes.get(codebook) == 0
-                for codebook in node.input[2::WEIGHT_INPUTS]
-            )
-        )
-
-    exact = sum(not integer(node) for node in nodes)
-    if exact == len(nodes):
+def _arithmetic(products: list[PackedNode[Any]]) -> str:
+    exact = sum(not all(operand.integer for operand in node.operands) for node in products)
+    if exact == len(products):
         return "exact arithmetic"
-    return "integer arithmetic" + (f", exact in {exact} of {len(nodes)} products" if exact else "")
-
-
-def _external_data(tensor: Any) -> dict[str, str]:
-    return {entry.key: entry.value for entry in tensor.external_data}
-
-
-def _tensor_bytes(tensor: Any) -> int:
-    import onnx
-
-    length = _external_data(tensor).get("length")
-    if length is not None:
-        return int(length)
-    size: int = math.prod(tensor.dims) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    return size
-
-
-def _check_external_data(file: Path, model: Any) -> None:
-    needed: dict[str, int] = {}
-    for tensor in model.graph.initializer:
-        external = _external_data(tensor)
-        if external:
-            end = int(external.get("offset", 0)) + _tensor_bytes(tensor)
-            needed[external["location"]] = max(end, needed.get(external["location"], 0))
-    for location, size in needed.items():
-        data = file.parent / location
-        if not data.is_file():
-            raise UserError(f"{data}: missing; {file.name} keeps its weights there, so both must lie in one directory")
-        if data.stat().st_size < size:
-            raise UserError(f"{data}: truncated: {data.stat().st_size} bytes, but {file.name} needs {size}")
+    return "integer arithmetic" + (f", exact in {exact} of {len(products)} products" if exact else "")

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from skim_runtime.cache import KeyValueCache
 from skim_runtime.errors import UserError
+from skim_runtime.load_library import FALLBACK, load, one_line
 from skim_runtime.model_directory import ModelDirectory
-from skim_runtime.operators import FALLBACK, load, one_line
 from skim_runtime.providers import PROVIDERS, cuda_obstacle, warn_of_cpu
 
 __all__ = ["Kernel", "Session"]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from skim_export.bundle.bundle import build_bundle
 from skim_export.bundle.target import KINDS, CpuTarget, load_cpu_target, read_target, target_names, target_path
@@ -15,6 +16,7 @@ from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
 if TYPE_CHECKING:
+    from skim_export.pipeline.options import ExportKeywords, ExportOptions
     from skim_export.pipeline.report import ExportReport
 
 __all__ = ["check_target", "export_bundle", "targets_of", "write_bundle"]
@@ -61,7 +63,13 @@ def write_bundle(model: Path, target: str, output: Path, *, progress: Progress |
 
 
 def export_bundle(
-    model: str, target: str, output: Path, *, progress: Progress | None = None, **options: Any
+    model: str,
+    target: str,
+    output: Path,
+    options: ExportOptions | None = None,
+    *,
+    progress: Progress | None = None,
+    **keywords: Unpack[ExportKeywords],
 ) -> tuple[ExportReport, dict[str, Any]]:
     """Quantize a model and write it as a bundle.
 
@@ -69,8 +77,9 @@ def export_bundle(
         model: alias of a recipe, Hugging Face id, or directory.
         target: a name in `targets/`, or the path of a file like those there.
         output: directory to write.
+        options: of the export, see `skim_export.pipeline.export.export`.
         progress: told of every step.
-        options: of `skim_export.pipeline.export.export`.
+        keywords: options by their names, in place of those in `options`.
 
     Returns:
         The report of the export and the bundle's manifest.
@@ -80,10 +89,12 @@ def export_bundle(
     """
     check_target(target)
     from skim_export.pipeline.export import export
+    from skim_export.pipeline.options import ExportOptions
 
+    options = replace(options or ExportOptions(), **keywords)
     exported = output.with_name(f".{output.name}.model")  # where a tuning that was interrupted finds its state again
     try:
-        report = export(model, exported / "model.onnx", force=True, progress=progress, **options)
+        report = export(model, exported / "model.onnx", options, force=True, progress=progress)
         return report, write_bundle(exported, target, output, progress=progress)
     finally:
         shutil.rmtree(exported, ignore_errors=True)

@@ -16,6 +16,7 @@ from skim_export.bundle.lowering import read_program
 from skim_export.bundle.memory import make_plan
 from skim_export.bundle.program import Kind, Program
 from skim_export.bundle.sources import Weights, makefile, model_source
+from skim_export.graph.reader import load
 from skim_export.packed import RowClass
 from skim_export.work.files import sha256, staged_directory, write_json
 from skim_runtime.model_directory import ModelDirectory
@@ -144,7 +145,7 @@ def write_weights(program: Program, path: Path, progress: Progress) -> Weights:
         tensors = {name: file.add_shared(load()) for name, load in program.tensors.items()}
         linears = {}
         for unit, weights in program.linears.items():
-            linears[unit] = file.add_linear(weights.load(), gathered=unit in program.gathered)
+            linears[unit] = file.add_linear(load(weights), gathered=unit in program.gathered)
             progress.step(unit)
     progress.finish()
     read_bytes = sum(linears[op.unit].read_bytes for op in program.operators if op.kind == Kind.PRODUCT)

@@ -16,10 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from skim_export.bundle.program import Attention, Kind, Operator, Program
-from skim_export.graph.function import DOMAIN
-from skim_export.graph.reader import PackedWeights, packed_weights
+from skim_export.graph.reader import packed_node
 from skim_runtime.errors import UserError
-from skim_runtime.model_directory import INTEGER_ACCURACY
+from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, PackedWeights
 
 __all__ = ["read_program"]
 
@@ -43,9 +42,9 @@ class _Lowering:
         self.program = Program()
         self.mask = {"attention_mask"}  # values that follow from it and from constants
         self.converters: dict[tuple[str, str], Callable[[ir.Node], None]] = {
-            (DOMAIN, "LutGather"): self.gather,
-            (DOMAIN, "LutMatMul"): self.matmul,
-            (DOMAIN, "LutSwiglu"): self.swiglu,
+            (DOMAIN, LUT_GATHER.name): self.gather,
+            (DOMAIN, LUT_MATMUL.name): self.matmul,
+            (DOMAIN, LUT_SWIGLU.name): self.swiglu,
             ("", "SimplifiedLayerNormalization"): self.norm,
             (MICROSOFT, "SkipSimplifiedLayerNormalization"): self.add_norm,
             (MICROSOFT, "GroupQueryAttention"): self.attention,
@@ -111,40 +110,47 @@ class _Lowering:
         self.program.widths.update(outputs)
         self.program.operators.append(Operator(kind, tuple(inputs), tuple(outputs), **more))
 
+    def packed(self, node: ir.Node) -> tuple[PackedWeights[ir.TensorProtocol], ...]:
+        """The packed linears of a node."""
+        try:
+            return packed_node(node).operands
+        except UserError as error:
+            raise UserError(f"{self.file}: {error}") from None
+
     def gather(self, node: ir.Node) -> None:
-        (weights,) = packed_weights(node)
+        (weights,) = self.packed(node)
         ids = node.inputs[0]
         if ids is None or ids.name != "input_ids":
             raise self.refusal(node, "looks up something else than input_ids")
-        self.program.linears[weights.unit] = weights
-        self.emit(Kind.EMBED, [], {_output(node): weights.in_features}, unit=weights.unit)
+        self.program.linears[weights.name] = weights
+        self.emit(Kind.EMBED, [], {_output(node): weights.in_features}, unit=weights.name)
 
     def matmul(self, node: ir.Node) -> None:
-        (weights,) = packed_weights(node)
+        (weights,) = self.packed(node)
         self.product(node, weights, _output(node))
 
     def swiglu(self, node: ir.Node) -> None:
         y = _output(node)
         parts = [f"{y}.gate", f"{y}.up"]
-        for weights, part in zip(packed_weights(node), parts, strict=True):
+        for weights, part in zip(self.packed(node), parts, strict=True):
             self.product(node, weights, part)
         self.emit(Kind.SWIGLU, parts, {y: self.program.widths[parts[0]]})
 
-    def product(self, node: ir.Node, weights: PackedWeights, y: str) -> None:
+    def product(self, node: ir.Node, weights: PackedWeights[ir.TensorProtocol], y: str) -> None:
         x = self.value(node, 0)
         width = self.program.widths[x]
         if width != weights.in_features:
             raise self.refusal(node, f"K is {weights.in_features}, but its input has {width} channels")
-        self.program.linears[weights.unit] = weights
+        self.program.linears[weights.name] = weights
         arithmetic = "float"
-        if node.attributes.get_int("accuracy_level", 0) == INTEGER_ACCURACY and weights.has_integer_arithmetic:
+        if weights.integer:
             arithmetic = "integer"
-            self.program.integer.add(weights.unit)
-        scale = hashlib.sha256(weights.tensor("column_scale").tobytes()).hexdigest()
+            self.program.integer.add(weights.name)
+        scale = hashlib.sha256(np.asarray(weights.tensors["column_scale"]).tobytes()).hexdigest()
         prepared = f"{x} prepared for {arithmetic} {scale}"  # which linears of the same scale share
         if prepared not in self.program.widths:
-            self.emit(Kind.PREPARE, [x], {prepared: width}, unit=weights.unit)
-        self.emit(Kind.PRODUCT, [prepared], {y: weights.out_features}, unit=weights.unit)
+            self.emit(Kind.PREPARE, [x], {prepared: width}, unit=weights.name)
+        self.emit(Kind.PRODUCT, [prepared], {y: weights.out_features}, unit=weights.name)
 
     def norm(self, node: ir.Node) -> None:
         attributes = self.attributes(node, epsilon=1e-5, axis=-1, stash_type=1)

@@ -8,8 +8,9 @@ from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
+import onnx_ir as ir
 
-from skim_export.graph.reader import PackedWeights
+from skim_runtime.operators import PackedWeights
 
 __all__ = ["Attention", "Kind", "Operator", "Program"]
 
@@ -97,7 +98,7 @@ class Program:
 
     operators: list[Operator] = field(default_factory=list)
     widths: dict[str, int] = field(default_factory=dict)
-    linears: dict[str, PackedWeights] = field(default_factory=dict)
+    linears: dict[str, PackedWeights[ir.TensorProtocol]] = field(default_factory=dict)
     tensors: dict[str, Callable[[], npt.NDArray[np.float32]]] = field(default_factory=dict)
     integer: set[str] = field(default_factory=set)
     logits: str = "logits"

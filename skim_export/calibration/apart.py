@@ -8,12 +8,12 @@ forwards and backwards once more than in `calibrate`, and the statistics are the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Architecture, Checkpoint, Linear
+from skim_export.checkpoint import Linear, Model
+from skim_export.work.resources import Resources
 
 from .activations import Activations
 from .passes import BlockBackward, forward
@@ -22,32 +22,25 @@ from .sums import LinearStatistics, LinearSums
 from .vocabulary import embedding_fisher, head_statistics, vocabulary_statistics
 from .workers import workers
 
-if TYPE_CHECKING:
-    import torch
-
 __all__ = ["block_statistics", "trace_sequences", "traced_vocabulary_statistics"]
 
 
 def trace_sequences(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     tokens: npt.NDArray[np.int64],
     trace: Activations,
     *,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
 ) -> None:
     """Run some sequences through the model and back, one block's weights in memory at a time.
 
     What the trace has already is not computed again.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         tokens: int64 `[S, T]`.
         trace: gets the inputs of all blocks and the gradients there.
-        threads: sequences that are worked on at the same time.
-        device: where to work; None for the CPU.
+        resources: workers, each with a sequence at a time, and the device.
 
     Raises:
         UserError: the loss is not finite.
@@ -56,50 +49,46 @@ def trace_sequences(
 
     from .streaming import StreamedModel
 
-    blocks = len(architecture.blocks)
-    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture, device)
-    with workers(threads) as pool:
-        hidden, arguments = pool.submit(model.enter, ids).result()
+    blocks = len(model.architecture.blocks)
+    ids, streamed = torch.from_numpy(tokens), StreamedModel(model, resources.device)
+    with workers(resources.workers) as pool:
+        hidden, arguments = pool.submit(streamed.enter, ids).result()
         if not trace.has_input(0):
             trace.write_input(0, hidden)
         for index in range(blocks):
             if not trace.has_input(index + 1):
-                block = model.load_block(index)
+                block = streamed.load_block(index)
                 trace.write_input(index + 1, forward(pool, block, trace.input(index), arguments[index]))
-                model.unload_block(index)
+                streamed.unload_block(index)
         if not trace.has_gradient(blocks):
-            norm, head = model.load_head()
+            norm, head = streamed.load_head()
             trace.write_gradient(blocks, loss_gradient(pool, norm, head, trace.input(blocks), ids))
-            model.unload_head()
+            streamed.unload_head()
         for index in reversed(range(blocks)):
             if not trace.has_gradient(index):
-                backward = BlockBackward([], architecture.block_modules[index], model.load_block(index))
+                backward = BlockBackward([], model.architecture.block_modules[index], streamed.load_block(index))
                 above = trace.gradient(index + 1)
                 below, _ = backward.run(pool, trace.input(index), above, arguments[index], lambda factors: None)
                 trace.write_gradient(index, below)
-                model.unload_block(index)
+                streamed.unload_block(index)
 
 
 def block_statistics(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     index: int,
     tokens: npt.NDArray[np.int64],
     traces: Sequence[Activations],
     *,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of the linear layers of one block.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         index: of the block.
         tokens: int64 `[S, T]`, of all sequences.
         traces: of all sequences, in their order.
-        threads: sequences that are worked on at the same time.
-        device: where to work; None for the CPU.
+        resources: workers, each with a sequence at a time, and the device.
 
     Raises:
         UserError: a gradient is not finite.
@@ -108,34 +97,33 @@ def block_statistics(
 
     from .streaming import StreamedModel
 
-    linears, model = architecture.blocks[index], StreamedModel(checkpoint, architecture, device)
-    with workers(threads) as pool:
-        _, arguments = pool.submit(model.enter, torch.from_numpy(tokens[:1])).result()
-        sums = LinearSums(pool, linears, device)
-        backward = BlockBackward(linears, architecture.block_modules[index], model.load_block(index))
+    linears, streamed = model.architecture.blocks[index], StreamedModel(model, resources.device)
+    with workers(resources.workers) as pool:
+        _, arguments = pool.submit(streamed.enter, torch.from_numpy(tokens[:1])).result()
+        sums = LinearSums(pool, linears, resources.device)
+        backward = BlockBackward(linears, model.architecture.block_modules[index], streamed.load_block(index))
         for trace in traces:
             backward.run(pool, trace.input(index), trace.gradient(index + 1), arguments[index], sums.add)
-        model.unload_block(index)
+        streamed.unload_block(index)
     yield from zip(linears, sums.statistics(predicted=tokens[:, 1:].size), strict=True)
 
 
 def traced_vocabulary_statistics(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     tokens: npt.NDArray[np.int64],
     traces: Sequence[Activations],
     *,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of embedding and head; the arguments are those of `block_statistics`."""
     import torch
 
     from .streaming import StreamedModel
 
-    ids, model = torch.from_numpy(tokens), StreamedModel(checkpoint, architecture, device)
-    with workers(threads) as pool:
-        norm, head = model.load_head()
+    architecture = model.architecture
+    ids, streamed = torch.from_numpy(tokens), StreamedModel(model, resources.device)
+    with workers(resources.workers) as pool:
+        norm, head = streamed.load_head()
         output = torch.cat([trace.input(len(architecture.blocks)) for trace in traces])
         of_head = head_statistics(pool, norm, head, output, ids)
     gradient = torch.cat([trace.gradient(0) for trace in traces])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,10 @@ from skim_export.calibration import (
 )
 from skim_export.calibration.passes import GROUP
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Architecture, Checkpoint, Linear
+from skim_export.checkpoint import Architecture, Linear, Model
+from skim_export.work.resources import Resources
 from skim_export.work.tasks import Executor, Task, do_tasks
 from skim_runtime.progress import Progress
-
-if TYPE_CHECKING:
-    import torch
 
 Statistics: TypeAlias = Callable[[], Iterator[tuple[Linear, LinearStatistics]]]
 
@@ -37,35 +35,31 @@ FLOAT = 4
 
 
 def gather_statistics(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     tokens: npt.NDArray[np.int64],
     store: StatisticsStore,
     *,
     vocabulary: bool = False,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
     progress: Progress,
 ) -> None:
     """Run the calibration tokens `[S, T]` through the model and keep the statistics of every linear layer.
 
     With `vocabulary`, also of embedding and head. What was kept of the same tokens before is not computed again.
     """
-    wanted = _wanted(architecture, vocabulary)
+    wanted = _wanted(model.architecture, vocabulary)
     kept = {linear.name for linear in wanted if store.is_complete(linear.name)}
     if len(kept) == len(wanted):
         return
     directory = store.directory / "activations"
     statistics = partial(
         calibrate,
-        checkpoint,
-        architecture,
+        model,
         tokens,
         Activations(directory),
         vocabulary=vocabulary,
         is_kept=lambda linear: linear.name in kept,
-        threads=threads,
-        device=device,
+        resources=resources,
         progress=progress,
     )
     _keep(statistics, store)
@@ -73,8 +67,7 @@ def gather_statistics(
 
 
 def spread_statistics(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     tokens: npt.NDArray[np.int64],
     store: StatisticsStore,
     *,
@@ -85,8 +78,7 @@ def spread_statistics(
     """The same in tasks, which together take longer and more disk, but can be done at the same time.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         tokens: int64 `[S, T]`.
         store: where the statistics go.
         vocabulary: whether those of embedding and head are wanted, too.
@@ -96,16 +88,16 @@ def spread_statistics(
     Raises:
         UserError: the loss or a gradient is not finite.
     """
+    architecture = model.architecture
     if all(store.is_complete(linear.name) for linear in _wanted(architecture, vocabulary)):
         return
     directory, resources = store.directory / "activations", executor.resources
-    where: dict[str, Any] = {"threads": resources.workers, "device": resources.device}
     memory = calibrating_bytes(architecture, tokens.shape, resources.workers, vocabulary)
     traces, tasks = [], []
     for start in range(0, len(tokens), TRACED_TOGETHER):
         some = tokens[start : start + TRACED_TOGETHER]
         trace = Activations(directory / f"sequences-{start}")
-        work = partial(trace_sequences, checkpoint, architecture, some, trace, **where)
+        work = partial(trace_sequences, model, some, trace, resources=resources)
         tasks.append(Task(f"sequence {start}", work, trace.paths(len(architecture.blocks)), memory))
         traces.append(trace)
     do_tasks("calibrating sequences", tasks, executor, progress)
@@ -117,12 +109,12 @@ def spread_statistics(
         task(
             f"block {index}",
             linears,
-            partial(block_statistics, checkpoint, architecture, index, tokens, traces, **where),
+            partial(block_statistics, model, index, tokens, traces, resources=resources),
         )
         for index, linears in enumerate(architecture.blocks)
     ]
     if vocabulary:
-        statistics = partial(traced_vocabulary_statistics, checkpoint, architecture, tokens, traces, **where)
+        statistics = partial(traced_vocabulary_statistics, model, tokens, traces, resources=resources)
         tasks.append(task("vocabulary", architecture.vocabulary_linears, statistics))
     do_tasks("calibrating blocks", tasks, executor, progress)
     shutil.rmtree(directory)

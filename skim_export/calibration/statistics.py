@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Architecture, Checkpoint, Linear
+from skim_export.checkpoint import Architecture, Linear, Model
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -27,32 +28,29 @@ __all__ = ["calibrate", "loss_gradient"]
 
 
 def calibrate(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     tokens: npt.NDArray[np.int64],
     activations: Activations,
     *,
     vocabulary: bool = False,
     is_kept: Callable[[Linear], bool] = lambda linear: False,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
     progress: Progress,
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Statistics of every linear layer in the decoder blocks, from the last block to the first.
 
     One block's weights are in memory at a time, and what goes into it; the inputs of the other blocks are on disk. The
-    results do not depend on `threads`, to the last bit. An iterator that was given up halfway can be followed by
-    another on the same activations, which goes on with the first block of which not all layers are kept.
+    results do not depend on the number of threads, to the last bit. An iterator that was given up halfway can be
+    followed by another on the same activations, which goes on with the first block of which not all layers are kept.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         tokens: int64 `[S, T]`: S sequences of T tokens, e.g. 16 of 512.
         activations: of these tokens, as far as they were computed before; S * T * hidden floats for each block.
         vocabulary: also of embedding and head, at the end.
         is_kept: whether the caller has kept the statistics of a layer from before.
-        threads: sequences that are worked on at the same time.
-        device: where the block in memory, its activations and its statistics are; None for the CPU.
+        resources: workers, each with a sequence at a time, and the device with the block in memory, its activations and
+            its statistics.
         progress: sees one stage, "calibrating", that lasts until the iterator is exhausted.
 
     Raises:
@@ -65,41 +63,42 @@ def calibrate(
     length = tokens.shape[1]
     if length < 2:
         raise UserError(f"calibration sequences must have at least 2 tokens, got {length}")
+    architecture = model.architecture
     blocks = len(architecture.blocks)
     progress.start("calibrating", 2 * blocks + 1)
-    model = StreamedModel(checkpoint, architecture, device)
+    streamed = StreamedModel(model, resources.device)
     ids = torch.from_numpy(tokens)
     done = _blocks_done(architecture, activations, is_kept)
-    with workers(threads) as pool:
-        hidden, arguments = pool.submit(model.enter, ids).result()
+    with workers(resources.workers) as pool:
+        hidden, arguments = pool.submit(streamed.enter, ids).result()
         if not activations.has_input(0):
             activations.write_input(0, hidden)
         for index in range(blocks):
             needed = index + 1 < done or (index + 1 == blocks and (done > blocks or vocabulary))
             if needed and not activations.has_input(index + 1):
-                hidden = forward(pool, model.load_block(index), activations.input(index), arguments[index])
+                hidden = forward(pool, streamed.load_block(index), activations.input(index), arguments[index])
                 activations.write_input(index + 1, hidden)
-                model.unload_block(index)
+                streamed.unload_block(index)
             progress.step(f"block {index} forward")
         del hidden
-        norm, head = model.load_head()
+        norm, head = streamed.load_head()
         of_head = head_statistics(pool, norm, head, activations.input(blocks), ids) if vocabulary else None
         if done > blocks:
             output = activations.input(blocks)
             activations.write_gradient(blocks, loss_gradient(pool, norm, head, output, ids))
             del output
-        model.unload_head()
+        streamed.unload_head()
         progress.step("loss")
     for index in reversed(range(blocks)):
         if index < done:
             linears = architecture.blocks[index]
-            with workers(threads) as pool:  # not across the yield: the caller shall have torch's threads back
-                sums = LinearSums(pool, linears, device)
-                backward = BlockBackward(linears, architecture.block_modules[index], model.load_block(index))
+            with workers(resources.workers) as pool:  # not across the yield: the caller shall have torch's threads back
+                sums = LinearSums(pool, linears, resources.device)
+                backward = BlockBackward(linears, architecture.block_modules[index], streamed.load_block(index))
                 below, _ = backward.run(
                     pool, activations.input(index), activations.gradient(index + 1), arguments[index], sums.add
                 )
-                model.unload_block(index)
+                streamed.unload_block(index)
             yield from zip(linears, sums.statistics(predicted=ids[:, 1:].numel()), strict=True)
             activations.write_gradient(index, below)
             activations.remove_gradient(index + 1)

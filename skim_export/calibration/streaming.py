@@ -1,4 +1,4 @@
-"""A transformers model of which only one decoder block is in memory at a time."""
+"""A transformers network of which only one decoder block is in memory at a time."""
 
 from __future__ import annotations
 
@@ -7,32 +7,30 @@ from typing import Any
 import torch
 from torch import nn
 
-from skim_export.checkpoint import Architecture, Checkpoint, load_parameters, skeleton
+from skim_export.checkpoint import Model, load_parameters, skeleton
 
 __all__ = ["StreamedModel"]
 
 
 class StreamedModel:
-    """The model of a checkpoint; `load_block` brings a decoder block in, `unload_block` lets it go.
+    """The network of a model; `load_block` brings a decoder block in, `unload_block` lets it go.
 
     What surrounds the blocks (embedding, masks, rotary embeddings) stays the business of transformers: `enter` runs
     its own forward pass with the blocks replaced by recorders.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         device: where its weights are, as far as they are in memory; None for the CPU.
     """
 
-    def __init__(self, checkpoint: Checkpoint, architecture: Architecture, device: torch.device | None = None) -> None:
-        self._checkpoint = checkpoint
-        self._architecture = architecture
+    def __init__(self, model: Model, device: torch.device | None = None) -> None:
+        self._checkpoint, self._architecture = model.checkpoint, model.architecture
         self._device = device
-        self._model = skeleton(checkpoint)
-        self._decoder = self._model.base_model
+        self._network = skeleton(self._checkpoint)
+        self._decoder = self._network.base_model
         self._decoder.rotary_emb.to(device=device)
-        self._load(architecture.norm)
-        self._head = architecture.head_linear.members[0]
+        self._load(self._architecture.norm)
+        self._head = self._architecture.head_linear.members[0]
 
     def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         """Run everything in front of the blocks.
@@ -84,16 +82,16 @@ class StreamedModel:
         self.module(self._architecture.head).to("meta")
 
     def load_all(self) -> Any:
-        """Read everything: the transformers model, ready to be called."""
+        """Read everything: the network, ready to be called."""
         self._load(self._architecture.embedding)
         for index in range(len(self._architecture.blocks)):
             self.load_block(index)
         self.load_head()
-        return self._model
+        return self._network
 
     def module(self, name: str) -> nn.Module:
         """A module by its path, as it is now."""
-        module: nn.Module = self._model.get_submodule(name)
+        module: nn.Module = self._network.get_submodule(name)
         return module
 
     def _load(self, name: str) -> nn.Module:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Checkpoint, Model
 from skim_export.work.device import free_memory
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.text_file import read_text
@@ -55,14 +56,12 @@ def tokens_from_file(checkpoint: Checkpoint, path: Path, sequences: int, length:
 
 
 def self_generated(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     sequences: int,
     length: int,
     *,
     seed: int,
-    threads: int,
-    device: torch.device | None = None,
+    resources: Resources,
     progress: Progress,
 ) -> npt.NDArray[np.int64]:
     """Text that the model writes itself, so that no data set is needed (LLM-QAT, arXiv 2305.17888, section 3.1).
@@ -71,13 +70,11 @@ def self_generated(
     is sampled from the model. Where it ends a text, another begins with a random word.
 
     Args:
-        checkpoint: the model; all of it is loaded, in float32.
-        architecture: of the model.
+        model: the model; all of it is loaded, in float32.
         sequences: number of sequences, S.
         length: tokens of a sequence, T.
-        seed: the same seed gives the same text, whatever `threads` is.
-        threads: groups of 16 sequences that are written at the same time.
-        device: where the model is; None for the CPU.
+        seed: the same seed gives the same text, whatever the number of threads.
+        resources: workers, each with a group of 16 sequences at a time, and the device that the model is on.
         progress: sees one stage, "writing calibration text".
 
     Returns:
@@ -88,15 +85,16 @@ def self_generated(
     """
     from .streaming import StreamedModel
 
-    _check_memory(checkpoint, device)
-    openings = _openings(checkpoint.tokenizer)
-    model = StreamedModel(checkpoint, architecture, device).load_all()
+    _check_memory(model.checkpoint, resources.device)
+    tokenizer = model.checkpoint.tokenizer
+    openings = _openings(tokenizer)
+    network = StreamedModel(model, resources.device).load_all()
     writers = [
-        _Writer(model, checkpoint.tokenizer, openings, min(GROUP, sequences - first), (seed, first))
+        _Writer(network, tokenizer, openings, min(GROUP, sequences - first), (seed, first))
         for first in range(0, sequences, GROUP)
     ]
     progress.start("writing calibration text", length // REPORT_EVERY)
-    with workers(threads) as pool:
+    with workers(resources.workers) as pool:
         while writers[0].tokens.shape[1] < length:  # token by token, so that Ctrl-C need not wait for more
             in_order(pool, _Writer.step, writers)
             if (written := writers[0].tokens.shape[1]) % REPORT_EVERY == 0:
@@ -109,18 +107,18 @@ class _Writer:
     """A group of sequences in the making; every step adds a column to `tokens`, int64 `[sequences, written]`."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, openings: npt.NDArray[np.int64], sequences: int, seed: tuple[int, int]
+        self, network: Any, tokenizer: Any, openings: npt.NDArray[np.int64], sequences: int, seed: tuple[int, int]
     ) -> None:
         import torch
         from transformers import DynamicCache
 
-        self._model = model
+        self._network = network
         self._openings = openings
         self._random = np.random.default_rng(seed)
         self._end = tokenizer.eos_token_id
         special = torch.tensor(sorted(tokenizer.all_special_ids))
         self._banned = special[special != self._end]
-        self._cache = DynamicCache(config=model.config)
+        self._cache = DynamicCache(config=network.config)
         bos = torch.from_numpy(_bos(tokenizer)).expand(sequences, -1)
         self._unseen = self.tokens = torch.cat([bos, self._opening(sequences)], dim=1)
 
@@ -129,8 +127,8 @@ class _Writer:
         import torch
 
         with torch.inference_mode():
-            unseen = self._unseen.to(self._model.device)
-            output = self._model(input_ids=unseen, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
+            unseen = self._unseen.to(self._network.device)
+            output = self._network(input_ids=unseen, past_key_values=self._cache, use_cache=True, logits_to_keep=1)
             logits = output.logits[:, -1]
             logits[:, self._banned.to(logits.device)] = -torch.inf
             top, candidates = (found.cpu() for found in logits.topk(min(TOP_K, logits.shape[1])))

@@ -1,7 +1,8 @@
-"""From a model's name to its tensors: recipes, checkpoints read tensor by tensor, and architectures."""
+"""From a model's name to its tensors: recipes, checkpoints read tensor by tensor, architectures, and models."""
 
 from .architecture import Architecture, Linear, architecture_of, linear_bias, linear_weight
 from .checkpoint import Checkpoint
+from .model import Model
 from .recipes import Recipe, default_bits, load_recipes, resolve
 from .skeleton import load_parameters, skeleton
 
@@ -9,6 +10,7 @@ __all__ = [
     "Architecture",
     "Checkpoint",
     "Linear",
+    "Model",
     "Recipe",
     "architecture_of",
     "default_bits",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skim_export.checkpoint import load_recipes
-from skim_export.cli.main import add_quantizing_arguments, parse_size
+from skim_export.pipeline.options import PLANNED, add_arguments, from_arguments, parse_size
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
 
@@ -28,10 +29,9 @@ NOTE = (
 
 def main(argv: Sequence[str]) -> int:
     """`skim-export plan`: predict size and perplexity of a range of budgets; returns the exit code."""
-    args = _parser().parse_args(argv)
 
     def command() -> None:
-        sizes = [parse_size(size, "--budget-size") for size in args.budget_size]
+        args = _parser().parse_args(argv)
         if args.json is not None and not args.json.parent.is_dir():
             raise UserError(f"--json {args.json}: there is no directory {args.json.parent}")
         # Imported late: --help and mistakes in the arguments should not wait for torch.
@@ -43,14 +43,10 @@ def main(argv: Sequence[str]) -> int:
             planned = plan(
                 args.model,
                 bits=BITS if args.bits is None else args.bits,
-                sizes=sizes,
-                head_bits=args.head_bits,
-                codebook=args.codebook,
-                calib=args.calib,
-                seed=args.seed,
+                sizes=args.budget_size,
                 text=args.text,
-                threads=args.threads,
                 progress=progress,
+                **from_arguments(args, PLANNED),
             )
         _print_plan(planned)
         if args.json is not None:
@@ -77,9 +73,14 @@ def _parser() -> argparse.ArgumentParser:
         help="average widths of the codes, 1 to 8 (default: 2 2.25 2.5 2.75 3 3.25 3.5 4 5 6)",
     )
     parser.add_argument(
-        "--budget-size", nargs="+", default=[], metavar="SIZE", help="also these sizes of the whole model, e.g. 80MB"
+        "--budget-size",
+        type=partial(parse_size, "--budget-size"),
+        nargs="+",
+        default=[],
+        metavar="SIZE",
+        help="also these sizes of the whole model, e.g. 80MB",
     )
-    add_quantizing_arguments(parser)
+    add_arguments(parser, PLANNED)
     parser.add_argument(
         "--text", type=Path, help="text to measure the full-precision model on: gives perplexities, not only factors"
     )

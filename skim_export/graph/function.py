@@ -15,12 +15,11 @@ import onnx
 from onnx import helper, numpy_helper
 
 from skim_export.packed import COLUMNS, FIELDS, LANES, Field, LevelKind, PackedLinear, class_bits, class_kind
+from skim_runtime.operators import DOMAIN
 
-__all__ = ["DOMAIN", "OPSET", "WEIGHT_INPUTS", "lut_functions"]
+__all__ = ["OPSET", "lut_functions"]
 
-DOMAIN = "ai.skim"
 OPSET = 22  # that of the decoder graph: a function must not import another one
-WEIGHT_INPUTS = list(PackedLinear.TENSORS)
 
 
 class _Body:
@@ -222,11 +221,11 @@ def lut_functions(classes: Iterable[int], codebook: npt.DTypeLike) -> list[onnx.
     y = matmul.op("MatMul", x, matmul.op("Transpose", dense, perm=[1, 0]))
     y = matmul.op("Add", y, matmul.filled("bias", weight.rows, 0, np.float32))
     lut_matmul = matmul.function(
-        "LutMatMul", ["X", *WEIGHT_INPUTS], matmul.op("CastLike", y, "X"), [*attributes, "accuracy_level"]
+        "LutMatMul", ["X", *PackedLinear.TENSORS], matmul.op("CastLike", y, "X"), [*attributes, "accuracy_level"]
     )
 
     swiglu = _Body()
-    parts = {part: [f"{part}_{name}" for name in WEIGHT_INPUTS] for part in ("gate", "up")}
+    parts = {part: [f"{part}_{name}" for name in PackedLinear.TENSORS] for part in ("gate", "up")}
     products = {part: swiglu.op("LutMatMul", "X", *names, domain=DOMAIN) for part, names in parts.items()}
     for node, part in zip(swiglu.nodes, parts, strict=True):
         for name in attributes:
@@ -244,5 +243,5 @@ def lut_functions(classes: Iterable[int], codebook: npt.DTypeLike) -> list[onnx.
     gather = _Body()
     rows = _Weight(gather, classes, codebook).dense(rows="ids")
     output = gather.attribute("dtype", onnx.AttributeProto.INT, "Cast", "to", rows)
-    lut_gather = gather.function("LutGather", ["ids", *WEIGHT_INPUTS], output, [*attributes, "dtype"])
+    lut_gather = gather.function("LutGather", ["ids", *PackedLinear.TENSORS], output, [*attributes, "dtype"])
     return [lut_matmul, lut_swiglu, lut_gather]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Checkpoint, Model
 from skim_export.checkpoint.skeleton import skeleton
 from skim_export.packed.format import PackedLinear
 
@@ -17,17 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["dequantized_model"]
 
 
-def dequantized_model(
-    checkpoint: Checkpoint, architecture: Architecture, packed: Callable[[str], PackedLinear | None]
-) -> Any:
-    """The transformers model with dequantized weights, float32.
+def dequantized_model(model: Model, packed: Callable[[str], PackedLinear | None]) -> Any:
+    """The transformers network with dequantized weights, float32.
 
     Args:
-        checkpoint: the rest (norms and biases) is read from it.
-        architecture: its linear units.
-        packed: the packed linear of a unit, or None to keep the checkpoint's weights.
+        model: the rest (norms and biases) is read from it.
+        packed: the packed linear of a unit, or None to keep the model's weights.
     """
     import torch
+
+    checkpoint, architecture = model.checkpoint, model.architecture
 
     replaced: dict[str, torch.Tensor] = {}
     for linear in architecture.linears:

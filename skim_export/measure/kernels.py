@@ -22,12 +22,13 @@ from skim_export.measure.sessions import MANY_TOKENS, Contender, LayerSession, a
 from skim_export.packed import RowClass
 from skim_runtime.library import library_path
 from skim_runtime.measure.rounds import mean_seconds, take_turns
+from skim_runtime.operators import INTEGER_ACCURACY
 from skim_runtime.progress import Progress
 
 __all__ = ["Row", "Settings", "measure_kernels"]
 
 PAUSE = 0.03  # seconds after which threads of a contender have stopped spinning
-LEVELS = {False: 0, True: 4}  # accuracy_level of the operator with the same arithmetic
+LEVELS = {False: 0, True: INTEGER_ACCURACY}  # accuracy_level of the operator with the same arithmetic
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,14 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from skim_export.graph.function import DOMAIN, WEIGHT_INPUTS
 from skim_export.measure.random_linear import random_linear
 from skim_export.packed import (
     CLASSES,
-    FORMAT_VERSION,
     PackedLinear,
     row_bytes,
     row_classes,
 )
+from skim_runtime.operators import DOMAIN, LUT_MATMUL
 
 __all__ = ["CHECKED_ROWS", "RandomLayer", "dense_layer", "model_of", "model_of_nothing", "nbits_layer", "packed_layer"]
 
@@ -67,14 +66,8 @@ def packed_layer(random: Random, rows: int, columns: int, shares: dict[int, floa
         part, chosen = _first_rows(packed, CHECKED_ROWS)
         return chosen, part.dequantize()
 
-    attributes = {
-        "version": FORMAT_VERSION,
-        "N": rows,
-        "K": columns,
-        "rows_per_class": list(packed.rows_per_class),
-    }
-    tensors = {name: getattr(packed, name) for name in WEIGHT_INPUTS}
-    return RandomLayer("LutMatMul", DOMAIN, attributes, tensors, sample)
+    tensors = {name: getattr(packed, name) for name in PackedLinear.TENSORS}
+    return RandomLayer(LUT_MATMUL.name, DOMAIN, LUT_MATMUL.node_attributes([packed]), tensors, sample)
 
 
 def _first_rows(packed: PackedLinear, count: int) -> tuple[PackedLinear, npt.NDArray[np.int64]]:

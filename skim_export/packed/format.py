@@ -14,12 +14,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FIELDS", "FORMAT_VERSION", "LANES", "LevelKind", "PackedFormatError", "PackedLinear", "RowLevels"]
+from skim_runtime.operators import CLASSES, FORMAT_VERSION, TENSORS
 
-FORMAT_VERSION = 1
+__all__ = [
+    "CLASSES",
+    "FIELDS",
+    "FORMAT_VERSION",
+    "LANES",
+    "LevelKind",
+    "PackedFormatError",
+    "PackedLinear",
+    "RowLevels",
+]
+
 LANES = 32  # lanes of a full superblock: one AVX2 register
 COLUMNS = 8 * LANES  # columns of a full superblock
-CLASSES = 16
 
 
 class PackedFormatError(ValueError):
@@ -203,7 +212,7 @@ class PackedLinear:
     column_scale: npt.NDArray[np.float16]
     bias: npt.NDArray[np.float32]
 
-    TENSORS = ("codes", "codebook", "row_scale", "row_class", "column_scale", "bias")
+    TENSORS = TENSORS
 
     @classmethod
     def pack(

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Model
 from skim_export.packed import level_bytes, row_bytes
+from skim_export.pipeline.options import ExportOptions
 from skim_export.quantize import AFFINE_BITS, CodebookType, even_levels_pay
 from skim_runtime.errors import UserError
 
 __all__ = [
     "Budget",
-    "check_stated",
     "graph_bytes",
     "linear_bytes",
     "other_bytes",
@@ -47,30 +47,21 @@ class Budget:
     stored: bool = False
 
     @classmethod
-    def of(
-        cls,
-        checkpoint: Checkpoint,
-        architecture: Architecture,
-        *,
-        bits: float | None,
-        effective_bits: float | None,
-        size: int | None,
-        head_bits: int | None,
-        codebook: CodebookType,
-        float_bytes: int = 4,
-    ) -> Budget:
-        """The budget from the one way in which it was stated; `float_bytes` as in `other_bytes`.
+    def of(cls, model: Model, options: ExportOptions, float_bytes: int = 4) -> Budget:
+        """The budget from the one way in which the options state it; `float_bytes` as in `other_bytes`.
 
         Raises:
             UserError: the size is less than the rest of the model takes.
         """
+        size, head_bits = options.size, options.head_bits
         if size is None:
-            stated = bits if effective_bits is None else effective_bits
-            assert stated is not None  # see check_stated
-            return cls(stated, stored=effective_bits is not None)
+            stated = options.bits if options.effective_bits is None else options.effective_bits
+            assert stated is not None  # a caller's business: only it knows the model's recipe
+            return cls(stated, stored=options.effective_bits is not None)
+        architecture = model.architecture
         linears = architecture.linears + ([] if head_bits else architecture.vocabulary_linears)
         weights = sum(linear.out_features * linear.in_features for linear in linears)
-        rest = other_bytes(checkpoint, architecture, head_bits, codebook, float_bytes) + GRAPH_BYTES
+        rest = other_bytes(model, head_bits, options.codebook, float_bytes) + GRAPH_BYTES
         if size <= rest + weights // 8:
             head = f"the embedding and head at {head_bits} bits, " if head_bits else ""
             raise UserError(
@@ -117,26 +108,12 @@ class Budget:
         return [widths[i] for i in worth], costs[worth]
 
 
-def unpacked_parameters(checkpoint: Checkpoint, architecture: Architecture) -> int:
+def unpacked_parameters(model: Model) -> int:
     """Number of parameters that stay float32: norms and biases."""
+    checkpoint, architecture = model.checkpoint, model.architecture
     packed = {f"{member}.weight" for linear in architecture.linears for member in linear.members}
     packed |= {f"{architecture.embedding}.weight", f"{architecture.head}.weight"}
     return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names if name not in packed)
-
-
-def check_stated(bits: float | None, effective_bits: float | None, size: int | None) -> None:
-    """Check what can be checked of a budget without the model.
-
-    Raises:
-        UserError: it was stated in two ways, or is out of range.
-    """
-    ranges = {"--bits": (bits, 8), "--effective-bits": (effective_bits, 12), "--size": (size, math.inf)}
-    stated = [name for name, (value, _) in ranges.items() if value is not None]
-    if len(stated) > 1:
-        raise UserError(f"{' and '.join(stated)} state the same budget: give one of them")
-    for name, (value, most) in ranges.items():
-        if value is not None and not 1 <= value <= most:
-            raise UserError(f"{name} {value:g}: must be from 1 to {most}")
 
 
 def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str, affine: bool = False) -> int:
@@ -155,8 +132,7 @@ def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: str, affin
 
 
 def other_bytes(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     head_bits: int | None,
     codebook: CodebookType,
     float_bytes: int = 4,
@@ -167,11 +143,11 @@ def other_bytes(
     """
     head = 0
     if head_bits is not None:
-        for linear in architecture.vocabulary_linears:
+        for linear in model.architecture.vocabulary_linears:
             columns, bits = linear.in_features, np.full(linear.out_features, head_bits, np.uint8)
             head += linear_bytes(bits, columns, codebook, even_levels_pay(head_bits, columns, codebook))
-    floats = unpacked_parameters(checkpoint, architecture)
-    config = checkpoint.config
+    floats = unpacked_parameters(model)
+    config = model.checkpoint.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     rotary = int(config.max_position_embeddings * head_size)  # cosines and sines of half the head each
     return head + 4 * floats + float_bytes * rotary

@@ -90,21 +90,21 @@ def estimate_cost(job: Job) -> Cost:
 
 
 def _linear_weights(job: Job) -> int:
-    return sum(linear.out_features * linear.in_features for linear in job.options.budgeted(job.architecture))
+    return sum(linear.out_features * linear.in_features for linear in job.budgeted)
 
 
 def _other_bytes(job: Job) -> int:
-    float_bytes = PRECISIONS[job.ep][1].bitwidth // 8
-    rest = other_bytes(job.checkpoint, job.architecture, job.options.head_bits, job.options.codebook, float_bytes)
-    return rest + graph_bytes(len(job.architecture.blocks), len(widths_around(job.budget.bits)))
+    float_bytes = PRECISIONS[job.options.ep][1].bitwidth // 8
+    rest = other_bytes(job.model, job.options.head_bits, job.options.codebook, float_bytes)
+    return rest + graph_bytes(len(job.model.architecture.blocks), len(widths_around(job.budget.bits)))
 
 
 def _output_bytes(job: Job) -> int:
     stored = job.budget.bits * _linear_weights(job) / 8
     if not job.budget.stored:
         width = min(8, math.ceil(job.budget.bits))
-        per_row = level_bytes(width, job.options.codebook, affine=job.options.method.levels == "range") + 1
-        stored += per_row * sum(linear.out_features for linear in job.options.budgeted(job.architecture))
+        per_row = level_bytes(width, job.options.codebook, affine=job.method.levels == "range") + 1
+        stored += per_row * sum(linear.out_features for linear in job.budgeted)
     return int(stored) + _other_bytes(job)
 
 
@@ -112,9 +112,10 @@ def _statistics_bytes(job: Job) -> int:
     """Calibration statistics, and activations between blocks."""
     if not job.calibrates:
         return 0
-    linears = job.architecture.linears
+    architecture = job.model.architecture
+    linears = architecture.linears
     statistics = sum(x.out_features * x.in_features + x.in_features**2 for x in linears) * STATISTICS_BYTES
-    activations = FLOAT * math.prod(job.text) * job.architecture.hidden_size * (len(job.architecture.blocks) + 2)
+    activations = FLOAT * math.prod(job.text.shape) * architecture.hidden_size * (len(architecture.blocks) + 2)
     return statistics + activations * (1 if isinstance(job.executor, SerialExecutor) else 2)  # gradients of all blocks
 
 
@@ -123,7 +124,7 @@ def _tuning_bytes(job: Job, packed: int) -> int:
     if not job.effort.tune:
         return 0
     levels = 1 << math.ceil(job.budget.bits)
-    return packed + FLOAT * STATES * levels * sum(linear.out_features for linear in job.architecture.linears)
+    return packed + FLOAT * STATES * levels * sum(linear.out_features for linear in job.model.architecture.linears)
 
 
 def _disk_seconds(job: Job, output: int) -> dict[str, float]:
@@ -137,7 +138,7 @@ def _disk_seconds(job: Job, output: int) -> dict[str, float]:
     ):
         path = Path(directory) / "probe"
         writing = _seconds(lambda: path.write_bytes(content)) + _seconds(lambda: fsync(path))
-    model = sum(file.stat().st_size for file in job.checkpoint.path.glob("*.safetensors"))
+    model = sum(file.stat().st_size for file in job.model.checkpoint.path.glob("*.safetensors"))
     return {
         "hashing the model": model / PROBED_FILE * hashing,
         "writing": output / PROBED_FILE * 2 * (writing + hashing),
@@ -154,16 +155,16 @@ def _quantizing_seconds(job: Job) -> float:
     """All layers, from some rows of one layer of each width; workers are taken to be as fast as this machine."""
     total = 0.0
     by_columns: dict[int, list[Linear]] = {}
-    for linear in job.options.budgeted(job.architecture):
+    for linear in job.budgeted:
         by_columns.setdefault(linear.in_features, []).append(linear)
     for columns, linears in by_columns.items():
         rows = min(_probed_rows(job), linears[0].out_features)
         seconds = _seconds(partial(_quantize_some, job, linears[0], rows))
         total += seconds / rows * sum(linear.out_features for linear in linears)
-        if job.options.method.correlated:
+        if job.method.correlated:
             total += _factor_seconds(job, columns) * len(linears)
     if job.options.head_bits is not None:
-        for linear in job.architecture.vocabulary_linears:
+        for linear in job.model.architecture.vocabulary_linears:
             rows = min(_probed_rows(job), linear.out_features)
             seconds = _seconds(partial(_quantize_uniformly, job, linear, rows))
             total += seconds / rows * linear.out_features
@@ -177,15 +178,15 @@ def _probed_rows(job: Job) -> int:
 
 def _quantize_some(job: Job, linear: Linear, rows: int) -> None:
     """Some rows, all weights alike and columns that do not go together: that takes about as long."""
-    method, threads, device = job.options.method, job.executor.resources.threads, job.executor.resources.device
-    weight = linear_weight(job.checkpoint, linear, slice(0, rows))
+    method, resources = job.method, job.executor.resources
+    weight = linear_weight(job.model.checkpoint, linear, slice(0, rows))
     sensitivity = None if method.objective is None else np.ones_like(weight)
     bits = even_bits(rows, min(8, job.budget.bits))
     if method.allocation:
-        width_errors(weight, sensitivity, widths_around(job.budget.bits), threads=threads, device=device)
+        width_errors(weight, sensitivity, widths_around(job.budget.bits), resources=resources)
     scale = unit_column_scale(weight)
     if method.column_scale and sensitivity is not None:
-        scale = fit_column_scale(weight, sensitivity, bits, threads, device)
+        scale = fit_column_scale(weight, sensitivity, bits, resources)
     coupling = None
     if method.correlated:
         identity = np.eye(linear.in_features, dtype=np.float32)
@@ -197,19 +198,15 @@ def _quantize_some(job: Job, linear: Linear, rows: int) -> None:
         method,
         Columns(scale, coupling),
         codebook=job.options.codebook,
-        threads=threads,
-        device=device,
+        resources=resources,
     ).pack()
 
 
 def _quantize_uniformly(job: Job, linear: Linear, rows: int) -> None:
-    weight = linear_weight(job.checkpoint, linear, slice(0, rows))
+    weight = linear_weight(job.model.checkpoint, linear, slice(0, rows))
     bits = job.options.head_bits
     assert bits is not None  # see the caller
-    resources = job.executor.resources
-    quantize_uniform(
-        weight, bits, codebook=job.options.codebook, threads=resources.threads, device=resources.device
-    ).pack()
+    quantize_uniform(weight, bits, codebook=job.options.codebook, resources=job.executor.resources).pack()
 
 
 def _factor_seconds(job: Job, columns: int) -> float:
@@ -220,8 +217,8 @@ def _factor_seconds(job: Job, columns: int) -> float:
 
 def _text_seconds(job: Job) -> dict[str, float]:
     """Calibration, writing its text, and tuning, from one sequence in one block."""
-    sequences, length = job.text
-    blocks, at_once = len(job.architecture.blocks), job.resources.workers
+    sequences, length = job.text.shape
+    blocks, at_once = len(job.model.architecture.blocks), job.resources.workers
     one = _BlockTimes(job, length, job.resources.device)
     calibrated = sequences - (HELD_OUT if job.effort.tune else 0)
     if isinstance(job.executor, SerialExecutor):
@@ -258,13 +255,13 @@ class _BlockTimes:
 
         from skim_export.calibration.streaming import StreamedModel
 
-        architecture = job.architecture
-        model = StreamedModel(job.checkpoint, architecture, device)
-        hidden, arguments = model.enter(torch.zeros(1, length, dtype=torch.int64))
-        token, token_arguments = model.enter(torch.zeros(1, 1, dtype=torch.int64))
+        architecture = job.model.architecture
+        streamed = StreamedModel(job.model, device)
+        hidden, arguments = streamed.enter(torch.zeros(1, length, dtype=torch.int64))
+        token, token_arguments = streamed.enter(torch.zeros(1, 1, dtype=torch.int64))
         tokens = token.expand(WRITTEN_TOGETHER, 1, -1)
-        self.load = _seconds(lambda: model.load_block(0), device)
-        block = model.module(architecture.block_modules[0])
+        self.load = _seconds(lambda: streamed.load_block(0), device)
+        block = streamed.module(architecture.block_modules[0])
         with workers(1) as pool:
             self.forward = _seconds(lambda: forward(pool, block, hidden, arguments[0]))
             sums = LinearSums(pool, architecture.blocks[0], device)
@@ -273,7 +270,7 @@ class _BlockTimes:
             self.backward = _seconds(lambda: backward.run(pool, hidden, hidden, arguments[0], factors.append))
             self.sums = _seconds(lambda: sums.add(factors[0]), device)
             self.token = _seconds(lambda: forward(pool, block, tokens, token_arguments[0]))
-        model.unload_block(0)
+        streamed.unload_block(0)
 
 
 def _seconds(work: Callable[[], object], device: torch.device | None = None) -> float:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Linear, Model
 from skim_export.pipeline.budget import Budget
+from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.effort import Effort
+from skim_export.pipeline.options import ExportOptions
 from skim_export.pipeline.quantize_layer import QuantizeOptions
+from skim_export.quantize import Method
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import Executor
 
@@ -18,46 +21,62 @@ __all__ = ["Job"]
 
 @dataclass(frozen=True)
 class Job:
-    """An export that was checked and can be run.
+    """An export that was checked and can be run: what it was told, and what follows from that.
 
     Attributes:
-        checkpoint: the model.
-        architecture: of the model.
+        name: the model as it was named.
         output: the ONNX file to write.
-        options: how to quantize.
+        options: what the export was told, its budget stated in any case.
+        model: the model.
         budget: of the linear layers.
-        effort: what is learnt of the model beside its weights.
-        calib: a text file for calibration, or None.
-        seed: of the text that the model writes otherwise.
-        text: sequences of the text, S, and their length, T.
-        accuracy_level: of the products in the graph.
-        ep: the execution provider that the graph is for, "cpu" or "cuda".
-        recorded: the options as export.json tells them.
         resources: what of this machine may be used.
         executor: does what can be done by layers.
     """
 
-    checkpoint: Checkpoint
-    architecture: Architecture
+    name: str
     output: Path
-    options: QuantizeOptions
+    options: ExportOptions
+    model: Model
     budget: Budget
-    effort: Effort
-    calib: Path | None
-    seed: int
-    text: tuple[int, int]
-    accuracy_level: int
-    ep: str
-    recorded: dict[str, Any]
     resources: Resources
     executor: Executor
 
     @property
+    def effort(self) -> Effort:
+        """What is learnt of the model beside its weights."""
+        return self.options.chosen
+
+    @property
+    def method(self) -> Method:
+        """What to quantize with."""
+        return self.effort.method
+
+    @property
+    def quantizing(self) -> QuantizeOptions:
+        """How to quantize a layer."""
+        return QuantizeOptions(self.method, self.options.head_bits, self.options.codebook)
+
+    @property
+    def budgeted(self) -> list[Linear]:
+        """The linear layers that the budget is for."""
+        return self.quantizing.budgeted(self.model.architecture)
+
+    @property
+    def text(self) -> CalibrationText:
+        """What the model reads, if it calibrates."""
+        return CalibrationText(self.options.calibration_file, self.options.seed, self.effort.tune)
+
+    @property
     def calibrates(self) -> bool:
         """Whether the model reads a text."""
-        return self.options.method.objective is not None
+        return self.method.objective is not None
 
     @property
     def writes_text(self) -> bool:
         """Whether the model writes that text itself."""
-        return self.calibrates and self.calib is None
+        return self.calibrates and self.text.file is None
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What export.json tells of model and options; an interrupted export goes on only with the same."""
+        return {"model": self.name, **self.options.recorded()}

@@ -63,35 +63,37 @@ def _text_is_largest(job: Job) -> bool:
 def _steps(job: Job) -> dict[str, int]:
     """What each step takes beside what the process has from the start."""
     largest = max(packed_bytes(linear) for linear in _linears(job))
-    floats = FLOAT * unpacked_parameters(job.checkpoint, job.architecture)
+    floats = FLOAT * unpacked_parameters(job.model)
     steps = {
-        "quantizing": max(working_bytes(linear, job.executor.resources, job.options) for linear in _linears(job)),
+        "quantizing": max(working_bytes(linear, job.executor.resources, job.quantizing) for linear in _linears(job)),
         "writing": floats + 2 * largest,
     }
-    if job.options.method.allocation:
-        rows = sum(linear.out_features for linear in job.options.budgeted(job.architecture))
+    if job.method.allocation:
+        rows = sum(linear.out_features for linear in job.budgeted)
         steps["allocation"] = rows * ALLOCATION_BYTES
     if job.calibrates:
         vocabulary = job.options.head_bits is None
-        steps["calibration"] = calibrating_bytes(job.architecture, job.text, job.resources.workers, vocabulary)
+        steps["calibration"] = calibrating_bytes(
+            job.model.architecture, job.text.shape, job.resources.workers, vocabulary
+        )
     if job.writes_text and job.resources.device is None:
-        steps["text"] = written_text_bytes(job.checkpoint)
+        steps["text"] = written_text_bytes(job.model.checkpoint)
     if job.effort.tune:
         steps["tuning"] = _tuning(job)
     return steps
 
 
 def _linears(job: Job) -> list[Linear]:
-    return job.architecture.linears + job.architecture.vocabulary_linears
+    return job.model.architecture.linears + job.model.architecture.vocabulary_linears
 
 
 def _tuning(job: Job) -> int:
     """Codes of all layers, levels with their two moments, full-precision outputs, and one block."""
-    architecture = job.architecture
+    architecture = job.model.architecture
     codes = sum(linear.out_features * linear.in_features for linear in architecture.linears)
     levels = 3 * FLOAT * FREE_LEVELS * sum(linear.out_features for linear in architecture.linears)
     block = max(sum(x.out_features * x.in_features for x in block) for block in architecture.blocks)
-    states = 2 * math.prod(job.text) * architecture.hidden_size
+    states = 2 * math.prod(job.text.shape) * architecture.hidden_size
     head = architecture.vocabulary_size * architecture.hidden_size
     return codes + levels + FLOAT * (4 * block + states + head)
 

@@ -6,12 +6,11 @@ checkpoint -> calibration statistics -> error curves -> for every budget: bit al
 from __future__ import annotations
 
 import math
-import os
 import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +18,12 @@ import numpy.typing as npt
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.calibration.workers import workers
-from skim_export.checkpoint import Architecture, Checkpoint, architecture_of, resolve
+from skim_export.checkpoint import Architecture, Checkpoint, Model
 from skim_export.checkpoint.torch_reference import TorchReference
-from skim_export.pipeline.budget import Budget, check_stated, graph_bytes, linear_bytes, other_bytes, widths_around
-from skim_export.pipeline.export import calibration_tokens, check_calibration
-from skim_export.pipeline.quantize_layer import QuantizeOptions, layer_errors
+from skim_export.pipeline.budget import Budget, graph_bytes, linear_bytes, other_bytes, widths_around
+from skim_export.pipeline.calibration_text import CalibrationText
+from skim_export.pipeline.options import ExportOptions, PlanKeywords
+from skim_export.pipeline.quantize_layer import layer_errors
 from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LayerCurves, allocate_bits
 from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
@@ -103,13 +103,9 @@ def plan(
     *,
     bits: Sequence[float] = BITS,
     sizes: Sequence[int] = (),
-    head_bits: int | None = 8,
-    codebook: CodebookType = "int8",
-    calib: str | Path | None = None,
-    seed: int = 0,
     text: str | Path | None = None,
-    threads: int | None = None,
     progress: Progress | None = None,
+    **keywords: Unpack[PlanKeywords],
 ) -> Plan:
     """Expect size and perplexity of the default method for a range of budgets, without quantizing.
 
@@ -120,51 +116,37 @@ def plan(
         model: alias of a recipe, Hugging Face id, or directory.
         bits: average widths of the codes of the linear layers, each from 1 to 8.
         sizes: further budgets, in bytes of the whole model.
-        head_bits: width of embedding and output head, 1 to 8.
-        codebook: type of codebook entries, "int8" or "float16".
-        calib: a text file for calibration; without it the model writes its own text.
-        seed: seed of that text.
         text: a text file to measure the full-precision model on, so that perplexities can be expected.
-        threads: threads to use, all by default; the result does not depend on it.
         progress: told of every step.
+        keywords: options of the export, see `ExportOptions`.
 
     Raises:
         UserError: something given is wrong.
     """
     progress = progress or Progress()
-    threads = len(os.sched_getaffinity(0)) if threads is None else threads
-    calib, text = None if calib is None else Path(calib), None if text is None else Path(text)
-    QuantizeOptions(head_bits=head_bits, codebook=codebook)  # checks them
+    options, text = ExportOptions(**keywords), None if text is None else Path(text)
+    head_bits, codebook = options.head_bits, options.codebook
     if head_bits is None:
         raise UserError("--head-bits auto: is not planned for, give a width from 1 to 8")
-    check_calibration(calib, seed, threads)
-    _check(bits, sizes, text)
-    checkpoint = Checkpoint(resolve(model, progress=progress))
-    checkpoint.require_tokenizer()
-    architecture = architecture_of(checkpoint)
-    budgets = [Budget(average) for average in sorted(set(bits))]
-    for size in sorted(set(sizes)):
-        budgets.append(
-            Budget.of(
-                checkpoint,
-                architecture,
-                bits=None,
-                effective_bits=None,
-                size=size,
-                head_bits=head_bits,
-                codebook=codebook,
-            )
-        )
-    ids = None if text is None else _text_tokens(checkpoint, text)
-    full = None if ids is None else _full_perplexity(checkpoint, ids, threads, progress)
-    tokens = calibration_tokens(checkpoint, architecture, calib, seed=seed, threads=threads, progress=progress)
+    stated = [replace(options, bits=average) for average in sorted(set(bits))]
+    stated += [replace(options, size=size) for size in sorted(set(sizes))]
+    if text is not None and not text.is_file():
+        raise UserError(f"--text {text}: no such file")
+    resources = Resources() if options.threads is None else Resources(options.threads)
+    opened = Model.open(model, progress=progress)
+    opened.checkpoint.require_tokenizer()
+    budgets = [Budget.of(opened, one) for one in stated]
+    ids = None if text is None else _text_tokens(opened.checkpoint, text)
+    full = None if ids is None else _full_perplexity(opened.checkpoint, ids, resources, progress)
+    calibration = CalibrationText(options.calibration_file, options.seed)
+    tokens = calibration.tokens(opened, resources=resources, progress=progress)
     widths = sorted({width for budget in budgets for width in _candidates(budget)})
     with tempfile.TemporaryDirectory(prefix="skim-plan-") as work:
         store = StatisticsStore(Path(work))
-        gather_statistics(checkpoint, architecture, tokens, store, threads=threads, progress=progress)
-        curves = _error_curves(checkpoint, architecture, store, widths, threads, progress)
-    rest = other_bytes(checkpoint, architecture, head_bits, codebook)
-    rows = [_row(budget, architecture, curves, widths, head_bits, codebook, rest, full) for budget in budgets]
+        gather_statistics(opened, tokens, store, resources=resources, progress=progress)
+        curves = _error_curves(opened, store, widths, resources, progress)
+    rest = other_bytes(opened, head_bits, codebook)
+    rows = [_row(budget, opened.architecture, curves, widths, head_bits, codebook, rest, full) for budget in budgets]
     return Plan(sorted(rows, key=lambda row: row.nbytes), full)
 
 
@@ -174,18 +156,17 @@ def _candidates(budget: Budget) -> range:
 
 
 def _error_curves(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     store: StatisticsStore,
     widths: Sequence[int],
-    threads: int,
+    resources: Resources,
     progress: Progress,
 ) -> list[npt.NDArray[np.float64]]:
     """Error of every row at every width, float64 `[N, widths]` for each layer."""
     curves = []
-    progress.start("error curves", len(architecture.linears))
-    for linear in architecture.linears:
-        curves.append(layer_errors(checkpoint, linear, store, widths, METHODS[DEFAULT_METHOD], Resources(threads)))
+    progress.start("error curves", len(model.architecture.linears))
+    for linear in model.architecture.linears:
+        curves.append(layer_errors(model.checkpoint, linear, store, widths, METHODS[DEFAULT_METHOD], resources))
         progress.step(linear.name)
     progress.finish()
     return curves
@@ -231,14 +212,16 @@ def _total_error(errors: npt.NDArray[np.float64], widths: list[int], bits: npt.N
     return float(np.take_along_axis(errors, columns[:, None], axis=1).sum())
 
 
-def _full_perplexity(checkpoint: Checkpoint, ids: npt.NDArray[np.int64], threads: int, progress: Progress) -> float:
+def _full_perplexity(
+    checkpoint: Checkpoint, ids: npt.NDArray[np.int64], resources: Resources, progress: Progress
+) -> float:
     """Perplexity of the full-precision model on tokens `[S]`, windows measured side by side on one thread each."""
     context = min(CONTEXT, int(checkpoint.config.max_position_embeddings))
     windows = [ids[start : start + context] for start in range(0, ids.size - 1, context)]
     model = TorchReference.load(checkpoint.path)
     loss, predicted = 0.0, 0
     progress.start("full precision", len(windows))
-    with workers(threads) as pool:
+    with workers(resources.threads) as pool:
         measured = [pool.submit(compare, model, window, None, context, Progress()) for window in windows]
         for index, future in enumerate(measured):
             evaluation = future.result()
@@ -256,15 +239,6 @@ def _text_tokens(checkpoint: Checkpoint, path: Path) -> npt.NDArray[np.int64]:
     if ids.size < 2:
         raise UserError(f"--text {path}: has {ids.size} tokens; at least 2 are needed")
     return ids
-
-
-def _check(bits: Iterable[float], sizes: Iterable[int], text: Path | None) -> None:
-    for average in bits:
-        check_stated(average, None, None)
-    for size in sizes:
-        check_stated(None, None, size)
-    if text is not None and not text.is_file():
-        raise UserError(f"--text {text}: no such file")
 
 
 def _exp(nats: float) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +34,6 @@ from skim_export.quantize import (
 from skim_export.quantize.solver import refine_bytes
 from skim_export.work.resources import ROW_GROUP, WORKING_BYTES, Resources
 from skim_export.work.sealed import write_sealed_array
-from skim_runtime.errors import UserError
 
 __all__ = [
     "QuantizeOptions",
@@ -65,12 +63,6 @@ class QuantizeOptions:
     method: Method = METHODS[DEFAULT_METHOD]
     head_bits: int | None = 8
     codebook: CodebookType = "int8"
-
-    def __post_init__(self) -> None:
-        if self.head_bits not in (None, *range(1, 9)):
-            raise UserError(f"--head-bits {self.head_bits}: must be a whole number from 1 to 8, or auto")
-        if self.codebook not in get_args(CodebookType):
-            raise UserError(f"--codebook {self.codebook}: must be one of {', '.join(get_args(CodebookType))}")
 
     def budgeted(self, architecture: Architecture) -> list[Linear]:
         """The linear layers that the budget is for."""
@@ -112,8 +104,7 @@ def layer_errors(
             _sensitivity(store, linear, method, rows),
             widths,
             scale=scale,
-            threads=resources.threads,
-            device=resources.device,
+            resources=resources,
         )
         for rows in chunks
     ]
@@ -170,8 +161,7 @@ def quantize_layer(
             method,
             columns,
             codebook=options.codebook,
-            threads=resources.threads,
-            device=resources.device,
+            resources=resources,
             name=linear.name,
         )
 
@@ -197,8 +187,7 @@ def quantize_embedding(
             bits,
             scale=scale,
             codebook=codebook,
-            threads=resources.threads,
-            device=resources.device,
+            resources=resources,
             name=linear.name,
         )
 
@@ -218,7 +207,7 @@ def _columns(
     if method.column_scale:  # trained on all rows at once
         weight, sensitivity = linear_weight(checkpoint, linear), _sensitivity(store, linear, method)
         assert sensitivity is not None  # such methods have an objective
-        return Columns(fit_column_scale(weight, sensitivity, bits, resources.threads, resources.device))
+        return Columns(fit_column_scale(weight, sensitivity, bits, resources))
     scale = _unit_scale(checkpoint, linear, chunks)
     if not method.correlated:
         return Columns(scale)

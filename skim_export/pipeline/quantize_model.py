@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Architecture, Checkpoint, Linear
+from skim_export.checkpoint import Linear, Model
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget, widths_around
 from skim_export.pipeline.quantize_layer import (
@@ -29,8 +29,7 @@ __all__ = ["allocate", "embedding_tasks", "linear_tasks"]
 
 
 def allocate(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     store: StatisticsStore,
     options: QuantizeOptions,
     budget: Budget,
@@ -45,8 +44,7 @@ def allocate(
     average.
 
     Args:
-        checkpoint: the model.
-        architecture: of the model.
+        model: the model.
         store: calibration statistics, if the method needs them.
         options: how to quantize.
         budget: what the layers may take.
@@ -57,7 +55,7 @@ def allocate(
     Raises:
         UserError: the budget is too small.
     """
-    linears = options.budgeted(architecture)
+    linears = options.budgeted(model.architecture)
     average = _even_average(linears, options, budget)
     if not options.method.allocation:
         return {linear.name: even_bits(linear.out_features, average) for linear in linears}
@@ -66,7 +64,14 @@ def allocate(
         widths, costs = budget.choices(widths_around(average), linear.in_features, options.codebook)
         path = curves / f"{linear.name}.npy"
         work = partial(
-            write_layer_errors, path, checkpoint, linear, store, widths, options=options, resources=executor.resources
+            write_layer_errors,
+            path,
+            model.checkpoint,
+            linear,
+            store,
+            widths,
+            options=options,
+            resources=executor.resources,
         )
         tasks.append(Task(linear.name, work, (path,), working_bytes(linear, executor.resources, options)))
         choices.append((path, np.array(widths, np.uint8), costs))
@@ -77,8 +82,7 @@ def allocate(
 
 
 def linear_tasks(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     store: StatisticsStore,
     bits: dict[str, npt.NDArray[np.uint8]],
     output: PackedCheckpoint,
@@ -92,17 +96,16 @@ def linear_tasks(
     return [
         Task(
             linear.name,
-            partial(quantize_layer, checkpoint, linear, store, bits[linear.name], output, options, resources),
+            partial(quantize_layer, model.checkpoint, linear, store, bits[linear.name], output, options, resources),
             (output.path(linear.name),),
             working_bytes(linear, resources, options),
         )
-        for linear in options.budgeted(architecture)
+        for linear in options.budgeted(model.architecture)
     ]
 
 
 def embedding_tasks(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     output: PackedCheckpoint,
     options: QuantizeOptions,
     resources: Resources,
@@ -113,11 +116,13 @@ def embedding_tasks(
     return [
         Task(
             linear.name,
-            partial(quantize_embedding, checkpoint, linear, output, options.head_bits, options.codebook, resources),
+            partial(
+                quantize_embedding, model.checkpoint, linear, output, options.head_bits, options.codebook, resources
+            ),
             (output.path(linear.name),),
             working_bytes(linear, resources, options),
         )
-        for linear in architecture.vocabulary_linears
+        for linear in model.architecture.vocabulary_linears
     ]
 
 

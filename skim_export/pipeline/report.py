@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Model
 from skim_export.packed import FORMAT_VERSION
 from skim_export.pipeline.budget import unpacked_parameters
 from skim_export.work.files import sha256, write_json
@@ -100,11 +100,9 @@ def write_report(
     write_json(stage / REPORT_NAME, value)
 
 
-def model_parts(
-    architecture: Architecture, checkpoint: Checkpoint, layers: list[dict[str, Any]], path: Path
-) -> list[Part]:
+def model_parts(model: Model, layers: list[dict[str, Any]], path: Path) -> list[Part]:
     """What the linear layers, the embeddings, the rest and the whole model take, from the files themselves."""
-    embeddings = {architecture.embedding, architecture.head}
+    embeddings = {model.architecture.embedding, model.architecture.head}
     total = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
     parts = []
     for name, chosen in (
@@ -114,7 +112,7 @@ def model_parts(
         weights = [layer["shape"][0] * layer["shape"][1] for layer in chosen]
         code_bits = sum(w * layer["code_bits"] for w, layer in zip(weights, chosen, strict=True)) / sum(weights)
         parts.append(Part(name, sum(weights), sum(layer["bytes"] for layer in chosen), code_bits))
-    rest = unpacked_parameters(checkpoint, architecture)
+    rest = unpacked_parameters(model)
     parts.append(Part("norms, tables and graph", rest, total - sum(part.nbytes for part in parts), None))
     parts.append(Part("whole model", sum(part.weights for part in parts), total, None))
     return parts

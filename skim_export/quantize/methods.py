@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,8 @@ from skim_export.quantize.levels import CodebookType, fit_affine, fit_tables, ra
 from skim_export.quantize.refinement import Coupling, damped, feed_back, refine_tables
 from skim_export.quantize.scaling import fit_column_scale, unit_column_scale
 from skim_export.quantize.solver import Layer, error_curves, refine
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
 
 __all__ = [
     "AFFINE_BITS",
@@ -122,8 +120,7 @@ def width_errors(
     widths: Sequence[int],
     *,
     scale: Float16 | None = None,
-    threads: int | None = None,
-    device: torch.device | None = None,
+    resources: Resources | None = None,
 ) -> Float64:
     """Weighted squared error of each row at each width, float64 `[N, widths]`, for bit allocation.
 
@@ -135,11 +132,10 @@ def width_errors(
         fisher: weights of the squared errors, float32 `[N, K]`; None for all 1.
         widths: widths in bits.
         scale: of the columns, float16 `[K]`; None for that of these rows.
-        threads: threads to use; None for all.
-        device: see `Layer`.
+        resources: see `Layer`.
     """
     scale = unit_column_scale(weight) if scale is None else scale
-    layer = Layer(weight, fisher, scale.astype(np.float32), threads, device)
+    layer = Layer(weight, fisher, scale.astype(np.float32), resources)
     free = [b for b in widths if b < AFFINE_BITS]
     curves = error_curves(layer, max(free)) if free else np.zeros((layer.rows, 0))
     columns = []
@@ -169,8 +165,7 @@ def quantize_linear(
     *,
     correlation: Float32 | None = None,
     codebook: CodebookType = "int8",
-    threads: int | None = None,
-    device: torch.device | None = None,
+    resources: Resources | None = None,
     name: str = "weight",
 ) -> QuantizedLinear:
     """Quantize one linear layer whose rows have their widths, all of it in memory.
@@ -182,8 +177,7 @@ def quantize_linear(
         method: its objective and allocation are the caller's part.
         correlation: of the columns, float32 `[K, K]`, 1 on its diagonal; for methods that are `correlated`.
         codebook: type of codebook entries.
-        threads: threads to use; None for all. The result does not depend on it.
-        device: see `Layer`.
+        resources: see `Layer`.
         name: of the layer, for messages.
 
     Raises:
@@ -191,17 +185,15 @@ def quantize_linear(
     """
     _check(weight, sensitivity, method, name)
     if method.column_scale and sensitivity is not None:
-        scale = fit_column_scale(weight, sensitivity, bits, threads, device)
+        scale = fit_column_scale(weight, sensitivity, bits, resources)
     else:
         scale = unit_column_scale(weight)
     coupling = None
     if method.correlated and correlation is not None:
         by_column = None if sensitivity is None else sensitivity.sum(axis=0, dtype=np.float64)
-        coupling = Coupling.of(damped(correlation.copy()), by_column, device)
+        coupling = Coupling.of(damped(correlation.copy()), by_column, None if resources is None else resources.device)
     columns = Columns(scale, coupling)
-    return quantize_rows(
-        weight, sensitivity, bits, method, columns, codebook=codebook, threads=threads, device=device, name=name
-    )
+    return quantize_rows(weight, sensitivity, bits, method, columns, codebook=codebook, resources=resources, name=name)
 
 
 def quantize_rows(
@@ -212,8 +204,7 @@ def quantize_rows(
     columns: Columns,
     *,
     codebook: CodebookType = "int8",
-    threads: int | None = None,
-    device: torch.device | None = None,
+    resources: Resources | None = None,
     name: str = "weight",
 ) -> QuantizedLinear:
     """Quantize some rows of a linear layer; what becomes of a row does not depend on which others there are.
@@ -228,15 +219,14 @@ def quantize_rows(
         method: its objective and allocation are the caller's part.
         columns: of the whole layer.
         codebook: type of codebook entries.
-        threads: threads to use; None for all. The result does not depend on it.
-        device: see `Layer`.
+        resources: see `Layer`.
         name: of the layer, for messages.
 
     Raises:
         UserError: a weight or a sensitivity is not finite.
     """
     _check(weight, sensitivity, method, name)
-    layer = Layer(weight, sensitivity, columns.scale.astype(np.float32), threads, device)
+    layer = Layer(weight, sensitivity, columns.scale.astype(np.float32), resources)
     if method.levels == "range":
         return _quantized(_fit_range(layer, bits, columns.coupling), columns.scale)
     return _quantized(_fit(layer, bits, method, codebook, columns.coupling), columns.scale)
@@ -248,8 +238,7 @@ def quantize_uniform(
     *,
     scale: Float16 | None = None,
     codebook: CodebookType = "int8",
-    threads: int | None = None,
-    device: torch.device | None = None,
+    resources: Resources | None = None,
     name: str = "weight",
 ) -> QuantizedLinear:
     """Quantize a matrix whose weights all matter alike (embedding, output head) with one width for all rows.
@@ -259,7 +248,7 @@ def quantize_uniform(
     """
     _check(weight, None, METHODS["rtn"], name)
     scale = unit_column_scale(weight) if scale is None else scale
-    layer = Layer(weight, None, scale.astype(np.float32), threads, device)
+    layer = Layer(weight, None, scale.astype(np.float32), resources)
     row_bits = np.full(len(weight), bits, np.uint8)
     if even_levels_pay(bits, weight.shape[1], codebook):
         return _quantized(fit_affine(layer, row_bits), scale)

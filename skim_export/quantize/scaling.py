@@ -7,15 +7,11 @@ means, and `a_k = sum_r F_rk w_rk c_r / sum_r F_rk c_r^2`. Then the rows are clu
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import numpy.typing as npt
 
 from skim_export.quantize.solver import Layer, kmeans, refit
-
-if TYPE_CHECKING:
-    import torch
+from skim_export.work.resources import Resources
 
 __all__ = ["fit_column_scale", "power_of_two_scale", "unit_column_scale"]
 
@@ -55,8 +51,7 @@ def fit_column_scale(
     weight: Float32,
     fisher: Float32,
     bits: UInt8,
-    threads: int | None = None,
-    device: torch.device | None = None,
+    resources: Resources | None = None,
 ) -> Float16:
     """The column scale with the least weighted error found, float16 `[K]`; never worse than `unit_column_scale`.
 
@@ -64,20 +59,19 @@ def fit_column_scale(
         weight: W, float32 `[N, K]`.
         fisher: weights of the squared errors, float32 `[N, K]`, at least 0.
         bits: width of each row, uint8 `[N]`; the widths of the rows as they will be, or about that.
-        threads: threads to use; None for all.
-        device: see `Layer`.
+        resources: see `Layer`.
     """
     unit = unit_column_scale(weight)
     trial = slice(None, None, max(1, len(weight) // _TRIAL_ROWS))
     starts = [unit, *(_bounded(start, unit) for start in _spreads(weight, fisher))]
     trial_errors = [
-        _cluster(Layer(weight[trial], fisher[trial], start.astype(np.float32), threads, device), bits[trial])[0]
+        _cluster(Layer(weight[trial], fisher[trial], start.astype(np.float32), resources), bits[trial])[0]
         for start in starts
     ]
     scale = starts[int(np.argmin(trial_errors))]
-    best, least = unit, _cluster(Layer(weight, fisher, unit.astype(np.float32), threads, device), bits)[0]
+    best, least = unit, _cluster(Layer(weight, fisher, unit.astype(np.float32), resources), bits)[0]
     for left in reversed(range(_ROUNDS + 1)):
-        layer = Layer(weight, fisher, scale.astype(np.float32), threads, device)
+        layer = Layer(weight, fisher, scale.astype(np.float32), resources)
         error, centroids, codes = _cluster(layer, bits)
         if error < least:
             best, least = scale, error
@@ -105,7 +99,7 @@ def _descend(layer: Layer, bits: UInt8, centroids: Float32, codes: UInt8) -> Flo
     """Block coordinate descent over centroids and column scale with the codes held fixed."""
     scale = layer.column_scale.astype(np.float64)
     for _ in range(_DESCENTS):
-        step = Layer(layer.values, layer.weights, scale.astype(np.float32), layer.threads, layer.device)
+        step = Layer(layer.values, layer.weights, scale.astype(np.float32), layer.resources)
         centroids, _, numerator, denominator = refit(step, bits, codes, centroids)
         wanted = np.divide(numerator, denominator, out=scale.copy(), where=denominator > 0)
         scale = np.clip(wanted, scale / _BOUND, scale * _BOUND)

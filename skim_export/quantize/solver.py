@@ -10,7 +10,6 @@ What is heavy (`error_curves`, `kmeans`, `feedback`, `refine`) is done in torch 
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from skim_export.work.resources import Resources
 from skim_runtime.installed import installed_file
 
 if TYPE_CHECKING:
@@ -65,8 +65,8 @@ class Layer:
         values: W, float32 `[N, K]`, finite.
         weights: weights of the squared errors, float32 `[N, K]`, at least 0; None for all 1.
         column_scale: positive, float32 `[K]`; None for all 1.
-        threads: threads to use; None for as many as the process may run on.
-        device: where torch does what is heavy, be it the CPU; None for the native solver.
+        resources: threads, and the device where torch does what is heavy, be it the CPU; by default all threads and
+            the native solver. Without a device the result does not depend on them.
 
     Raises:
         ValueError: an array has another type or shape.
@@ -77,8 +77,7 @@ class Layer:
         values: Float32,
         weights: Float32 | None = None,
         column_scale: Float32 | None = None,
-        threads: int | None = None,
-        device: torch.device | None = None,
+        resources: Resources | None = None,
     ) -> None:
         if values.ndim != 2 or values.dtype != np.float32 or 0 in values.shape:
             raise ValueError(f"values must be float32 [N, K], got {values.dtype} {list(values.shape)}")
@@ -93,8 +92,17 @@ class Layer:
         self.values = np.ascontiguousarray(values)
         self.weights = None if weights is None else np.ascontiguousarray(weights)
         self.column_scale = np.ascontiguousarray(column_scale)
-        self.threads = threads or len(os.sched_getaffinity(0))
-        self.device = device
+        self.resources = Resources() if resources is None else resources
+
+    @property
+    def threads(self) -> int:
+        """Threads to use."""
+        return self.resources.threads
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where torch does what is heavy; None for the native solver."""
+        return self.resources.device
 
     @property
     def rows(self) -> int:
@@ -109,12 +117,12 @@ class Layer:
     def take(self, rows: npt.NDArray[np.bool_]) -> Layer:
         """A layer of some of the rows."""
         weights = None if self.weights is None else self.weights[rows]
-        return Layer(self.values[rows], weights, self.column_scale, self.threads, self.device)
+        return Layer(self.values[rows], weights, self.column_scale, self.resources)
 
     def permuted(self, columns: npt.NDArray[np.int64]) -> Layer:
         """The layer with its columns in another order."""
         weights = None if self.weights is None else self.weights[:, columns]
-        return Layer(self.values[:, columns], weights, self.column_scale[columns], self.threads, self.device)
+        return Layer(self.values[:, columns], weights, self.column_scale[columns], self.resources)
 
     def native(self, rows: slice) -> _NativeLayer:
         """The C structure of some consecutive rows."""
@@ -230,7 +238,17 @@ def assign(layer: Layer, bits: UInt8, levels: Float32) -> tuple[UInt8, Float64]:
     codes = np.empty((layer.rows, layer.columns), np.uint8)
     errors = np.empty(layer.rows, np.float64)
     for rows in layer.chunks(_SECONDS_PER_LEVEL * stride):
-        _call("skim_assign", layer, rows, bits[rows], levels[rows], stride, layer.threads, codes[rows], errors[rows])
+        _call(
+            "skim_assign",
+            layer,
+            rows,
+            bits[rows],
+            levels[rows],
+            stride,
+            layer.threads,
+            codes[rows],
+            errors[rows],
+        )
     return codes, errors
 
 
@@ -283,7 +301,17 @@ def refit(layer: Layer, bits: UInt8, codes: UInt8, centroids: Float32) -> tuple[
     errors = np.empty(layer.rows, np.float64)
     everything = slice(0, layer.rows)
     _call(
-        "skim_refit", layer, everything, bits, codes, stride, layer.threads, centroids, numerator, denominator, errors
+        "skim_refit",
+        layer,
+        everything,
+        bits,
+        codes,
+        stride,
+        layer.threads,
+        centroids,
+        numerator,
+        denominator,
+        errors,
     )
     return centroids, errors, numerator, denominator
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from skim_export.calibration.streaming import StreamedModel
-from skim_export.checkpoint import Architecture, Checkpoint, Linear
+from skim_export.checkpoint import Checkpoint, Linear, Model
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.work.files import fsync
 from skim_runtime.errors import UserError
@@ -30,27 +30,22 @@ class Student:
     """A packed checkpoint whose levels and norms are parameters.
 
     Attributes:
-        model: the model around them, one block in memory at a time.
+        streamed: the model around them, one block in memory at a time.
         linears: the linear layers of all blocks, by name.
         norm: the last norm.
         head: the head, which stays as it is.
     """
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        architecture: Architecture,
-        packed: PackedCheckpoint,
-        tokens: npt.NDArray[np.int64],
-    ) -> None:
+    def __init__(self, model: Model, packed: PackedCheckpoint, tokens: npt.NDArray[np.int64]) -> None:
+        checkpoint, architecture = model.checkpoint, model.architecture
         self._checkpoint, self._architecture = checkpoint, architecture
         self.linears = {linear.name: TrainedLinear(packed.read(linear.name)) for linear in architecture.linears}
         norms = [name for name in checkpoint.names if name.endswith("norm.weight")]
         self._run = _fingerprint(packed, tokens)
         self._norms = {name: checkpoint.tensor(name).clone() for name in norms}
         self._optimizers = {name: Adam(norm.shape) for name, norm in self._norms.items()}
-        self.model = StreamedModel(checkpoint, architecture)
-        norm, self.head = self.model.load_head()
+        self.streamed = StreamedModel(model)
+        norm, self.head = self.streamed.load_head()
         self.norm = _assigned(norm, {"weight": self._norms[f"{architecture.norm}.weight"]})
 
     def load_block(self, index: int) -> nn.Module:
@@ -62,7 +57,7 @@ class Student:
         for name in self._checkpoint.names:
             if name.startswith(f"{module}.") and name.endswith(".bias"):
                 tensors[name] = self._checkpoint.tensor(name)
-        block = self.model.module(module)
+        block = self.streamed.module(module)
         return _assigned(block, {name.removeprefix(f"{module}."): tensor for name, tensor in tensors.items()})
 
     def norms(self, module: nn.Module, name: str) -> dict[str, torch.Tensor]:

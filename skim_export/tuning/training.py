@@ -29,8 +29,9 @@ from skim_export.calibration.passes import (
 )
 from skim_export.calibration.streaming import StreamedModel
 from skim_export.calibration.workers import workers
-from skim_export.checkpoint import Architecture, Checkpoint
+from skim_export.checkpoint import Architecture, Model
 from skim_export.packed.checkpoint import PackedCheckpoint
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -64,13 +65,12 @@ class TuneReport:
 
 
 def tune(
-    checkpoint: Checkpoint,
-    architecture: Architecture,
+    model: Model,
     packed: PackedCheckpoint,
     tokens: npt.NDArray[np.int64],
     state: Path,
     *,
-    threads: int,
+    resources: Resources,
     progress: Progress,
 ) -> TuneReport:
     """Fine-tune the linear layers of a packed checkpoint, which is changed in place, and the norms.
@@ -79,13 +79,12 @@ def tune(
     interrupted one last saved it. The result depends neither on the number of threads nor on interruptions.
 
     Args:
-        checkpoint: the full-precision model.
-        architecture: of the model.
+        model: the full-precision model.
         packed: its quantized linear layers.
         tokens: int64 `[S, T]`; the first `HELD_OUT` sequences are held out, and each of the others is seen
             `EPOCHS` times, but for a rest that fills no batch.
         state: file that keeps the best state; the caller may remove it afterwards.
-        threads: threads to use.
+        resources: threads to use; tuning stays on the CPU.
         progress: told of every step.
 
     Raises:
@@ -96,10 +95,10 @@ def tune(
     ids = torch.from_numpy(tokens)
     batches = (len(ids) - HELD_OUT) // BATCH
     steps = EPOCHS * batches
-    with workers(threads) as pool:
-        teacher = _final_states(pool, checkpoint, architecture, ids, progress)
-        student = Student(checkpoint, architecture, packed, tokens)
-        trainer = _Trainer(pool, architecture, student, ids, teacher)
+    with workers(resources.threads) as pool:
+        teacher = _final_states(pool, model, ids, progress)
+        student = Student(model, packed, tokens)
+        trainer = _Trainer(pool, model.architecture, student, ids, teacher)
         before = after = trainer.held_out_divergence()
         best = first = 0
         if state.is_file():
@@ -131,18 +130,16 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / WARM_UP) * (1 - 0.9 * step / steps)
 
 
-def _final_states(
-    pool: ThreadPoolExecutor, checkpoint: Checkpoint, architecture: Architecture, ids: torch.Tensor, progress: Progress
-) -> torch.Tensor:
+def _final_states(pool: ThreadPoolExecutor, model: Model, ids: torch.Tensor, progress: Progress) -> torch.Tensor:
     """What the full-precision head sees, `[S, T, hidden]`."""
-    progress.start("full-precision outputs", len(architecture.blocks) + 1)
-    model = StreamedModel(checkpoint, architecture)
-    hidden, arguments = pool.submit(model.enter, ids).result()
-    for index in range(len(architecture.blocks)):
-        hidden = forward(pool, model.load_block(index), hidden, arguments[index])
-        model.unload_block(index)
+    progress.start("full-precision outputs", len(model.architecture.blocks) + 1)
+    streamed = StreamedModel(model)
+    hidden, arguments = pool.submit(streamed.enter, ids).result()
+    for index in range(len(model.architecture.blocks)):
+        hidden = forward(pool, streamed.load_block(index), hidden, arguments[index])
+        streamed.unload_block(index)
         progress.step(f"block {index}")
-    norm, _ = model.load_head()
+    norm, _ = streamed.load_head()
     states = forward(pool, norm, hidden, {})
     progress.step("norm")
     progress.finish()
@@ -182,12 +179,12 @@ class _Trainer:
 
     def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], list[dict[str, object]]]:
         """The input of the last norm, and of every block with its further arguments."""
-        hidden, arguments = self._pool.submit(self._student.model.enter, ids).result()
+        hidden, arguments = self._pool.submit(self._student.streamed.enter, ids).result()
         inputs = []
         for index in range(len(self._architecture.blocks)):
             inputs.append(hidden)
             hidden = forward(self._pool, self._student.load_block(index), hidden, arguments[index])
-            self._student.model.unload_block(index)
+            self._student.streamed.unload_block(index)
         return hidden, inputs, arguments
 
     def _backward(
@@ -206,7 +203,7 @@ class _Trainer:
 
         backward = BlockBackward(linears, module, block, list(trained.values()))
         below, of_norms = backward.run(self._pool, inputs, gradient, arguments, consume)
-        student.model.unload_block(index)
+        student.streamed.unload_block(index)
 
         def update(position: int) -> None:
             layer = layers[position]

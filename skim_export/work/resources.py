@@ -1,8 +1,9 @@
-"""What of the machine an export may use."""
+"""What of the machine an export may use: plain data, which every layer may import."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -20,13 +21,13 @@ class Resources:
     """What of the machine may be used; the result does not depend on threads and memory.
 
     Attributes:
-        threads: threads to use.
+        threads: threads to use; as many as the process may run on by default.
         chunk_bytes: memory for the rows of a layer that are worked on at once.
         device: where torch calibrates, and where it does what is heavy in the solver, be it the CPU; None for the CPU
             and the native solver.
     """
 
-    threads: int
+    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     chunk_bytes: int = CHUNK_BYTES
     device: torch.device | None = None
 

@@ -3,7 +3,6 @@
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -26,7 +25,8 @@ from skim_export.measure.random_linear import random_linear
 from skim_runtime.errors import UserError
 from skim_runtime.measure.tables import markdown_table, write_markdown
 
-from ..custom_ops.native import build_cuda_on_cpu
+from ..custom_ops.native import ROOT, build_cuda_on_cpu
+from ..tools import require
 from .command import BENCHMARKS, refusal
 
 CPU = "CPUExecutionProvider"
@@ -240,8 +240,7 @@ def test_markdown_that_cannot_be_written(tmp_path):
 
 
 def test_a_broken_kernel_is_a_refusal(monkeypatch, tmp_path):
-    if shutil.which("nvcc") is None:
-        pytest.skip("nvcc is missing")
+    require("nvcc")
     monkeypatch.setattr("cuda_build.BUILD", tmp_path)
     source = tmp_path / "kernel.cu"
     source.write_text("__global__ void nothing() {}")
@@ -267,7 +266,7 @@ def test_needs_only_torch_and_numpy(tmp_path):
             [sys.executable, "-S", str(BENCHMARKS), name, "--rounds", "0"],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (tmp_path, ROOT, ROOT / "runtime")))},
         )
         assert (done.returncode, done.stderr) == (2, f"benchmarks {name}: error: {reason}\n")
 

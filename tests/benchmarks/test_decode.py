@@ -19,6 +19,7 @@ from skim_runtime.progress import Progress
 from skim_runtime.session import Session
 
 from ..tiny_models import tiny_llama
+from ..tools import require_packages
 from .command import measured, refusal
 
 
@@ -118,7 +119,7 @@ def test_requantizing_keeps_everything_else(tmp_path):
 
 @pytest.mark.slow
 def test_llama(smollm2, tmp_path):
-    pytest.importorskip("xllamacpp")
+    require_packages("xllamacpp")
     report_file = tmp_path / "rows.json"
     decode.run(
         arguments("--genai", "--gguf", "--prompt", 32, "--new", 8, "--rounds", 1, "--threads", 1, "--work", tmp_path,

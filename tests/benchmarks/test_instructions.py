@@ -3,13 +3,13 @@
 import argparse
 import os
 import platform
-import shutil
 
 import instructions
 import pytest
 
 from skim_runtime.errors import UserError
 
+from ..tools import require
 from .command import measured, refusal
 
 
@@ -21,8 +21,7 @@ def arguments(*values):
 
 @pytest.mark.slow
 def test_the_table(tmp_path):
-    if not (shutil.which("valgrind") and shutil.which("cmake")):
-        pytest.skip("valgrind or cmake is missing")
+    require("valgrind", "cmake")
     kernel = "avx2" if platform.machine() in ("x86_64", "AMD64") else "reference"
     options = ["--shape", "16x256", "--tokens", 1, 2, "--classes", 2, 15, "--kernel", kernel]
     report, printed = measured(tmp_path / "a.json", "instructions", *options)

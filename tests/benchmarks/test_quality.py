@@ -39,8 +39,8 @@ def files(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _few_calibration_tokens(monkeypatch):
-    monkeypatch.setattr("skim_export.pipeline.export.SEQUENCES", 2)
-    monkeypatch.setattr("skim_export.pipeline.export.SEQUENCE_LENGTH", 32)
+    monkeypatch.setattr("skim_export.pipeline.calibration_text.SEQUENCES", 2)
+    monkeypatch.setattr("skim_export.pipeline.calibration_text.LENGTH", 32)
 
 
 def through_pickle(value):

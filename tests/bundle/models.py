@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Model
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import DecoderBuilder
 from skim_export.measure.dequantized_model import dequantized_model
@@ -59,15 +59,14 @@ class TinyModel:
 
 def export_tiny(name, path):
     """Export one of the models with random packed weights."""
-    checkpoint = Checkpoint(MODELS[name](path / "hf"))
-    architecture = architecture_of(checkpoint)
-    units = random_units(checkpoint, architecture, **CLASSES.get(name, {}))
+    model = Model.open(MODELS[name](path / "hf"))
+    units = random_units(model, **CLASSES.get(name, {}))
     output = path / "model"
     output.mkdir()
-    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output / "model.onnx", 0)
+    builder = DecoderBuilder(model, units.__getitem__, output / "model.onnx", 0)
     save_model(builder.build(), output / "model.onnx", Progress())
     builder.write_configuration()
-    return TinyModel(output, dequantized_model(checkpoint, architecture, units.__getitem__).double())
+    return TinyModel(output, dequantized_model(model, units.__getitem__).double())
 
 
 def random_tokens(count, seed=0):

@@ -5,7 +5,7 @@ import pytest
 
 from skim_export.calibration.calibrate_model import TRACED_TOGETHER, gather_statistics, spread_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Model
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import SerialExecutor
 from skim_runtime.progress import Progress
@@ -29,9 +29,8 @@ class Interrupt(Progress):
 
 @pytest.fixture(params=[tiny_llama, tiny_mistral], ids=["tied", "untied"])
 def given(request, tmp_path):
-    checkpoint = Checkpoint(request.param(tmp_path / "hf"))
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (SEQUENCES, LENGTH))
-    return checkpoint, architecture_of(checkpoint), tokens
+    return Model.open(request.param(tmp_path / "hf")), tokens
 
 
 def files(store):
@@ -48,7 +47,7 @@ def spread(given, directory, progress, threads=2):
 def test_the_statistics_are_the_same(given, tmp_path):
     (tmp_path / "whole").mkdir()
     store = StatisticsStore(tmp_path / "whole")
-    gather_statistics(*given, store, vocabulary=True, threads=2, progress=Progress())
+    gather_statistics(*given, store, vocabulary=True, resources=Resources(2), progress=Progress())
     assert spread(given, tmp_path / "pieces", Progress(), threads=1) == files(store)
 
 

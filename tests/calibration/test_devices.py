@@ -9,7 +9,8 @@ import torch
 
 from skim_export.calibration import Activations, LinearStatistics, calibrate, self_generated, text
 from skim_export.calibration.streaming import StreamedModel
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Model
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -17,27 +18,24 @@ from ..tiny_models import VOCABULARY, tiny_llama, tiny_mistral
 
 
 @pytest.fixture(params=["llama", "mistral"])
-def checkpoint(request: pytest.FixtureRequest, tmp_path: Path) -> Checkpoint:
+def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
     make = {"llama": lambda path: tiny_llama(path, attention_bias=True), "mistral": tiny_mistral}[request.param]
-    return Checkpoint(make(tmp_path / "model"))
+    return Model.open(make(tmp_path / "model"))
 
 
-def statistics(checkpoint: Checkpoint, directory: Path, **options: Any) -> dict[str, LinearStatistics]:
+def statistics(model: Model, directory: Path, **options: Any) -> dict[str, LinearStatistics]:
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (10, 40))
-    architecture = architecture_of(checkpoint)
-    results = calibrate(
-        checkpoint, architecture, tokens, Activations(directory), vocabulary=True, progress=Progress(), **options
-    )
+    results = calibrate(model, tokens, Activations(directory), vocabulary=True, progress=Progress(), **options)
     return {linear.name: found for linear, found in results}
 
 
 @pytest.mark.parametrize("device", ["cpu", "second"])
 def test_the_statistics_are_those_of_the_cpu(
-    checkpoint: Checkpoint, tmp_path: Path, second_device: torch.device, device: str
+    model: Model, tmp_path: Path, second_device: torch.device, device: str
 ) -> None:
-    expected = statistics(checkpoint, tmp_path / "cpu", threads=2)
+    expected = statistics(model, tmp_path / "cpu", resources=Resources(2))
     chosen = second_device if device == "second" else torch.device("cpu")
-    found = statistics(checkpoint, tmp_path / "device", threads=1, device=chosen)
+    found = statistics(model, tmp_path / "device", resources=Resources(1, device=chosen))
     assert found.keys() == expected.keys()
     for name, one in found.items():
         for field in ("fisher", "input_square", "correlation"):
@@ -48,37 +46,33 @@ def test_the_statistics_are_those_of_the_cpu(
             assert np.abs(actual - wanted).max() < 1e-5 * np.abs(wanted).max(), (name, field)
 
 
-def test_weights_come_to_the_device_and_go(checkpoint: Checkpoint, second_device: torch.device) -> None:
-    model = StreamedModel(checkpoint, architecture_of(checkpoint), second_device)
-    hidden, arguments = model.enter(torch.zeros(2, 8, dtype=torch.int64))
+def test_weights_come_to_the_device_and_go(model: Model, second_device: torch.device) -> None:
+    streamed = StreamedModel(model, second_device)
+    hidden, arguments = streamed.enter(torch.zeros(2, 8, dtype=torch.int64))
     assert hidden.device.type == "cpu"
     assert arguments[0]["position_embeddings"][0].device == second_device
-    block = model.load_block(0)
+    block = streamed.load_block(0)
     assert {parameter.device for parameter in block.parameters()} == {second_device}
-    model.unload_block(0)
+    streamed.unload_block(0)
     assert {parameter.device.type for parameter in block.parameters()} == {"meta"}
 
 
-def test_the_text_is_that_of_the_cpu(checkpoint: Checkpoint, second_device: torch.device) -> None:
+def test_the_text_is_that_of_the_cpu(model: Model, second_device: torch.device) -> None:
     texts = [
-        self_generated(
-            checkpoint, architecture_of(checkpoint), 5, 20, seed=0, threads=1, device=device, progress=Progress()
-        )
+        self_generated(model, 5, 20, seed=0, resources=Resources(1, device=device), progress=Progress())
         for device in (None, second_device)
     ]
     np.testing.assert_array_equal(texts[0], texts[1])
 
 
-def test_a_model_that_does_not_fit_on_the_device(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_does_not_fit_on_the_device(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text, "free_memory", lambda device: 10_000)
     with pytest.raises(UserError, match=r"takes 0\.0 GB of memory on cuda:1 and 0\.0 GB are available: give a text"):
         self_generated(
-            checkpoint,
-            architecture_of(checkpoint),
+            model,
             1,
             8,
             seed=0,
-            threads=1,
-            device=torch.device("cuda", 1),
+            resources=Resources(1, device=torch.device("cuda", 1)),
             progress=Progress(),
         )

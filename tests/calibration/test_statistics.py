@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM
 
 from skim_export.calibration import Activations, LinearStatistics
 from skim_export.calibration import calibrate as calibrate_on
-from skim_export.checkpoint import Architecture, Checkpoint, Linear, architecture_of
+from skim_export.checkpoint import Checkpoint, Linear, Model
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -25,12 +26,10 @@ from ..tiny_models import VOCABULARY, tiny_llama, tiny_mistral
 SEQUENCES, LENGTH = 18, 60  # more than one group of sequences; longer than the sliding window
 
 
-def calibrate(
-    checkpoint: Checkpoint, architecture: Architecture, tokens: npt.NDArray[np.int64], **options: Any
-) -> Iterator[tuple[Linear, LinearStatistics]]:
+def calibrate(model: Model, tokens: npt.NDArray[np.int64], **options: Any) -> Iterator[tuple[Linear, LinearStatistics]]:
     """Calibration from the beginning."""
     with tempfile.TemporaryDirectory() as directory:
-        yield from calibrate_on(checkpoint, architecture, tokens, Activations(Path(directory)), **options)
+        yield from calibrate_on(model, tokens, Activations(Path(directory)), **options)
 
 
 @pytest.fixture
@@ -38,13 +37,12 @@ def tokens() -> npt.NDArray[np.int64]:
     return np.random.default_rng(1).integers(0, VOCABULARY, (SEQUENCES, LENGTH))
 
 
-def build(path: Path, kind: str) -> tuple[Checkpoint, Architecture]:
+def build(path: Path, kind: str) -> Model:
     if kind == "llama":
         tiny_llama(path, attention_bias=True, mlp_bias=True)
     else:
         tiny_mistral(path, sliding_window=24)
-    checkpoint = Checkpoint(path)
-    return checkpoint, architecture_of(checkpoint)
+    return Model.open(path)
 
 
 def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArray[np.int64]) -> list[LinearStatistics]:
@@ -92,11 +90,11 @@ def relative_error(actual: npt.NDArray[np.float32], expected: npt.NDArray[np.flo
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[np.int64]) -> None:
-    checkpoint, architecture = build(tmp_path / "model", kind)
-    results = list(calibrate(checkpoint, architecture, tokens, threads=2, progress=Progress()))
+    model = build(tmp_path / "model", kind)
+    results = list(calibrate(model, tokens, resources=Resources(2), progress=Progress()))
     linears = [linear for linear, _ in results]
-    assert linears == [linear for block in reversed(architecture.blocks) for linear in block]
-    for (linear, actual), expected in zip(results, whole_model(checkpoint, linears, tokens), strict=True):
+    assert linears == [linear for block in reversed(model.architecture.blocks) for linear in block]
+    for (linear, actual), expected in zip(results, whole_model(model.checkpoint, linears, tokens), strict=True):
         assert actual.fisher.shape == (linear.out_features, linear.in_features)
         assert actual.correlation.shape == (linear.in_features, linear.in_features)
         for field in ("fisher", "input_square", "correlation"):
@@ -108,19 +106,19 @@ def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[
 @pytest.mark.parametrize("tie", [True, False])
 def test_embedding_and_head(tmp_path: Path, tie: bool, tokens: npt.NDArray[np.int64]) -> None:
     """Against one token after the other, in float64; what no token touched has a little of the mean."""
-    checkpoint = Checkpoint(tiny_llama(tmp_path / "model", tie=tie))
-    architecture = architecture_of(checkpoint)
-    results = list(calibrate(checkpoint, architecture, tokens, vocabulary=True, threads=2, progress=Progress()))
+    model = Model.open(tiny_llama(tmp_path / "model", tie=tie))
+    architecture = model.architecture
+    results = list(calibrate(model, tokens, vocabulary=True, resources=Resources(2), progress=Progress()))
     found = {linear.name: statistics for linear, statistics in results[-len(architecture.vocabulary_linears) :]}
     assert list(found) == [linear.name for linear in architecture.vocabulary_linears]
-    plain = list(calibrate(checkpoint, architecture, tokens, threads=2, progress=Progress()))
+    plain = list(calibrate(model, tokens, resources=Resources(2), progress=Progress()))
     assert len(plain) == len(results) - len(found)
 
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float64)
+    network = AutoModelForCausalLM.from_pretrained(model.checkpoint.path, dtype=torch.float64)
     ids = torch.from_numpy(tokens)
-    embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
-    hidden = model.model(inputs_embeds=embedded).last_hidden_state
-    logits = model.lm_head(hidden)[:, :-1]
+    embedded = network.get_input_embeddings()(ids).detach().requires_grad_()
+    hidden = network.model(inputs_embeds=embedded).last_hidden_state
+    logits = network.lm_head(hidden)[:, :-1]
     logits.retain_grad()
     nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
     predicted = SEQUENCES * (LENGTH - 1)
@@ -142,16 +140,16 @@ def test_the_sliding_window_matters(tmp_path: Path, tokens: npt.NDArray[np.int64
     """Otherwise the test above would not see a window that was dropped."""
     fisher = []
     for window in (24, None):
-        checkpoint = Checkpoint(tiny_mistral(tmp_path / str(window), sliding_window=window))
-        results = calibrate(checkpoint, architecture_of(checkpoint), tokens, threads=2, progress=Progress())
+        model = Model.open(tiny_mistral(tmp_path / str(window), sliding_window=window))
+        results = calibrate(model, tokens, resources=Resources(2), progress=Progress())
         fisher.append(list(results)[-1][1].fisher)
     assert relative_error(fisher[0], fisher[1]) > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral"])
 def test_bits_do_not_depend_on_threads(tmp_path: Path, kind: str, tokens: npt.NDArray[np.int64]) -> None:
-    checkpoint, architecture = build(tmp_path / "model", kind)
-    runs = [list(calibrate(checkpoint, architecture, tokens, threads=n, progress=Progress())) for n in (1, 2, 3)]
+    model = build(tmp_path / "model", kind)
+    runs = [list(calibrate(model, tokens, resources=Resources(n), progress=Progress())) for n in (1, 2, 3)]
     for run in runs[1:]:
         for (linear, one), (_, other) in zip(runs[0], run, strict=True):
             np.testing.assert_array_equal(one.fisher, other.fisher, err_msg=linear.name)
@@ -159,13 +157,11 @@ def test_bits_do_not_depend_on_threads(tmp_path: Path, kind: str, tokens: npt.ND
 
 
 def test_threads_of_torch_are_the_callers_again(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
-    checkpoint, architecture = build(tmp_path / "model", "llama")
+    model = build(tmp_path / "model", "llama")
     before = torch.get_num_threads()
     torch.set_num_threads(3)
     try:
-        seen = [
-            torch.get_num_threads() for _ in calibrate(checkpoint, architecture, tokens, threads=2, progress=Progress())
-        ]
+        seen = [torch.get_num_threads() for _ in calibrate(model, tokens, resources=Resources(2), progress=Progress())]
         assert set(seen) == {3}
         assert torch.get_num_threads() == 3
     finally:
@@ -185,21 +181,21 @@ class Recorded(Progress):
 
 
 def test_progress(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
-    checkpoint, architecture = build(tmp_path / "model", "llama")
+    model = build(tmp_path / "model", "llama")
     progress = Recorded()
-    list(calibrate(checkpoint, architecture, tokens, threads=1, progress=progress))
+    list(calibrate(model, tokens, resources=Resources(1), progress=progress))
     assert progress.stages == [("calibrating", 5)]
     assert progress.steps == 5
 
 
 def test_loss_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
-    checkpoint, architecture = build(tmp_path / "model", "mistral")
-    file = checkpoint.path / "model.safetensors"
+    model = build(tmp_path / "model", "mistral")
+    file = model.checkpoint.path / "model.safetensors"
     tensors = load_file(file)
     tensors["lm_head.weight"] *= 1e38
     save_file(tensors, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="loss on the calibration text is "):
-        list(calibrate(Checkpoint(checkpoint.path), architecture, tokens, threads=2, progress=Progress()))
+        list(calibrate(Model.open(model.checkpoint.path), tokens, resources=Resources(2), progress=Progress()))
 
 
 def test_gradient_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
@@ -209,19 +205,19 @@ def test_gradient_that_is_not_finite(tmp_path: Path, tokens: npt.NDArray[np.int6
     for name, tensor in tensors.items():  # tiny hidden states, which the last norm makes large again: finite logits
         tensor *= scales.get(name.split(".")[-2], 1.0)
     save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
-    checkpoint = Checkpoint(path)
+    model = Model.open(path)
     with pytest.raises(UserError, match=r"gradient of model\.layers\.1\..* is not finite"):
-        list(calibrate(checkpoint, architecture_of(checkpoint), tokens, threads=2, progress=Progress()))
+        list(calibrate(model, tokens, resources=Resources(2), progress=Progress()))
 
 
 def test_one_token_is_too_few(tmp_path: Path) -> None:
-    checkpoint, architecture = build(tmp_path / "model", "llama")
+    model = build(tmp_path / "model", "llama")
     with pytest.raises(UserError, match="at least 2 tokens, got 1"):
-        list(calibrate(checkpoint, architecture, np.zeros((2, 1), np.int64), threads=1, progress=Progress()))
+        list(calibrate(model, np.zeros((2, 1), np.int64), resources=Resources(1), progress=Progress()))
 
 
 def test_an_interrupt_ends_it(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
-    checkpoint, architecture = build(tmp_path / "model", "llama")
+    model = build(tmp_path / "model", "llama")
 
     class Interrupt(Progress):
         def step(self, done: str) -> None:
@@ -229,21 +225,19 @@ def test_an_interrupt_ends_it(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> 
 
     before = torch.get_num_threads(), threading.active_count()
     with pytest.raises(KeyboardInterrupt):
-        list(calibrate(checkpoint, architecture, tokens, threads=2, progress=Interrupt()))
+        list(calibrate(model, tokens, resources=Resources(2), progress=Interrupt()))
     assert (torch.get_num_threads(), threading.active_count()) == before
 
 
 @pytest.mark.parametrize("vocabulary", [False, True])
 def test_it_goes_on_where_it_was_given_up(tmp_path: Path, tokens: npt.NDArray[np.int64], vocabulary: bool) -> None:
-    checkpoint, architecture = build(tmp_path / "model", "llama")
-    options: dict[str, Any] = {"vocabulary": vocabulary, "threads": 2, "progress": Progress()}
-    expected = {
-        linear.name: statistics for linear, statistics in calibrate(checkpoint, architecture, tokens, **options)
-    }
+    model = build(tmp_path / "model", "llama")
+    options: dict[str, Any] = {"vocabulary": vocabulary, "resources": Resources(2), "progress": Progress()}
+    expected = {linear.name: statistics for linear, statistics in calibrate(model, tokens, **options)}
     for stop in range(1, len(expected)):
         found: dict[str, LinearStatistics] = {}
         activations = Activations(tmp_path / str(stop))
-        given_up = calibrate_on(checkpoint, architecture, tokens, activations, **options)
+        given_up = calibrate_on(model, tokens, activations, **options)
         for linear, statistics in given_up:
             found[linear.name] = statistics
             if len(found) == stop:
@@ -254,7 +248,7 @@ def test_it_goes_on_where_it_was_given_up(tmp_path: Path, tokens: npt.NDArray[np
         def is_kept(linear: Linear, names: set[str] = names) -> bool:
             return linear.name in names
 
-        again = calibrate_on(checkpoint, architecture, tokens, activations, is_kept=is_kept, **options)
+        again = calibrate_on(model, tokens, activations, is_kept=is_kept, **options)
         repeated = {linear.name: statistics for linear, statistics in again}
         blocks_kept = (stop - 1) // 5  # of which the gradient in their inputs was computed, too
         assert len(repeated) == len(expected) - 5 * min(blocks_kept, 2)

@@ -9,7 +9,8 @@ from tokenizers import processors
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from skim_export.calibration import self_generated, text, tokens_from_file
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Checkpoint, Model, architecture_of
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -79,7 +80,12 @@ def test_a_file_that_is_no_text(checkpoint: Checkpoint, tmp_path: Path) -> None:
 
 def write(checkpoint: Checkpoint, sequences: int = 11, length: int = 40, seed: int = 0, threads: int = 2) -> np.ndarray:
     return self_generated(
-        checkpoint, architecture_of(checkpoint), sequences, length, seed=seed, threads=threads, progress=Progress()
+        Model(checkpoint, architecture_of(checkpoint)),
+        sequences,
+        length,
+        seed=seed,
+        resources=Resources(threads),
+        progress=Progress(),
     )
 
 

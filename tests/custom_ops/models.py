@@ -7,8 +7,9 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from skim_export.packed import FORMAT_VERSION, PackedLinear
+from skim_export.packed import PackedLinear
 from skim_runtime.library import library_path
+from skim_runtime.operators import LUT_GATHER, LUT_MATMUL
 
 # test_sanitizers.py runs these tests again with a library of its own.
 LIBRARY = os.environ.get("SKIM_TEST_LIBRARY") or str(library_path())
@@ -16,12 +17,7 @@ TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorPr
 
 
 def attributes(packed):
-    return {
-        "version": FORMAT_VERSION,
-        "N": packed.out_features,
-        "K": packed.in_features,
-        "rows_per_class": list(packed.rows_per_class),
-    }
+    return LUT_MATMUL.node_attributes([packed])
 
 
 def initializers(packed):
@@ -45,7 +41,7 @@ def matmul_model(packed, dtype=np.float32, x_shape=None, tensors=None, **changes
 
 def gather_model(packed, dtype=np.float32, output_dtype=None, **changes):
     """`Y = LutGather(ids, ...)`."""
-    values = attributes(packed) | {"dtype": TYPES[np.dtype(dtype)]} | changes
+    values = LUT_GATHER.node_attributes([packed], dtype=TYPES[np.dtype(dtype)]) | changes
     node = helper.make_node("LutGather", ["ids", *PackedLinear.TENSORS], ["Y"], "embedding", domain="ai.skim", **values)
     inputs = [helper.make_tensor_value_info("ids", TensorProto.INT64, None)]
     outputs = [helper.make_tensor_value_info("Y", TYPES[np.dtype(output_dtype or dtype)], None)]

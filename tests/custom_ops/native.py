@@ -1,5 +1,6 @@
 """Builds of the native code that tests run beside the installed library."""
 
+import fcntl
 import os
 import platform
 import shutil
@@ -7,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from ..tools import missing
 
 ROOT = Path(__file__).parents[2]
 CUDA_ON_CPU = ("skim_cuda_on_cpu", "skim_emulation_test")  # CMake targets
@@ -16,13 +17,16 @@ CUDA_ON_CPU = ("skim_cuda_on_cpu", "skim_emulation_test")  # CMake targets
 def build_native(name, options, targets=("skim_ops", "skim_kernel_test"), root=ROOT):
     """Build CMake targets in `build/NAME` of `root`, kept between runs; that directory."""
     directory = root / "build" / name
+    directory.mkdir(parents=True, exist_ok=True)
     generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    for command in (
-        ["cmake", *generator, "-S", str(root / "custom_ops"), "-B", str(directory), "-DSKIM_BUILD_TESTS=ON", *options],
-        ["cmake", "--build", str(directory), "--parallel", "2", "--target", *targets],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+    with (directory / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # tests in another process may want the same
+        for command in (
+            ["cmake", *generator, "-S", root / "custom_ops", "-B", directory, "-DSKIM_BUILD_TESTS=ON", *options],
+            ["cmake", "--build", directory, "--parallel", "2", "--target", *targets],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True)
+            assert done.returncode == 0, done.stdout + done.stderr
     return directory
 
 
@@ -40,7 +44,7 @@ def build_cuda_on_cpu():
 def build_sanitized(**options):
     """`build_native` with AddressSanitizer and UndefinedBehaviorSanitizer."""
     if platform.system() != "Linux" or not (sanitizer("libasan.so") and sanitizer("libubsan.so")):
-        pytest.skip("the compiler has no libasan.so and libubsan.so")
+        missing("libasan.so or libubsan.so, for the compiler,")
     # At -O3, or with every check written out inline, the kernels take minutes to compile.
     flags = "-DCMAKE_CXX_FLAGS=-O1 -g1 --param asan-instrumentation-with-call-threshold=0"
     return build_native(

@@ -6,6 +6,7 @@ import pytest
 from onnx import helper
 
 from skim_export.packed import PackedLinear
+from skim_runtime.operators import LUT_GATHER
 from tests.random_packed import random_packed
 
 from .models import TYPES, attributes, gather_model, initializers, model, relative_error, run, session
@@ -66,7 +67,6 @@ def test_tied_embedding(kernel, dtype):
     """LutGather and LutMatMul read the same initializers; the type between them is inferred from dtype."""
     rng = np.random.default_rng(4)
     packed = random_packed(rng, 100, 200, ALL, column_scale=True)
-    values = attributes(packed)
     nodes = [
         helper.make_node(
             "LutGather",
@@ -74,10 +74,11 @@ def test_tied_embedding(kernel, dtype):
             ["E"],
             "embedding",
             domain="ai.skim",
-            dtype=TYPES[np.dtype(dtype)],
-            **values,
+            **LUT_GATHER.node_attributes([packed], dtype=TYPES[np.dtype(dtype)]),
         ),
-        helper.make_node("LutMatMul", ["E", *PackedLinear.TENSORS], ["Y"], "head", domain="ai.skim", **values),
+        helper.make_node(
+            "LutMatMul", ["E", *PackedLinear.TENSORS], ["Y"], "head", domain="ai.skim", **attributes(packed)
+        ),
     ]
     ids_info = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["batch", "tokens"])
     y_info = helper.make_tensor_value_info("Y", TYPES[np.dtype(dtype)], None)

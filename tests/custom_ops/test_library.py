@@ -26,7 +26,7 @@ def test_the_environment_chooses_the_kernels(monkeypatch):
 
 
 def test_a_missing_library_is_said(monkeypatch, tmp_path):
-    monkeypatch.setattr(library, "__file__", str(tmp_path / "library.py"))
+    monkeypatch.setattr(library, "installed_file", lambda package, name: tmp_path / name)
     with pytest.raises(UserError, match=r"libskim_ops\.so is missing: build it"):
         library.library_path()
 

@@ -10,9 +10,10 @@ from onnx import helper, numpy_helper
 from skim_export.graph.function import lut_functions
 from skim_export.packed import PackedLinear
 from skim_runtime.library import kernel_names
+from skim_runtime.operators import LUT_SWIGLU
 from tests.random_packed import random_packed
 
-from .models import TYPES, attributes, model, relative_error, run, session
+from .models import TYPES, model, relative_error, run, session
 from .test_matmul import ALL
 
 BOUND = {np.float32: 1e-5, np.float16: 2e-3}
@@ -20,10 +21,7 @@ BOUND = {np.float32: 1e-5, np.float16: 2e-3}
 
 def swiglu_model(gate, up, dtype=np.float32, accuracy_level=0):
     parts = {"gate_": gate, "up_": up}
-    values = attributes(gate) | {"accuracy_level": accuracy_level}
-    del values["rows_per_class"]
-    for prefix, packed in parts.items():
-        values[f"{prefix}rows_per_class"] = list(packed.rows_per_class)
+    values = LUT_SWIGLU.node_attributes([gate, up], accuracy_level=accuracy_level)
     names = [prefix + name for prefix in parts for name in PackedLinear.TENSORS]
     node = helper.make_node("LutSwiglu", ["X", *names], ["Y"], "mlp", domain="ai.skim", **values)
     tensors = [

@@ -5,7 +5,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Model
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import DecoderBuilder
 from skim_export.measure.dequantized_model import dequantized_model
@@ -26,14 +26,13 @@ MODELS = {
 def exported(request, tmp_path_factory):
     """The ONNX file of a tiny model, and the torch model that it must equal."""
     path = tmp_path_factory.mktemp(request.param)
-    checkpoint = Checkpoint(MODELS[request.param](path / "hf"))
-    architecture = architecture_of(checkpoint)
-    units = random_units(checkpoint, architecture)
+    model = Model.open(MODELS[request.param](path / "hf"))
+    units = random_units(model)
     output = path / "onnx" / "model.onnx"
     output.parent.mkdir()
-    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output, 0)
+    builder = DecoderBuilder(model, units.__getitem__, output, 0)
     save_model(builder.build(), output, Progress())
-    return output, dequantized_model(checkpoint, architecture, units.__getitem__)
+    return output, dequantized_model(model, units.__getitem__)
 
 
 def onnx_logits(path, tokens, head_size, library):

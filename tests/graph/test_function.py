@@ -6,8 +6,8 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from skim_export.graph.function import DOMAIN, OPSET, WEIGHT_INPUTS, lut_functions
-from skim_export.packed import FORMAT_VERSION
+from skim_export.graph.function import OPSET, lut_functions
+from skim_runtime.operators import DOMAIN, OPERATORS, TENSORS
 
 from ..random_packed import random_packed
 
@@ -15,18 +15,9 @@ from ..random_packed import random_packed
 def one_node_model(op, packed, activation, classes, shape, **attributes):
     """A model of one LutMatMul or LutGather with its weights as initializers."""
     name = "X" if op == "LutMatMul" else "ids"
-    node = helper.make_node(
-        op,
-        [name, *WEIGHT_INPUTS],
-        ["Y"],
-        domain=DOMAIN,
-        version=FORMAT_VERSION,
-        N=packed.out_features,
-        K=packed.in_features,
-        rows_per_class=list(packed.rows_per_class),
-        **attributes,
-    )
-    weights = [numpy_helper.from_array(getattr(packed, t), t) for t in WEIGHT_INPUTS]
+    values = OPERATORS[op].node_attributes([packed], **attributes)
+    node = helper.make_node(op, [name, *TENSORS], ["Y"], domain=DOMAIN, **values)
+    weights = [numpy_helper.from_array(getattr(packed, t), t) for t in TENSORS]
     output = TensorProto.FLOAT16 if activation == TensorProto.FLOAT16 else TensorProto.FLOAT
     graph = helper.make_graph(
         [node],
@@ -43,6 +34,15 @@ def one_node_model(op, packed, activation, classes, shape, **attributes):
     )
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+def test_functions_have_the_inputs_and_attributes_of_the_schema():
+    functions = {function.name: function for function in lut_functions([2], np.int8)}
+    assert functions.keys() == OPERATORS.keys()
+    for name, operator in OPERATORS.items():
+        assert functions[name].domain == DOMAIN
+        assert list(functions[name].input) == list(operator.inputs)
+        assert sorted(functions[name].attribute) == sorted(attribute.name for attribute in operator.attributes)
 
 
 CASES = [[b] for b in range(16)] + [[1, 2, 3], [0, 4, 5, 6, 7, 15], list(range(16))]

@@ -7,10 +7,12 @@ import pytest
 
 from skim_export import export
 from skim_export.cli.main import main
+from skim_export.pipeline import calibration_text
 from skim_export.pipeline import export as pipeline
 from skim_export.pipeline.cost import estimate_cost
 from skim_export.pipeline.export import prepare
 from skim_export.pipeline.memory import peak_memory
+from skim_export.pipeline.options import ExportOptions
 from skim_export.work.resources import ROW_GROUP, Resources
 from skim_runtime.errors import UserError
 
@@ -32,7 +34,9 @@ def calib(tmp_path_factory):
 @pytest.mark.parametrize("effort", ["weights", "calibrated", "tuned"])
 @pytest.mark.parametrize("given", [True, False], ids=["calib", "no calib"])
 def test_every_step_has_its_time(llama, calib, tmp_path, effort, given):
-    job = prepare(str(llama), tmp_path / "out" / "model.onnx", effort=effort, calib=calib if given else None)
+    job = prepare(
+        str(llama), tmp_path / "out" / "model.onnx", ExportOptions(effort=effort, calib=calib if given else None)
+    )
     cost = estimate_cost(job)
     steps = {"hashing the model", "writing", "quantizing"}
     if effort != "weights":
@@ -56,7 +60,7 @@ def test_every_step_has_its_time(llama, calib, tmp_path, effort, given):
     ids=str,
 )
 def test_sizes_are_about_right(llama, calib, tmp_path, options):
-    cost = estimate_cost(prepare(str(llama), tmp_path / "out" / "model.onnx", calib=calib, **options))
+    cost = estimate_cost(prepare(str(llama), tmp_path / "out" / "model.onnx", ExportOptions(calib=calib, **options)))
     report = export(str(llama), tmp_path / "out" / "model.onnx", calib=calib, **options)
     assert cost.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
 
@@ -64,7 +68,7 @@ def test_sizes_are_about_right(llama, calib, tmp_path, options):
 @pytest.mark.parametrize("method", ["weights", "skim+", "skim", "gptq"])
 def test_the_memory_allowed_does_not_change_the_result(llama, calib, tmp_path, method, monkeypatch):
     """Rows in runs of 256, of 800 that the layers have, or all at once."""
-    monkeypatch.setattr(pipeline, "SEQUENCES", 8)
+    monkeypatch.setattr(calibration_text, "SEQUENCES", 8)
     files = []
     for name, chunk_bytes in (("large", 1 << 30), ("small", 1)):
         monkeypatch.setattr(pipeline, "Resources", partial(Resources, chunk_bytes=chunk_bytes))
@@ -78,16 +82,16 @@ def test_the_memory_allowed_does_not_change_the_result(llama, calib, tmp_path, m
 
 def test_too_little_memory(llama, tmp_path):
     with pytest.raises(UserError, match=r"--max-memory 0\.10GB: too small, this export takes at least \d+\.\d\dGB"):
-        prepare(str(llama), tmp_path / "out" / "model.onnx", effort="weights", max_memory=100_000_000)
+        prepare(str(llama), tmp_path / "out" / "model.onnx", ExportOptions(effort="weights", max_memory=100_000_000))
 
 
 def test_less_memory_means_smaller_pieces(tmp_path):
     path = tiny_mistral(tmp_path / "hf", vocab_size=200_000)
     output = tmp_path / "out" / "model.onnx"
-    job = prepare(str(path), output, effort="weights")
+    job = prepare(str(path), output, ExportOptions(effort="weights"))
     most = peak_memory(job)
     limit = most - 100_000_000
-    limited = prepare(str(path), output, effort="weights", max_memory=limit)
+    limited = prepare(str(path), output, ExportOptions(effort="weights", max_memory=limit))
     assert limited.executor.resources.chunk_bytes < job.executor.resources.chunk_bytes
     assert peak_memory(limited) <= limit + 10_000_000  # this process has grown meanwhile
 
@@ -116,8 +120,8 @@ def test_mistakes_are_one_line(capsys, llama, tmp_path, arguments, words):
         assert word in line
 
 
-def test_a_method_has_no_effort(capsys, llama, tmp_path):
+def test_a_method_has_no_effort():
     with pytest.raises(UserError, match="--method gptq: cannot be combined with --effort weights"):
-        prepare(str(llama), tmp_path / "out" / "model.onnx", effort="weights", method="gptq")
+        ExportOptions(effort="weights", method="gptq")
     with pytest.raises(UserError, match="--effort most: must be one of weights, calibrated, tuned"):
-        prepare(str(llama), tmp_path / "out" / "model.onnx", effort="most")
+        ExportOptions(effort="most")

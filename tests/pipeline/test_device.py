@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from skim_export.cli.main import main
+from skim_export.pipeline import calibration_text
 from skim_export.pipeline import export as pipeline
 from skim_export.pipeline.cost import estimate_cost
 from skim_export.pipeline.export import prepare, run
+from skim_export.pipeline.options import ExportOptions
 from skim_export.work.device import device_named, float32_products
 from skim_runtime.errors import UserError
 
@@ -30,8 +32,8 @@ def calib(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def short_text(monkeypatch):
-    monkeypatch.setattr(pipeline, "SEQUENCES", 4)
-    monkeypatch.setattr(pipeline, "SEQUENCE_LENGTH", 64)
+    monkeypatch.setattr(calibration_text, "SEQUENCES", 4)
+    monkeypatch.setattr(calibration_text, "LENGTH", 64)
 
 
 def with_devices(monkeypatch, count):
@@ -91,7 +93,7 @@ def layers(directory):
 def test_an_export_in_torch_loses_as_much(llama, calib, tmp_path, options):
     """On tensors of the CPU: any device but None is torch's."""
     for name, device in (("native", None), ("torch", torch.device("cpu"))):
-        job = prepare(str(llama), tmp_path / name / "model.onnx", calib=calib, threads=2, **options)
+        job = prepare(str(llama), tmp_path / name / "model.onnx", ExportOptions(calib=calib, threads=2, **options))
         run(replace(job, resources=replace(job.resources, device=device)))
     for native, torchs in zip(layers(tmp_path / "native"), layers(tmp_path / "torch"), strict=True):
         assert torchs["name"] == native["name"]
@@ -117,15 +119,15 @@ def test_another_device_does_not_go_on_there(llama, calib, tmp_path, monkeypatch
     monkeypatch.setattr(pipeline, "emit", interrupt)
     common = {"calib": calib, "threads": 1, "effort": "weights"}
     with pytest.raises(UserError, match="the same command goes on there"):
-        run(prepare(str(llama), tmp_path / "out" / "model.onnx", **common))
+        run(prepare(str(llama), tmp_path / "out" / "model.onnx", ExportOptions(**common)))
     with_devices(monkeypatch, 1)
     with pytest.raises(UserError, match="keeps an unfinished export with device cpu, not cuda"):
-        run(prepare(str(llama), tmp_path / "out" / "model.onnx", device="cuda", **common))
+        run(prepare(str(llama), tmp_path / "out" / "model.onnx", ExportOptions(device="cuda", **common)))
 
 
 @pytest.mark.parametrize("effort", ["weights", "tuned"])
 def test_its_cost(llama, tmp_path, effort, second_device):
-    job = prepare(str(llama), tmp_path / "out" / "model.onnx", effort=effort)
+    job = prepare(str(llama), tmp_path / "out" / "model.onnx", ExportOptions(effort=effort))
     resources = replace(job.resources, device=second_device)
     assert resources.workers == 1
     seconds = estimate_cost(replace(job, resources=resources)).seconds

@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from skim_export import export
-from skim_export.checkpoint import Checkpoint, architecture_of
-from skim_export.cli.main import main, parse_size
+from skim_export.checkpoint import Model
+from skim_export.cli.main import main
 from skim_export.graph.reader import read_packed
 from skim_export.measure.dequantized_model import dequantized_model
-from skim_export.pipeline import export as pipeline
+from skim_export.pipeline import calibration_text
+from skim_export.pipeline.options import parse_size
 from skim_export.quantize import METHODS
 from skim_export.tuning import HELD_OUT
 from skim_export.tuning.training import EPOCHS
@@ -74,9 +75,8 @@ def test_an_export_runs_and_equals_its_weights(llama, calib, tmp_path, method):
     report = export(str(llama), tmp_path / "out" / "model.onnx", bits=3, method=method, calib=calib, accuracy_level=0)
     assert report.parts[0].code_bits == pytest.approx(3, abs=0.01)
     assert report.parts[0].code_bits <= 3
-    checkpoint = Checkpoint(llama)
     packed = read_packed(tmp_path / "out" / "model.onnx")
-    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    model = dequantized_model(Model.open(llama), packed.__getitem__)
     with torch.no_grad():
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(tmp_path / "out").logits(TOKENS)
@@ -116,7 +116,7 @@ def test_an_export_for_cuda_is_the_same_model_in_half_precision(llama, calib, tm
 
 
 def test_a_tuned_export_is_what_was_tuned(llama, calib, tmp_path, monkeypatch):
-    monkeypatch.setattr(pipeline, "TUNING_SEQUENCES", HELD_OUT + 16)
+    monkeypatch.setattr(calibration_text, "TUNING_SEQUENCES", HELD_OUT + 16)
     directory = tmp_path / "out"
     export(str(llama), directory / "model.onnx", bits=2, calib=calib, effort="tuned")
     assert list(tmp_path.iterdir()) == [directory]
@@ -124,9 +124,9 @@ def test_a_tuned_export_is_what_was_tuned(llama, calib, tmp_path, monkeypatch):
     assert 0 < tuned["steps"] <= 4 * EPOCHS
     assert 0 < tuned["after"] < tuned["before"]
     # The graph holds the tuned norms: with those of the checkpoint the outputs would be others.
-    session, checkpoint = Session(directory), Checkpoint(llama)
+    session = Session(directory)
     packed = read_packed(directory / "model.onnx")
-    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    model = dequantized_model(Model.open(llama), packed.__getitem__)
     with torch.no_grad():
         untuned = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = session.logits(TOKENS)
@@ -162,9 +162,8 @@ def test_export_json_tells_the_truth(llama, calib, tmp_path):
 @pytest.mark.parametrize("kernel", ["auto", "function"])
 def test_every_mixture_of_widths_and_types_runs(llama, calib, tmp_path, options, kernel):
     export(str(llama), tmp_path / "out" / "model.onnx", calib=calib, accuracy_level=0, **options)
-    checkpoint = Checkpoint(llama)
     packed = read_packed(tmp_path / "out" / "model.onnx")
-    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    model = dequantized_model(Model.open(llama), packed.__getitem__)
     with torch.no_grad():
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(tmp_path / "out", kernel=kernel).logits(TOKENS)
@@ -188,7 +187,7 @@ def test_embedding_and_head_in_the_allocation(calib, tmp_path, make, tie):
         3.25 * sum(layer.out_features * layer.in_features for layer in packed.values()), rel=1e-3
     )
     assert len(np.unique(packed["model.embed_tokens"].row_bits())) > 1
-    model = dequantized_model(Checkpoint(path), architecture_of(Checkpoint(path)), packed.get)
+    model = dequantized_model(Model.open(path), packed.get)
     with torch.no_grad():
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(directory).logits(TOKENS)
@@ -221,10 +220,9 @@ def test_mistral_with_sliding_window_and_its_own_head(calib, tmp_path):
     path = tiny_mistral(tmp_path / "hf", sliding_window=16, tie=False)
     options = {"bits": 3.5, "head_bits": 6, "codebook": "float16", "accuracy_level": 0}
     export(str(path), tmp_path / "out" / "model.onnx", calib=calib, **options)
-    checkpoint = Checkpoint(path)
     packed = read_packed(tmp_path / "out" / "model.onnx")
     assert {"lm_head", "model.embed_tokens"} <= set(packed)
-    model = dequantized_model(checkpoint, architecture_of(checkpoint), packed.__getitem__)
+    model = dequantized_model(Model.open(path), packed.__getitem__)
     with torch.no_grad():
         want = model(torch.from_numpy(TOKENS)[None]).logits[0].numpy()
     got = Session(tmp_path / "out").logits(TOKENS)
@@ -247,7 +245,7 @@ def refused(capsys, tmp_path, *arguments):
 
 def test_text_too_short_to_tune_on(capsys, tmp_path, llama, calib):
     line = refused(capsys, tmp_path, "--model", llama, "--calib", calib, "--effort", "tuned")
-    assert f"{pipeline.TUNING_SEQUENCES} windows" in line
+    assert f"{calibration_text.TUNING_SEQUENCES} windows" in line
     assert calib.name in line
 
 
@@ -350,4 +348,4 @@ def test_help_is_quick_to_import():
 
 @pytest.mark.parametrize(("text", "size"), [("70MB", 70_000_000), ("2.5 GB", 2_500_000_000), ("1KiB", 1024), ("7", 7)])
 def test_sizes(text, size):
-    assert parse_size(text) == size
+    assert parse_size("--size", text) == size

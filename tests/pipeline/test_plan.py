@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM
 from skim_export import export
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Checkpoint, architecture_of, linear_weight
+from skim_export.checkpoint import Checkpoint, Model, linear_weight
 from skim_export.cli.main import main
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline import plan as plan_module
 from skim_export.pipeline.budget import Budget
-from skim_export.pipeline.export import calibration_tokens
+from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.plan import BITS as DEFAULT_BITS
 from skim_export.pipeline.plan import expected_loss, plan
 from skim_export.pipeline.quantize_layer import QuantizeOptions
@@ -31,7 +31,7 @@ from skim_runtime.progress import Progress
 
 from ..tiny_models import TEXT, tiny_llama, tiny_mistral
 
-COMMON = {"threads": 1, "progress": Progress()}
+COMMON = {"resources": Resources(1), "progress": Progress()}
 BITS = (1.5, 2, 2.5, 3)
 
 
@@ -65,21 +65,20 @@ def test_more_bits_are_larger_and_lose_less(planned):
 
 def test_the_quadratic_form_is_that_of_real_quantization(llama, calib, planned, tmp_path):
     """`0.5 * sum F d^2` from packed weights: exact k-means loses what was expected, column scales a little less."""
-    checkpoint, row = Checkpoint(llama), planned.rows[BITS.index(2.5)]
-    architecture, store = architecture_of(checkpoint), StatisticsStore(tmp_path)
-    tokens = calibration_tokens(checkpoint, architecture, calib, seed=0, **COMMON)
-    gather_statistics(checkpoint, architecture, tokens, store, **COMMON)
+    model, row, store = Model.open(llama), planned.rows[BITS.index(2.5)], StatisticsStore(tmp_path)
+    tokens = CalibrationText(calib, seed=0).tokens(model, **COMMON)
+    gather_statistics(model, tokens, store, **COMMON)
     options = QuantizeOptions(METHODS["skim"], codebook="float16")
     common = {"executor": SerialExecutor(Resources(1)), "progress": Progress()}
-    widths = allocate(checkpoint, architecture, store, options, Budget(2.5), curves=tmp_path, **common)
+    widths = allocate(model, store, options, Budget(2.5), curves=tmp_path, **common)
     lost = {}
     for method in ("squeezellm", "skim"):
         options, packed = QuantizeOptions(METHODS[method], codebook="float16"), PackedCheckpoint(tmp_path / method)
-        tasks = linear_tasks(checkpoint, architecture, store, widths, packed, options, Resources(1))
+        tasks = linear_tasks(model, store, widths, packed, options, Resources(1))
         do_tasks("quantizing", tasks, **common)
         lost[method] = 0.0
-        for linear in architecture.linears:
-            error = linear_weight(checkpoint, linear).astype(np.float64) - packed.read(linear.name).dequantize()
+        for linear in model.architecture.linears:
+            error = linear_weight(model.checkpoint, linear).astype(np.float64) - packed.read(linear.name).dequantize()
             lost[method] += 0.5 * (store.fisher(linear.name) * error**2).sum()
     assert row.quadratic == pytest.approx(lost["squeezellm"], rel=2e-3)  # entries are rounded to float16
     assert 0.5 * row.quadratic < lost["skim"] < row.quadratic

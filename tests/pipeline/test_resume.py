@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from skim_export import export
+from skim_export.pipeline import calibration_text
 from skim_export.pipeline import export as pipeline
 from skim_export.tuning import HELD_OUT
 from skim_export.work.sealed import write_sealed
@@ -30,10 +31,11 @@ TUNING_SEQUENCES = HELD_OUT + 8
 # steps of its progress or, where the number is negative, so many milliseconds; the last may finish.
 KILLER = f"""
 import os, signal, sys, threading, time
+from skim_export.pipeline import calibration_text
 from skim_export.pipeline import export as pipeline
 from skim_runtime.progress import Progress
 
-pipeline.SEQUENCES, pipeline.TUNING_SEQUENCES = {SEQUENCES}, {TUNING_SEQUENCES}
+calibration_text.SEQUENCES, calibration_text.TUNING_SEQUENCES = {SEQUENCES}, {TUNING_SEQUENCES}
 
 class Killer(Progress):
     def __init__(self, steps):
@@ -59,8 +61,8 @@ for moment in map(int, moments):
 @pytest.fixture(autouse=True, scope="module")
 def short_texts():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(pipeline, "SEQUENCES", SEQUENCES)
-        patched.setattr(pipeline, "TUNING_SEQUENCES", TUNING_SEQUENCES)
+        patched.setattr(calibration_text, "SEQUENCES", SEQUENCES)
+        patched.setattr(calibration_text, "TUNING_SEQUENCES", TUNING_SEQUENCES)
         yield
 
 
@@ -162,7 +164,9 @@ def test_what_was_done_is_not_done_again(llama, calib, through, tmp_path, stage,
 def test_damaged_files_are_made_again(llama, calib, through, tmp_path):
     work = interrupted(llama, calib, tmp_path / "out", "writing the model", 5)
     for pattern in ("packed/*mlp.up_proj.safetensors", "statistics/*o_proj.statistics", "curves/*down_proj.npy"):
-        for path in work.glob(pattern):
+        files = list(work.glob(pattern))
+        assert files
+        for path in files:
             content = bytearray(path.read_bytes())
             content[-1] ^= 1
             path.write_bytes(content)

@@ -17,6 +17,7 @@ from skim_export.quantize import quantize_linear as quantize_with
 from skim_export.quantize.levels import fit_affine, fit_tables
 from skim_export.quantize.scaling import unit_column_scale
 from skim_export.quantize.solver import Layer
+from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 
 DIAGONAL = ["skim", "squeezellm", "rtn"]  # methods whose objective is a sum over the weights
@@ -151,7 +152,7 @@ def test_does_not_depend_on_threads(method):
     rng = np.random.default_rng(6)
     weight, fisher = random_layer(rng, 90, 65)
     bits = rng.integers(1, 9, 90).astype(np.uint8)
-    first, second = (quantize_linear(weight, fisher, bits, method, threads=t).pack() for t in (1, 3))
+    first, second = (quantize_linear(weight, fisher, bits, method, resources=Resources(t)).pack() for t in (1, 3))
     for name in first.TENSORS:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
 
@@ -189,7 +190,7 @@ def test_rows_do_not_depend_on_each_other(method, codebook):
     if parts.objective is None:
         sensitivity = None
     correlation = np.corrcoef(rng.normal(size=(200, 96)), rowvar=False).astype(np.float32)
-    options = {"codebook": codebook, "threads": 2}
+    options = {"codebook": codebook, "resources": Resources(2)}
     whole = quantize_with(weight, sensitivity, bits, parts, correlation=correlation, **options).pack()
     coupling = None
     if parts.correlated:

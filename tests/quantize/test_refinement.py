@@ -9,6 +9,7 @@ from skim_export.packed import LevelKind
 from skim_export.quantize import METHODS, quantize_linear
 from skim_export.quantize.refinement import Coupling, damped, feed_back, refine_tables
 from skim_export.quantize.solver import Layer, assign, feedback, kmeans, refine
+from skim_export.work.resources import Resources
 
 from .reference import (
     best_levels,
@@ -31,7 +32,8 @@ def random_problem(rows, columns, *, seed=0, threads=None):
     values = rng.standard_t(4, (rows, columns)).astype(np.float32)
     weights = np.exp(rng.normal(-3, 1.5, (rows, columns))).astype(np.float32)
     scale = rng.uniform(0.5, 2, columns).astype(np.float32)
-    return Layer(values, weights, scale, threads), damped((hessian / spread / spread[:, None]).astype(np.float32))
+    layer = Layer(values, weights, scale, threads and Resources(threads))
+    return layer, damped((hessian / spread / spread[:, None]).astype(np.float32))
 
 
 def coupled(layer, correlation):
@@ -94,7 +96,7 @@ def test_refinement_does_not_depend_on_threads_and_other_rows():
     for threads, step in ((3, rows), (2, 129), (1, 1)):
         for first in range(0, rows, step):
             some = slice(first, first + step)
-            part = Layer(layer.values[some], layer.weights[some], layer.column_scale, threads)
+            part = Layer(layer.values[some], layer.weights[some], layer.column_scale, Resources(threads))
             stride = 1 << int(bits[some].max())
             got = refine(
                 part, correlation, bits[some], np.ascontiguousarray(levels[some, :stride]), codes[some], rounds=2,

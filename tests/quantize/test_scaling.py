@@ -3,6 +3,7 @@ import pytest
 
 from skim_export.quantize.scaling import fit_column_scale, unit_column_scale
 from skim_export.quantize.solver import Layer, error_curves
+from skim_export.work.resources import Resources
 
 
 def least_error(weight, fisher, scale, bits):
@@ -68,6 +69,6 @@ def test_does_not_depend_on_threads():
     rng = np.random.default_rng(2)
     weight = rng.normal(size=(300, 33)).astype(np.float32)
     fisher = np.exp(rng.normal(0, 1, (300, 33))).astype(np.float32)
-    scales = [fit_column_scale(weight, fisher, bits(300), threads) for threads in (1, 2, 3)]
+    scales = [fit_column_scale(weight, fisher, bits(300), Resources(threads)) for threads in (1, 2, 3)]
     np.testing.assert_array_equal(scales[0], scales[1])
     np.testing.assert_array_equal(scales[0], scales[2])

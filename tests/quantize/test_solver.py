@@ -7,6 +7,7 @@ import pytest
 
 from skim_export.quantize import solver
 from skim_export.quantize.solver import Layer, assign, assign_affine, error_curves, kmeans, refit
+from skim_export.work.resources import Resources
 
 from .reference import brute_force_error, program_errors
 
@@ -15,7 +16,7 @@ def random_layer(rng, rows, columns, threads=None, *, scaled=False):
     values = rng.standard_t(4, (rows, columns)).astype(np.float32)
     weights = np.exp(rng.normal(0, 2, (rows, columns))).astype(np.float32)
     scale = rng.uniform(0.3, 3, columns).astype(np.float32) if scaled else None
-    return Layer(values, weights, scale, threads)
+    return Layer(values, weights, scale, threads and Resources(threads))
 
 
 def full(rows, bits):

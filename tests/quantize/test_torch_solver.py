@@ -1,5 +1,7 @@
 """The solver in torch against the native one. There is no GPU here: its tensors are those of the CPU."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from skim_export.quantize import METHODS, quantize_linear, refinement, torch_refine, torch_solver
 from skim_export.quantize.refinement import Coupling, feed_back, refine_tables
 from skim_export.quantize.solver import Layer, error_curves, feedback, kmeans, refine
+from skim_export.work.resources import Resources
 
 from .reference import full_error
 from .test_refinement import random_problem
@@ -17,7 +20,7 @@ SHAPES = [(1, 1), (3, 2), (9, 33), (64, 31), (7, 127), (5, 128), (6, 129), (12, 
 
 
 def in_torch(layer, device=CPU):
-    return Layer(layer.values, layer.weights, layer.column_scale, layer.threads, device)
+    return Layer(layer.values, layer.weights, layer.column_scale, replace(layer.resources, device=device))
 
 
 def mixed_bits(rows, most=8):
@@ -190,9 +193,9 @@ def test_methods_lose_as_much(method):
     sensitivity = None if METHODS[method].objective is None else layer.weights
     lost = [
         quantize_linear(
-            layer.values, sensitivity, bits, METHODS[method], correlation=correlation, device=device
+            layer.values, sensitivity, bits, METHODS[method], correlation=correlation, resources=resources
         ).errors.sum()
-        for device in (None, CPU)
+        for resources in (Resources(), Resources(device=CPU))
     ]
     assert lost[1] == pytest.approx(lost[0], rel=0.01)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Model
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder
 from skim_runtime.library import library_path
@@ -29,8 +29,8 @@ def build(hf: Path, output: Path, precision: str, provider: str) -> Path:
 
 def build_packed(hf: Path, output: Path, accuracy_level: int = 0, ep: str = "cpu") -> Path:
     """Export with random packed weights, the operator library beside them."""
-    checkpoint = Checkpoint(hf)
-    architecture = architecture_of(checkpoint)
+    model = Model.open(hf)
+    architecture = model.architecture
     rng = np.random.default_rng(1)
     units = {
         linear.name: random_packed(rng, linear.out_features, linear.in_features, [1, 2, 3], column_scale=True)
@@ -40,7 +40,7 @@ def build_packed(hf: Path, output: Path, accuracy_level: int = 0, ep: str = "cpu
     for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
         units[name] = random_packed(rng, architecture.vocabulary_size, architecture.hidden_size, [15])
     output.mkdir()
-    builder = DecoderBuilder(checkpoint, architecture, units.__getitem__, output / "model.onnx", accuracy_level, ep)
+    builder = DecoderBuilder(model, units.__getitem__, output / "model.onnx", accuracy_level, ep)
     save_model(builder.build(), output / "model.onnx", Progress())
     builder.write_configuration()
     shutil.copyfile(library_path(), output / LIBRARY_NAME)

@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from skim_runtime import GenaiSession, Session, library, operators, providers, session
+from skim_runtime import GenaiSession, Session, library, load_library, providers, session
 from skim_runtime.library import kernel_name
 from skim_runtime.providers import PROVIDERS
 
@@ -74,9 +74,9 @@ def test_a_model_for_the_cpu_stays_there(packed, monkeypatch):
 
 def test_a_library_with_kernels_for_gpus_goes_first(packed_cuda, packed, monkeypatch):
     installed = library.library_path()
-    monkeypatch.setattr(operators, "cuda_version", lambda path: 13000 if path == installed else 0)
+    monkeypatch.setattr(load_library, "cuda_version", lambda path: 13000 if path == installed else 0)
     for model, expected in ((packed_cuda, installed), (packed, packed / "libskim_ops.so")):
-        loaded, _ = operators.load(Session(model).directory, lambda path: None)
+        loaded, _ = load_library.load(Session(model).directory, lambda path: None)
         assert loaded == expected
 
 

@@ -97,7 +97,7 @@ def test_without_a_library_a_warning_says_why(packed, copy, kind, monkeypatch):
     def missing():
         raise UserError("the installed one is missing")
 
-    monkeypatch.setattr("skim_runtime.operators.library_path", missing)
+    monkeypatch.setattr("skim_runtime.load_library.library_path", missing)
     (copy / "libskim_ops.so").unlink()
     with pytest.warns(RuntimeWarning, match=r"function fallback.*installed one is missing.*libskim_ops.so") as caught:
         session = kind(copy)

@@ -10,7 +10,7 @@ from safetensors import safe_open
 from skim_export import tuning
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Model
 from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.packed import LevelKind
 from skim_export.packed.checkpoint import PackedCheckpoint
@@ -42,17 +42,16 @@ def quantized(request, tmp_path_factory):
     """A tiny model of two-bit layers: where it is, its packed checkpoint, and tokens."""
     path = tmp_path_factory.mktemp(request.param)
     make = {"llama": lambda p: tiny_llama(p, attention_bias=True), "mistral": tiny_mistral}[request.param]
-    checkpoint = Checkpoint(make(path / "model"))
-    architecture = architecture_of(checkpoint)
+    model = Model.open(make(path / "model"))
     tokens = np.random.default_rng(0).integers(0, VOCABULARY, (tuning.HELD_OUT + 6 * module.BATCH, LENGTH))
     store, options, common = StatisticsStore(path), QuantizeOptions(), {"progress": Progress()}
-    gather_statistics(checkpoint, architecture, tokens, store, threads=2, **common)
+    gather_statistics(model, tokens, store, resources=Resources(2), **common)
     common["executor"] = SerialExecutor(Resources(2))
-    widths = allocate(checkpoint, architecture, store, options, Budget(2), curves=path, **common)
+    widths = allocate(model, store, options, Budget(2), curves=path, **common)
     packed = PackedCheckpoint(path / "packed")
-    tasks = linear_tasks(checkpoint, architecture, store, widths, packed, options, Resources(2))
+    tasks = linear_tasks(model, store, widths, packed, options, Resources(2))
     do_tasks("quantizing", tasks, **common)
-    return checkpoint, architecture, path / "packed", tokens
+    return model, path / "packed", tokens
 
 
 def copied(directory, path):
@@ -64,12 +63,12 @@ def copied(directory, path):
     return packed
 
 
-def divergence(checkpoint, architecture, packed, tokens):
+def divergence(model, packed, tokens):
     """Mean KL(full precision || quantized) in the plainest way."""
     ids = torch.from_numpy(tokens)
     with torch.no_grad():
-        full = dequantized_model(checkpoint, architecture, lambda name: None)(ids).logits[:, :-1].double()
-        found = dequantized_model(checkpoint.replacing(packed.parameters()), architecture, read(packed))(ids)
+        full = dequantized_model(model, lambda name: None)(ids).logits[:, :-1].double()
+        found = dequantized_model(model.replacing(packed.parameters()), read(packed))(ids)
     wanted, found = full.log_softmax(-1), found.logits[:, :-1].double().log_softmax(-1)
     return float((wanted.exp() * (wanted - found)).sum(-1).mean())
 
@@ -79,18 +78,18 @@ def read(packed):
 
 
 def test_gradients_are_those_of_the_whole_model(quantized, tmp_path):
-    checkpoint, architecture, directory, tokens = quantized
+    model, directory, tokens = quantized
     packed = copied(directory, tmp_path / "packed")
-    model = dequantized_model(checkpoint, architecture, read(packed)).double()
-    parameters = {name: p.requires_grad_() for name, p in model.named_parameters()}
+    network = dequantized_model(model, read(packed)).double()
+    parameters = {name: p.requires_grad_() for name, p in network.named_parameters()}
     batch = torch.from_numpy(tokens[tuning.HELD_OUT :][: module.BATCH])
     with torch.no_grad():
-        full = dequantized_model(checkpoint, architecture, lambda name: None).double()(batch).logits[:, :-1]
-    wanted, found = full.log_softmax(-1), model(batch).logits[:, :-1].log_softmax(-1)
+        full = dequantized_model(model, lambda name: None).double()(batch).logits[:, :-1]
+    wanted, found = full.log_softmax(-1), network(batch).logits[:, :-1].log_softmax(-1)
     (wanted.exp() * (wanted - found)).sum(-1).mean().backward()
 
-    student = step_once(checkpoint, architecture, packed, tokens)
-    for linear in architecture.linears:
+    student = step_once(model, packed, tokens)
+    for linear in model.architecture.linears:
         gradient = torch.cat([parameters[f"{member}.weight"].grad for member in linear.members]).numpy()
         codes, levels = packed.read(linear.name).unpack()
         expected = np.zeros(levels.values().shape)
@@ -99,37 +98,37 @@ def test_gradients_are_those_of_the_whole_model(quantized, tmp_path):
         actual = student.linears[linear.name].optimizer.mean.numpy() * 10  # a tenth of the first gradient
         assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max(), linear.name
     names = [name for name in parameters if name.endswith("norm.weight")]
-    assert len(names) == 2 * len(architecture.blocks) + 1
+    assert len(names) == 2 * len(model.architecture.blocks) + 1
     for name in names:
         actual, expected = student._optimizers[name].mean.numpy() * 10, parameters[name].grad.numpy()
         assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max(), name
 
 
-def step_once(checkpoint, architecture, packed, tokens):
+def step_once(model, packed, tokens):
     ids = torch.from_numpy(tokens)
     with module.workers(2) as pool:
-        teacher = module._final_states(pool, checkpoint, architecture, ids, Progress())
-        student = module.Student(checkpoint, architecture, packed, tokens)
-        trainer = module._Trainer(pool, architecture, student, ids, teacher)
+        teacher = module._final_states(pool, model, ids, Progress())
+        student = module.Student(model, packed, tokens)
+        trainer = module._Trainer(pool, model.architecture, student, ids, teacher)
         trainer.step(slice(tuning.HELD_OUT, tuning.HELD_OUT + module.BATCH), 1.0)
     return student
 
 
 def test_less_divergence_on_text_it_never_saw(quantized, tmp_path):
-    checkpoint, architecture, directory, tokens = quantized
+    model, directory, tokens = quantized
     packed = copied(directory, tmp_path / "packed")
     held_out = tokens[: tuning.HELD_OUT]
-    before = divergence(checkpoint, architecture, packed, held_out)
+    before = divergence(model, packed, held_out)
     codes = {name: packed.read(name).codes for name in packed.names()}
     sizes = {name: packed.read(name).nbytes for name in packed.names()}
     report = tuning.tune(
-        checkpoint, architecture, packed, tokens, tmp_path / "state", threads=2, progress=Progress()
+        model, packed, tokens, tmp_path / "state", resources=Resources(2), progress=Progress()
     )  # fmt: skip
     assert report.before == pytest.approx(before, rel=1e-4)
     assert 0 < report.steps <= 6
     assert report.after < 0.995 * report.before
     # What is stored is rounded to int8.
-    assert divergence(checkpoint, architecture, packed, held_out) == pytest.approx(report.after, rel=0.02)
+    assert divergence(model, packed, held_out) == pytest.approx(report.after, rel=0.02)
     for name, before_codes in codes.items():
         np.testing.assert_array_equal(packed.read(name).codes, before_codes)
         assert packed.read(name).nbytes == sizes[name]
@@ -155,16 +154,14 @@ class Stop(Progress):
 def test_an_interrupted_run_goes_on_to_the_same_bytes(quantized, tmp_path, monkeypatch, steps):
     monkeypatch.setattr(module, "EPOCHS", 2)
     monkeypatch.setattr(module, "PATIENCE", 99)
-    checkpoint, architecture, directory, tokens = quantized
+    model, directory, tokens = quantized
     through, resumed = copied(directory, tmp_path / "a"), copied(directory, tmp_path / "b")
     state = tmp_path / "state"
-    expected = tuning.tune(
-        checkpoint, architecture, through, tokens, tmp_path / "other", threads=1, progress=Progress()
-    )
+    expected = tuning.tune(model, through, tokens, tmp_path / "other", resources=Resources(1), progress=Progress())
     with pytest.raises(KeyboardInterrupt):
-        tuning.tune(checkpoint, architecture, resumed, tokens, state, threads=2, progress=Stop(steps))
+        tuning.tune(model, resumed, tokens, state, resources=Resources(2), progress=Stop(steps))
     assert state.exists() == (steps > module.EVERY)
-    assert tuning.tune(checkpoint, architecture, resumed, tokens, state, threads=2, progress=Progress()) == expected
+    assert tuning.tune(model, resumed, tokens, state, resources=Resources(2), progress=Progress()) == expected
     for name in through.names():
         assert through.digest(name) == resumed.digest(name)
     for name, norm in through.parameters().items():
@@ -172,13 +169,13 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(quantized, tmp_path, monke
 
 
 def test_it_stops_when_nothing_helps_and_keeps_the_original(quantized, tmp_path, monkeypatch):
-    checkpoint, architecture, directory, tokens = quantized
+    model, directory, tokens = quantized
     packed = copied(directory, tmp_path / "packed")
     digests = [packed.digest(name) for name in packed.names()]
     monkeypatch.setattr(module, "LEVEL_RATE", 10.0)
     monkeypatch.setattr(module, "PATIENCE", 1)
     watch = Stop(steps=10**6)
-    report = tuning.tune(checkpoint, architecture, packed, tokens, tmp_path / "state", threads=2, progress=watch)
+    report = tuning.tune(model, packed, tokens, tmp_path / "state", resources=Resources(2), progress=watch)
     assert 10**6 - watch.left == module.EVERY
     assert (report.steps, report.after) == (0, report.before)
     assert [packed.digest(name) for name in packed.names()] == digests
@@ -186,16 +183,16 @@ def test_it_stops_when_nothing_helps_and_keeps_the_original(quantized, tmp_path,
 
 
 def test_the_state_of_another_run_is_refused(quantized, tmp_path):
-    checkpoint, architecture, directory, tokens = quantized
+    model, directory, tokens = quantized
     packed, state = copied(directory, tmp_path / "packed"), tmp_path / "state"
-    common = {"threads": 2, "progress": Progress()}
-    tuning.tune(checkpoint, architecture, packed, tokens, state, **common)
+    common = {"resources": Resources(2), "progress": Progress()}
+    tuning.tune(model, packed, tokens, state, **common)
     with safe_open(state, framework="np") as file:
         assert json.loads(file.metadata()["record"])["step"] > 0
     with pytest.raises(UserError, match="state is the state of another tuning"):
-        tuning.tune(checkpoint, architecture, packed, tokens, state, **common)  # the layers are tuned by now
+        tuning.tune(model, packed, tokens, state, **common)  # the layers are tuned by now
     with pytest.raises(UserError, match="at least 12 sequences of text, got 11"):
-        tuning.tune(checkpoint, architecture, packed, tokens[:11], state, **common)
+        tuning.tune(model, packed, tokens[:11], state, **common)
 
 
 @pytest.mark.parametrize("codebook", [np.int8, np.float16])

@@ -16,7 +16,7 @@ import torch
 
 from skim_export import export
 from skim_export.cli.main import main
-from skim_export.pipeline import export as pipeline
+from skim_export.pipeline import calibration_text
 from skim_export.work.ray_executor import connect
 from skim_export.work.sealed import write_sealed
 from skim_export.work.tasks import Task, do_tasks
@@ -108,11 +108,14 @@ def workers():
 
 @pytest.mark.parametrize(
     "options",
-    [{"effort": "weights"}, {"effort": "calibrated"}, {"effort": "calibrated", "head_bits": None}],
-    ids=["weights", "calibrated", "with the vocabulary"],
+    [
+        pytest.param({"effort": "weights"}, id="weights"),
+        pytest.param({"effort": "calibrated"}, id="calibrated", marks=pytest.mark.slow),
+        pytest.param({"effort": "calibrated", "head_bits": None}, id="with the vocabulary"),
+    ],
 )
 def test_the_result_is_that_of_one_machine(address, llama, calib, tmp_path, monkeypatch, options):
-    monkeypatch.setattr(pipeline, "SEQUENCES", 20)
+    monkeypatch.setattr(calibration_text, "SEQUENCES", 20)
     options = {**options, "calib": calib}
     assert exported(llama, tmp_path / "ray", ray=address, **options) == exported(llama, tmp_path / "one", **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "ray"]

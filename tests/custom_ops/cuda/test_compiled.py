@@ -1,6 +1,5 @@
 """What nvcc makes of the CUDA kernels: no GPU is needed to see what they take of one."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,11 +8,9 @@ import pytest
 from cuda_build import CUDA, Nvcc, kernel_sources
 from gpus import ARCHITECTURES
 from ptxas_report import read_report
-from sass import disassemble, find_nvdisasm
+from sass import disassemble
 
-from skim_runtime.errors import UserError
-
-from ...tools import missing, require
+from ...tools import require
 
 
 @dataclass(frozen=True)
@@ -22,31 +19,33 @@ class Expected:
 
     Attributes:
         threads: of a block.
-        registers: of a thread, at most.
         shared_bytes: of a block's dynamic shared memory: for rows of up to 4 bits and as many tokens as there may be.
         blocks: of one multiprocessor with 64, 100, 164 and 228 KiB of shared memory.
     """
 
     threads: int
-    registers: int
     shared_bytes: int
     blocks: tuple[int, int, int, int]
 
 
 # By source file, for all kernels in it.
 KERNELS = {
-    "decode_8": Expected(256, 128, 32 << 10, (2, 2, 2, 2)),
-    "decode_16": Expected(256, 255, 64 << 10, (1, 1, 1, 1)),
-    "float32": Expected(256, 255, 64 << 10, (1, 1, 1, 1)),
-    "prefill": Expected(128, 255, 34 << 10, (1, 2, 2, 2)),
-    "gather": Expected(128, 64, 0, (8, 8, 8, 8)),
+    "decode_8": Expected(256, 32 << 10, (2, 2, 2, 2)),
+    "decode_16": Expected(256, 64 << 10, (1, 1, 1, 1)),
+    "float32": Expected(256, 64 << 10, (1, 1, 1, 1)),
+    "prefill": Expected(128, 34 << 10, (1, 2, 2, 2)),
+    "gather": Expected(128, 0, (8, 8, 8, 8)),
 }
 SHARED = (64 << 10, 100 << 10, 164 << 10, 228 << 10)
-FAST = "sm_80"  # the architecture that is always tested
+LONGEST_FIRST = ("decode_16", "prefill", "decode_8", "float32", "gather")
+FAST = ("decode_8", "gather")  # are always tested, for one architecture
 
 of_every_architecture = pytest.mark.parametrize(
     "compiled",
-    [FAST, *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name != FAST)],
+    [
+        pytest.param(("sm_80", FAST), id="sm_80, some"),
+        *(pytest.param((name, LONGEST_FIRST), marks=pytest.mark.slow, id=name) for name in ARCHITECTURES),
+    ],
     indirect=True,
 )
 
@@ -68,25 +67,21 @@ class Compiled:
 
 @pytest.fixture(scope="module")
 def compiled(request):
-    """All kernels for one architecture, compiled two files at a time, those that take longest first."""
+    """Kernels for one architecture, compiled two files at a time."""
     require("nvcc")
-    nvcc, started = Nvcc(), time.monotonic()
-    names = ("decode_16", "prefill", "decode_8", "float32", "gather")
+    nvcc, (architecture, names) = Nvcc(), request.param
     with ThreadPoolExecutor(2) as pool:
-        cubins = pool.map(lambda name: nvcc.cubin(CUDA / f"{name}.cu", request.param), names)
-        found = Compiled(request.param, dict(zip(names, cubins, strict=True)))
-    terminal = request.config.pluginmanager.getplugin("terminalreporter")
-    terminal.write_line(f"\nkernels for {request.param}: {time.monotonic() - started:.0f} s")
-    return found
+        cubins = pool.map(lambda name: nvcc.cubin(CUDA / f"{name}.cu", architecture), names)
+        return Compiled(architecture, dict(zip(names, cubins, strict=True)))
 
 
 def test_every_source_file_is_known():
-    assert {source.stem for source in kernel_sources()} == KERNELS.keys()
+    assert {source.stem for source in kernel_sources()} == KERNELS.keys() == set(LONGEST_FIRST)
 
 
 @of_every_architecture
 def test_everything_is_in_registers(compiled):
-    for name in KERNELS:
+    for name in compiled.cubins:
         resources = compiled.resources(name)
         assert resources
         assert not [found for found in resources if found.spill_bytes or found.stack_bytes]
@@ -96,9 +91,9 @@ def test_everything_is_in_registers(compiled):
 def test_occupancy(compiled):
     architecture = ARCHITECTURES[compiled.architecture]
     place = SHARED.index(architecture.shared_bytes)
-    for name, expected in KERNELS.items():
+    for name in compiled.cubins:
+        expected = KERNELS[name]
         for found in compiled.resources(name):
-            assert found.registers <= expected.registers, name
             shared = found.shared_bytes + expected.shared_bytes
             blocks = architecture.resident_blocks(expected.threads, found.registers, shared)
             assert blocks >= expected.blocks[place], name
@@ -107,18 +102,15 @@ def test_occupancy(compiled):
 @of_every_architecture
 def test_instructions(compiled):
     """Weights come 16 bytes a thread and go through tensor cores; activations are copied without registers."""
-    try:
-        find_nvdisasm()
-    except UserError as error:
-        missing(str(error))
-    for name in ("decode_8", "decode_16", "prefill"):
+    require("nvdisasm")
+    for name in compiled.cubins.keys() & {"decode_8", "decode_16", "prefill"}:
         for code in compiled.code(name):
             assert any(i.operation == "HMMA" for i in code)
             if compiled.architecture != "sm_75":  # Turing can't
                 assert any(i.operation == "LDGSTS" for i in code)
     for code in compiled.code("decode_8"):
         assert any(i.operation == "LDG" and {"128", "NA"} <= set(i.modifiers) for i in code)
-    for code in compiled.code("float32"):
+    for code in compiled.code("float32") if "float32" in compiled.cubins else ():
         assert any(i.operation == "FFMA" for i in code)
         assert not any(i.operation == "HMMA" for i in code)
 

@@ -15,6 +15,7 @@ import pytest
 from onnx import helper
 
 from skim_export.packed import PackedLinear
+from skim_runtime.operators import LUT_GATHER
 from tests.random_packed import random_packed
 
 from ..models import TYPES, attributes, gather_model, initializers, matmul_model, model, relative_error, run, session
@@ -100,11 +101,10 @@ def test_nothing_to_do(library, blocks):
 
 def tied_model(packed):
     """An embedding and a head on the same initializers."""
-    values = attributes(packed)
-    names = PackedLinear.TENSORS
+    names, gather = PackedLinear.TENSORS, LUT_GATHER.node_attributes([packed], dtype=10)
     nodes = [
-        helper.make_node("LutGather", ["ids", *names], ["E"], "embedding", domain="ai.skim", dtype=10, **values),
-        helper.make_node("LutMatMul", ["E", *names], ["Y"], "head", domain="ai.skim", **values),
+        helper.make_node("LutGather", ["ids", *names], ["E"], "embedding", domain="ai.skim", **gather),
+        helper.make_node("LutMatMul", ["E", *names], ["Y"], "head", domain="ai.skim", **attributes(packed)),
     ]
     ids = helper.make_tensor_value_info("ids", onnx.TensorProto.INT64, ["tokens"])
     y = helper.make_tensor_value_info("Y", TYPES[np.dtype(np.float16)], None)

@@ -13,21 +13,12 @@ from relax_model.parameters import Tensors
 from tvm import relax
 
 from skim_export.bundle.target import load_cpu_target
-from skim_export.packed import FORMAT_VERSION, PackedLinear
+from skim_export.packed import PackedLinear
 from skim_runtime.library import library_path
 
 TARGET = "x86-avx2"
 OPSETS = [helper.make_opsetid(*domain) for domain in (("", 22), ("com.microsoft", 1), ("ai.skim", 1))]
 FLOAT, INT32, INT64 = TensorProto.FLOAT, TensorProto.INT32, TensorProto.INT64
-
-
-def packed_attributes(packed, prefix=""):
-    return {
-        "version": FORMAT_VERSION,
-        "N": packed.out_features,
-        "K": packed.in_features,
-        f"{prefix}rows_per_class": list(packed.rows_per_class),
-    }
 
 
 def packed_tensors(packed, prefix=""):

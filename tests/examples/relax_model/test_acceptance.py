@@ -5,7 +5,10 @@ import pytest
 from skim_export import export
 from skim_runtime import Session, Tokenizer, generate
 
-pytest.importorskip("tvm", reason="needs TVM: pip install 'skim-export[tvm]'")
+from ...tools import require_packages
+
+require_packages("tvm")
+# ruff: noqa: E402
 
 from relax_model.session import RelaxSession
 

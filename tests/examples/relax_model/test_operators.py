@@ -6,10 +6,13 @@ from onnx import TensorProto, helper
 
 from skim_export.packed import PackedLinear
 from skim_runtime.errors import UserError
+from skim_runtime.operators import LUT_GATHER, LUT_MATMUL, LUT_SWIGLU
 
 from ...random_packed import random_packed
+from ...tools import require_packages
 
-pytest.importorskip("tvm", reason="needs TVM: pip install 'skim-export[tvm]'")
+require_packages("tvm")
+# ruff: noqa: E402
 
 from relax_model.importer import import_model
 
@@ -22,7 +25,6 @@ from .running import (
     TARGET,
     RelaxGraph,
     graph_model,
-    packed_attributes,
     packed_tensors,
     relative_error,
     run_onnxruntime,
@@ -57,7 +59,7 @@ def test_lut_matmul(tmp_path, classes, entries, accuracy_level):
     nodes, inputs, outputs, tensors = [], {}, {}, {}
     for i, linear in enumerate(packed):
         own = packed_tensors(linear, f"{i}.")
-        attributes = packed_attributes(linear) | {"accuracy_level": accuracy_level}
+        attributes = LUT_MATMUL.node_attributes([linear], accuracy_level=accuracy_level)
         nodes.append(helper.make_node("LutMatMul", [f"X{i}", *own], [f"Y{i}"], domain="ai.skim", **attributes))
         inputs[f"X{i}"] = (FLOAT, [1, "M", linear.in_features])
         outputs[f"Y{i}"] = (FLOAT, [1, "M", linear.out_features])
@@ -76,7 +78,7 @@ def test_lut_swiglu(tmp_path):
     gate = random_packed(RNG, rows, columns, [1, 2], bias=True)
     up = random_packed(RNG, rows, columns, [3, 15], column_scale=True)
     tensors = packed_tensors(gate, "gate_") | packed_tensors(up, "up_")
-    attributes = packed_attributes(gate, "gate_") | packed_attributes(up, "up_")
+    attributes = LUT_SWIGLU.node_attributes([gate, up])
     node = helper.make_node("LutSwiglu", ["X", *tensors], ["Y"], domain="ai.skim", **attributes)
     model = graph_model([node], {"X": (FLOAT, [1, "M", columns])}, {"Y": (FLOAT, [1, "M", rows])}, tensors)
     x = RNG.normal(size=(1, 3, columns)).astype(np.float32)
@@ -90,9 +92,8 @@ def test_lut_swiglu(tmp_path):
 def test_lut_gather(tmp_path, entries):
     rows, columns = 50, 200
     packed = random_packed(RNG, rows, columns, [0, 2, 15], entries, column_scale=True)
-    node = helper.make_node(
-        "LutGather", ["ids", *PackedLinear.TENSORS], ["Y"], domain="ai.skim", dtype=1, **packed_attributes(packed)
-    )
+    attributes = LUT_GATHER.node_attributes([packed], dtype=1)
+    node = helper.make_node("LutGather", ["ids", *PackedLinear.TENSORS], ["Y"], domain="ai.skim", **attributes)
     inputs, outputs = {"ids": (INT64, [1, "M"])}, {"Y": (FLOAT, [1, "M", columns])}
     ids = RNG.permutation(rows)[None]
     (y,) = RelaxGraph(graph_model([node], inputs, outputs, packed_tensors(packed)), tmp_path)(ids)

@@ -10,9 +10,10 @@ from skim_runtime import Session, generate
 from skim_runtime.errors import UserError
 
 from ...bundle.models import export_tiny
-from ...tools import require
+from ...tools import require, require_packages
 
-pytest.importorskip("tvm", reason="needs TVM: pip install 'skim-export[tvm]'")
+require_packages("tvm")
+# ruff: noqa: E402
 
 from relax_model.compile import compile_model
 from relax_model.session import RelaxSession

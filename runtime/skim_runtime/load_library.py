@@ -1,4 +1,4 @@
-"""Our operator library: which one a model runs with, and what happens without."""
+"""Loading the operator library: which one a model runs with, and what happens without."""
 
 from __future__ import annotations
 

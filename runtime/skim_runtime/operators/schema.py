@@ -1,0 +1,175 @@
+"""The schema of the operators: names, inputs, attributes, and what these may be.
+
+docs/format.md says what they mean. The functions of standard operators (skim_export/graph/function.py) and the kernels
+(custom_ops/ort/) carry the schema out; all other code asks this module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+from skim_runtime.errors import UserError
+
+__all__ = [
+    "ACCURACY_LEVEL",
+    "CLASSES",
+    "DOMAIN",
+    "FORMAT_VERSION",
+    "INTEGER_ACCURACY",
+    "LUT_GATHER",
+    "LUT_MATMUL",
+    "LUT_SWIGLU",
+    "OPERATORS",
+    "TENSORS",
+    "Attribute",
+    "Operator",
+    "PackedSizes",
+    "tensor_names",
+]
+
+DOMAIN = "ai.skim"
+FORMAT_VERSION = 1
+CLASSES = 16  # of rows, by width and kind of levels
+TENSORS = ("codes", "codebook", "row_scale", "row_class", "column_scale", "bias")  # of a packed linear, as inputs
+INTEGER_ACCURACY = 4  # the accuracy level that allows for integer arithmetic, as for MatMulNBits
+
+
+class PackedSizes(Protocol):
+    """What attributes say of a packed linear."""
+
+    @property
+    def out_features(self) -> int:
+        """N."""
+
+    @property
+    def in_features(self) -> int:
+        """K."""
+
+    @property
+    def rows_per_class(self) -> tuple[int, ...]:
+        """Counts of rows."""
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """An attribute of a node: an integer, or so many of them.
+
+    Attributes:
+        name: with the prefix of a packed linear, if each has its own.
+        allowed: the values that it may have; None if other attributes or the weights decide.
+        length: number of integers; None for a single one.
+        default: what is meant where it is missing; None if it must not be.
+    """
+
+    name: str
+    allowed: Sequence[int] | None = None
+    length: int | None = None
+    default: int | None = None
+
+    def check(self, value: object) -> None:
+        """Refuse what it can't be.
+
+        Raises:
+            UserError: with its name, the value and what would be right.
+        """
+        if self.length is not None:
+            if not isinstance(value, list | tuple) or len(value) != self.length:
+                raise UserError(f"{self.name} must be {self.length} integers, got {value}")
+        elif not isinstance(value, int):
+            raise UserError(f"{self.name} must be an integer, got {value}")
+        elif self.allowed is not None and value not in self.allowed:
+            one_by_one = " or ".join(str(one) for one in self.allowed[:2])
+            allowed = one_by_one if len(self.allowed) <= 2 else f"{self.allowed[0]}..{self.allowed[-1]}"
+            raise UserError(f"{self.name} must be {allowed}, got {value}")
+
+
+VERSION = Attribute("version", range(FORMAT_VERSION, FORMAT_VERSION + 1))
+ROWS = Attribute("N", range(1, 1 << 31))
+COLUMNS = Attribute("K", range(1, 1 << 31))
+ROWS_PER_CLASS = Attribute("rows_per_class", length=CLASSES)  # of each packed linear
+ACCURACY_LEVEL = Attribute("accuracy_level", range(INTEGER_ACCURACY + 1), default=0)
+DTYPE = Attribute("dtype", (1, 10))  # ONNX's numbers of float32 and float16
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An operator on packed linears of one shape.
+
+    Attributes:
+        name: its type.
+        first_input: its input that is no weight.
+        own: the attributes that not all operators have.
+        prefixes: of the inputs and attributes of each packed linear.
+    """
+
+    name: str
+    first_input: str
+    own: tuple[Attribute, ...]
+    prefixes: tuple[str, ...] = ("",)
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it multiplies, so that it has an arithmetic."""
+        return ACCURACY_LEVEL in self.own
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """All inputs in their order."""
+        return (self.first_input, *(f"{prefix}{tensor}" for prefix in self.prefixes for tensor in TENSORS))
+
+    @property
+    def attributes(self) -> tuple[Attribute, ...]:
+        """All attributes, in the order in which they are written."""
+        rows_per_class = (replace(ROWS_PER_CLASS, name=prefix + ROWS_PER_CLASS.name) for prefix in self.prefixes)
+        return (VERSION, ROWS, COLUMNS, *self.own, *rows_per_class)
+
+    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The value of every attribute of a node that has the `given` ones.
+
+        Raises:
+            UserError: one is missing or unknown, or can't be what it is.
+        """
+        attributes = {attribute.name: attribute for attribute in self.attributes}
+        for name in given.keys() - attributes.keys():
+            raise UserError(f"the attribute {name} is not supported")
+        values = {}
+        for name, attribute in attributes.items():
+            values[name] = given.get(name, attribute.default)
+            if values[name] is None:
+                raise UserError(f"the attribute {name} is missing")
+            attribute.check(values[name])
+        return values
+
+    def node_inputs(self, first: str, names: Sequence[str]) -> list[str]:
+        """The inputs of a node on the packed linears of these names, behind the value `first`."""
+        return [first, *(source for name in names for source in tensor_names(name).values())]
+
+    def node_attributes(self, linears: Sequence[PackedSizes], **own: int) -> dict[str, Any]:
+        """The attributes of a node on packed linears; `own` are the operator's own ones.
+
+        Raises:
+            UserError: `own` is not what the operator has.
+        """
+        values: dict[str, Any] = {
+            VERSION.name: FORMAT_VERSION,
+            ROWS.name: linears[0].out_features,
+            COLUMNS.name: linears[0].in_features,
+            **own,
+        }
+        for prefix, linear in zip(self.prefixes, linears, strict=True):
+            values[prefix + ROWS_PER_CLASS.name] = list(linear.rows_per_class)
+        self.check(values)
+        return values
+
+
+LUT_MATMUL = Operator("LutMatMul", "X", (ACCURACY_LEVEL,))
+LUT_SWIGLU = Operator("LutSwiglu", "X", (ACCURACY_LEVEL,), ("gate_", "up_"))
+LUT_GATHER = Operator("LutGather", "ids", (DTYPE,))
+OPERATORS = {operator.name: operator for operator in (LUT_MATMUL, LUT_SWIGLU, LUT_GATHER)}
+
+
+def tensor_names(linear: str) -> dict[str, str]:
+    """Names of the initializers of a packed linear, by tensor."""
+    return {tensor: f"{linear}.{tensor}" for tensor in TENSORS}

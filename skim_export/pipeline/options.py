@@ -1,0 +1,293 @@
+"""What an export can be told: the one list, from which Python's keywords, the command line and export.json follow."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any, TypedDict, cast, get_args
+
+from skim_export.checkpoint.recipes import DEFAULT_BITS
+from skim_export.pipeline.effort import DEFAULT_EFFORT, EFFORTS, Effort, effort_named
+from skim_export.quantize import METHODS, CodebookType
+from skim_runtime.errors import UserError
+from skim_runtime.operators import INTEGER_ACCURACY
+from skim_runtime.providers import PROVIDERS
+
+__all__ = [
+    "OPTIONS",
+    "PLANNED",
+    "ExportKeywords",
+    "ExportOptions",
+    "PlanKeywords",
+    "add_arguments",
+    "check_budget",
+    "from_arguments",
+    "parse_size",
+]
+
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+ACCURACY_LEVELS = range(INTEGER_ACCURACY + 1)
+OF_EFFORTS = {effort.name for effort in EFFORTS.values()}
+OPTION = "option"  # key of a field's metadata
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option, beside its type and its default.
+
+    Attributes:
+        text: what it is, for `--help`; `{default}` stands for the default.
+        parse: its value from an argument.
+        choices: the arguments that are offered.
+        metavar: how `--help` calls its value.
+        group: of options with the same, one is given at most.
+        recorded: whether the result depends on it: then export.json tells it, and an export that was interrupted goes
+            on with the same value only.
+    """
+
+    text: str
+    parse: Callable[[str], object] = str
+    choices: Sequence[str] | None = None
+    metavar: str | None = None
+    group: str | None = None
+    recorded: bool = True
+
+
+def _metadata(text: str, **more: Any) -> dict[str, Option]:
+    """Of a field that is an option; the arguments are those of `Option`."""
+    return {OPTION: Option(text, **more)}
+
+
+def parse_size(argument: str, text: str) -> int:
+    """Bytes from a text such as `2.5GB` or `800 MiB`.
+
+    Raises:
+        UserError: it is none; the message names the argument, such as `--size`.
+    """
+    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in UNITS or match[1].count(".") > 1:
+        raise UserError(f"{argument} {text}: expected a number with a unit, such as 800MB or 2.5GB")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def width_or_auto(text: str) -> int | None:
+    """A width, or None for `auto`."""
+    return None if text == "auto" else int(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What an export can be told; what each option means is said once, beside it, in the words of `--help`.
+
+    From Python, sizes are in bytes, and `head_bits` is None for `auto`.
+
+    Raises:
+        UserError: a value, or a combination of them, is wrong.
+    """
+
+    bits: float | None = field(
+        default=None,
+        metadata=_metadata(
+            f"average width of the codes, 1 to 8, fractions too (default: {DEFAULT_BITS:g})",
+            parse=float,
+            group="budget",
+        ),
+    )
+    effective_bits: float | None = field(
+        default=None, metadata=_metadata("the same with codebooks and scales counted in", parse=float, group="budget")
+    )
+    size: int | None = field(
+        default=None,
+        metadata=_metadata(
+            "size of the model's weights as a whole, e.g. 2.5GB", parse=partial(parse_size, "--size"), group="budget"
+        ),
+    )
+    effort: str = field(
+        default=DEFAULT_EFFORT,
+        metadata=_metadata(
+            "weights: look at nothing else, which takes minutes and loses most; calibrated (default): let the model "
+            "read a text; tuned: fine-tune it on a longer one, too, which is better below 4 bits and takes much longer",
+            choices=list(EFFORTS),
+            group="effort",
+        ),
+    )
+    method: str | None = field(
+        default=None,
+        metadata=_metadata(
+            "calibrate with a method to compare with",
+            choices=[name for name in METHODS if name not in OF_EFFORTS],
+            group="effort",
+        ),
+    )
+    head_bits: int | None = field(
+        default=8,
+        metadata=_metadata(
+            "width of the embedding and the output head, 1 to 8, or auto: as the budget, which is then theirs, too "
+            "(default: {default})",
+            parse=width_or_auto,
+        ),
+    )
+    codebook: CodebookType = field(
+        default="int8",
+        metadata=_metadata("type of codebook entries (default: {default})", choices=get_args(CodebookType)),
+    )
+    accuracy_level: int = field(
+        default=INTEGER_ACCURACY,
+        metadata=_metadata(
+            "of the products, as for MatMulNBits: with {default} (default) activations are rounded to 16 bits and "
+            "multiplied as integers, with 0 to 3 they are multiplied in float32",
+            parse=int,
+        ),
+    )
+    ep: str = field(
+        default="cpu",
+        metadata=_metadata(
+            "execution provider that the ONNX model is for: cpu (default), or cuda, whose activations are float16",
+            choices=list(PROVIDERS),
+        ),
+    )
+    device: str = field(
+        default="cpu",
+        metadata=_metadata(
+            "where to calibrate and quantize: cpu (default), cuda or cuda:N; results differ a little; tuning, like "
+            "skim-export plan, stays on the CPU"
+        ),
+    )
+    calib: str | Path | None = field(
+        default=None, metadata=_metadata("calibration text; without it the model writes its own", parse=Path)
+    )
+    seed: int = field(
+        default=0, metadata=_metadata("seed of the text that the model writes (default: {default})", parse=int)
+    )
+    threads: int | None = field(
+        default=None,
+        metadata=_metadata(
+            "threads to use (default: all); the result does not depend on it", parse=int, recorded=False
+        ),
+    )
+    max_memory: int | None = field(
+        default=None,
+        metadata=_metadata(
+            "memory to use at most, e.g. 4GB; the result on the CPU does not depend on it",
+            parse=partial(parse_size, "--max-memory"),
+            metavar="SIZE",
+            recorded=False,
+        ),
+    )
+    ray: str | None = field(
+        default=None,
+        metadata=_metadata(
+            "let the workers of a Ray cluster quantize the layers: HOST:PORT of its head, or auto; --threads and "
+            "--max-memory are then of each task",
+            metavar="ADDRESS",
+            recorded=False,
+        ),
+    )
+    force: bool = field(default=False, metadata=_metadata("replace an output that exists", recorded=False))
+
+    def __post_init__(self) -> None:
+        effort_named(self.effort, self.method)
+        if self.head_bits not in (None, *range(1, 9)):
+            raise UserError(f"--head-bits {self.head_bits}: must be a whole number from 1 to 8, or auto")
+        if self.codebook not in get_args(CodebookType):
+            raise UserError(f"--codebook {self.codebook}: must be one of {', '.join(get_args(CodebookType))}")
+        check_budget(self.bits, self.effective_bits, self.size)
+        if self.threads is not None and self.threads < 1:
+            raise UserError(f"--threads {self.threads}: must be at least 1")
+        if self.seed < 0:
+            raise UserError(f"--seed {self.seed}: must be at least 0")
+        if self.calibration_file is not None and not self.calibration_file.is_file():
+            raise UserError(f"--calib {self.calib}: no such file")
+        if self.accuracy_level not in ACCURACY_LEVELS:
+            raise UserError(f"--accuracy-level {self.accuracy_level}: must be 0 to {ACCURACY_LEVELS[-1]}")
+        if self.ep not in PROVIDERS:
+            raise UserError(f"--ep {self.ep}: must be {' or '.join(PROVIDERS)}")
+
+    @property
+    def chosen(self) -> Effort:
+        """What `effort` and `method` stand for."""
+        return effort_named(self.effort, self.method)
+
+    @property
+    def calibration_file(self) -> Path | None:
+        """The file that `calib` names."""
+        return None if self.calib is None else Path(self.calib)
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that the result depends on, as plain data: the method that was chosen, the name of a file."""
+        found = {name: getattr(self, name) for name, option in OPTIONS.items() if option.recorded}
+        calib = None if self.calibration_file is None else self.calibration_file.name
+        return {**found, "method": self.chosen.name, "calib": calib}
+
+
+class PlanKeywords(TypedDict, total=False):
+    """The options that a plan has, too; see `ExportKeywords`."""
+
+    head_bits: int | None
+    codebook: CodebookType
+    calib: str | Path | None
+    seed: int
+    threads: int | None
+
+
+class ExportKeywords(PlanKeywords, total=False):
+    """The fields of `ExportOptions` as keywords of a function. Python has them written twice; a test compares them."""
+
+    bits: float | None
+    effective_bits: float | None
+    size: int | None
+    effort: str
+    method: str | None
+    accuracy_level: int
+    ep: str
+    device: str
+    max_memory: int | None
+    ray: str | None
+    force: bool
+
+
+OPTIONS = {one.name: cast(Option, one.metadata[OPTION]) for one in fields(ExportOptions)}
+PLANNED = PlanKeywords.__optional_keys__
+
+
+def check_budget(bits: float | None, effective_bits: float | None, size: int | None) -> None:
+    """Check what can be checked of a budget without the model.
+
+    Raises:
+        UserError: it was stated in two ways, or is out of range.
+    """
+    ranges = {"--bits": (bits, 8), "--effective-bits": (effective_bits, 12), "--size": (size, math.inf)}
+    stated = [name for name, (value, _) in ranges.items() if value is not None]
+    if len(stated) > 1:
+        raise UserError(f"{' and '.join(stated)} state the same budget: give one of them")
+    for name, (value, most) in ranges.items():
+        if value is not None and not 1 <= value <= most:
+            raise UserError(f"{name} {value:g}: must be from 1 to {most}")
+
+
+def add_arguments(parser: argparse.ArgumentParser, which: Collection[str] = tuple(OPTIONS)) -> None:
+    """Declare options of a command line, in the order of `ExportOptions`; `from_arguments` reads them."""
+    groups: dict[str | None, Any] = {None: parser}
+    for name, option in OPTIONS.items():
+        if name not in which:
+            continue
+        if option.group not in groups:
+            groups[option.group] = parser.add_mutually_exclusive_group()
+        default = getattr(ExportOptions, name)
+        how: dict[str, Any] = {"type": option.parse, "choices": option.choices, "metavar": option.metavar}
+        groups[option.group].add_argument(
+            f"--{name.replace('_', '-')}",
+            help=option.text.format(default=default),
+            default=argparse.SUPPRESS,  # what is not given is the dataclass's business
+            **({"action": "store_true"} if default is False else how),
+        )
+
+
+def from_arguments(arguments: argparse.Namespace, which: Collection[str] = tuple(OPTIONS)) -> dict[str, Any]:
+    """The options that were given on the command line, as keywords."""
+    return {name: getattr(arguments, name) for name in OPTIONS if name in which and name in arguments}
