@@ -7,7 +7,7 @@ A table of the page stands between two comments; the first names the table and t
     <!-- end -->
 
 What is between them is written anew; everything else on the page stays. Below a table stands the machine of its files,
-which must be one and the same.
+which must be one and the same, unless the table is of no machine: instructions that an emulator counted, predictions.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ __all__ = ["ROOT", "add_arguments", "rewritten", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLES: Mapping[str, Callable[[Sequence[dict[str, Any]]], str]] = {**speed_tables.TABLES, **quality_tables.TABLES}
+OF_NO_MACHINE = ("instructions", "roofline")
 HEAD = ("command", "date", "commit", "versions", "machine")  # of every file (skim_runtime/measure/report.py)
 MARKED = re.compile(r"<!-- table: (?P<name>\S+) (?P<files>.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    parser.epilog = f"Tables: {', '.join(TABLES)}. What each is made of stands at its function."
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md", help="default: docs/results.md")
     parser.add_argument("--check", action="store_true", help="only find out whether the page is as the files say")
     parser.set_defaults(run=run)
@@ -68,13 +70,13 @@ def rewritten(page: str, root: Path) -> str:
             raise UserError(f"table {name}: must be one of {', '.join(TABLES)}")
         reports = [_read(root, file) for file in files]
         for file, report in zip(files, reports, strict=True):
-            if report["machine"] != reports[0]["machine"]:
+            if report["machine"] != reports[0]["machine"] and name not in OF_NO_MACHINE:
                 raise UserError(f"table {name}: {file} is of another machine than {files[0]}")
         try:
             text = TABLES[name](reports)
         except (KeyError, TypeError, IndexError, StopIteration) as error:
             raise UserError(f"table {name}: {' '.join(files)}: is not what this table is made of: {error!r}") from error
-        return f"<!-- table: {name} {' '.join(files)} -->\n\n{text}\n\n{_where(reports)}\n\n<!-- end -->"
+        return f"<!-- table: {name} {' '.join(files)} -->\n\n{text}\n\n{_where(name, reports)}\n\n<!-- end -->"
 
     return MARKED.sub(table, page)
 
@@ -89,7 +91,9 @@ def _read(root: Path, file: str) -> dict[str, Any]:
     return report
 
 
-def _where(reports: Sequence[dict[str, Any]]) -> str:
+def _where(name: str, reports: Sequence[dict[str, Any]]) -> str:
     """The machine and the dates."""
-    machine, dates = reports[0]["machine"], sorted({report["date"] for report in reports})
-    return f"On {machine['processor']}, {machine['cores']} cores, {' and '.join(dates)}."
+    machine, dates = reports[0]["machine"], " and ".join(sorted({report["date"] for report in reports}))
+    if name in OF_NO_MACHINE:
+        return f"{dates}."
+    return f"On {machine['processor']}, {machine['cores']} cores, {dates}."
