@@ -226,7 +226,9 @@ def test_a_mistake_leaves_nothing(llama, calib, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("limit", "kept"), [(1000, False), (25_000, True), (60_000, True)])
+@pytest.mark.parametrize(
+    ("limit", "kept"), [(1000, False), (25_000, True), pytest.param(60_000, True, marks=pytest.mark.slow)]
+)
 def test_a_full_disk(llama, calib, through, tmp_path, limit, kept):
     """A limit on the size of files stands in for the end of the disk: writes fail in the same places."""
     out = tmp_path / "out" / "model.onnx"
