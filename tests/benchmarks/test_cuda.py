@@ -260,7 +260,7 @@ def test_needs_only_torch_and_numpy(tmp_path):
             (tmp_path / entry.name).symlink_to(entry)
     for name, reason in (
         ("cuda", "--rounds 0: must be at least 1"),
-        ("kernels", "rich is missing: this benchmark needs it"),
+        ("kernels", "onnx is missing: this benchmark needs it"),
     ):
         done = subprocess.run(
             [sys.executable, "-S", str(BENCHMARKS), name, "--rounds", "0"],

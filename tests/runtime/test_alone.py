@@ -21,7 +21,7 @@ def environment(tmp_path_factory) -> Path:
     """A fresh environment into which `pip install ./runtime` put what it wants."""
     path = tmp_path_factory.mktemp("alone") / "environment"
     venv.create(path, symlinks=True)
-    pip(path, "install", "--no-compile", ROOT / "runtime")
+    pip(path, "install", "--no-compile", "--constraint", ROOT / "constraints.txt", ROOT / "runtime")
     return path
 
 
@@ -57,7 +57,7 @@ def test_it_runs_a_model_and_torch_is_not_there(environment, packed, tmp_path, c
     assert megabytes(environment) < MOST_MEGABYTES
     for package in ("torch", "transformers", "onnx", "skim_export"):
         found = subprocess.run(
-            [environment / "bin" / "python", "-c", f"import {package}"], capture_output=True, text=True
+            [environment / "bin" / "python", "-c", f"import {package}"], capture_output=True, text=True, cwd=tmp_path
         )
         assert f"No module named '{package}'" in found.stderr
 
@@ -66,7 +66,7 @@ def test_what_needs_the_exporter_says_so(environment, packed, tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("a text to measure on")
     done = subprocess.run(
-        [environment / "bin" / "skim-eval", packed, "--text", text, "--reference", "smollm2-135m"],
+        [environment / "bin" / "skim-eval", packed, "--text", text, "--context", "64", "--reference", "smollm2-135m"],
         capture_output=True,
         text=True,
     )
