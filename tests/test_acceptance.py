@@ -4,9 +4,11 @@ At 3 bits, which takes minutes, in `make test-slow`; always with the quickest me
 """
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -20,6 +22,11 @@ TEXT = (Path(__file__).parent.parent / "LICENSE").read_text()
 TOKENS = 256
 
 
+def log_softmax(logits, axis):
+    shifted = logits - logits.max(axis, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis, keepdims=True))
+
+
 @pytest.fixture(scope="module", params=["quick", pytest.param("default", marks=pytest.mark.slow)])
 def exported(request, smollm2, tmp_path_factory):
     """Directory of the exported model."""
@@ -27,6 +34,20 @@ def exported(request, smollm2, tmp_path_factory):
         return request.getfixturevalue("smollm2_3bit")
     directory = tmp_path_factory.mktemp("smollm2")
     export("smollm2-135m", directory / "model.onnx", bits=4, method="rtn")
+    return directory
+
+
+@pytest.fixture(scope="module")
+def exact(exported, tmp_path_factory):
+    """The same weights in a graph that multiplies them in float32: directory of the model."""
+    directory = tmp_path_factory.mktemp("exact") / "model"
+    shutil.copytree(exported, directory)
+    model = onnx.load(directory / "model.onnx", load_external_data=False)
+    levels = [a for node in model.graph.node for a in node.attribute if a.name == "accuracy_level"]
+    assert levels
+    for level in levels:
+        level.i = 0
+    onnx.save(model, directory / "model.onnx")
     return directory
 
 
@@ -60,11 +81,22 @@ def one_by_one(session, tokens):
         ),
     ],
 )
-def test_logits_equal_those_of_transformers(exported, reference, tokens, logits):
-    got = logits(exported, tokens)
+def test_logits_equal_those_of_transformers(exact, reference, tokens, logits):
+    got = logits(exact, tokens)
     difference = np.abs(got - reference).max()
     print(f"max |logit difference| {difference:.2e}")  # noqa: T201
     assert difference <= 2e-3
+    np.testing.assert_array_equal(got.argmax(-1), reference.argmax(-1))
+
+
+def test_products_in_integers_hardly_differ(exported, reference, tokens):
+    """As exported: activations are rounded to 16 bits in every linear layer."""
+    session = Session(exported)
+    assert "integer arithmetic" in session.kernel
+    got = session.logits(tokens)
+    p, q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (reference, got))
+    assert np.linalg.norm(got - reference) <= 2e-3 * np.linalg.norm(reference)
+    assert (np.exp(p) * (p - q)).sum(-1).mean() <= 2e-5
     np.testing.assert_array_equal(got.argmax(-1), reference.argmax(-1))
 
 
