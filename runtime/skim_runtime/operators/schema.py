@@ -132,7 +132,7 @@ class Operator:
             UserError: one is missing or unknown, or can't be what it is.
         """
         attributes = {attribute.name: attribute for attribute in self.attributes}
-        for name in given.keys() - attributes.keys():
+        for name in sorted(given.keys() - attributes.keys()):
             raise UserError(f"the attribute {name} is not supported")
         values = {}
         for name, attribute in attributes.items():
@@ -144,7 +144,8 @@ class Operator:
 
     def node_inputs(self, first: str, names: Sequence[str]) -> list[str]:
         """The inputs of a node on the packed linears of these names, behind the value `first`."""
-        return [first, *(source for name in names for source in tensor_names(name).values())]
+        linears = [tensor_names(name) for _, name in zip(self.prefixes, names, strict=True)]
+        return [first, *(source for sources in linears for source in sources.values())]
 
     def node_attributes(self, linears: Sequence[PackedSizes], **own: int) -> dict[str, Any]:
         """The attributes of a node on packed linears; `own` are the operator's own ones.
