@@ -1,4 +1,4 @@
-"""Reading an ONNX file without its weights, by protobuf alone: the package onnx is not needed to run a model."""
+"""ONNX files by protobuf alone, read without their weights: the package onnx is not needed to run a model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,21 @@ from google.protobuf.message_factory import GetMessageClass  # type: ignore[impo
 
 from skim_runtime.errors import UserError
 
-__all__ = ["ElementType", "OnnxGraph", "Tensor"]
+__all__ = ["ElementType", "ModelProto", "OnnxGraph", "Tensor"]
 
 INTEGER, STRING = FieldDescriptorProto.TYPE_INT64, FieldDescriptorProto.TYPE_STRING
-# The part of onnx.proto that is looked at: name, number and type of fields, in a list if they are repeated. The others,
-# such as the weights in the file itself, are passed over.
+# The part of onnx.proto that is read or written: name, number and type of fields, in a list if they are repeated. The
+# others, such as the weights in the file itself, are passed over.
 MESSAGES: dict[str, list[tuple[str, int, Any]]] = {
-    "ModelProto": [("graph", 7, "GraphProto")],
-    "GraphProto": [("node", 1, ["NodeProto"]), ("initializer", 5, ["TensorProto"]), ("output", 12, ["ValueInfoProto"])],
+    "ModelProto": [("ir_version", 1, INTEGER), ("graph", 7, "GraphProto"), ("opset_import", 8, ["OperatorSetIdProto"])],
+    "OperatorSetIdProto": [("domain", 1, STRING), ("version", 2, INTEGER)],
+    "GraphProto": [
+        ("node", 1, ["NodeProto"]),
+        ("name", 2, STRING),
+        ("initializer", 5, ["TensorProto"]),
+        ("input", 11, ["ValueInfoProto"]),
+        ("output", 12, ["ValueInfoProto"]),
+    ],
     "NodeProto": [
         ("input", 1, [STRING]),
         ("output", 2, [STRING]),
@@ -42,7 +49,11 @@ MESSAGES: dict[str, list[tuple[str, int, Any]]] = {
         ("name", 8, STRING),
         ("external_data", 13, ["StringStringEntryProto"]),
     ],
-    "ValueInfoProto": [("name", 1, STRING)],
+    "ValueInfoProto": [("name", 1, STRING), ("type", 2, "TypeProto")],
+    "TypeProto": [("tensor_type", 1, "TensorTypeProto")],
+    "TensorTypeProto": [("elem_type", 1, INTEGER), ("shape", 2, "TensorShapeProto")],
+    "TensorShapeProto": [("dim", 1, ["DimensionProto"])],
+    "DimensionProto": [("dim_param", 2, STRING)],
     "StringStringEntryProto": [("key", 1, STRING), ("value", 2, STRING)],
 }
 
@@ -114,7 +125,7 @@ class OnnxGraph:
             UserError: `file` is not an ONNX model, or its external data is missing or too short.
         """
         try:
-            graph = _Model.FromString(file.read_bytes()).graph
+            graph = ModelProto.FromString(file.read_bytes()).graph
         except DecodeError:
             raise UserError(f"{file}: not an ONNX file") from None
         if not graph.node:
@@ -147,7 +158,7 @@ def _descriptor(name: str, fields: list[tuple[str, int, Any]]) -> Any:
     return message
 
 
-_Model = _model_class()
+ModelProto = _model_class()
 
 
 def _external_data(tensor: Any) -> dict[str, str]:

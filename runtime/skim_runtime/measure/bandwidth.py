@@ -16,12 +16,16 @@ import numpy as np
 from skim_runtime.library import library_path
 from skim_runtime.measure.rounds import mean_seconds, take_turns
 from skim_runtime.measure.session import open_session
+from skim_runtime.onnx_file import ModelProto
 from skim_runtime.progress import Progress
 
 __all__ = ["Bandwidth", "best_reading", "faster", "read_bandwidth", "readers", "reading_model"]
 
 # The attributes of ReadMemory: places at which a thread reads in turn, bytes that are fetched ahead.
 WAYS = tuple(product((1, 2, 4), (0, 2048)))
+DOMAIN = "ai.skim.measure"
+UINT8, INT64 = 2, 7  # onnx.TensorProto.DataType
+INT = 2  # onnx.AttributeProto.AttributeType
 READINGS = 5
 SECONDS = 0.05  # of one way in a reading
 
@@ -77,39 +81,18 @@ def read_bandwidth(progress: Progress, threads: int, nbytes: int) -> Bandwidth:
 
 
 def reading_model(streams: int, ahead: int) -> bytes:
-    """An ONNX model with one node: `sum`, int64 `[1]`, of `data`, uint8 `[n]`.
-
-    It is written by hand: onnx is no dependency of the runtime.
-    """
-    uint8, int64, integer = 2, 7, 2  # TensorProto.UINT8 and INT64, AttributeProto.INT
-    domain = "ai.skim.measure"
-
-    def attribute(name: str, value: int) -> bytes:
-        return _message((1, name), (3, value), (20, integer))
-
-    def tensor(name: str, element_type: int) -> bytes:
-        shape = _message((1, _message((2, f"{name}_size"))))
-        return _message((1, name), (2, _message((1, _message((1, element_type), (2, shape))))))
-
-    attributes = [(5, attribute("streams", streams)), (5, attribute("ahead", ahead))]
-    node = _message((1, "data"), (2, "sum"), (4, "ReadMemory"), *attributes, (7, domain))
-    graph = _message((1, node), (2, "reading"), (11, tensor("data", uint8)), (12, tensor("sum", int64)))
-    opsets = [(8, _message((1, name), (2, version))) for name, version in (("", 21), (domain, 1))]
-    return _message((1, 10), (7, graph), *opsets)
-
-
-def _message(*fields: tuple[int, int | str | bytes]) -> bytes:
-    """A message of protobuf: numbers of its fields and their values."""
-    data = bytearray()
-    for number, value in fields:
-        if isinstance(value, int):
-            data += _varint(number << 3) + _varint(value)
-        else:
-            content = value.encode() if isinstance(value, str) else value
-            data += _varint(number << 3 | 2) + _varint(len(content)) + content
-    return bytes(data)
-
-
-def _varint(value: int) -> bytes:
-    low, rest = value & 0x7F, value >> 7
-    return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
+    """An ONNX model with one node: `sum`, int64 `[1]`, of `data`, uint8 `[n]`."""
+    model = ModelProto(ir_version=10)
+    for domain, version in (("", 21), (DOMAIN, 1)):
+        model.opset_import.add(domain=domain, version=version)
+    graph = model.graph
+    graph.name = "reading"
+    node = graph.node.add(op_type="ReadMemory", domain=DOMAIN, input=["data"], output=["sum"])
+    for name, value in (("streams", streams), ("ahead", ahead)):
+        node.attribute.add(name=name, i=value, type=INT)
+    for values, name, element_type in ((graph.input, "data", UINT8), (graph.output, "sum", INT64)):
+        tensor = values.add(name=name).type.tensor_type
+        tensor.elem_type = element_type
+        tensor.shape.dim.add(dim_param=f"{name}_size")
+    serialized: bytes = model.SerializeToString()
+    return serialized
