@@ -21,7 +21,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 
-from skim_export.checkpoint import Architecture, Checkpoint, Model
+from skim_export.checkpoint import Model
 from skim_export.checkpoint.skeleton import skeleton
 from skim_export.graph.function import lut_functions
 from skim_export.packed import CLASSES, PackedLinear
@@ -76,16 +76,14 @@ class _Context:
     """What a model of the builder gets to know of the packed weights, and what it finds out.
 
     Attributes:
-        checkpoint: the norms and biases come from it.
-        architecture: names of embedding and head.
+        model: the norms and biases come from its checkpoint.
         weights: returns the packed linear of a name.
         accuracy_level: of the products.
         classes: the row classes of the linears so far.
         codebooks: the types of their codebooks.
     """
 
-    checkpoint: Checkpoint
-    architecture: Architecture
+    model: Model
     weights: Callable[[str], PackedLinear]
     accuracy_level: int
     classes: set[int] = field(default_factory=set)
@@ -112,12 +110,12 @@ class _LutModel:
 
     def load_weights(self, input_path: str) -> Any:
         """The model with its norms and biases; weights of linear layers and embedding stay on the meta device."""
-        model = skeleton(self.context.checkpoint)
+        model = skeleton(self.context.model.checkpoint)
         packed = (torch.nn.Linear, torch.nn.Embedding)
         for module_name, module in model.named_modules():
             for name, _ in list(module.named_parameters(recurse=False)):
                 if not (isinstance(module, packed) and name == "weight"):
-                    value = self.context.checkpoint.tensor(f"{module_name}.{name}")
+                    value = self.context.model.checkpoint.tensor(f"{module_name}.{name}")
                     setattr(module, name, torch.nn.Parameter(value, requires_grad=False))
         return model
 
@@ -150,7 +148,7 @@ class _LutModel:
         self.make_node(operator.name, inputs=inputs, outputs=[output], name=name, domain=DOMAIN, **attributes)
 
     def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
-        linear, architecture = _linear_name(basename), self.context.architecture
+        linear, architecture = _linear_name(basename), self.context.model.architecture
         if linear == architecture.head and architecture.tied:
             linear = architecture.embedding
         output = "logits" if kwargs.get("logits") else f"{basename}/output_0"
@@ -172,7 +170,7 @@ class _LutModel:
         name = f"{basename}/LutGather"
         output = f"{name}/output_0"
         ids, dtype = self.input_names["input_ids"], int(self.io_dtype)
-        self._packed_node(LUT_GATHER, [self.context.architecture.embedding], name, ids, output, dtype=dtype)
+        self._packed_node(LUT_GATHER, [self.context.model.architecture.embedding], name, ids, output, dtype=dtype)
         return output
 
     def make_mlp_proj(self, layer_id: int, mlp: Any, root_input: str) -> None:
@@ -240,7 +238,7 @@ class DecoderBuilder:
             self._model.layer_types = ["sliding_attention"] * self._model.num_layers
         self._config = config
         self._directory = directory
-        self._context = _Context(model.checkpoint, model.architecture, weights, accuracy_level)
+        self._context = _Context(model, weights, accuracy_level)
         self._model.context = self._context
 
     def build(self) -> ir.Model:
