@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed import PackedLinear
-from skim_export.quantize import METHODS, CodebookType, quantize_linear
+from skim_export.packed import CodebookType, PackedLinear
+from skim_export.quantize import METHODS, quantize_linear
 from skim_export.quantize.levels import fit_tables
 from skim_export.quantize.solver import WeightRows
 from skim_export.work.resources import Resources

@@ -11,11 +11,12 @@ from measuring import Job
 
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Model
+from skim_export.packed import CodebookType
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate, linear_tasks
-from skim_export.quantize import CodebookType, Method, layer_objective, method_named
+from skim_export.quantize import Method, layer_objective, method_named
 from skim_export.tuning import tune
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import SerialExecutor, do_tasks

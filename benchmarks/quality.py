@@ -33,12 +33,13 @@ from results import FULL, Results, Row, check_plot, plot, print_table
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Checkpoint, Model, linear_weight, resolve
+from skim_export.packed import CodebookType
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate
-from skim_export.quantize import METHODS, CodebookType, even_bits
+from skim_export.quantize import METHODS, even_bits
 from skim_export.tuning import HELD_OUT
 from skim_export.work.files import write_json
 from skim_export.work.resources import Resources

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.checkpoint import Model
-from skim_export.packed import level_bytes, row_bytes
+from skim_export.packed import CodebookType, level_bytes, row_bytes
 from skim_export.pipeline.options import ExportOptions
-from skim_export.quantize import ONE_WIDTH, CodebookType, Method
+from skim_export.quantize import ONE_WIDTH, Method
 from skim_runtime.errors import UserError
 
 __all__ = [

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, TypedDict, cast, get_args
 
 from skim_export.checkpoint.recipes import DEFAULT_BITS
+from skim_export.packed import CodebookType
 from skim_export.pipeline.effort import DEFAULT_EFFORT, EFFORTS, Effort, effort_named
-from skim_export.quantize import METHODS, CodebookType
+from skim_export.quantize import METHODS
 from skim_runtime.errors import UserError
 from skim_runtime.operators import INTEGER_ACCURACY
 from skim_runtime.providers import PROVIDERS

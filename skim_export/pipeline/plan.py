@@ -20,11 +20,12 @@ from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Architecture, Checkpoint, Model
 from skim_export.checkpoint.torch_reference import TorchReference
+from skim_export.packed import CodebookType
 from skim_export.pipeline.budget import Budget, graph_bytes, linear_bytes, other_bytes, widths_around
 from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.options import ExportOptions, PlanKeywords
 from skim_export.pipeline.quantize_linear import CheckpointLinear, StoredStatistics
-from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, LinearCurves, allocate_bits
+from skim_export.quantize import DEFAULT_METHOD, METHODS, LinearCurves, allocate_bits
 from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import compare

@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Architecture, Checkpoint, Linear, linear_bias, linear_weight
-from skim_export.packed import PackedLinear, row_bytes
+from skim_export.packed import CodebookType, PackedLinear, row_bytes
 from skim_export.packed.checkpoint import PackedCheckpoint
-from skim_export.quantize import DEFAULT_METHOD, METHODS, CodebookType, Method, Statistics
+from skim_export.quantize import DEFAULT_METHOD, METHODS, Method, Statistics
 from skim_export.work.resources import Resources
 from skim_export.work.sealed import write_sealed_array
 

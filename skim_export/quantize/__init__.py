@@ -2,7 +2,7 @@
 
 from skim_export.quantize.allocation import LinearCurves, allocate_bits, even_bits
 from skim_export.quantize.level_fits import AFFINE_BITS, MOST_FREE_LEVELS, even_levels_pay
-from skim_export.quantize.levels import CodebookType, round_levels
+from skim_export.quantize.levels import round_levels
 from skim_export.quantize.linear_data import LinearArrays, LinearData, Statistics
 from skim_export.quantize.methods import (
     DEFAULT_METHOD,
@@ -25,7 +25,6 @@ __all__ = [
     "METHODS",
     "MOST_FREE_LEVELS",
     "ONE_WIDTH",
-    "CodebookType",
     "Columns",
     "Coupling",
     "LinearArrays",

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed import RowLevels, level_bytes
-from skim_export.quantize.levels import CodebookType, fit_affine, fit_tables, range_affine
+from skim_export.packed import CodebookType, RowLevels, level_bytes
+from skim_export.quantize.levels import fit_affine, fit_tables, range_affine
 from skim_export.quantize.native_library import most_bits
 from skim_export.quantize.refinement import Coupling, feed_back, refine_tables
 from skim_export.quantize.solver import WeightRows, error_curves, refine

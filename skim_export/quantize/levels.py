@@ -6,17 +6,14 @@ Both work on v = W / column_scale; what a code stands for is defined in docs/for
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed import LevelKind, RowLevels
+from skim_export.packed import CodebookType, LevelKind, RowLevels
 from skim_export.quantize.solver import WeightRows, assign, assign_affine, kmeans
 
-__all__ = ["CodebookType", "Float16", "fit_affine", "fit_tables", "range_affine", "round_levels"]
-
-CodebookType = Literal["int8", "float16"]
+__all__ = ["Float16", "fit_affine", "fit_tables", "range_affine", "round_levels"]
 
 Float16 = npt.NDArray[np.float16]
 Float32 = npt.NDArray[np.float32]

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed import PackedLinear, RowLevels
+from skim_export.packed import CodebookType, PackedLinear, RowLevels
 from skim_export.quantize.level_fits import FreeLevels, LevelFit, RangeLevels, WorthwhileLevels
-from skim_export.quantize.levels import CodebookType
 from skim_export.quantize.linear_data import LinearArrays, LinearData, Statistics
 from skim_export.quantize.native_library import refine_bytes
 from skim_export.quantize.refinement import Coupling, damped

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed import RowLevels
-from skim_export.quantize.levels import CodebookType, round_levels
+from skim_export.packed import CodebookType, RowLevels
+from skim_export.quantize.levels import round_levels
 from skim_export.quantize.solver import WeightRows, feedback, kmeans, refine
 
 if TYPE_CHECKING:

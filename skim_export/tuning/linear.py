@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from skim_export.packed import LevelKind, PackedLinear
-from skim_export.quantize import CodebookType, round_levels
+from skim_export.packed import CodebookType, LevelKind, PackedLinear
+from skim_export.quantize import round_levels
 
 from .adam import Adam
 
