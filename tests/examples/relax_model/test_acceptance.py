@@ -1,8 +1,7 @@
-"""The real model, SmolLM2-135M-Instruct, in Relax."""
+"""SmolLM2-135M-Instruct, exported with the defaults, in Relax."""
 
 import pytest
 
-from skim_export import export
 from skim_runtime import Session, Tokenizer, generate
 
 from ...tools import require_packages
@@ -16,10 +15,9 @@ from .running import TARGET, relative_error
 
 
 @pytest.mark.slow
-def test_smollm2_says_the_same_as_in_onnxruntime(smollm2, tmp_path):
-    export("smollm2-135m", tmp_path / "model.onnx", bits=4, method="rtn", accuracy_level=0)
-    prompt = Tokenizer(tmp_path).prompt("What is the capital of France?")
-    relax, onnxruntime = RelaxSession.compile(tmp_path, TARGET), Session(tmp_path)
+def test_smollm2_says_the_same_as_in_onnxruntime(smollm2_3bit):
+    prompt = Tokenizer(smollm2_3bit).prompt("What is the capital of France?")
+    relax, onnxruntime = RelaxSession.compile(smollm2_3bit, TARGET), Session(smollm2_3bit)
     assert relative_error(relax.step(prompt), onnxruntime.logits(prompt)) < 1e-5
     tokens = [generate(session, prompt, max_new_tokens=16, stop=()).tokens for session in (relax, onnxruntime)]
     assert tokens[0] == tokens[1]
