@@ -195,7 +195,7 @@ class _Trainer:
         linears = self._architecture.blocks[index]
         block = student.load_block(index)
         trained = student.norms(block, module)
-        layers = [student.linears[linear.name] for linear in linears]
+        quantized = [student.linears[linear.name] for linear in linears]
         sums = [torch.zeros(linear.out_features, linear.in_features) for linear in linears]
 
         def consume(factors: list[list[Factors]]) -> None:
@@ -206,10 +206,10 @@ class _Trainer:
         student.streamed.unload_block(index)
 
         def update(position: int) -> None:
-            layer = layers[position]
-            layer.step(layer.level_gradient(sums[position], slice(None)), rate * LEVEL_RATE)
+            linear = quantized[position]
+            linear.step(linear.level_gradient(sums[position], slice(None)), rate * LEVEL_RATE)
 
-        list(self._pool.map(update, range(len(layers))))
+        list(self._pool.map(update, range(len(quantized))))
         student.step_norms(trained, of_norms, rate * NORM_RATE)
         return below
 
