@@ -6,7 +6,9 @@ NATIVE := $(shell find custom_ops skim_export/quantize/native -type f)
 CPP := $(shell find benchmarks custom_ops skim_export tests -name '*.cpp' -o -name '*.c' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 PYTEST := $(BIN)/pytest --durations=15
 # Two processes, each with one thread where a test does not say how many.
-IN_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadscope -m "not slow"
+IN_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder -m "not slow"
+# Modules that take longest come first, so that no process waits for the other's at the end.
+LONGEST := $(addprefix tests/,work bundle/test_kernels.py runtime/test_alone.py custom_ops quantize/test_torch_solver.py)
 # Tests that compile, emulate, start clusters or run whole exports.
 LONG := benchmarks bundle custom_ops/cuda examples measure pipeline test_acceptance.py work
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
@@ -19,7 +21,7 @@ demo: install
 	$(BIN)/skim-run demo "What is the capital of France?"
 
 test: install lint
-	$(IN_PARALLEL)
+	$(IN_PARALLEL) $(LONGEST) tests
 
 test-quick: install
 	$(IN_PARALLEL) $(LONG:%=--ignore=tests/%)

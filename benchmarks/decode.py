@@ -45,6 +45,7 @@ class Row:
     Attributes:
         decoder: name of what was measured.
         engine: what ran it.
+        path: directory of the model, or its file.
         kernel: what multiplied packed weights, None with llama.cpp.
         threads: threads of the engine.
         weight_bytes: bytes of weights read for each token.
@@ -58,6 +59,7 @@ class Row:
 
     decoder: str
     engine: str
+    path: str
     kernel: str | None
     threads: int
     weight_bytes: int
@@ -161,6 +163,7 @@ def _rows(runs: dict[tuple[Decoder, int], list[Speeds]], sizes: dict[Decoder, in
             Row(
                 decoder=decoder.name,
                 engine=decoder.engine,
+                path=str(decoder.path),
                 kernel=found[0].kernel,
                 threads=threads,
                 weight_bytes=sizes[decoder],

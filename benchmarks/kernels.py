@@ -31,6 +31,7 @@ from skim_export.measure.sessions import (
     bound_call,
     cold_layers,
 )
+from skim_export.work.resources import available_memory
 from skim_runtime.errors import UserError
 from skim_runtime.library import kernel_name, library_path
 from skim_runtime.measure.bandwidth import Bandwidth, best_reading, faster, readers
@@ -46,6 +47,7 @@ __all__ = ["WIDTHS", "Row", "add_arguments", "run"]
 
 COLUMNS = 64  # columns must be a multiple: the blocks of the 2-bit operator
 COLD = 3  # times the last-level cache
+COPIES = 3  # of all weights in memory: in the model, in the session, and what the session rounds up
 NOTHING_NODES = 256
 LUT_ROWS = 128  # onnxruntime takes its table path only for multiples of these
 
@@ -138,6 +140,8 @@ def run(args: argparse.Namespace) -> None:
     if args.cold_mb is not None and not args.cold_mb > 0:
         raise UserError(f"--cold-mb {args.cold_mb}: must be positive")
     cold = COLD * last_level_cache() if args.cold_mb is None else int(args.cold_mb * 1e6)
+    contenders = [_ours(bits, level) for level in args.levels for bits in args.bits] + OTHERS
+    _check_memory(cold, len(contenders))
     library, kernel = library_path(), kernel_name()
 
     report: dict[str, Any] = {
@@ -154,7 +158,6 @@ def run(args: argparse.Namespace) -> None:
     for threads in dict.fromkeys(args.threads):
         nothing = report["nothing_microseconds"][threads] = 1e6 * _nothing(threads, args.rounds)
         say(f"{threads} threads: a node that does nothing takes {nothing:.2f} us")
-    contenders = [_ours(bits, level) for level in args.levels for bits in args.bits] + OTHERS
     found: list[Row] = []
     for threads in dict.fromkeys(args.threads):
         reading = readers(threads, max(2 * cold, 1 << 20), args.seconds)
@@ -180,6 +183,15 @@ def run(args: argparse.Namespace) -> None:
         for key in dict.fromkeys((row.shape, row.tokens) for row in found):
             table = [row for row in found if (row.shape, row.tokens, row.threads) == (*key, threads)]
             say(_printed(table, f"{key[0]}, {key[1]} tokens, {threads} threads, {title}"))
+
+
+def _check_memory(cold: int, contenders: int) -> None:
+    need, available = COPIES * cold * contenders, available_memory()
+    if available is not None and need > available:
+        raise UserError(
+            f"{contenders} contenders with {cold / 1e6:.0f} MB of weights need about {need / 1e9:.0f} GB of memory, "
+            f"and {available / 1e9:.0f} GB are available: give fewer --bits or --levels, or a smaller --cold-mb"
+        )
 
 
 def _ours(bits: str, level: int) -> Contender:

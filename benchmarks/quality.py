@@ -28,7 +28,7 @@ from measuring import (
     read_tokens,
     torch_model,
 )
-from results import FULL, Results, Row, check_plot, plot, print_table
+from results import AS_DISTRIBUTED, Results, Row, check_plot, plot, print_table
 
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
         job, settings = open_job(args, work)
         results = Results(args.json, {**settings, "codebook": args.codebook})
         missing = [key for key in wanted if results.find(*key) is None]
-        if results.find(FULL, None) is None:
+        if results.find(AS_DISTRIBUTED, None) is None:
             results.add(in_child(full_precision_row, job))
         if any(_needs_statistics(method) for method, _ in missing):
             tuned = any(method.endswith("tune") for method, _ in missing)
@@ -120,7 +120,7 @@ def run(args: argparse.Namespace) -> None:
         for i, (method, bits) in enumerate(missing):
             announce(f"{i + 1} of {len(missing)}: {method}" + ("" if bits is None else f" at {bits:g} bits"))
             results.add(in_child(_measure, job, method, bits, args.codebook))
-    rows = [row for key in [(FULL, None), *wanted] if (row := results.find(*key)) is not None]
+    rows = [row for key in [(AS_DISTRIBUTED, None), *wanted] if (row := results.find(*key)) is not None]
     title = f"calibration: {results.calibration['seconds']:.0f} s" if results.calibration else "no calibration"
     print_table(rows, title, args.ratio_to)
     if args.plot:
@@ -153,7 +153,7 @@ def open_job(args: argparse.Namespace, work: Path) -> tuple[Job, dict[str, Any]]
 def full_precision_row(progress: Progress, job: Job) -> Row:
     """The row of the full-precision model; its outputs stay in the work directory."""
     reference = FullPrecision(job.open(), job.work)
-    return Row(FULL, None, None, None, None, distances(reference, reference, job, progress))
+    return Row(AS_DISTRIBUTED, None, None, None, None, distances(reference, reference, job, progress))
 
 
 def _calibration(job: Job, settings: dict[str, Any], calib: Path | None, tuned: bool) -> tuple[float, float]:

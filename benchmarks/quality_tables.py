@@ -7,7 +7,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from results import FULL
+from results import AS_DISTRIBUTED
 
 from skim_runtime.measure.tables import markdown_table, number, with_error
 
@@ -15,6 +15,7 @@ __all__ = ["TABLES"]
 
 Report = dict[str, Any]
 RATIO_TO = "squeezellm"
+PLANNED = "skim+"  # the method that the planner knows
 
 
 def _quality(reports: Sequence[Report]) -> str:
@@ -23,7 +24,7 @@ def _quality(reports: Sequence[Report]) -> str:
     others = {row["bits"]: row for row in rows if row["method"] == RATIO_TO}
     lines = []
     for row in rows:
-        cells = [number(row["bits"], "g"), f"`{row['method']}`" if row is not full else FULL]
+        cells = [number(row["bits"], "g"), f"`{row['method']}`" if row is not full else AS_DISTRIBUTED]
         cells += [number(row["effective_bits"], ".3f"), number(row["megabytes"], ".2f")]
         for text in texts:
             cells += _of_text(row, full, text)
@@ -32,10 +33,24 @@ def _quality(reports: Sequence[Report]) -> str:
                 cells.append(
                     "" if other is None or row is full else f"{_gap(row, full, text) / _gap(other, full, text):.3f}"
                 )
-        peak = None if row["peak_megabytes"] is None else row["peak_megabytes"] / 1e3
-        lines.append((*cells, number(row["seconds"], ".0f"), number(peak, ".2f")))
+        lines.append(cells)
     measured = _headings(texts, ("ratio",) if others else ())
-    return markdown_table(("bits", "method", "effective bits", "MB", *measured, "seconds", "peak GB"), lines, left=2)
+    return markdown_table(("bits", "method", "effective bits", "MB", *measured), lines, left=2)
+
+
+def _planning(reports: Sequence[Report]) -> str:
+    """`skim-export plan --json`, and `python benchmarks quality` at the same widths: factors on the perplexity."""
+    plan, *measured = reports
+    rows, texts, full = _rows(measured)
+    of = {row["bits"]: row["texts"] for row in rows if row["method"] == PLANNED}
+    lines = []
+    for row in plan["rows"]:
+        if row["bits"] in of:
+            factors = [of[row["bits"]][text]["perplexity"] / full["texts"][text]["perplexity"] for text in texts]
+            predicted = (f"{row['loss_increase']:.3f}", f"{row['perplexity_factor']:.3f}")
+            lines.append((f"{row['bits']:g}", *predicted, *(f"{factor:.3f}" for factor in factors)))
+    headings = (f"{Path(text).stem}, measured" for text in texts)
+    return markdown_table(("bits", "predicted rise, nats", "predicted factor", *headings), lines)
 
 
 def _quality_whole(reports: Sequence[Report]) -> str:
@@ -54,10 +69,10 @@ def _quality_whole(reports: Sequence[Report]) -> str:
 
 
 def _rows(reports: Sequence[Report]) -> tuple[list[dict[str, Any]], list[str], dict[str, Any]]:
-    """The rows of all reports, the full-precision model's once and first; the texts; and that row."""
+    """The rows of all reports, that of the model as distributed once and first; the texts; and that row."""
     rows = [row for report in reports for row in report["rows"]]
-    full = next(row for row in rows if row["method"] == FULL)
-    return [full, *(row for row in rows if row["method"] != FULL)], list(full["texts"]), full
+    full = next(row for row in rows if row["method"] == AS_DISTRIBUTED)
+    return [full, *(row for row in rows if row["method"] != AS_DISTRIBUTED)], list(full["texts"]), full
 
 
 def _headings(texts: Sequence[str], more: Sequence[str] = ()) -> list[str]:
@@ -122,7 +137,7 @@ def _summary(reports: Sequence[Report]) -> str:
         row = max(
             (s for s in speeds if (s["decoder"], s["threads"]) == (name, threads)), key=lambda s: s["decode_speed"]
         )
-        found = [of.get((name, text)) for text in texts]
+        found = [of.get((row["path"], text)) for text in texts]
         perplexities = [
             "" if report is None else with_error(report["perplexity"], report["perplexity_error"]) for report in found
         ]
@@ -144,6 +159,7 @@ def _summary(reports: Sequence[Report]) -> str:
 TABLES: Mapping[str, Callable[[Sequence[Report]], str]] = {
     "summary": _summary,
     "quality": _quality,
+    "planning": _planning,
     "quality-whole": _quality_whole,
     "arithmetic": _arithmetic,
     "evaluations": _evaluations,

@@ -27,7 +27,7 @@ from measuring import (
     torch_model,
 )
 from quality import add_common_arguments, announce, calibrate_once, full_precision_row, open_job
-from results import FULL, Results, Row, print_table
+from results import AS_DISTRIBUTED, Results, Row, print_table
 
 from skim_export.checkpoint import Model
 from skim_export.graph.reader import read_packed
@@ -133,7 +133,7 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as work:
         job, settings = open_job(args, Path(work))
         results = Results(args.json, settings)
-        if results.find(FULL, None) is None:
+        if results.find(AS_DISTRIBUTED, None) is None:
             results.add(in_child(full_precision_row, job))
         missing = {label: value for label, value in wanted.items() if results.find(label, None) is None}
         if any(importance != "none" for _, importance in missing.values()):
@@ -146,7 +146,7 @@ def run(args: argparse.Namespace) -> None:
                 announce(label)
                 results.add(in_child(_measure_export, job, label, directory))
     found = [row for label in [*wanted, *exports] if (row := results.find(label, None)) is not None]
-    full = results.find(FULL, None)
+    full = results.find(AS_DISTRIBUTED, None)
     assert full is not None  # added above
     print_table([full, *sorted(found, key=lambda row: row.effective_bits or 0)], "whole model")
 

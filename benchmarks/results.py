@@ -14,9 +14,9 @@ from skim_runtime.errors import UserError
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import number, say, text_table, with_error
 
-__all__ = ["FULL", "Results", "Row", "check_plot", "gap", "plot", "print_table"]
+__all__ = ["AS_DISTRIBUTED", "Results", "Row", "check_plot", "gap", "plot", "print_table"]
 
-FULL = "full precision"
+AS_DISTRIBUTED = "as distributed"  # no "full precision": what was distributed may have been quantized before
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Row:
     """One line of a table.
 
     Attributes:
-        method: what was measured; `FULL` is the full-precision model.
+        method: what was measured; `AS_DISTRIBUTED` is the model that nothing was done to.
         bits: average width of the codes that was asked for; None where a method leaves no choice.
         code_bits: the width that the codes have.
         effective_bits: everything that is stored for the quantized weights, in bits a weight.

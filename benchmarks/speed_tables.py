@@ -11,7 +11,7 @@ __all__ = ["TABLES"]
 
 Report = dict[str, Any]
 
-# The contenders of `kernels-tokens`, and their levels.
+# The contenders of `kernels-tokens`, and their levels; those of them that were measured.
 WITH_TOKENS = (
     ("3 bits", 4),
     ("8 bits affine", 4),
@@ -52,12 +52,14 @@ def _kernels_tokens(reports: Sequence[Report]) -> str:
     (report,) = reports
     rows = [row for row in report["rows"] if row["shape"] == report["rows"][0]["shape"]]
     of = {(row["threads"], row["tokens"], row["contender"], row["level"]): row for row in rows}
+    measured = {(row["contender"], row["level"]) for row in rows}
+    contenders = [contender for contender in WITH_TOKENS if contender in measured]
     lines = []
     for threads, tokens in dict.fromkeys((row["threads"], row["tokens"]) for row in rows):
-        found = [of[threads, tokens, *contender] for contender in WITH_TOKENS]
+        found = [of[threads, tokens, *contender] for contender in contenders]
         cells = [f"{row['milliseconds']:.2f} ({row['to_nbits4']:.2f})" for row in found]
         lines.append((str(threads), str(tokens), *cells))
-    headings = [name if level != 0 else f"{name}, level 0" for name, level in WITH_TOKENS]
+    headings = [name if level != 0 else f"{name}, level 0" for name, level in contenders]
     return markdown_table(("threads", "tokens", *headings), lines)
 
 

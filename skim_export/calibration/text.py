@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from skim_export.checkpoint import Checkpoint, Model
 from skim_export.work.device import free_memory
-from skim_export.work.resources import Resources
+from skim_export.work.resources import Resources, available_memory
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.text_file import read_text
@@ -170,21 +170,11 @@ def written_text_bytes(checkpoint: Checkpoint) -> int:
 
 
 def _check_memory(checkpoint: Checkpoint, device: torch.device | None) -> None:
-    need, available = written_text_bytes(checkpoint), _available_memory(device)
+    need = written_text_bytes(checkpoint)
+    available = free_memory(device) if device is not None and device.type == "cuda" else available_memory()
     if available is not None and need > available:
         where = "" if device is None else f" on {device}"
         raise UserError(
             f"writing calibration text takes {need / 1e9:.1f} GB of memory{where} and {available / 1e9:.1f} GB are "
             "available: give a text with --calib FILE"
         )
-
-
-def _available_memory(device: torch.device | None) -> int | None:
-    """Bytes; None if nothing reliable is known."""
-    if device is not None and device.type == "cuda":
-        return free_memory(device)
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    except OSError:  # not Linux
-        return None
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

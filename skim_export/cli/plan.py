@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
             raise UserError(f"--json {args.json}: there is no directory {args.json.parent}")
         # Imported late: --help and mistakes in the arguments should not wait for torch.
         from skim_export.pipeline.plan import AVERAGES, plan
-        from skim_export.work.files import write_json
+        from skim_runtime.measure.report import report_head, save_json
         from skim_runtime.progress_bar import ProgressBar
 
         with ProgressBar() as progress:
@@ -49,11 +49,7 @@ def main(argv: Sequence[str]) -> int:
                 **from_arguments(args, PLANNED),
             )
         _print_plan(planned)
-        if args.json is not None:
-            try:
-                write_json(args.json, {"model": args.model, **planned.as_json()})
-            except OSError as error:
-                raise UserError(f"--json {args.json}: cannot be written ({error.strerror})") from error
+        save_json(args.json, {**report_head(), "model": args.model, **planned.as_json()})
 
     return run_command("skim-export plan", command)
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Resources"]
+__all__ = ["Resources", "available_memory"]
 
 ROW_GROUP = 256  # rows are taken in multiples of this
 WORKING_BYTES = 20  # for one weight while it is quantized: values, sensitivities, scaled values, codes, packed codes
@@ -42,3 +43,12 @@ class Resources:
         groups = max(1, self.chunk_bytes // (WORKING_BYTES * columns * ROW_GROUP))
         step = groups * ROW_GROUP
         return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def available_memory() -> int | None:
+    """Bytes of memory that processes can still get; None if nothing reliable is known."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:  # not Linux
+        return None
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))

@@ -119,3 +119,4 @@ def test_refusals(options, message):
 
 def test_a_refusal_is_one_line():
     assert refusal("kernels", "--tokens", 0) == "benchmarks kernels: error: --tokens 0: must be at least 1"
+    assert "of memory" in refusal("kernels", "--cold-mb", 1e9)

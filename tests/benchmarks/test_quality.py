@@ -13,7 +13,7 @@ import quality_whole
 import torch
 from dense_baselines import rtn_grouped
 from measuring import read_tokens
-from results import FULL, Results
+from results import AS_DISTRIBUTED, Results
 from transformers import AutoModelForCausalLM
 
 from skim_export import export
@@ -118,7 +118,7 @@ def test_figures_are_those_of_transformers(files, calls, tmp_path, capsys):
     bits = 2 * sum(count * 3 + count // k * -(-k // 64) * 19 for k, count in columns.items())
     assert row["effective_bits"] == pytest.approx(bits / (2 * sum(columns.values())), rel=1e-4)
     assert row["megabytes"] == pytest.approx(bits / 8e6)
-    full = rows[FULL, None]["texts"]["text.txt"]
+    full = rows[AS_DISTRIBUTED, None]["texts"]["text.txt"]
     assert full["perplexity"] == pytest.approx(distances_by_transformers(files / "model", ids, lambda m: None)[0])
     assert (full["kl_mean"], full["top1_agreement"]) == (0, 1)
     assert "rtn-g64" in capsys.readouterr().out
@@ -131,7 +131,7 @@ def test_every_method_and_the_order_of_rows(files, calls, tmp_path, capsys):
     rows = saved(tmp_path / "rows.json")
     half = [(method, 2.5) for method in ("rtn", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+")]
     whole = [(method, 4.0) for method in ("rtn", "rtn-g64", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+")]
-    assert list(rows) == [(FULL, None), ("mxfp4", None), *half, *whole]
+    assert list(rows) == [(AS_DISTRIBUTED, None), ("mxfp4", None), *half, *whole]
     for (_, bits), row in list(rows.items())[2:]:
         assert row["code_bits"] == pytest.approx(bits, abs=0.03)
         assert bits < row["effective_bits"]
@@ -155,7 +155,7 @@ def test_a_killed_table_is_continued(files, calls, tmp_path, monkeypatch):
     monkeypatch.setattr(quality, "_measure", killed)
     with pytest.raises(KeyboardInterrupt):
         quality.run(arguments(quality, files, "--methods", "mxfp4", *options))
-    assert list(saved(out)) == [(FULL, None)]
+    assert list(saved(out)) == [(AS_DISTRIBUTED, None)]
     monkeypatch.setattr(quality, "_measure", measured)
     calls.clear()
     quality.run(arguments(quality, files, "--methods", "rtn", "squeezellm", *options))
@@ -235,7 +235,7 @@ def test_whole_models(files, calls, exported, tmp_path, capsys):
     quality_whole.run(arguments(quality_whole, files, *more, "--json", out))
     rows = {method: row for (method, _), row in saved(out).items()}
     labels = [f"{name} ({kind})" for name in ("Q2_K", "Q3_K_M") for kind in ("none", "columns", "fisher")]
-    assert list(rows)[:-1] == [FULL, *labels]
+    assert list(rows)[:-1] == [AS_DISTRIBUTED, *labels]
     assert len({row["texts"]["text.txt"]["perplexity"] for row in rows.values()}) == len(rows)
 
     q2_k = rows["Q2_K (none)"]

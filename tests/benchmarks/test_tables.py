@@ -10,7 +10,7 @@ from decode import Row as DecodeRow
 from kernels import Row as KernelRow
 from measuring import Distances
 from quantizer import Row as QuantizerRow
-from results import FULL
+from results import AS_DISTRIBUTED
 from results import Row as QualityRow
 from roofline import Prediction
 
@@ -135,6 +135,8 @@ def test_kernels_with_tokens_and_shapes():
     lines, _ = made("kernels-tokens", kernels(*rows))
     assert lines[0][2:5] == ["3 bits", "8 bits affine", "3 bits, level 0"]
     assert lines[1:] == [["1", str(tokens), *6 * ["1.50 (1.25)"]] for tokens in (1, 8)]
+    lines, _ = made("kernels-tokens", kernels(*(row for row in rows if row.level == 4)))
+    assert lines[0][2:] == ["3 bits", "8 bits affine", "MatMulNBits 4 bits", "MatMulNBits 2 bits, LUT"]
     rows = [
         kernel_row(name, 4, t, shape=shape) for shape in ("4x8", "8x4") for t in (1, 2) for name, _ in contenders[:2]
     ]
@@ -144,7 +146,9 @@ def test_kernels_with_tokens_and_shapes():
 
 
 def decoder(name, engine, threads, speed, ratio):
-    return asdict(DecodeRow(name, engine, "avx2", threads, 70_000_000, 300.0, speed, None, ratio, 7.5, []))
+    return asdict(
+        DecodeRow(name, engine, f"{name}.dir", "avx2", threads, 70_000_000, 300.0, speed, None, ratio, 7.5, [])
+    )
 
 
 def evaluation(model, text, perplexity):
@@ -158,26 +162,26 @@ def test_decoders_and_the_summary():
     report = {**HEAD, "rows": rows}
     lines, _ = made("decode", report)
     assert lines[1] == ["m", "onnxruntime", "1", "70.0", "300", "", "100.0", "1.20", "7.5"]
-    evaluations = [evaluation("m", "wiki.txt", 22.0), evaluation("m", "c4.txt", 26.0)]
+    evaluations = [evaluation("m.dir", "wiki.txt", 22.0), evaluation("m.dir", "c4.txt", 26.0)]
     lines, _ = made("summary", report, *evaluations)
     assert lines[0][3:5] == ["wiki perplexity", "c4 perplexity"]
     assert lines[1] == ["m", "onnxruntime-genai", "70.0", "22.00 ± 0.25", "26.00 ± 0.25", "250", "1.50"]
     assert lines[2] == ["g", "llama.cpp", "70.0", "", "", "90", ""]
     lines, _ = made("evaluations", *evaluations)
-    assert lines[1] == ["m", "wiki", "1000", "22.00 ± 0.25", "0.0100", "90.0%"]
+    assert lines[1] == ["m.dir", "wiki", "1000", "22.00 ± 0.25", "0.0100", "90.0%"]
 
 
 def quality_row(method, bits, perplexity):
     distances = Distances(perplexity, 0.125, 0.5, 1.0, 0.75)
-    sizes = (None, None, None) if method == FULL else (bits, 3.125, 40.0)
+    sizes = (None, None, None) if method == AS_DISTRIBUTED else (bits, 3.125, 40.0)
     return asdict(QualityRow(method, bits, *sizes, {"wiki.txt": distances}, 12.0, 800.0))
 
 
 def test_quality():
-    rows = [quality_row(*row) for row in (("skim", 3.0, 24.0), (FULL, None, 20.0), ("squeezellm", 3.0, 28.0))]
+    rows = [quality_row(*row) for row in (("skim", 3.0, 24.0), (AS_DISTRIBUTED, None, 20.0), ("squeezellm", 3.0, 28.0))]
     lines, _ = made("quality", {**HEAD, "rows": rows})
     assert lines[0][4:9] == ["wiki perplexity", "wiki gap", "wiki KL", "wiki top-1", "wiki ratio"]
-    assert lines[1][:6] == ["", FULL, "", "", "20.00 ± 0.12", ""]
+    assert lines[1][:6] == ["", AS_DISTRIBUTED, "", "", "20.00 ± 0.12", ""]
     assert lines[2] == [
         "3",
         "`skim`",
@@ -188,8 +192,14 @@ def test_quality():
         "0.500",
         "75.0%",
         "0.500",
-        "12",
-        "0.80",
+    ]
+    predicted = {"bits": 3.0, "loss_increase": 0.25, "perplexity_factor": 1.284}
+    plan = {**HEAD, "rows": [predicted, {**predicted, "bits": 4.0}]}
+    skim_plus = quality_row("skim+", 3.0, 25.0)
+    lines, _ = made("planning", plan, {**HEAD, "rows": [*rows, skim_plus]})
+    assert lines == [
+        ["bits", "predicted rise, nats", "predicted factor", "wiki, measured"],
+        ["3", "0.250", "1.284", "1.250"],
     ]
     lines, _ = made("quality-whole", {**HEAD, "rows": rows[:2]})
     assert lines[2] == ["skim", "3.125", "40.00", "24.00 ± 0.12", "4.00", "0.500", "75.0%"]

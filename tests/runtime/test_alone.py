@@ -50,7 +50,9 @@ def test_it_runs_a_model_and_torch_is_not_there(environment, packed, tmp_path, c
         done = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert done.stdout == expected + "\n"
-        assert "function fallback" not in done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("kernel: ")
+        assert "function fallback" not in line
         without = f"without {', '.join(packages)}" if packages else "as pip installs it"
         with capsys.disabled():
             print(f"\nsite-packages {without}: {megabytes(environment):.0f} MB")  # noqa: T201

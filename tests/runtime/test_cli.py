@@ -22,14 +22,14 @@ def text(tmp_path):
 
 
 @pytest.mark.parametrize("engine", ["ort", "genai"])
-def test_run_streams_the_text_and_says_how_fast(packed, capfd, engine):
+def test_run_streams_the_text_and_says_how_fast(packed, capsys, engine):
     from skim_runtime import Session, Tokenizer, generate
 
     tokenizer = Tokenizer(packed)
     generation = generate(Session(packed), tokenizer.prompt("Hello", system="Be brief."), max_new_tokens=12)
     arguments = [str(packed), "Hello", "--system", "Be brief.", "--max-new-tokens", "12", "--engine", engine]
     assert cli.run(arguments) == 0
-    captured = capfd.readouterr()
+    captured = capsys.readouterr()
     assert captured.out == tokenizer.decode(generation.tokens) + "\n"
     (line,) = captured.err.splitlines()
     for part in ("kernel: ", "prompt: ", "decode: 12 tokens", "tokens/s", "GB/s"):
@@ -96,11 +96,11 @@ def test_eval_prints_a_table_for_people(fp32, text, capfd):
         (cli.evaluate, ["{fp32}", "--text", "{text}", "--context", "64", "--reference", "smolm2-135m"], "smollm2-135m"),
     ],
 )
-def test_a_users_mistake_is_one_line_and_code_2(fp32, text, tmp_path, capfd, command, arguments, message):
+def test_a_users_mistake_is_one_line_and_code_2(fp32, text, tmp_path, capsys, command, arguments, message):
     (tmp_path / "binary").write_bytes(b"a\xff")
     places = {"fp32": fp32, "text": text, "binary": tmp_path / "binary"}
     assert command([argument.format(**places) for argument in arguments]) == 2
-    captured = capfd.readouterr()
+    captured = capsys.readouterr()
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert message in line
