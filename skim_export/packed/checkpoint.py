@@ -20,10 +20,10 @@ __all__ = ["PackedCheckpoint"]
 
 
 class PackedCheckpoint:
-    """A directory of packed linears, written layer by layer.
+    """A directory of packed linears, written one by one.
 
     `<name>.safetensors` holds the six tensors of docs/format.md; its metadata the shape, the row counts and a report
-    of how the layer was made. `parameters` holds whatever else is not as in the original checkpoint.
+    of how a linear was made. `parameters` holds whatever else is not as in the original checkpoint.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -31,7 +31,7 @@ class PackedCheckpoint:
         directory.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str) -> Path:
-        """The file of a layer."""
+        """The file of a linear."""
         return self.directory / f"{name}.safetensors"
 
     @property
@@ -39,7 +39,7 @@ class PackedCheckpoint:
         return self.directory / "parameters"
 
     def write(self, name: str, packed: PackedLinear, report: dict[str, Any]) -> None:
-        """Store a layer; it appears under its name when all of it is on the disk."""
+        """Store a linear; it appears under its name when all of it is on the disk."""
         metadata = {
             "version": str(FORMAT_VERSION),
             "shape": json.dumps([packed.out_features, packed.in_features]),
@@ -50,11 +50,11 @@ class PackedCheckpoint:
         write_sealed(self.path(name), lambda path: save_file(tensors, path, metadata))
 
     def is_complete(self, name: str) -> bool:
-        """Whether a layer was stored and is as it was then; it is read to find out."""
+        """Whether a linear was stored and is as it was then; it is read to find out."""
         return is_sealed(self.path(name))
 
     def read(self, name: str) -> PackedLinear:
-        """Load a layer.
+        """Load a linear.
 
         Raises:
             PackedFormatError: the stored tensors violate the format.
@@ -80,19 +80,19 @@ class PackedCheckpoint:
         return load_file(self._parameters) if self._parameters.is_file() else {}
 
     def report(self, name: str) -> dict[str, Any]:
-        """The report that was stored with a layer."""
+        """The report that was stored with a linear."""
         with safe_open(self.path(name), framework="numpy") as file:
             report: dict[str, Any] = json.loads(file.metadata()["report"])
         return report
 
     def copied(self, directory: Path) -> PackedCheckpoint:
-        """The same layers in another, empty directory on the same disk, without taking space until they change."""
+        """The same linears in another, empty directory on the same disk, without taking space until they change."""
         for path in self.directory.iterdir():
             (directory / path.name).hardlink_to(path)
         return PackedCheckpoint(directory)
 
     def digest(self, name: str) -> str:
-        """SHA-256 of a layer's tensors (files differ in the order of their metadata)."""
+        """SHA-256 of a linear's tensors (files differ in the order of their metadata)."""
         packed = self.read(name)
         digest = hashlib.sha256(json.dumps([packed.out_features, packed.in_features, *packed.rows_per_class]).encode())
         for tensor in PackedLinear.TENSORS:
@@ -103,5 +103,5 @@ class PackedCheckpoint:
         return self.path(name).exists()
 
     def names(self) -> list[str]:
-        """The layers that are complete, in alphabetical order."""
+        """The linears that are complete, in alphabetical order."""
         return sorted(path.stem for path in self.directory.glob("*.safetensors"))

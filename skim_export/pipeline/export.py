@@ -127,17 +127,17 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
             read, model = packed.read, model.replacing(packed.parameters())
         stage = work.empty_subdirectory("stage")
         emit(model, read, stage / output.name, job.options.accuracy_level, job.options.ep, progress)
-        layers = [packed.report(name) for name in packed.names()]
-        parts = model_parts(model, layers, stage / output.name)
+        linears = [packed.report(name) for name in packed.names()]
+        parts = model_parts(model, linears, stage / output.name)
         recorded = {**job.recorded, "tuned": None if tuned is None else asdict(tuned)}
-        write_report(stage, digest, recorded, parts, layers)
+        write_report(stage, digest, recorded, parts, linears)
         work.publish()
         publish(stage, output.parent.resolve(), last=output.name)
     return ExportReport(output, parts, time.monotonic() - started)
 
 
 def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint:
-    """The packed layers of the model, as far as they are not in the workplace."""
+    """The packed linears of the model, as far as they are not in the workplace."""
     model, options = job.model, job.quantizing
     packed = PackedCheckpoint(work.subdirectory("packed"))
     store = StatisticsStore(work.subdirectory("statistics"))
@@ -169,7 +169,7 @@ def _tokens(job: Job, work: Workplace, progress: Progress) -> npt.NDArray[np.int
 def _tune(
     job: Job, packed: PackedCheckpoint, work: Workplace, progress: Progress
 ) -> tuple[PackedCheckpoint, TuneReport]:
-    """The packed layers after tuning, and what it did."""
+    """The packed linears after tuning, and what it did."""
     report, tuned = work.directory / "tuned.json", PackedCheckpoint(work.subdirectory("tuned"))
     if is_sealed(report) and all(tuned.is_complete(name) for name in packed.names()):
         return tuned, TuneReport(**json.loads(report.read_text()))

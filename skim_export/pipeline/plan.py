@@ -185,13 +185,13 @@ def _row(
     full_perplexity: float | None,
 ) -> PlanRow:
     linears, method = architecture.linears, METHODS[DEFAULT_METHOD]
-    layers = []
+    choices = []
     for linear, errors in zip(linears, curves, strict=True):
         chosen, costs = budget.choices(_candidates(budget), linear.in_features, codebook, method)
         columns = [widths.index(width) for width in chosen]
-        layers.append(LinearCurves(errors[:, columns], np.array(chosen, np.uint8), costs))
+        choices.append(LinearCurves(errors[:, columns], np.array(chosen, np.uint8), costs))
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
-    allocated = allocate_bits(layers, budget.total(shapes, column_scale=method.column_scale))
+    allocated = allocate_bits(choices, budget.total(shapes, column_scale=method.column_scale))
 
     weights = sum(rows * columns for rows, columns in shapes)
     code_bits = sum(int(b.sum()) * columns for b, (_, columns) in zip(allocated, shapes, strict=True))

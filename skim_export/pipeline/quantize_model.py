@@ -70,8 +70,8 @@ def allocate(
         tasks.append(Task(linear.name, work, (path,), working_bytes(linear, executor.resources, method)))
         choices.append((path, np.array(widths, np.uint8), costs))
     do_tasks("error curves", tasks, executor, progress)
-    layers = [LinearCurves(np.load(path), widths, costs) for path, widths, costs in choices]
-    bits = allocate_bits(layers, budget.total(_shapes(linears), column_scale=method.column_scale))
+    found = [LinearCurves(np.load(path), widths, costs) for path, widths, costs in choices]
+    bits = allocate_bits(found, budget.total(_shapes(linears), column_scale=method.column_scale))
     return {linear.name: row_bits for linear, row_bits in zip(linears, bits, strict=True)}
 
 

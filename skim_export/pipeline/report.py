@@ -16,7 +16,16 @@ from skim_export.work.files import sha256, write_json
 __all__ = ["ExportReport", "Part", "model_parts", "versions", "write_report"]
 
 REPORT_NAME = "export.json"
-RECORDED_PACKAGES = ("skim-export", "torch", "transformers", "onnx", "onnx-ir", "onnxruntime-genai", "numpy")
+RECORDED_PACKAGES = (
+    "skim-export",
+    "skim-runtime",
+    "torch",
+    "transformers",
+    "onnx",
+    "onnx-ir",
+    "onnxruntime-genai",
+    "numpy",
+)
 
 
 @dataclass(frozen=True)
@@ -72,7 +81,7 @@ def versions() -> dict[str, str]:
 
 
 def write_report(
-    stage: Path, checkpoint: str, options: dict[str, Any], parts: Iterable[Part], layers: list[dict[str, Any]]
+    stage: Path, checkpoint: str, options: dict[str, Any], parts: Iterable[Part], linears: list[dict[str, Any]]
 ) -> None:
     """Write export.json beside the files that it lists. It holds no times, so that equal exports have equal bytes.
 
@@ -81,7 +90,7 @@ def write_report(
         checkpoint: digest of the model that was quantized.
         options: of the export.
         parts: what each part of the model takes.
-        layers: the report of every layer.
+        linears: the report of every packed linear.
     """
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
@@ -94,24 +103,24 @@ def write_report(
         "checkpoint": checkpoint,
         "options": options,
         "parts": [part.as_json() for part in parts],
-        "layers": layers,
+        "layers": linears,
         "files": files,
     }
     write_json(stage / REPORT_NAME, value)
 
 
-def model_parts(model: Model, layers: list[dict[str, Any]], path: Path) -> list[Part]:
+def model_parts(model: Model, linears: list[dict[str, Any]], path: Path) -> list[Part]:
     """What the linear layers, the embeddings, the rest and the whole model take, from the files themselves."""
     embeddings = {model.architecture.embedding, model.architecture.head}
     total = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
     parts = []
     for name, chosen in (
-        ("linear layers", [layer for layer in layers if layer["name"] not in embeddings]),
-        ("embedding and head", [layer for layer in layers if layer["name"] in embeddings]),
+        ("linear layers", [linear for linear in linears if linear["name"] not in embeddings]),
+        ("embedding and head", [linear for linear in linears if linear["name"] in embeddings]),
     ):
-        weights = [layer["shape"][0] * layer["shape"][1] for layer in chosen]
-        code_bits = sum(w * layer["code_bits"] for w, layer in zip(weights, chosen, strict=True)) / sum(weights)
-        parts.append(Part(name, sum(weights), sum(layer["bytes"] for layer in chosen), code_bits))
+        weights = [linear["shape"][0] * linear["shape"][1] for linear in chosen]
+        code_bits = sum(w * linear["code_bits"] for w, linear in zip(weights, chosen, strict=True)) / sum(weights)
+        parts.append(Part(name, sum(weights), sum(linear["bytes"] for linear in chosen), code_bits))
     rest = unpacked_parameters(model)
     parts.append(Part("norms, tables and graph", rest, total - sum(part.nbytes for part in parts), None))
     parts.append(Part("whole model", sum(part.weights for part in parts), total, None))

@@ -99,10 +99,9 @@ class Student:
         return record["step"], record["before"], record["after"]
 
     def write(self, packed: PackedCheckpoint) -> None:
-        """Replace the layers of the packed checkpoint, and add the norms to it."""
+        """Replace the linears of the packed checkpoint, and add the norms to it."""
         for name, linear in self.linears.items():
-            layer = linear.pack()
-            packed.write(name, layer, {**packed.report(name), "tuned": True})
+            packed.write(name, linear.pack(), {**packed.report(name), "tuned": True})
         packed.write_parameters(self._norms)
 
     def _all_optimizers(self) -> dict[str, Adam]:

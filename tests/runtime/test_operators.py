@@ -1,6 +1,7 @@
 """The operators' schema: what is written is read back, whatever the type of the node, and what is wrong is refused."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from skim_export.graph.reader import load, packed_node, read_packed
 from skim_runtime import Session, UserError
 from skim_runtime.onnx_file import OnnxGraph
 from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, OPERATORS, TENSORS, parse_proto
+from skim_runtime.operators.node import MAX_INTEGER_COLUMNS
 
 from ..random_packed import random_packed
 
@@ -165,3 +167,9 @@ def test_a_session_refuses_another_version_in_one_line(copy):
     onnx.save(model, copy / "model.onnx")
     with pytest.raises(UserError, match=r"model\.onnx: Lut\w+ '.*': version must be 1, got 2$"):
         Session(copy, kernel="function")
+
+
+def test_the_widest_integer_product_is_that_of_the_kernels():
+    header = Path(__file__).parents[2] / "custom_ops" / "include" / "skim" / "kernels.h"
+    (columns,) = re.findall(r"kMaxIntegerColumns = (\d+);", header.read_text())
+    assert int(columns) == MAX_INTEGER_COLUMNS
