@@ -110,7 +110,7 @@ def _evaluations(reports: Sequence[Report]) -> str:
     """`skim-eval --json`, a line for each file; distances where there was a reference."""
     lines = [
         (
-            report["model"],
+            Path(report["model"]).name,
             Path(report["text"]["name"]).stem,
             str(report["tokens"]),
             with_error(report["perplexity"], report["perplexity_error"]),
@@ -143,7 +143,7 @@ def _summary(reports: Sequence[Report]) -> str:
         ]
         lines.append(
             (
-                name,
+                Path(name).name,
                 row["engine"],
                 f"{row['weight_bytes'] / 1e6:.1f}",
                 *perplexities,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from skim_runtime.measure.tables import markdown_table, number
@@ -88,7 +89,7 @@ def _decode(reports: Sequence[Report]) -> str:
     """`python benchmarks decode`."""
     lines = [
         (
-            row["decoder"],
+            Path(row["decoder"]).name,
             row["engine"],
             str(row["threads"]),
             f"{row['weight_bytes'] / 1e6:.1f}",
@@ -112,7 +113,7 @@ def _model(reports: Sequence[Report]) -> str:
         (row,) = report["rows"]
         lines.append(
             (
-                report["model"],
+                Path(report["model"]).name,
                 str(row["threads"]),
                 f"{row['prompt_speed']:.0f}",
                 f"{row['decode_speed']:.1f}",

@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, made from what the measurements wrote to JSON files in docs/results/.
+"""The tables of docs/results.md and README.md, made from what the measurements wrote to JSON files in docs/results/.
 
 A table of the page stands between two comments; the first names the table and the files that it is made of:
 
@@ -26,9 +26,10 @@ from skim_runtime.errors import UserError
 from skim_runtime.measure.tables import say
 from skim_runtime.text_file import read_text
 
-__all__ = ["ROOT", "add_arguments", "rewritten", "run"]
+__all__ = ["PAGES", "ROOT", "add_arguments", "rewritten", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
 TABLES: Mapping[str, Callable[[Sequence[dict[str, Any]]], str]] = {**speed_tables.TABLES, **quality_tables.TABLES}
 OF_NO_MACHINE = ("instructions", "roofline")
 HEAD = ("command", "date", "commit", "versions", "machine")  # of every file (skim_runtime/measure/report.py)
@@ -38,23 +39,24 @@ MARKED = re.compile(r"<!-- table: (?P<name>\S+) (?P<files>.+?) -->\n.*?<!-- end 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.epilog = f"Tables: {', '.join(TABLES)}. What each is made of stands at its function."
-    parser.add_argument("--page", type=Path, default=ROOT / "docs" / "results.md", help="default: docs/results.md")
-    parser.add_argument("--check", action="store_true", help="only find out whether the page is as the files say")
+    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES, metavar="PAGE", help="default: those two")
+    parser.add_argument("--check", action="store_true", help="only find out whether the pages are as the files say")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the tables of the page."""
-    before = read_text(args.page, "--page")
-    after = rewritten(before, ROOT)
-    count = len(MARKED.findall(before))
-    if before == after:
-        say(f"{args.page}: {count} tables are as their files say")
-    elif args.check:
-        raise UserError(f"{args.page}: tables are not as their files say; python benchmarks tables writes them")
-    else:
-        args.page.write_text(after, "utf-8")
-        say(f"{args.page}: {count} tables written")
+    """Write the tables of the pages."""
+    for page in args.pages:
+        before = read_text(page, "--pages")
+        after = rewritten(before, ROOT)
+        count = len(MARKED.findall(before))
+        if before == after:
+            say(f"{page}: {count} tables are as their files say")
+        elif args.check:
+            raise UserError(f"{page}: tables are not as their files say; python benchmarks tables writes them")
+        else:
+            page.write_text(after, "utf-8")
+            say(f"{page}: {count} tables written")
 
 
 def rewritten(page: str, root: Path) -> str:

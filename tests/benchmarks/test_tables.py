@@ -1,4 +1,4 @@
-"""The page of results: its tables are what the JSON files say; and how tables are made."""
+"""The page of results and the README: their tables are what the JSON files say; and how tables are made."""
 
 import json
 from dataclasses import asdict
@@ -21,7 +21,6 @@ from skim_runtime.measure.report import report_head
 
 from .command import benchmark, refusal
 
-PAGE = tables.ROOT / "docs" / "results.md"
 HEAD = {
     "command": "python benchmarks x",
     "date": "2026-01-02",
@@ -31,14 +30,16 @@ HEAD = {
 }
 
 
-def test_the_page_is_as_the_files_say():
-    page = PAGE.read_text("utf-8")
-    assert tables.rewritten(page, tables.ROOT) == page
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_pages_are_as_the_files_say(page):
+    text = page.read_text("utf-8")
+    assert tables.MARKED.search(text)
+    assert tables.rewritten(text, tables.ROOT) == text
 
 
 def test_every_file_belongs_to_a_table():
-    page = PAGE.read_text("utf-8")
-    named = {file for match in tables.MARKED.finditer(page) for file in match["files"].split()}
+    results = tables.PAGES[0].read_text("utf-8")
+    named = {file for match in tables.MARKED.finditer(results) for file in match["files"].split()}
     found = {str(path.relative_to(tables.ROOT)) for path in (tables.ROOT / "docs" / "results").glob("*.json")}
     assert found == named
 
@@ -98,9 +99,9 @@ def test_what_is_wrong_is_said(page):
 def test_the_command_writes_and_checks(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("No table.\n")
-    assert "0 tables are as their files say" in benchmark("tables", "--page", page, "--check").stdout
+    assert "0 tables are as their files say" in benchmark("tables", "--pages", page, "--check").stdout
     page.write_text("<!-- table: no docs/none.json -->\n<!-- end -->\n")
-    assert "table no: must be one of" in refusal("tables", "--page", page)
+    assert "table no: must be one of" in refusal("tables", "--pages", page)
 
 
 def made(name, *reports):
@@ -157,12 +158,12 @@ def evaluation(model, text, perplexity):
 
 
 def test_decoders_and_the_summary():
-    rows = [decoder("m", "onnxruntime", t, 100.0 * t, 1.2) for t in (1, 2)]
-    rows += [decoder("m", "onnxruntime-genai", 2, 250.0, 1.5), decoder("g", "llama.cpp", 2, 90.0, None)]
+    rows = [decoder("build/m", "onnxruntime", t, 100.0 * t, 1.2) for t in (1, 2)]
+    rows += [decoder("build/m", "onnxruntime-genai", 2, 250.0, 1.5), decoder("g", "llama.cpp", 2, 90.0, None)]
     report = {**HEAD, "rows": rows}
     lines, _ = made("decode", report)
     assert lines[1] == ["m", "onnxruntime", "1", "70.0", "300", "", "100.0", "1.20", "7.5"]
-    evaluations = [evaluation("m.dir", "wiki.txt", 22.0), evaluation("m.dir", "c4.txt", 26.0)]
+    evaluations = [evaluation("build/m.dir", "wiki.txt", 22.0), evaluation("build/m.dir", "c4.txt", 26.0)]
     lines, _ = made("summary", report, *evaluations)
     assert lines[0][3:5] == ["wiki perplexity", "c4 perplexity"]
     assert lines[1] == ["m", "onnxruntime-genai", "70.0", "22.00 ± 0.25", "26.00 ± 0.25", "250", "1.50"]
@@ -224,7 +225,7 @@ def test_devices():
     lines, _ = made("bundles", {**HEAD, "rows": [row]})
     assert lines[1] == ["skim_run", "1", "600", "130", "83"]
     row |= {"gigabytes_per_second": 9.0, "bandwidth_share": 0.75}
-    lines, _ = made("model", {**HEAD, "model": "m", "rows": [row]})
+    lines, _ = made("model", {**HEAD, "model": "build/m", "rows": [row]})
     assert lines[1] == ["m", "1", "600", "130.0", "9.0", "75%", "83"]
 
 
