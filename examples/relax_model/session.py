@@ -21,7 +21,7 @@ from skim_export.work.files import sha256
 from skim_runtime.cache import KeyValueCache
 from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory
-from skim_runtime.session import as_batch
+from skim_runtime.step import as_batch
 
 __all__ = ["RelaxSession"]
 
@@ -100,11 +100,9 @@ class RelaxSession:
         """Append tokens `[S]` to those before and return their logits, float32 `[S, V]`.
 
         Raises:
-            UserError: more tokens than the model's context length, or one that the model does not know.
+            UserError: what is given are no tokens of the model, or more than fit its context.
         """
-        ids = as_batch(input_ids, self._cache.length, self.context_length)
-        if (outside := ids[(ids < 0) | (ids >= self.vocabulary)]).size:
-            raise UserError(f"token {outside[0]} is outside of the vocabulary of {self.vocabulary}")
+        ids = as_batch(input_ids, self._cache.length, self.context_length, self.vocabulary)
         if self._cache.reserve(ids.shape[1]) or not self._past:
             self._past = [tvm_ffi.from_dlpack(buffer) for buffer in self._cache.buffers]
         total = self._cache.length + ids.shape[1]

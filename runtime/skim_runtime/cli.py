@@ -40,6 +40,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kernel", choices=("auto", "function"), default="auto", help="function: without our operator library, slow"
     )
+    _add_trust(parser)
     arguments = parser.parse_args(argv)
     return run_command("skim-run", lambda: _run(arguments))
 
@@ -61,8 +62,17 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens of the text")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
+    _add_trust(parser)
     arguments = parser.parse_args(argv)
     return run_command("skim-eval", lambda: _evaluate(arguments))
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-library",
+        action="store_true",
+        help="run the operator library that lies in DIR, code of whoever made it, in place of the installed one",
+    )
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -77,7 +87,12 @@ def _run(arguments: argparse.Namespace) -> None:
     tokenizer = Tokenizer(directory.path)
     tokens = tokenizer.prompt(prompt, system=arguments.system, raw=arguments.raw)
     engine = GenaiSession if arguments.engine == "genai" else Session
-    session = engine(directory.path, threads=arguments.threads, kernel=arguments.kernel)
+    session = engine(
+        directory.path,
+        threads=arguments.threads,
+        kernel=arguments.kernel,
+        trust_library=arguments.trust_library,
+    )
     stream = TextStream(tokenizer)
     generation = generate(
         session,
@@ -118,7 +133,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from skim_runtime.session import Session
 
     text = read_text(arguments.text, "--text")
-    session = Session(arguments.directory, threads=arguments.threads)
+    session = Session(arguments.directory, threads=arguments.threads, trust_library=arguments.trust_library)
     with ProgressBar() as progress:
         evaluation = evaluate(
             session,

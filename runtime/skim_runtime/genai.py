@@ -6,6 +6,7 @@ import ctypes
 import json
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from skim_runtime.load_library import FALLBACK, load, one_line
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.providers import cuda_obstacle, warn_of_cpu
 from skim_runtime.session import Kernel, check_options
+from skim_runtime.step import as_batch, finite
 
 __all__ = ["GenaiSession"]
 
@@ -31,13 +33,20 @@ class GenaiSession:
         UserError: a file is missing or damaged, or onnxruntime-genai refuses the model.
     """
 
-    def __init__(self, directory: str | Path, *, threads: int | None = None, kernel: Kernel = "auto") -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        threads: int | None = None,
+        kernel: Kernel = "auto",
+        trust_library: bool = False,
+    ) -> None:
         import onnxruntime_genai as og
 
         check_options(threads, kernel)
         self.directory = ModelDirectory.open(directory)
         self.weight_bytes = self.directory.graph.weight_bytes
-        library, self.kernel = _library(self.directory, kernel)
+        library, self.kernel = _library(self.directory, kernel, trust_library)
         obstacle = None
         if self.directory.provider == "cuda":
             obstacle = cuda_obstacle("onnxruntime-genai", og.is_cuda_available(), library)
@@ -55,6 +64,7 @@ class GenaiSession:
                 self._model = og.Model(config)
         except Exception as error:  # onnxruntime-genai raises RuntimeError and its own
             raise UserError(f"{self.directory.path}: refused by onnxruntime-genai: {one_line(error)}") from error
+        self._lock = threading.Lock()
         self.reset()
 
     @property
@@ -73,22 +83,33 @@ class GenaiSession:
 
         parameters = og.GeneratorParams(self._model)
         parameters.set_search_options(max_length=min(capacity, self.context_length) or self.context_length)
-        self._generator = og.Generator(self._model, parameters)
+        with self._lock:
+            self._generator, self._length = og.Generator(self._model, parameters), 0
 
     def step(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Append tokens `[S]` and return the logits of the last one, float32 `[1, V]`."""
-        self._generator.append_tokens(np.asarray(input_ids, np.int32).reshape(1, -1))
-        logits: npt.NDArray[np.float32] = self._generator.get_logits()[0]
-        return logits
+        """Append tokens `[S]` and return the logits of the last one, float32 `[1, V]`.
+
+        Raises:
+            UserError: as for `Session.step`.
+        """
+        with self._lock:
+            ids = as_batch(input_ids, self._length, self.context_length, self.directory.vocabulary)
+            try:
+                self._generator.append_tokens(ids.astype(np.int32))
+            except Exception as error:  # RuntimeError and its own
+                refusal = f"{self.directory.path}: refused by onnxruntime-genai: {one_line(error)}"
+                raise UserError(refusal) from error
+            self._length += ids.size
+            return finite(self._generator.get_logits()[0])
 
 
-def _library(directory: ModelDirectory, kernel: Kernel) -> tuple[Path | None, str]:
+def _library(directory: ModelDirectory, kernel: Kernel, trust_library: bool) -> tuple[Path | None, str]:
     """The operator library to use, if any, and the kernel that then runs packed weights."""
     if not directory.graph.has_packed_weights:
         return None, "none"
     if kernel == "function":
         return None, FALLBACK
-    return load(directory, lambda path: ctypes.CDLL(str(path)))
+    return load(directory, lambda path: ctypes.CDLL(str(path)), trust_library=trust_library)
 
 
 @contextmanager
@@ -108,7 +129,7 @@ def _view(directory: ModelDirectory, library: Path | None) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         view = Path(name)
         for file in directory.path.iterdir():
-            if file.name not in ("genai_config.json", own):
+            if file.name not in ("genai_config.json", own, None if library is None else library.name):
                 (view / file.name).symlink_to(file.resolve())
         if library is not None:
             shutil.copyfile(library, view / library.name)  # a link that leads out of the directory is refused

@@ -1,4 +1,8 @@
-"""Loading the operator library: which one a model runs with, and what happens without."""
+"""Loading the operator library: which one a model runs with, and what happens without.
+
+A model is data, wherever it comes from, and a library in its directory is code. So the installed library runs it; the
+directory's own does only if the user says that its maker is trusted.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from skim_runtime.errors import UserError
-from skim_runtime.library import cuda_version, kernel_name, library_path
+from skim_runtime.library import kernel_name, library_path
 from skim_runtime.model_directory import ModelDirectory
 
 __all__ = ["FALLBACK", "load", "one_line"]
@@ -15,39 +19,44 @@ __all__ = ["FALLBACK", "load", "one_line"]
 FALLBACK = "function fallback"
 
 
-def load(directory: ModelDirectory, loader: Callable[[Path], object]) -> tuple[Path | None, str]:
-    """Load the library that lies beside the model, where an export puts it, or else the installed one.
+def load(
+    directory: ModelDirectory, loader: Callable[[Path], object], *, trust_library: bool = False
+) -> tuple[Path | None, str]:
+    """Load the installed library, or the directory's own if that is trusted.
 
-    For a model that was exported for CUDA, one that has kernels for GPUs goes first. Without a usable library a warning
-    says why, and the model-local functions of the graph do the work.
+    Without a usable library a warning says why, and the model-local functions of the graph do the work.
 
     Args:
         directory: the model.
         loader: loads a library, or raises.
+        trust_library: whether to run the code of the library in the directory, if there is one.
 
     Returns:
         The library that `loader` took, and the kernel that it chose for this CPU with its arithmetic; without one None
         and `FALLBACK`.
+
+    Raises:
+        UserError: `trust_library` is given, and the library in the directory is none, or lies elsewhere.
     """
-    paths, reasons = [], []
-    if directory.custom_ops_library is not None:
-        paths.append(directory.path / directory.custom_ops_library)
-    try:
-        paths.append(library_path())
-    except UserError as error:
-        reasons.append(str(error))
-    if directory.provider == "cuda":
-        paths.sort(key=lambda path: not cuda_version(path))
-    for path in paths:
+    own = directory.own_library if trust_library else None
+    if own is not None:
         try:
-            loader(path)
+            loader(own)
+            return own, _kernel(own, directory)
         except Exception as error:  # onnxruntime's exceptions have no common base
-            reasons.append(one_line(error))
-        else:
-            return path, f"{kernel_name(path)}, {directory.graph.arithmetic}"
-    text = "; ".join(reasons)
-    warnings.warn(f"no operator library, the slow function fallback runs: {text}", RuntimeWarning, stacklevel=2)
-    return None, FALLBACK
+            raise UserError(f"{own}: can't be used: {one_line(error)}") from None
+    try:
+        path = library_path()
+        loader(path)
+    except Exception as error:
+        text = f"no operator library, the slow function fallback runs: {one_line(error)}"
+        warnings.warn(text, RuntimeWarning, stacklevel=2)
+        return None, FALLBACK
+    return path, _kernel(path, directory)
+
+
+def _kernel(library: Path, directory: ModelDirectory) -> str:
+    return f"{kernel_name(library)}, {directory.graph.arithmetic}"
 
 
 def one_line(error: BaseException) -> str:

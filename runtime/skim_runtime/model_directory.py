@@ -25,8 +25,10 @@ class ModelDirectory:
         model_file: the ONNX file in it.
         context_length: positions that the model was made for.
         head_size: channels of an attention head.
+        vocabulary: tokens that the model knows, V.
         eos_token_ids: tokens that end a text.
-        custom_ops_library: what `genai_config.json` names as the operator library, or None.
+        custom_ops_library: what `genai_config.json` names as the operator library, or None; code from whoever made the
+            directory, see `own_library`.
         provider: the execution provider that the model was exported for, a key of `PROVIDERS`.
     """
 
@@ -34,6 +36,7 @@ class ModelDirectory:
     model_file: Path
     context_length: int
     head_size: int
+    vocabulary: int
     eos_token_ids: tuple[int, ...]
     custom_ops_library: str | None
     provider: str
@@ -52,25 +55,45 @@ class ModelDirectory:
         if not config_file.is_file():
             raise UserError(f"{path}: has no genai_config.json; give a directory that skim-export wrote")
         try:
-            model = json.loads(config_file.read_text("utf-8"))["model"]
-            eos = model["eos_token_id"]
-            options = model["decoder"].get("session_options", {})
+            model = json.loads(config_file.read_bytes())["model"]
+            decoder, eos = model["decoder"], model["eos_token_id"]
+            options = decoder.get("session_options", {})
             providers = [name for entry in options.get("provider_options", []) for name in entry if name in PROVIDERS]
             directory = cls(
                 path=path,
-                model_file=path / model["decoder"]["filename"],
-                context_length=int(model["context_length"]),
-                head_size=int(model["decoder"]["head_size"]),
-                eos_token_ids=tuple(eos) if isinstance(eos, list) else (int(eos),),
-                custom_ops_library=options.get("custom_ops_library"),
+                model_file=path / _file_name("filename", decoder["filename"]),
+                context_length=_count("context_length", model["context_length"]),
+                head_size=_count("head_size", decoder["head_size"]),
+                vocabulary=_count("vocab_size", model["vocab_size"]),
+                eos_token_ids=tuple(
+                    _count("eos_token_id", one, 0) for one in (eos if isinstance(eos, list) else [eos])
+                ),
+                custom_ops_library=_text_or_none("custom_ops_library", options.get("custom_ops_library")),
                 provider=providers[0] if providers else "cpu",
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"has no entry {error}" if isinstance(error, KeyError) else f"is malformed ({error})"
             raise UserError(f"{config_file}: {reason}; export the model again") from None
         if not directory.model_file.is_file():
             raise UserError(f"{directory.model_file}: missing; give a directory that skim-export wrote")
         return directory
+
+    @property
+    def own_library(self) -> Path | None:
+        """The operator library that the directory brings, which is to be loaded only if its maker is trusted.
+
+        Raises:
+            UserError: it is not a file that lies in the directory itself.
+        """
+        name = self.custom_ops_library
+        if name is None:
+            return None
+        path = self.path / name
+        if Path(name).name != name or path.is_symlink() or not path.is_file():
+            raise UserError(
+                f"{self.path / 'genai_config.json'}: custom_ops_library {name!r}: must be a file in the directory"
+            )
+        return path
 
     @cached_property
     def graph(self) -> Graph:
@@ -117,8 +140,28 @@ class Graph:
             has_packed_weights=bool(products),
             weight_bytes=sum(tensor.nbytes for tensor in read),
             arithmetic=_arithmetic(products),
-            shared_cache=all(producers[name] == "GroupQueryAttention" for name in presents),
+            shared_cache=all(producers.get(name) == "GroupQueryAttention" for name in presents),
         )
+
+
+def _count(name: str, value: object, least: int = 1) -> int:
+    """A number of things, or of one of them."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value < 1 << 31:
+        raise ValueError(f"{name} must be a whole number from {least} to 2^31 - 1, is {value!r}")
+    return value
+
+
+def _file_name(name: str, value: object) -> str:
+    """Of a file in the directory itself."""
+    if not isinstance(value, str) or Path(value).name != value:
+        raise ValueError(f"{name} must be the name of a file in the directory, is {value!r}")
+    return value
+
+
+def _text_or_none(name: str, value: object) -> str | None:
+    if not isinstance(value, str | None):
+        raise ValueError(f"{name} must be a text, is {value!r}")
+    return value
 
 
 def _arithmetic(products: list[PackedNode[Any]]) -> str:

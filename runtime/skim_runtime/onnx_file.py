@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +129,12 @@ class OnnxGraph:
             graph = ModelProto.FromString(file.read_bytes()).graph
         except DecodeError:
             raise UserError(f"{file}: not an ONNX file") from None
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read ({error.strerror})") from None
         if not graph.node:
             raise UserError(f"{file}: not an ONNX file, or one without a graph")
         _check_external_data(file, graph.initializer)
-        tensors = [_tensor(message) for message in graph.initializer]
+        tensors = [_tensor(file, message) for message in graph.initializer]
         return cls(graph.node, {tensor.name: tensor for tensor in tensors}, [output.name for output in graph.output])
 
 
@@ -165,10 +168,24 @@ def _external_data(tensor: Any) -> dict[str, str]:
     return {entry.key: entry.value for entry in tensor.external_data}
 
 
-def _tensor(message: Any) -> Tensor:
+def _tensor(file: Path, message: Any) -> Tensor:
     dtype, size = ELEMENT_TYPES.get(message.data_type, OTHER), math.prod(message.dims)
-    length = _external_data(message).get("length")
-    return Tensor(message.name, dtype, size, -(-size * dtype.bits // 8) if length is None else int(length))
+    if min(message.dims, default=0) < 0:
+        raise UserError(f"{file}: {message.name}: has a size of {list(message.dims)}")
+    length = _number(file, message, "length")
+    return Tensor(message.name, dtype, size, -(-size * dtype.bits // 8) if length is None else length)
+
+
+def _offset(file: Path, message: Any) -> int:
+    return _number(file, message, "offset") or 0
+
+
+def _number(file: Path, message: Any, key: str) -> int | None:
+    """Of bytes, from what is said of external data."""
+    text = _external_data(message).get(key)
+    if text is not None and not re.fullmatch("[0-9]{1,18}", text):
+        raise UserError(f"{file}: {message.name}: its {key} must be a number of bytes, is {text!r}")
+    return None if text is None else int(text)
 
 
 def _check_external_data(file: Path, initializers: Sequence[Any]) -> None:
@@ -176,8 +193,10 @@ def _check_external_data(file: Path, initializers: Sequence[Any]) -> None:
     for tensor in initializers:
         external = _external_data(tensor)
         if external:
-            end = int(external.get("offset", 0)) + _tensor(tensor).nbytes
-            needed[external["location"]] = max(end, needed.get(external["location"], 0))
+            location = external.get("location", "")
+            if not location or Path(location).name != location:
+                raise UserError(f"{file}: {tensor.name}: its data must be in a file beside, not in {location!r}")
+            needed[location] = max(_offset(file, tensor) + _tensor(file, tensor).nbytes, needed.get(location, 0))
     for location, size in needed.items():
         data = file.parent / location
         if not data.is_file():

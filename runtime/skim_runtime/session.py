@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +17,7 @@ from skim_runtime.errors import UserError
 from skim_runtime.load_library import FALLBACK, load, one_line
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.providers import PROVIDERS, cuda_obstacle, warn_of_cpu
+from skim_runtime.step import as_batch, finite
 
 __all__ = ["Kernel", "Session"]
 
@@ -26,6 +29,8 @@ _INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
 class Session:
     """A decoder that skim-export wrote, with its key/value cache; batch size 1.
+
+    Several threads may use one session: calls that touch its cache wait for each other.
 
     A model that was exported for CUDA runs there, and its cache stays there. If that is impossible, a warning says why,
     and it runs on the CPU.
@@ -42,14 +47,22 @@ class Session:
     Args:
         directory: what skim-export wrote.
         threads: threads of the session; by default as many as onnxruntime finds cores.
-        kernel: "auto" registers our operator library, the directory's own or else the installed one; "function" leaves
-            it out.
+        kernel: "auto" registers our operator library, "function" leaves it out.
+        trust_library: whether to run the operator library that lies in the directory, if there is one, in place of the
+            installed one: code from whoever made the directory.
 
     Raises:
         UserError: a file is missing or damaged, or onnxruntime refuses the model.
     """
 
-    def __init__(self, directory: str | Path, *, threads: int | None = None, kernel: Kernel = "auto") -> None:
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        threads: int | None = None,
+        kernel: Kernel = "auto",
+        trust_library: bool = False,
+    ) -> None:
         check_options(threads, kernel)
         self.directory = ModelDirectory.open(directory)
         graph = self.directory.graph
@@ -58,7 +71,7 @@ class Session:
                 f"{self.directory.model_file}: its key/value cache must come from GroupQueryAttention nodes"
             )
         self.weight_bytes = graph.weight_bytes
-        self._session, self.kernel = _open(self.directory, threads, kernel)
+        self._session, self.kernel = _open(self.directory, threads, kernel, trust_library)
         self.device = "cuda" if PROVIDERS["cuda"] in self._session.get_providers() else "cpu"
 
         inputs = {value.name: value for value in self._session.get_inputs()}
@@ -70,12 +83,34 @@ class Session:
             raise UserError(f"{self.directory.model_file}: {what}; expected the graph of a text decoder")
         self._has_position_ids = "position_ids" in inputs
         self._past = {name: name.replace("past_key_values.", "present.") for name in past}
+        self.vocabulary, head_size = self.directory.vocabulary, self.directory.head_size
+        self._check_value(outputs["logits"], 3, self.vocabulary)
+        for name in past:
+            self._check_value(inputs[name], 4, head_size)
         self._logits_dtype = _DTYPES[outputs["logits"].type]
-        self.vocabulary = int(outputs["logits"].shape[-1])
-        kv_heads = [int(inputs[name].shape[1]) for name in past]
-        self._cache = KeyValueCache(kv_heads, self.directory.head_size, _DTYPES[inputs[past[0]].type])
+        kv_heads = [inputs[name].shape[1] for name in past]
+        self._cache = KeyValueCache(kv_heads, head_size, _DTYPES[inputs[past[0]].type])
+        self._lock = threading.Lock()  # of the cache and its binding
         self._values: list[Any] = []  # the cache in the device's memory
         self._binding: Any = None
+
+    def _check_value(self, value: Any, rank: int, size: int) -> None:
+        """Of logits `[B, S, V]`, or of keys or values `[B, heads, S, head size]`; `size` is that of the last axis."""
+        shape = value.shape
+        known = len(shape) == rank and (rank == 3 or isinstance(shape[1], int))
+        if value.type not in _DTYPES or not known or (isinstance(shape[-1], int) and shape[-1] != size):
+            raise UserError(
+                f"{self.directory.model_file}: {value.name} is {value.type} {shape}; genai_config.json lets one expect "
+                f"{rank} axes of which the last is {size}"
+            )
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """What onnxruntime refuses to run, although it has loaded it, is no fault of the program."""
+        try:
+            yield
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise UserError(f"{self.directory.model_file}: refused by onnxruntime: {one_line(error)}") from error
 
     @property
     def context_length(self) -> int:
@@ -94,17 +129,22 @@ class Session:
 
     def reset(self, capacity: int = 0) -> None:
         """Forget all tokens; room for `capacity` tokens spares the cache from growing later."""
-        self._cache.clear(capacity)
-        self._values = []
-        self._binding = None
+        with self._lock:
+            self._cache.clear(capacity)
+            self._values = []
+            self._binding = None
 
     def step(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Append tokens `[S]` to those before and return their logits, float32 `[S, V]`.
 
         Raises:
-            UserError: more tokens than the model's context length.
+            UserError: what is given are no tokens of the model, or more than fit its context; or logits are not finite.
         """
-        ids = as_batch(input_ids, self._cache.length, self.context_length)
+        with self._lock:
+            return finite(self._step(input_ids))
+
+    def _step(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
+        ids = as_batch(input_ids, self._cache.length, self.context_length, self.vocabulary)
         if self._cache.length + ids.shape[1] > self._cache.capacity:
             self._fetch_cache()
             self._cache.reserve(ids.shape[1])
@@ -116,7 +156,8 @@ class Session:
             binding.bind_cpu_input(name, array)
         logits = np.empty((*ids.shape, self.vocabulary), self._logits_dtype)
         binding.bind_ortvalue_output("logits", _ort_value(logits, "cpu"))
-        self._session.run_with_iobinding(binding)
+        with self._refusals():
+            self._session.run_with_iobinding(binding)
         self._cache.length += ids.shape[1]
         return _float32(logits[0])
 
@@ -124,13 +165,15 @@ class Session:
         """Logits, float32 `[S, V]`, of the tokens `[S]` alone; the key/value cache is neither read nor changed.
 
         Raises:
-            UserError: more tokens than the model's context length.
+            UserError: as for `step`.
         """
-        ids = as_batch(input_ids, 0, self.context_length)
+        ids = as_batch(input_ids, 0, self.context_length, self.vocabulary)
         feeds = self._feeds(ids, 0)
         for name, buffer in zip(self._past, self._cache.buffers, strict=True):
             feeds[name] = buffer[:, :, :0]
-        return _float32(self._session.run(["logits"], feeds)[0][0])
+        with self._refusals():
+            (logits,) = self._session.run(["logits"], feeds)
+        return finite(_float32(logits[0]))
 
     def _feeds(self, ids: npt.NDArray[np.int64], past: int) -> dict[str, npt.NDArray[Any]]:
         total = past + ids.shape[1]
@@ -165,19 +208,7 @@ def check_options(threads: int | None, kernel: str) -> None:
         raise UserError(f"kernel must be auto or function, got {kernel!r}")
 
 
-def as_batch(input_ids: npt.ArrayLike, past: int, context_length: int) -> npt.NDArray[np.int64]:
-    """Tokens that follow `past` others, as a batch of one, int64 `[1, S]`.
-
-    Raises:
-        UserError: together they are more than `context_length`.
-    """
-    ids = np.asarray(input_ids, np.int64).reshape(1, -1)
-    if past + ids.shape[1] > context_length:
-        raise UserError(f"{past + ids.shape[1]} tokens do not fit the model's context of {context_length}")
-    return ids
-
-
-def _open(directory: ModelDirectory, threads: int | None, kernel: Kernel) -> tuple[Any, str]:
+def _open(directory: ModelDirectory, threads: int | None, kernel: Kernel, trust_library: bool) -> tuple[Any, str]:
     """An onnxruntime session and the kernel that it runs packed weights with."""
     import onnxruntime as ort
 
@@ -188,7 +219,11 @@ def _open(directory: ModelDirectory, threads: int | None, kernel: Kernel) -> tup
         if kernel == "function":
             name = FALLBACK
         else:
-            library, name = load(directory, lambda path: options.register_custom_ops_library(str(path)))
+            library, name = load(
+                directory,
+                lambda path: options.register_custom_ops_library(str(path)),
+                trust_library=trust_library,
+            )
     if directory.provider == "cuda":
         try:
             session = _cuda_session(directory, options, library)

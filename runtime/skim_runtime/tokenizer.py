@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from skim_runtime.chat_template import render_template
 from skim_runtime.errors import UserError
+from skim_runtime.interruptible import interruptible
+from skim_runtime.text_file import read_text
 
 __all__ = ["TextStream", "Tokenizer"]
 
@@ -37,10 +39,28 @@ class Tokenizer:
             self._tokenizer = FastTokenizer.from_file(str(file))
         except Exception as error:  # tokenizers raises nothing more specific
             raise UserError(f"{file}: not a tokenizer ({error})") from None
+        # What the file says of these is of batches in training; transformers ignores it, too, unless it is asked.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
 
     def encode(self, text: str, *, special_tokens: bool = False) -> list[int]:
-        """Tokens of `text`; with those that the model's tokenizer puts around it (BOS) only if `special_tokens`."""
-        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+        """Tokens of `text`; with those that the model's tokenizer puts around it (BOS) only if `special_tokens`.
+
+        Raises:
+            UserError: the tokenizer's own rules fail on it.
+        """
+
+        def encode() -> list[int]:
+            # Unlike `encode`, `encode_batch` lets other threads run.
+            (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=special_tokens)
+            return list(encoding.ids)
+
+        try:
+            return interruptible(encode)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a panic in Rust is no Exception
+            raise UserError(f"{self._directory / 'tokenizer.json'}: cannot encode the text ({error})") from None
 
     def decode(self, tokens: Iterable[int]) -> str:
         """Text of tokens, without special tokens."""
@@ -73,41 +93,37 @@ class Tokenizer:
         if not file.is_file():
             return {}
         try:
-            config: dict[str, Any] = json.loads(file.read_text("utf-8"))
-        except ValueError as error:
+            config = json.loads(file.read_bytes())
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{file}: malformed ({error})") from None
+        if not isinstance(config, dict):
+            raise UserError(f"{file}: must be an object, is {type(config).__name__}")
         return config
 
     @cached_property
     def _chat_template(self) -> str | None:
         file = self._directory / "chat_template.jinja"
         if file.is_file():
-            return file.read_text("utf-8")
+            return read_text(file, "the chat template")
         template = self._config.get("chat_template")
         if isinstance(template, list):
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+            template = named[-1].get("template") if named else None
+        if not isinstance(template, str | None):
+            raise UserError(
+                f"{self._directory / 'tokenizer_config.json'}: chat_template must be a text or a list of them"
+            )
         return template
 
     def _render(self, messages: list[dict[str, str]]) -> str:
-        """The prompt by the rules of transformers: same Jinja settings, same names."""
-        from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def refuse(message: str) -> None:
-            raise TemplateError(message)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = lambda value, **options: json.dumps(value, ensure_ascii=False, **options)
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+        """The prompt by the rules of transformers, which knows of tools and documents even where there are none."""
         special = {name: self._config.get(name) for name in _SPECIAL_TOKENS}
-        special = {name: token["content"] if isinstance(token, dict) else token for name, token in special.items()}
+        special = {name: token.get("content") if isinstance(token, dict) else token for name, token in special.items()}
+        variables = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": True, **special}
         try:
-            template = environment.from_string(self._chat_template or "")
-            return template.render(messages=messages, add_generation_prompt=True, **special)
-        except TemplateError as error:
-            raise UserError(f"{self._directory}: the chat template refuses the messages: {error}") from None
+            return render_template(self._chat_template or "", variables)
+        except UserError as error:
+            raise UserError(f"{self._directory}: the chat template fails: {error}") from None
 
 
 class TextStream:

@@ -79,6 +79,7 @@ class _Context:
         model: the norms and biases come from its checkpoint.
         weights: returns the packed linear of a name.
         accuracy_level: of the products.
+        with_library: whether genai_config.json names the operator library.
         classes: the row classes of the linears so far.
         codebooks: the types of their codebooks.
     """
@@ -86,6 +87,7 @@ class _Context:
     model: Model
     weights: Callable[[str], PackedLinear]
     accuracy_level: int
+    with_library: bool
     classes: set[int] = field(default_factory=set)
     codebooks: set[str] = field(default_factory=set)
 
@@ -189,8 +191,8 @@ class _LutModel:
 
     def update_genai_config(self, genai_config: dict[str, Any]) -> None:
         super().update_genai_config(genai_config)  # type: ignore[misc]
-        options = genai_config["model"]["decoder"]["session_options"]
-        options["custom_ops_library"] = LIBRARY_NAME
+        if self.context.with_library:
+            genai_config["model"]["decoder"]["session_options"]["custom_ops_library"] = LIBRARY_NAME
 
 
 class DecoderBuilder:
@@ -202,6 +204,7 @@ class DecoderBuilder:
         output: the ONNX file to be; genai_config.json and the tokenizer files go beside it.
         accuracy_level: of the products with packed weights.
         ep: execution provider that the graph is for, a key of `PRECISIONS`.
+        with_library: whether the operator library will lie beside the model, for programs other than skim-runtime.
 
     Raises:
         UserError: the installed onnxruntime-genai is not the one that this module was written for.
@@ -214,6 +217,8 @@ class DecoderBuilder:
         output: Path,
         accuracy_level: int,
         ep: str = "cpu",
+        *,
+        with_library: bool = False,
     ) -> None:
         check_builder()
         with _quiet():
@@ -238,7 +243,7 @@ class DecoderBuilder:
             self._model.layer_types = ["sliding_attention"] * self._model.num_layers
         self._config = config
         self._directory = directory
-        self._context = _Context(model, weights, accuracy_level)
+        self._context = _Context(model, weights, accuracy_level, with_library)
         self._model.context = self._context
 
     def build(self) -> ir.Model:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from skim_runtime.errors import UserError
+from skim_runtime.library import library_path
 from skim_runtime.measure.child import in_child
 from skim_runtime.measure.decoding import Decoding, decode, random_prompt
 from skim_runtime.measure.rounds import take_turns
@@ -95,9 +96,7 @@ def measure_bundle(
     if model is not None:
         directory = ModelDirectory.open(model)
         data = sum(path.stat().st_size for path in directory.path.glob("model.onnx*"))
-        library = directory.path / "libskim_ops.so"
-        code = library.stat().st_size if library.is_file() else 0
-        rows.append(_row("onnxruntime", threads, runs["onnxruntime"], data, code))
+        rows.append(_row("onnxruntime", threads, runs["onnxruntime"], data, library_path().stat().st_size))
     return rows
 
 

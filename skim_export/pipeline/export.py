@@ -96,7 +96,8 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
         executor = connect(options.ray, options.threads, device)
     _check_output(output, options.force)
     check_builder()
-    library_path()
+    if options.with_library:
+        library_path()
     if options.bits is options.effective_bits is options.size is None:
         options = replace(options, bits=default_bits(model))
     opened = Model.open(model, progress=progress)
@@ -126,7 +127,7 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
             packed, tuned = _tune(job, packed, work, progress)
             read, model = packed.read, model.replacing(packed.parameters())
         stage = work.empty_subdirectory("stage")
-        emit(model, read, stage / output.name, job.options.accuracy_level, job.options.ep, progress)
+        emit(model, read, stage / output.name, job.options, progress)
         linears = [packed.report(name) for name in packed.names()]
         parts = model_parts(model, linears, stage / output.name)
         recorded = {**job.recorded, "tuned": None if tuned is None else asdict(tuned)}
@@ -190,28 +191,27 @@ def emit(
     model: Model,
     weights: Callable[[str], PackedLinear],
     output: Path,
-    accuracy_level: int,
-    ep: str,
+    options: ExportOptions,
     progress: Progress,
 ) -> None:
-    """Write the ONNX model of packed weights, and beside it the configuration, tokenizer and operator library.
+    """Write the ONNX model of packed weights, and beside it the configuration, the tokenizer, and what options ask for.
 
     Args:
         model: what is not packed is read from it.
         weights: reads the packed weights of a unit.
         output: the ONNX file to write.
-        accuracy_level: of the products.
-        ep: the execution provider that the graph is for.
+        options: how to multiply, and for whom.
         progress: told of every tensor.
 
     Raises:
         UserError: the model builder has another version, or the operator library is not built.
     """
     read = lru_cache(maxsize=1)(weights)  # the tensors of a layer are asked for one after the other
-    builder = DecoderBuilder(model, read, output, accuracy_level, ep)
+    builder = DecoderBuilder(model, read, output, options.accuracy_level, options.ep, with_library=options.with_library)
     save_model(builder.build(), output, progress)
     builder.write_configuration()
-    shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)
+    if options.with_library:
+        shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)
 
 
 def _check_output(output: Path, force: bool) -> None:

@@ -152,6 +152,12 @@ class ExportOptions:
             choices=list(PROVIDERS),
         ),
     )
+    with_library: bool = field(
+        default=False,
+        metadata=_metadata(
+            "put the operator library beside the model, for onnxruntime-genai and other programs; skim-run has its own"
+        ),
+    )
     device: str = field(
         default="cpu",
         metadata=_metadata(
@@ -246,6 +252,7 @@ class ExportKeywords(PlanKeywords, total=False):
     method: str | None
     accuracy_level: int
     ep: str
+    with_library: bool
     device: str
     max_memory: int | None
     ray: str | None

@@ -40,7 +40,7 @@ def build_packed(hf: Path, output: Path, accuracy_level: int = 0, ep: str = "cpu
     for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
         units[name] = random_packed(rng, architecture.vocabulary_size, architecture.hidden_size, [15])
     output.mkdir()
-    builder = DecoderBuilder(model, units.__getitem__, output / "model.onnx", accuracy_level, ep)
+    builder = DecoderBuilder(model, units.__getitem__, output / "model.onnx", accuracy_level, ep, with_library=True)
     save_model(builder.build(), output / "model.onnx", Progress())
     builder.write_configuration()
     shutil.copyfile(library_path(), output / LIBRARY_NAME)

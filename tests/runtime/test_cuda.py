@@ -7,7 +7,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from skim_runtime import GenaiSession, Session, library, load_library, providers, session
+from skim_runtime import GenaiSession, Session, library, providers, session
 from skim_runtime.library import kernel_name
 from skim_runtime.providers import PROVIDERS
 
@@ -48,7 +48,7 @@ def test_a_library_without_kernels_for_gpus(packed_cuda, monkeypatch):
     available(monkeypatch, "cuda")
     monkeypatch.setattr(providers, "cuda_version", lambda path: 0)
     made, warning = opened(Session, packed_cuda)
-    assert warning.endswith(f"{packed_cuda / 'libskim_ops.so'} has no kernels for GPUs: build it with SKIM_CUDA=on")
+    assert warning.endswith(f"{library.library_path()} has no kernels for GPUs: build it with SKIM_CUDA=on")
     assert made.device == "cpu"
 
 
@@ -70,14 +70,6 @@ def test_a_model_for_the_cpu_stays_there(packed, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Session(packed).device == "cpu"
-
-
-def test_a_library_with_kernels_for_gpus_goes_first(packed_cuda, packed, monkeypatch):
-    installed = library.library_path()
-    monkeypatch.setattr(load_library, "cuda_version", lambda path: 13000 if path == installed else 0)
-    for model, expected in ((packed_cuda, installed), (packed, packed / "libskim_ops.so")):
-        loaded, _ = load_library.load(Session(model).directory, lambda path: None)
-        assert loaded == expected
 
 
 def test_libraries_that_have_no_version(tmp_path):

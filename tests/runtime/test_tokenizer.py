@@ -1,10 +1,17 @@
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
 
 import pytest
 from transformers import AutoTokenizer
 
 from skim_runtime import TextStream, Tokenizer, UserError
+from skim_runtime import tokenizer as tokenizer_module
+from skim_runtime.chat_template import render_template
 
 TEXT = "Grüße, 世界! 👩‍👩‍👧 naïve café 🇫🇷 done."
 
@@ -96,8 +103,117 @@ def test_a_template_may_lie_in_the_configuration(directory):
 
 def test_a_template_that_refuses_is_a_users_error(directory):
     (directory / "chat_template.jinja").write_text("{{ raise_exception('no system role, please') }}")
-    with pytest.raises(UserError, match="the chat template refuses the messages: no system role, please"):
+    with pytest.raises(UserError, match="the chat template fails: no system role, please"):
         Tokenizer(directory).prompt("a", system="b")
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% generation %}{{ messages[0].content }}{% endgeneration %}!",
+        "{{ tools is not none }} {{ documents is none }} {{ tools is defined }} {{ missing is defined }}",
+        "{% for m in messages %}\n  {{ m.role }}\n{% endfor %}{{ ['a', 1] | tojson(indent=1) }}",
+        "{% set ns = namespace(a=1) %}{% for m in messages %}{% set ns.a = 2 %}{% continue %}{% endfor %}{{ ns.a }}",
+    ],
+)
+def test_a_template_is_rendered_as_by_transformers(directory, template):
+    (directory / "chat_template.jinja").write_text(template)
+    messages = [{"role": "user", "content": TEXT}]
+    theirs = AutoTokenizer.from_pretrained(directory)
+    want = theirs.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    assert Tokenizer(directory).prompt(TEXT) == Tokenizer(directory).encode(want)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "takes more than 2 seconds"),
+        ("{{ 'a' * 10**10 }}", "takes too much memory"),
+        (
+            "{% set ns = namespace(t='a' * 999) %}{% for i in range(99) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
+            "memory",
+        ),
+        ("{{ 'a' | center(10**10) }}", "memory"),
+        ("{{ 1 // 0 }}", "division"),
+        ("{{ messages[0].content.missing.more }}", "has no attribute"),
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
+        ("{{ messages.append(1) }}", "unsafe"),
+        ("{% for %}", "Expected an expression"),
+        ("{{ strftime_now(1) }}", "must be str"),
+    ],
+)
+def test_a_hostile_template_gets_little(directory, monkeypatch, template, message):
+    monkeypatch.setattr(tokenizer_module, "render_template", partial(render_template, seconds=2.0))
+    (directory / "chat_template.jinja").write_text(template)
+    with pytest.raises(UserError, match="the chat template fails: ") as error:
+        Tokenizer(directory).prompt("a")
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_template(directory):
+    (directory / "chat_template.jinja").write_bytes(b"a\xff")
+    with pytest.raises(UserError, match=r"chat_template\.jinja: not UTF-8"):
+        Tokenizer(directory).prompt("a")
+    (directory / "chat_template.jinja").unlink()
+    for template in (1, {"a": 1}, [{"name": "default", "template": 1}]):
+        change_config(directory, chat_template=template)
+        with pytest.raises(UserError, match=r"tokenizer_config\.json: chat_template must be a text or a list of them"):
+            Tokenizer(directory).prompt("a")
+    for template in (None, [], [1], [{"name": "default"}], [{"template": "a"}]):
+        change_config(directory, chat_template=template)
+        assert not Tokenizer(directory).has_chat_template
+    for text in ("[" * 100_000, "[]", '"a"', "a", "\xff"):
+        (directory / "tokenizer_config.json").write_text(text, "latin-1")
+        with pytest.raises(UserError, match=r"tokenizer_config\.json: m"):
+            Tokenizer(directory).prompt("a")
+
+
+def edited(directory, change):
+    file = directory / "tokenizer.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
+    return Tokenizer(directory)
+
+
+def test_limits_for_training_do_not_count(directory):
+    def limit(content):
+        content["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+        content["padding"] = {"strategy": {"Fixed": 99}, "direction": "Right", "pad_to_multiple_of": None}
+        content["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"}
+
+    want = Tokenizer(directory).encode(TEXT)
+    assert edited(directory, limit).encode(TEXT) == want == AutoTokenizer.from_pretrained(directory)(TEXT)["input_ids"]
+
+
+def split_by(pattern):
+    def change(content):
+        content["pre_tokenizer"] = {
+            "type": "Split",
+            "pattern": {"Regex": pattern},
+            "behavior": "Isolated",
+            "invert": False,
+        }
+
+    return change
+
+
+def test_a_pattern_that_takes_for_ever_can_be_interrupted(directory):
+    edited(directory, split_by("(a+)+b"))
+    text = "('a' * 18 + 'c') * 1_000_000"  # each run stays below the limit at which the pattern gives up
+    program = f"from skim_runtime import Tokenizer; Tokenizer({str(directory)!r}).encode({text})"
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(1.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in process.communicate(timeout=5)[1]
+
+
+def test_a_pattern_that_gives_up_is_a_users_error(directory):
+    tokenizer = edited(directory, split_by("(a+)+b"))
+    with pytest.raises(UserError, match=r"tokenizer\.json: cannot encode the text"):
+        tokenizer.encode("a" * 40)
 
 
 def test_missing_and_damaged_files_are_named(directory):
