@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from skim_runtime.generation import Generation, generate
     from skim_runtime.session import Session
     from skim_runtime.tokenizer import TextStream, Tokenizer
+    from skim_runtime.verification import verify
 
 __all__ = [
     "Evaluation",
@@ -32,6 +33,7 @@ __all__ = [
     "UserError",
     "evaluate",
     "generate",
+    "verify",
 ]
 
 _MODULES = {
@@ -44,6 +46,7 @@ _MODULES = {
     "UserError": "skim_runtime.errors",
     "evaluate": "skim_runtime.evaluation",
     "generate": "skim_runtime.generation",
+    "verify": "skim_runtime.verification",
 }
 
 __getattr__ = lazy_attributes(__name__, _MODULES)

@@ -40,7 +40,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kernel", choices=("auto", "function"), default="auto", help="function: without our operator library, slow"
     )
-    _add_trust(parser)
+    _add_checks(parser)
     arguments = parser.parse_args(argv)
     return run_command("skim-run", lambda: _run(arguments))
 
@@ -62,17 +62,27 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens of the text")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
-    _add_trust(parser)
+    _add_checks(parser)
     arguments = parser.parse_args(argv)
     return run_command("skim-eval", lambda: _evaluate(arguments))
 
 
-def _add_trust(parser: argparse.ArgumentParser) -> None:
+def _add_checks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--trust-library",
         action="store_true",
         help="run the operator library that lies in DIR, code of whoever made it, in place of the installed one",
     )
+    parser.add_argument("--verify", action="store_true", help="first compare all files of DIR with their hashes")
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from skim_runtime.progress_bar import ProgressBar
+    from skim_runtime.verification import verify
+
+    if arguments.verify:
+        with ProgressBar() as progress:
+            verify(arguments.directory, progress=progress)
 
 
 def _run(arguments: argparse.Namespace) -> None:
@@ -82,6 +92,7 @@ def _run(arguments: argparse.Namespace) -> None:
     from skim_runtime.session import Session
     from skim_runtime.tokenizer import TextStream, Tokenizer
 
+    _verify(arguments)
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     directory = ModelDirectory.open(arguments.directory)
     tokenizer = Tokenizer(directory.path)
@@ -133,6 +144,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     from skim_runtime.session import Session
 
     text = read_text(arguments.text, "--text")
+    _verify(arguments)
     session = Session(arguments.directory, threads=arguments.threads, trust_library=arguments.trust_library)
     with ProgressBar() as progress:
         evaluation = evaluate(

@@ -12,6 +12,7 @@ from skim_runtime.errors import UserError
 from skim_runtime.onnx_file import OnnxGraph
 from skim_runtime.operators import DOMAIN, PackedNode, parse_proto
 from skim_runtime.providers import PROVIDERS
+from skim_runtime.verification import check_model
 
 __all__ = ["ModelDirectory"]
 
@@ -125,9 +126,10 @@ class Graph:
 
         Raises:
             UserError: `file` is not an ONNX model, one of its nodes is not what our operators take, or its external
-                data is missing or too short.
+                data is missing, too short, of another export, or has norms or scales that are not finite.
         """
         graph = OnnxGraph.read(file)
+        check_model(file, graph)
         try:
             packed = [parse_proto(node, graph.initializers) for node in graph.nodes if node.domain == DOMAIN]
         except UserError as error:

@@ -1,10 +1,10 @@
-"""ONNX files by protobuf alone, read without their weights: the package onnx is not needed to run a model."""
+"""ONNX files by protobuf alone, without weights that lie beside: the package onnx is not needed to run a model."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,16 @@ from skim_runtime.errors import UserError
 __all__ = ["ElementType", "ModelProto", "OnnxGraph", "Tensor"]
 
 INTEGER, STRING = FieldDescriptorProto.TYPE_INT64, FieldDescriptorProto.TYPE_STRING
+BYTES = FieldDescriptorProto.TYPE_BYTES
 # The part of onnx.proto that is read or written: name, number and type of fields, in a list if they are repeated. The
-# others, such as the weights in the file itself, are passed over.
+# others are passed over.
 MESSAGES: dict[str, list[tuple[str, int, Any]]] = {
-    "ModelProto": [("ir_version", 1, INTEGER), ("graph", 7, "GraphProto"), ("opset_import", 8, ["OperatorSetIdProto"])],
+    "ModelProto": [
+        ("ir_version", 1, INTEGER),
+        ("graph", 7, "GraphProto"),
+        ("opset_import", 8, ["OperatorSetIdProto"]),
+        ("metadata_props", 14, ["StringStringEntryProto"]),
+    ],
     "OperatorSetIdProto": [("domain", 1, STRING), ("version", 2, INTEGER)],
     "GraphProto": [
         ("node", 1, ["NodeProto"]),
@@ -48,6 +54,7 @@ MESSAGES: dict[str, list[tuple[str, int, Any]]] = {
         ("dims", 1, [INTEGER]),
         ("data_type", 2, INTEGER),
         ("name", 8, STRING),
+        ("raw_data", 9, BYTES),
         ("external_data", 13, ["StringStringEntryProto"]),
     ],
     "ValueInfoProto": [("name", 1, STRING), ("type", 2, "TypeProto")],
@@ -89,19 +96,25 @@ OTHER = ElementType("another type", 0)
 
 @dataclass(frozen=True)
 class Tensor:
-    """An initializer, without its elements.
+    """An initializer.
 
     Attributes:
         name: of the value.
         dtype: of its elements.
         size: number of elements.
         nbytes: what they take.
+        location: name of the file that they are in; None if it is the graph's own.
+        offset: where in that file they begin.
+        content: the elements themselves, if they are in the graph's own file.
     """
 
     name: str
     dtype: ElementType
     size: int
     nbytes: int
+    location: str | None
+    offset: int
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -112,11 +125,13 @@ class OnnxGraph:
         nodes: messages with the fields of `onnx.NodeProto`.
         initializers: by name.
         outputs: names of its outputs.
+        metadata: what the file says besides.
     """
 
     nodes: Sequence[Any]
     initializers: dict[str, Tensor]
     outputs: list[str]
+    metadata: dict[str, str]
 
     @classmethod
     def read(cls, file: Path) -> OnnxGraph:
@@ -126,16 +141,18 @@ class OnnxGraph:
             UserError: `file` is not an ONNX model, or its external data is missing or too short.
         """
         try:
-            graph = ModelProto.FromString(file.read_bytes()).graph
+            model = ModelProto.FromString(file.read_bytes())
         except DecodeError:
             raise UserError(f"{file}: not an ONNX file") from None
         except OSError as error:
             raise UserError(f"{file}: cannot be read ({error.strerror})") from None
+        graph = model.graph
         if not graph.node:
             raise UserError(f"{file}: not an ONNX file, or one without a graph")
-        _check_external_data(file, graph.initializer)
-        tensors = [_tensor(file, message) for message in graph.initializer]
-        return cls(graph.node, {tensor.name: tensor for tensor in tensors}, [output.name for output in graph.output])
+        tensors = {message.name: _tensor(file, message) for message in graph.initializer}
+        _check_external_data(file, tensors)
+        metadata = {entry.key: entry.value for entry in model.metadata_props}
+        return cls(graph.node, tensors, [output.name for output in graph.output], metadata)
 
 
 def _model_class() -> Any:
@@ -164,39 +181,30 @@ def _descriptor(name: str, fields: list[tuple[str, int, Any]]) -> Any:
 ModelProto = _model_class()
 
 
-def _external_data(tensor: Any) -> dict[str, str]:
-    return {entry.key: entry.value for entry in tensor.external_data}
-
-
 def _tensor(file: Path, message: Any) -> Tensor:
     dtype, size = ELEMENT_TYPES.get(message.data_type, OTHER), math.prod(message.dims)
     if min(message.dims, default=0) < 0:
         raise UserError(f"{file}: {message.name}: has a size of {list(message.dims)}")
-    length = _number(file, message, "length")
-    return Tensor(message.name, dtype, size, -(-size * dtype.bits // 8) if length is None else length)
+    nbytes = -(-size * dtype.bits // 8)
+    external = {entry.key: entry.value for entry in message.external_data}
+    if not external:
+        return Tensor(message.name, dtype, size, nbytes, None, 0, message.raw_data)
+    location = external.get("location", "")
+    if not location or Path(location).name != location:
+        raise UserError(f"{file}: {message.name}: its data must be in a file beside, not in {location!r}")
+    numbers = {"offset": 0, "length": nbytes}
+    for key in numbers.keys() & external.keys():
+        if not re.fullmatch("[0-9]{1,18}", external[key]):
+            raise UserError(f"{file}: {message.name}: its {key} must be a number of bytes, is {external[key]!r}")
+        numbers[key] = int(external[key])
+    return Tensor(message.name, dtype, size, numbers["length"], location, numbers["offset"], b"")
 
 
-def _offset(file: Path, message: Any) -> int:
-    return _number(file, message, "offset") or 0
-
-
-def _number(file: Path, message: Any, key: str) -> int | None:
-    """Of bytes, from what is said of external data."""
-    text = _external_data(message).get(key)
-    if text is not None and not re.fullmatch("[0-9]{1,18}", text):
-        raise UserError(f"{file}: {message.name}: its {key} must be a number of bytes, is {text!r}")
-    return None if text is None else int(text)
-
-
-def _check_external_data(file: Path, initializers: Sequence[Any]) -> None:
+def _check_external_data(file: Path, tensors: Mapping[str, Tensor]) -> None:
     needed: dict[str, int] = {}
-    for tensor in initializers:
-        external = _external_data(tensor)
-        if external:
-            location = external.get("location", "")
-            if not location or Path(location).name != location:
-                raise UserError(f"{file}: {tensor.name}: its data must be in a file beside, not in {location!r}")
-            needed[location] = max(_offset(file, tensor) + _tensor(file, tensor).nbytes, needed.get(location, 0))
+    for tensor in tensors.values():
+        if tensor.location is not None:
+            needed[tensor.location] = max(tensor.offset + tensor.nbytes, needed.get(tensor.location, 0))
     for location, size in needed.items():
         data = file.parent / location
         if not data.is_file():

@@ -14,6 +14,7 @@ from skim_export.bundle.bundle import build_bundle
 from skim_export.bundle.target import KINDS, CpuTarget, load_cpu_target, read_target, target_names, target_path
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
+from skim_runtime.verification import REPORT_NAME, verify
 
 if TYPE_CHECKING:
     from skim_export.pipeline.options import ExportKeywords, ExportOptions
@@ -49,10 +50,12 @@ def write_bundle(model: Path, target: str, output: Path, *, progress: Progress |
         progress: told about each packed linear.
 
     Raises:
-        UserError: TVM is not installed, target or model are wrong, or the output cannot be written.
+        UserError: TVM is not installed, target or model are wrong or damaged, or the output cannot be written.
     """
     check_target(target)
     loaded = _load(target)
+    if (Path(model) / REPORT_NAME).is_file():
+        verify(model, progress=progress)
     if isinstance(loaded, CpuTarget):
         from skim_export.bundle.kernels.compile import compile_kernels
 

@@ -24,6 +24,7 @@ SUBCOMMANDS = {
     "plan": "skim_export.cli.plan",
     "bundle": "skim_export.cli.bundle",
     "tune-kernels": "skim_export.cli.tune_kernels",
+    "verify": "skim_export.cli.verify",
 }  # name -> module whose `main` takes the arguments after the name
 
 

@@ -29,7 +29,7 @@ from skim_export.pipeline.job import Job
 from skim_export.pipeline.memory import within_memory
 from skim_export.pipeline.options import ExportKeywords, ExportOptions
 from skim_export.pipeline.quantize_model import allocate, embedding_tasks, linear_tasks
-from skim_export.pipeline.report import REPORT_NAME, ExportReport, model_parts, versions, write_report
+from skim_export.pipeline.report import ExportReport, model_parts, versions, write_report
 from skim_export.tuning import HELD_OUT, TuneReport
 from skim_export.tuning import tune as tune_levels
 from skim_export.work.device import device_named, float32_products
@@ -41,6 +41,7 @@ from skim_export.work.workplace import Workplace, workplace, workplace_of
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress
+from skim_runtime.verification import REPORT_NAME
 
 __all__ = ["emit", "export", "prepare", "run"]
 

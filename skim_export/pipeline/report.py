@@ -12,10 +12,10 @@ from skim_export.checkpoint import Model
 from skim_export.packed import FORMAT_VERSION
 from skim_export.pipeline.budget import unpacked_parameters
 from skim_export.work.files import sha256, write_json
+from skim_runtime.verification import REPORT_NAME
 
 __all__ = ["ExportReport", "Part", "model_parts", "versions", "write_report"]
 
-REPORT_NAME = "export.json"
 RECORDED_PACKAGES = (
     "skim-export",
     "skim-runtime",

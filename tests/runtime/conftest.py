@@ -27,11 +27,11 @@ def build(hf: Path, output: Path, precision: str, provider: str) -> Path:
     return output
 
 
-def build_packed(hf: Path, output: Path, accuracy_level: int = 0, ep: str = "cpu") -> Path:
+def build_packed(hf: Path, output: Path, accuracy_level: int = 0, ep: str = "cpu", seed: int = 1) -> Path:
     """Export with random packed weights, the operator library beside them."""
     model = Model.open(hf)
     architecture = model.architecture
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(seed)
     units = {
         linear.name: random_packed(rng, linear.out_features, linear.in_features, [1, 2, 3], column_scale=True)
         for block in architecture.blocks
