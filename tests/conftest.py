@@ -1,6 +1,7 @@
 """Fixtures that several test packages share."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from .tools import add_cuda_tools_to_path
 os.environ["TVM_NUM_THREADS"] = "2"
 
 add_cuda_tools_to_path()
+
+# Where the suite was started with Ctrl-C ignored (nohup, some runners), tests and their children would ignore it, too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -54,19 +54,21 @@ std::string PackedLinear::Validate() const {
   }
   const bool int8 = codebook_type == CodebookType::kInt8;
   int64_t rows = 0, classes = 0, code_bytes = 0, entries = 0, scales = 0;
-  for (int c = 0; c < kClasses; ++c) {
-    const int64_t count = rows_per_class[c];
+  for (const int64_t count : rows_per_class) {
     if (count < 0 || count > N) {
       return "rows_per_class must be counts of 0..N=" + std::to_string(N) + ", got " + std::to_string(count);
     }
     rows += count;
     classes += count > 0;
-    code_bytes += count * RowBytes(ClassBits(c), K);
-    if (!IsAffine(c)) entries += count << ClassBits(c);
-    scales += count * (IsAffine(c) ? 2 : int8);
   }
   if (rows != N) {
     return "rows_per_class must sum to N=" + std::to_string(N) + ", got a sum of " + std::to_string(rows);
+  }
+  for (int c = 0; c < kClasses; ++c) {  // N rows together: nothing of this overflows
+    const int64_t count = rows_per_class[c];
+    code_bytes += count * RowBytes(ClassBits(c), K);
+    if (!IsAffine(c)) entries += count << ClassBits(c);
+    scales += count * (IsAffine(c) ? 2 : int8);
   }
   if (codes.size != code_bytes) return WrongSize("codes", std::to_string(code_bytes), codes.size);
   if (codebook.size != entries) return WrongSize("codebook", std::to_string(entries), codebook.size);

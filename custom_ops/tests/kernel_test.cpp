@@ -286,6 +286,15 @@ void TestHalf() {
   }
 }
 
+// Counts whose products are beyond 64 bits are refused before they are multiplied.
+void TestLargestCounts() {
+  PackedLinear packed{};
+  packed.N = packed.K = kMaxRows;
+  for (int64_t& count : packed.rows_per_class) count = kMaxRows;
+  const std::string message = packed.Validate();
+  Check(message.find("must sum to N") != std::string::npos, "validation of counts", "none", packed.N, packed.K, 0);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -296,6 +305,7 @@ int main(int argc, char** argv) {
   for (int i = 1; i < argc; ++i) columns.push_back(std::atoll(argv[i]));
   std::mt19937 random(1);
   TestHalf();
+  TestLargestCounts();
   const std::vector<const Kernels*>& tables = AvailableKernels();
   TestSwiglu(tables, random);
   int cases = 0;

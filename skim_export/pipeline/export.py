@@ -95,7 +95,7 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
         from skim_export.work.ray_executor import connect
 
         executor = connect(options.ray, options.threads, device)
-    _check_output(output, options.force)
+    _check_output(output, options)
     check_builder()
     if options.with_library:
         library_path()
@@ -120,7 +120,7 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
         "versions": versions(),
         **job.recorded,
     }
-    with float32_products(), workplace(output.parent, provenance) as work:
+    with float32_products(), workplace(output.parent, provenance, fresh=job.options.fresh) as work:
         packed = _quantize(job, work, progress)
         read: Callable[[str], PackedLinear] = packed.read
         tuned = None
@@ -215,13 +215,13 @@ def emit(
         shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)
 
 
-def _check_output(output: Path, force: bool) -> None:
+def _check_output(output: Path, options: ExportOptions) -> None:
     if output.suffix != ".onnx":
         raise UserError(f"--output {output}: must name an .onnx file, such as {output / 'model.onnx'}")
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file in it")
     others = (output, output.with_name(output.name + ".data"), output.with_name(REPORT_NAME))
-    if force or workplace_of(output.parent).publishing:  # they are of the same export, which was interrupted
+    if options.force or (workplace_of(output.parent).publishing and not options.fresh):  # they are of the same export, which was interrupted
         return
     for path in others:
         if path.exists():

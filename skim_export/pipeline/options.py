@@ -196,6 +196,9 @@ class ExportOptions:
         ),
     )
     force: bool = field(default=False, metadata=_metadata("replace an output that exists", recorded=False))
+    fresh: bool = field(
+        default=False, metadata=_metadata("begin anew, whatever an interrupted export has left", recorded=False)
+    )
 
     def __post_init__(self) -> None:
         effort_named(self.effort, self.method)
@@ -257,6 +260,7 @@ class ExportKeywords(PlanKeywords, total=False):
     max_memory: int | None
     ray: str | None
     force: bool
+    fresh: bool
 
 
 OPTIONS = {one.name: cast(Option, one.metadata[OPTION]) for one in fields(ExportOptions)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import json
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from safetensors import SafetensorError
 
@@ -22,6 +24,7 @@ __all__ = ["Workplace", "workplace", "workplace_of"]
 PROVENANCE = "provenance.json"
 LOCK = "lock"
 PUBLISHING = "publishing"
+REMOVED = ".removed-"  # in the name of what is being deleted
 
 
 class Workplace:
@@ -68,16 +71,16 @@ def workplace_of(target: Path) -> Workplace:
 
 
 @contextlib.contextmanager
-def workplace(target: Path, provenance: dict[str, Any]) -> Iterator[Workplace]:
+def workplace(target: Path, provenance: dict[str, Any], *, fresh: bool = False) -> Iterator[Workplace]:
     """The workplace of a target directory, for this process alone.
 
-    Left by an interruption or because the disk is full, it stays, if there is anything complete in it. It is removed
-    when the block ends, or is left by a user's mistake.
+    Whatever goes wrong, it stays if there is anything complete in it, and is removed when the block ends.
 
     Args:
         target: the directory that is written in the end.
         provenance: all that the files in the workplace depend on, as plain data: only what was made from the same is
             taken up again.
+        fresh: whether to begin anew, whatever is there.
 
     Raises:
         UserError: another process is at work there; what is there was made from something else; the disk is full, or
@@ -88,25 +91,47 @@ def workplace(target: Path, provenance: dict[str, Any]) -> Iterator[Workplace]:
         lock = _lock(work.directory, target)
     except OSError as error:
         raise UserError(f"cannot write to {target.parent}: {error.strerror}") from error
-    keep = True
+    done = False
     try:
+        if fresh:
+            _empty(work)
         _check_provenance(work, provenance)
         remove_partial(work.directory)
-        try:
-            yield work
-            keep = False
-        except UserError:  # the next attempt will be another
-            keep = False
-            raise
+        yield work
+        done = True
     except (OSError, SafetensorError) as error:
         if (reason := disk_error(error)) is None:
             raise
         kept = "" if work.is_empty else f"; {work.directory} keeps what was done, the same command goes on there"
         raise UserError(f"cannot write {target}: {reason}{kept}") from error
     finally:
-        if not keep or work.is_empty:
-            shutil.rmtree(work.directory, ignore_errors=True)
-        os.close(lock)
+        try:
+            if done or work.is_empty:
+                _remove(work.directory)
+        finally:
+            os.close(lock)
+
+
+def _remove(directory: Path) -> None:
+    """Remove a workplace at one blow: a process that is killed meanwhile leaves nothing that another would take up."""
+    for abandoned in directory.parent.glob(f"{glob.escape(directory.name)}{REMOVED}*"):
+        shutil.rmtree(abandoned, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        away = directory.with_name(f"{directory.name}{REMOVED}{uuid4().hex}")
+        directory.rename(away)
+        shutil.rmtree(away, ignore_errors=True)
+
+
+def _empty(work: Workplace) -> None:
+    """Remove everything but the lock: first what says that the rest is to be trusted."""
+    (work.directory / PROVENANCE).unlink(missing_ok=True)
+    for path in work.directory.iterdir():
+        if path.name == LOCK:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _lock(directory: Path, target: Path) -> int:
@@ -130,16 +155,21 @@ def _lock(directory: Path, target: Path) -> int:
 def _check_provenance(work: Workplace, provenance: dict[str, Any]) -> None:
     path = work.directory / PROVENANCE
     wanted = json.loads(json.dumps(provenance))
-    if not path.is_file():  # it comes before all else
+    if not path.is_file():
+        if not work.is_empty:  # it comes before all else
+            raise UserError(f"{work.directory} keeps files of an unknown export: give --fresh to begin anew")
         partial = path.with_suffix(".partial")
         write_json(partial, wanted)
         fsync(partial)
         partial.replace(path)
         return
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError:
+        raise UserError(f"{path}: is damaged: give --fresh to begin anew") from None
     for key in sorted(found.keys() | wanted.keys()):
         if found.get(key) != wanted.get(key):
             raise UserError(
                 f"{work.directory} keeps an unfinished export with {key} {found.get(key)}, not {wanted.get(key)}: "
-                "repeat that command, or remove the directory"
+                "repeat that command, or give --fresh to begin anew"
             )

@@ -164,6 +164,39 @@ def test_sources_compile_without_warnings(compiler, llama, tmp_path):
             assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_damaged_weights_are_refused_or_mere_values(name, bundles, logits_program, tmp_path):
+    """Under sanitizers: indices that lead elsewhere are refused, and whatever else changes is harmless."""
+    directory = bundles(name)
+    program = logits_program(directory, "memory")
+    content = (directory / "weights.bin").read_bytes()
+    source = (directory / "skim_model.c").read_text()
+    damaged = tmp_path / "weights.bin"
+
+    def tried(*changes):
+        changed = bytearray(content)
+        for offset, value in changes:
+            changed[offset : offset + len(value)] = value
+        damaged.write_bytes(changed)
+        done = run(program, damaged, 2, 3, 5, 6, 7, 8)
+        assert "Sanitizer" not in done.stderr
+        assert "runtime error" not in done.stderr
+        return done
+
+    indices = {int(offset) for offset in re.findall(r"\.(?:row_index|stored_row) = (\d+)", source)}
+    assert len(indices) > 4
+    for offset in sorted(indices)[:: len(indices) // 4]:
+        for value in (-1, -(1 << 31), (1 << 31) - 1, 1 << 20):
+            done = tried((offset, value.to_bytes(4, "little", signed=True)))
+            assert (done.returncode, done.stderr) == (1, f"{damaged}: is damaged: copy it again\n")
+    assert "another model's weights" in tried((9, b"\xff")).stderr
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        tried(*((offset, rng.bytes(1)) for offset in rng.integers(64, len(content), 100).tolist()))
+    for _ in range(20):
+        tried(*((4 * offset, rng.bytes(4)) for offset in rng.integers(16, len(content) // 4, 3).tolist()))
+
+
 def test_tokens_come_from_stdin_too(llama):
     given = skim_run(llama, "-n", 5, llama / "weights.bin", 10, 20, 30)
     read = skim_run(llama, "-n", 5, llama / "weights.bin", input="10 20\n30\n")

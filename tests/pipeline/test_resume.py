@@ -1,5 +1,6 @@
 """An export that is killed, interrupted or out of disk goes on where it was, and ends with the same bytes."""
 
+import contextlib
 import hashlib
 import os
 import resource
@@ -16,7 +17,6 @@ from skim_export import export
 from skim_export.pipeline import calibration_text
 from skim_export.pipeline import export as pipeline
 from skim_export.tuning import HELD_OUT
-from skim_export.work.sealed import write_sealed
 from skim_export.work.workplace import workplace, workplace_of
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -215,15 +215,62 @@ def test_a_second_process_is_refused(llama, calib, tmp_path):
     exported(llama, calib, tmp_path / "out")
 
 
-def test_a_mistake_leaves_nothing(llama, calib, tmp_path):
-    def fail():
-        with workplace(tmp_path / "out", {}) as work:
-            write_sealed(work.directory / "something", lambda path: path.write_text("done"))
-            raise UserError("a tiny mistake")
+@pytest.mark.parametrize("error", [UserError("a tiny mistake"), RuntimeError("a bug")])
+def test_whatever_goes_wrong_what_was_done_is_kept(llama, calib, through, tmp_path, error):
+    class Fail(Interrupt):
+        def step(self, done):
+            with contextlib.suppress(KeyboardInterrupt):
+                super().step(done)
+            if self.left == 0:
+                raise error
 
-    with pytest.raises(UserError, match="tiny"):
-        fail()
+    with pytest.raises(type(error)):
+        exported(llama, calib, tmp_path / "out", progress=Fail("quantizing", 3))
+    assert len(list((tmp_path / ".out.work" / "packed").glob("*.safetensors"))) >= 3
+    second = Interrupt("none", 1)
+    assert exported(llama, calib, tmp_path / "out", progress=second) == through["calibrated"]
+    assert "calibrating" not in second.stages
+
+
+def test_a_mistake_before_anything_is_done_leaves_nothing(tmp_path):
+    with pytest.raises(UserError, match="tiny"), workplace(tmp_path / "out", {}):
+        raise UserError("a tiny mistake")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fresh_begins_anew(llama, calib, through, tmp_path):
+    work = interrupted(llama, calib, tmp_path / "out", "quantizing", 3)
+    (work / "provenance.json").write_text("{")
+    with pytest.raises(UserError, match=r"provenance\.json: is damaged: give --fresh"):
+        exported(llama, calib, tmp_path / "out")
+    (work / "provenance.json").unlink()
+    with pytest.raises(UserError, match=r"\.out\.work keeps files of an unknown export: give --fresh"):
+        exported(llama, calib, tmp_path / "out")
+    assert exported(llama, calib, tmp_path / "out", fresh=True) == through["calibrated"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("seen", [0, 1, 3])
+def test_killed_while_it_cleans_up(llama, calib, through, tmp_path, monkeypatch, seen):
+    """Nothing of the export before is taken up, whatever of it was deleted until then."""
+    remove = shutil.rmtree
+
+    def killed(path, **options):
+        for one in sorted(path.rglob("*"))[:seen]:
+            if one.is_file():
+                one.unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("skim_export.work.workplace.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            exported(llama, calib, tmp_path / "out")
+    assert shutil.rmtree is remove
+    assert not (tmp_path / ".out.work").exists()
+    assert exported(llama, calib, tmp_path / "other") == through["calibrated"]
+    assert digests(tmp_path / "out") == through["calibrated"]
+    exported(llama, calib, tmp_path / "out", force=True, effort="weights")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "out"]
 
 
 @pytest.mark.parametrize(

@@ -144,12 +144,13 @@ def command_line(*arguments, **environment):
     )
 
 
-def test_ctrl_c_exits_with_130_and_no_traceback(fp32):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_end_it_with_their_code_and_no_traceback(fp32, number):
     process = command_line(str(fp32), "hi", "--max-new-tokens", "400", "--temperature", "5")
     process.stdout.read(1)  # it has begun
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 128 + number
     assert err.decode() == "skim-run: interrupted\n"
 
 

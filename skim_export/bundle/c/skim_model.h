@@ -96,6 +96,7 @@ struct skim_model {
   const int32_t* eos;
   int32_t eos_count;
   const struct skim_linear* linears;
+  int32_t linear_count;
   const struct skim_attention* attentions;
   int32_t attention_count;
   const struct skim_buffer* buffers;

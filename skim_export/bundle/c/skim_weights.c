@@ -4,6 +4,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -15,6 +16,28 @@
 #if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
 #error "weights.bin is little-endian"
 #endif
+
+static bool in_range(const int32_t* rows, int32_t count, int32_t N) {
+  for (int32_t i = 0; i < count; ++i) {
+    if (rows[i] < 0 || rows[i] >= N) return false;
+  }
+  return true;
+}
+
+// Whether no index in the weights leads outside of the memory that it is for: all else in them are mere values.
+static bool indices_in_range(const uint8_t* weights) {
+  for (int32_t i = 0; i < skim_model.linear_count; ++i) {
+    const struct skim_linear* linear = &skim_model.linears[i];
+    for (int32_t c = 0; c < linear->class_count; ++c) {
+      const struct skim_rows* rows = &linear->classes[c];
+      if (!in_range((const int32_t*)(weights + rows->row_index), rows->count, linear->N)) return false;
+    }
+    if (linear->stored_row && !in_range((const int32_t*)(weights + linear->stored_row), linear->N, linear->N)) {
+      return false;
+    }
+  }
+  return true;
+}
 
 static const uint8_t* map(int file, const char* path, struct skim_error* error) {
   struct stat status;
@@ -39,6 +62,11 @@ static const uint8_t* map(int file, const char* path, struct skim_error* error) 
   }
   if (memcmp(weights, skim_model.header, sizeof skim_model.header) != 0) {
     snprintf(error->text, sizeof error->text, "%s: holds another model's weights; take the one of this bundle", path);
+    skim_unmap_weights(weights);
+    return NULL;
+  }
+  if (!indices_in_range(weights)) {
+    snprintf(error->text, sizeof error->text, "%s: is damaged: copy it again", path);
     skim_unmap_weights(weights);
     return NULL;
   }
