@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,17 @@ LLAMA = Layout(
 LAYOUTS = {"LlamaForCausalLM": LLAMA, "MistralForCausalLM": LLAMA}
 
 COMPARED_ROWS = 4096  # of head and embedding at once
+
+# The most that config.json may say. Rotary tables have a row for each position; the rest is far above any model's.
+COUNTS = {
+    "max_position_embeddings": 1 << 24,
+    "num_attention_heads": 1 << 16,
+    "num_key_value_heads": 1 << 16,
+    "head_dim": 1 << 16,
+    "hidden_size": 1 << 20,
+    "intermediate_size": 1 << 24,
+    "vocab_size": 1 << 24,
+}
 
 # Tensors that old checkpoints carry along and that transformers computes itself.
 DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
@@ -133,7 +144,8 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     if name not in LAYOUTS:
         raise UserError(f"architecture {name} is not supported; supported: {', '.join(LAYOUTS)}")
     layout = LAYOUTS[name]
-    parameters = dict(skeleton(checkpoint).named_parameters(remove_duplicate=False))
+    _check_config(checkpoint, layout)
+    parameters = dict(_skeleton(checkpoint).named_parameters(remove_duplicate=False))
     tied = _is_tied(checkpoint, layout)
     _check_tensors(checkpoint, parameters, f"{layout.head}.weight" if tied else None)
 
@@ -174,6 +186,36 @@ def linear_bias(checkpoint: Checkpoint, linear: Linear) -> npt.NDArray[np.float3
         rows = checkpoint.shape(f"{member}.weight")[0]
         parts.append(checkpoint.tensor(name).numpy() if checkpoint.has(name) else np.zeros(rows, np.float32))
     return np.concatenate(parts)
+
+
+def _check_config(checkpoint: Checkpoint, layout: Layout) -> None:
+    """Compare what config.json says with the tensors, as far as a module of absurd size would come of it otherwise.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+    config, file = checkpoint.config, checkpoint.path / "config.json"
+    pattern = re.compile(re.escape(layout.block).replace(re.escape("{}"), "([0-9]{1,9})") + r"\..*")
+    blocks = {int(match[1]) for match in map(pattern.fullmatch, checkpoint.names) if match}
+    if config.num_hidden_layers != len(blocks):
+        raise UserError(
+            f"{file}: num_hidden_layers is {config.num_hidden_layers}, the tensors are of {len(blocks)} blocks"
+        )
+    for name, most in COUNTS.items():
+        value = getattr(config, name, None)
+        if value is not None and not (isinstance(value, int) and 1 <= value <= most):
+            raise UserError(f"{file}: {name} must be a whole number from 1 to {most}, is {value!r}")
+    epsilon = getattr(config, "rms_norm_eps", 0)
+    if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
+        raise UserError(f"{file}: rms_norm_eps must be at least 0 and below 1, is {epsilon!r}")
+
+
+def _skeleton(checkpoint: Checkpoint) -> Any:
+    try:
+        return skeleton(checkpoint)
+    except Exception as error:  # transformers and torch, on values that don't fit together
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{checkpoint.path / 'config.json'}: transformers makes no model of it: {reason}") from error
 
 
 def _is_tied(checkpoint: Checkpoint, layout: Layout) -> bool:

@@ -23,6 +23,7 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 DIGESTED = ("*.json", "*.jinja", "tokenizer.model")  # beside the weights
+WEIGHTS = "*.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -52,9 +53,13 @@ class Checkpoint:
         if not path.is_dir():
             raise UserError(f"model {path} is not a directory with config.json and safetensors")
         self.path = path
+        for pattern in (*DIGESTED, WEIGHTS):
+            for file in path.glob(pattern):
+                check_file(file)
         self.raw_config = _read_json(path / "config.json")
-        if "quantization_config" in self.raw_config:
-            method = (self.raw_config["quantization_config"] or {}).get("quant_method", "unknown method")
+        quantized = self.raw_config.get("quantization_config")
+        if quantized is not None:
+            method = quantized.get("quant_method", "unknown method") if isinstance(quantized, dict) else quantized
             raise UserError(f"model {path} is already quantized ({method}): give the full-precision checkpoint")
         self._stored = {name: stored for file in _safetensors(path) for name, stored in _contents(file).items()}
         self._replaced: dict[str, torch.Tensor] = {}
@@ -75,9 +80,9 @@ class Checkpoint:
     def architecture_name(self) -> str:
         """The model class that config.json names, e.g. "LlamaForCausalLM"."""
         names = self.raw_config.get("architectures") or []
-        if len(names) != 1:
+        if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
             raise UserError(f"{self.path / 'config.json'} must name one architecture, it has {names}")
-        return str(names[0])
+        return names[0]
 
     @cached_property
     def config(self) -> Any:
@@ -86,8 +91,8 @@ class Checkpoint:
 
         try:
             return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        except Exception as error:  # whatever it stumbles over
+            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"{self.path / 'config.json'} is no configuration that transformers reads: {reason}"
             ) from error
@@ -173,12 +178,37 @@ class Checkpoint:
         return self._stored[name]
 
 
+def check_file(path: Path) -> None:
+    """Find out whether a file of a model is to be read: an ordinary one, in its directory.
+
+    A link may lead elsewhere in the cache of the Hugging Face Hub only, which has directories of links.
+
+    Raises:
+        UserError: it is something else, or lies elsewhere.
+    """
+    found, directory = path.resolve(), path.parent.resolve()
+    places = [directory]
+    if directory.parent.name == "snapshots":
+        places.append(directory.parent.parent / "blobs")
+    if not any(found.is_relative_to(place) for place in places):
+        raise UserError(f"{path}: is a link to {found}, which is outside of the model's directory: copy the file there")
+    if found.exists() and not found.is_file():
+        raise UserError(f"{path}: is no ordinary file")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is not a finite number")
+    return value
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_finite)
     except FileNotFoundError as error:
         raise UserError(f"model {path.parent} has no {path.name}") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object")
@@ -191,6 +221,9 @@ def _safetensors(path: Path) -> list[Path]:
         weight_map = _read_json(path / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{path / INDEX} has no weight_map")
+        for tensor, name in weight_map.items():
+            if not isinstance(name, str) or not name or Path(name).name != name:
+                raise UserError(f"{path / INDEX}: {tensor} is in {name!r}; expected the name of a file beside it")
         return [path / name for name in sorted(set(weight_map.values()))]
     if (path / SINGLE).is_file():
         return [path / SINGLE]

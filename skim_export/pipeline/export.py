@@ -221,7 +221,9 @@ def _check_output(output: Path, options: ExportOptions) -> None:
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file in it")
     others = (output, output.with_name(output.name + ".data"), output.with_name(REPORT_NAME))
-    if options.force or (workplace_of(output.parent).publishing and not options.fresh):  # they are of the same export, which was interrupted
+    if options.force or (
+        workplace_of(output.parent).publishing and not options.fresh
+    ):  # they are of the same export, which was interrupted
         return
     for path in others:
         if path.exists():

@@ -1,6 +1,8 @@
 """Checkpoints: tensors come back as saved, and everything that can be wrong with a directory is said in one line."""
 
 import json
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +147,98 @@ def test_config_that_is_no_json(tmp_path: Path) -> None:
     path = tiny_llama(tmp_path / "model")
     (path / "config.json").write_text("{,}")
     with pytest.raises(UserError, match=r"config\.json cannot be read as JSON"):
+        Checkpoint(path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "1", '{"a": NaN}', '{"a": 1e999}', '{"a": -Infinity}', "\xff"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+def test_json_that_is_none_of_ours(tmp_path: Path, name: str, text: str) -> None:
+    path = tiny_llama(tmp_path / "model", max_shard_size="100KB")
+    (path / name).write_text(text, "latin-1")
+    with pytest.raises(UserError, match=re.escape(name)) as error:
+        Checkpoint(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("num_hidden_layers", 10_000_000, "num_hidden_layers is 10000000, the tensors are of 2 blocks"),
+        ("num_hidden_layers", 1, "num_hidden_layers is 1, the tensors are of 2 blocks"),
+        ("max_position_embeddings", 100_000_000, "max_position_embeddings must be a whole number from 1 to 16777216"),
+        ("max_position_embeddings", 0, "max_position_embeddings must be a whole number from 1"),
+        ("hidden_size", 1 << 40, "hidden_size must be a whole number from 1"),
+        ("head_dim", -64, "head_dim must be a whole number from 1"),
+        ("rms_norm_eps", 2.0, "rms_norm_eps must be at least 0 and below 1, is 2.0"),
+        ("num_attention_heads", 3, ""),
+        ("hidden_act", "nobody", ""),
+        ("rope_scaling", {"rope_type": "nobody"}, ""),
+        ("vocab_size", "300", ""),
+        ("architectures", "LlamaForCausalLM", "must name one architecture"),
+        ("architectures", [1], "must name one architecture"),
+        ("quantization_config", "int8", "is already quantized (int8)"),
+    ],
+)
+def test_configs_that_do_not_fit_the_tensors(tmp_path: Path, name: str, value: object, message: str) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_config(path, **{name: value})
+    with pytest.raises(UserError) as error:
+        architecture_of(Checkpoint(path))
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_no_quantization_is_none(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_config(path, quantization_config=None)
+    Checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["../model/model-00001-of-00002.safetensors", "{absolute}", "", 1, None, ["a"]])
+def test_shards_lie_in_the_directory(tmp_path: Path, name: object) -> None:
+    path = tiny_llama(tmp_path / "model", max_shard_size="100KB")
+    index = json.loads((path / "model.safetensors.index.json").read_text())
+    shard = next(iter(index["weight_map"].values()))
+    wanted = str(path / shard) if name == "{absolute}" else name
+    index["weight_map"]["model.norm.weight"] = wanted
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(UserError, match=r"model\.norm\.weight is in .*; expected the name of a file beside it"):
+        Checkpoint(path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json", "generation_config.json"])
+def test_links_stay_in_the_directory(tmp_path: Path, name: str) -> None:
+    path = tiny_llama(tmp_path / "model")
+    (path / name).rename(tmp_path / name)
+    (path / name).symlink_to(tmp_path / name)
+    with pytest.raises(UserError, match=rf"{name}: is a link to .* outside of the model's directory"):
+        Checkpoint(path)
+    (path / name).unlink()
+    (path / "other").write_bytes((tmp_path / name).read_bytes())
+    (path / name).symlink_to("other")
+    Checkpoint(path)
+
+
+def test_links_of_a_hub_cache(tmp_path: Path) -> None:
+    blobs, path = tmp_path / "models--a--b" / "blobs", tmp_path / "models--a--b" / "snapshots" / "0123"
+    blobs.mkdir(parents=True)
+    tiny_llama(path)
+    for i, file in enumerate(sorted(path.iterdir())):
+        file.rename(blobs / str(i))
+        file.symlink_to(f"../../blobs/{i}")
+    architecture_of(Checkpoint(path))
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_pipes_and_devices_are_refused(tmp_path: Path, name: str) -> None:
+    path = tiny_llama(tmp_path / "model")
+    (path / name).unlink()
+    os.mkfifo(path / name)
+    with pytest.raises(UserError, match=f"{name}: is no ordinary file"):
+        Checkpoint(path)
+    (path / name).unlink()
+    (path / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"{name}: is a link to /dev/zero"):
         Checkpoint(path)
 
 
