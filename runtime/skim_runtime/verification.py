@@ -18,7 +18,7 @@ from skim_runtime.errors import UserError
 from skim_runtime.onnx_file import OnnxGraph, Tensor
 from skim_runtime.progress import Progress
 
-__all__ = ["REPORT_NAME", "check_model", "verify"]
+__all__ = ["REPORT_NAME", "check_model", "listed_files", "verify"]
 
 REPORT_NAME = "export.json"
 CHUNK = 16 << 20  # bytes that are hashed between two looks at the others
@@ -84,6 +84,14 @@ def verify(directory: str | Path, *, progress: Progress | None = None) -> list[P
         list(pool.map(lambda file: file.check_content(progress), sorted(files, key=lambda file: -file.nbytes)))
     progress.finish()
     return [file.path for file in files]
+
+
+def listed_files(directory: Path) -> set[str]:
+    """Names of the files that the export.json of a directory lists; none if there is none, or a damaged one."""
+    try:
+        return {file.path.name for file in _listed(directory) or []}
+    except UserError:
+        return set()
 
 
 def check_model(path: Path, graph: OnnxGraph) -> None:

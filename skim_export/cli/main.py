@@ -122,7 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             else:
                 report, manifest = export_bundle(args.model, args.target, args.output, options, progress=progress)
         if manifest is None:
-            _print_summary(report, f"wrote {report.path} in {report.seconds:.0f} s")
+            written = f"wrote {report.path} in {report.seconds:.0f} s"
+            _print_summary(
+                report, f"{report.path} is there already, as this command writes it" if report.found else written
+            )
         else:
             _print_summary(report, describe_bundle(manifest, args.output))
 

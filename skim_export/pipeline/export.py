@@ -29,7 +29,15 @@ from skim_export.pipeline.job import Job
 from skim_export.pipeline.memory import within_memory
 from skim_export.pipeline.options import ExportKeywords, ExportOptions
 from skim_export.pipeline.quantize_model import allocate, embedding_tasks, linear_tasks
-from skim_export.pipeline.report import ExportReport, model_parts, versions, write_report
+from skim_export.pipeline.report import (
+    TUNED,
+    ExportReport,
+    finished,
+    model_parts,
+    options_of,
+    versions,
+    write_report,
+)
 from skim_export.tuning import HELD_OUT, TuneReport
 from skim_export.tuning import tune as tune_levels
 from skim_export.work.device import device_named, float32_products
@@ -95,12 +103,14 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
         from skim_export.work.ray_executor import connect
 
         executor = connect(options.ray, options.threads, device)
-    _check_output(output, options)
     check_builder()
     if options.with_library:
         library_path()
     if options.bits is options.effective_bits is options.size is None:
         options = replace(options, bits=default_bits(model))
+    _check_output(output)
+    if options_of(output.parent) != json.loads(json.dumps({"model": model, **options.recorded()})):
+        _check_existing(output, options)
     opened = Model.open(model, progress=progress)
     opened.checkpoint.require_tokenizer()
     budget = Budget.of(opened, options, PRECISIONS[options.ep][1].bitwidth // 8)
@@ -114,12 +124,12 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
     progress = progress or Progress()
     output, model = job.output, job.model
     digest = model.checkpoint.digest(progress)
-    provenance = {
-        "checkpoint": digest,
-        "calibration text": None if job.text.file is None else sha256(job.text.file),
-        "versions": versions(),
-        **job.recorded,
-    }
+    text = None if job.text.file is None else sha256(job.text.file)
+    provenance = {"checkpoint": digest, "calibration text": text, "versions": versions(), **job.recorded}
+    if not job.options.force and not job.options.fresh:
+        if (report := finished(output, digest, text, job.recorded)) is not None:
+            return report
+        _check_existing(output, job.options)
     with float32_products(), workplace(output.parent, provenance, fresh=job.options.fresh) as work:
         packed = _quantize(job, work, progress)
         read: Callable[[str], PackedLinear] = packed.read
@@ -131,8 +141,8 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
         emit(model, read, stage / output.name, job.options, progress)
         linears = [packed.report(name) for name in packed.names()]
         parts = model_parts(model, linears, stage / output.name)
-        recorded = {**job.recorded, "tuned": None if tuned is None else asdict(tuned)}
-        write_report(stage, digest, recorded, parts, linears)
+        recorded = {**job.recorded, TUNED: None if tuned is None else asdict(tuned)}
+        write_report(stage, digest, text, recorded, parts, linears)
         work.publish()
         publish(stage, output.parent.resolve(), last=output.name)
     return ExportReport(output, parts, time.monotonic() - started)
@@ -215,16 +225,17 @@ def emit(
         shutil.copyfile(library_path(), output.parent / LIBRARY_NAME)
 
 
-def _check_output(output: Path, options: ExportOptions) -> None:
+def _check_output(output: Path) -> None:
     if output.suffix != ".onnx":
         raise UserError(f"--output {output}: must name an .onnx file, such as {output / 'model.onnx'}")
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file in it")
-    others = (output, output.with_name(output.name + ".data"), output.with_name(REPORT_NAME))
-    if options.force or (
-        workplace_of(output.parent).publishing and not options.fresh
-    ):  # they are of the same export, which was interrupted
+
+
+def _check_existing(output: Path, options: ExportOptions) -> None:
+    # While an export is being published, what is there is its own.
+    if options.force or (workplace_of(output.parent).publishing and not options.fresh):
         return
-    for path in others:
+    for path in (output, output.with_name(output.name + ".data"), output.with_name(REPORT_NAME)):
         if path.exists():
             raise UserError(f"--output: {path} exists; use --force to replace it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
@@ -12,10 +13,12 @@ from skim_export.checkpoint import Model
 from skim_export.packed import FORMAT_VERSION
 from skim_export.pipeline.budget import unpacked_parameters
 from skim_export.work.files import sha256, write_json
-from skim_runtime.verification import REPORT_NAME
+from skim_runtime.errors import UserError
+from skim_runtime.verification import REPORT_NAME, verify
 
-__all__ = ["ExportReport", "Part", "model_parts", "versions", "write_report"]
+__all__ = ["ExportReport", "Part", "finished", "model_parts", "options_of", "versions", "write_report"]
 
+TUNED = "tuned"  # among the options of export.json: what tuning did
 RECORDED_PACKAGES = (
     "skim-export",
     "skim-runtime",
@@ -68,11 +71,13 @@ class ExportReport:
         path: the ONNX file.
         parts: what each part of the model takes; the last is the whole model.
         seconds: the time that it took.
+        found: whether it was there already, as the same export had left it.
     """
 
     path: Path
     parts: list[Part]
     seconds: float
+    found: bool = False
 
 
 def versions() -> dict[str, str]:
@@ -81,13 +86,19 @@ def versions() -> dict[str, str]:
 
 
 def write_report(
-    stage: Path, checkpoint: str, options: dict[str, Any], parts: Iterable[Part], linears: list[dict[str, Any]]
+    stage: Path,
+    checkpoint: str,
+    text: str | None,
+    options: dict[str, Any],
+    parts: Iterable[Part],
+    linears: list[dict[str, Any]],
 ) -> None:
     """Write export.json beside the files that it lists. It holds no times, so that equal exports have equal bytes.
 
     Args:
         stage: directory of the files.
         checkpoint: digest of the model that was quantized.
+        text: SHA-256 of the calibration text, if a file was given.
         options: of the export.
         parts: what each part of the model takes.
         linears: the report of every packed linear.
@@ -101,12 +112,46 @@ def write_report(
         "format_version": FORMAT_VERSION,
         "versions": versions(),
         "checkpoint": checkpoint,
+        "calibration_text": text,
         "options": options,
         "parts": [part.as_json() for part in parts],
         "layers": linears,
         "files": files,
     }
     write_json(stage / REPORT_NAME, value)
+
+
+def options_of(directory: Path) -> dict[str, Any] | None:
+    """The options of the export in a directory, as `write_report` was given them but for tuning; None if unknown."""
+    try:
+        options = json.loads((directory / REPORT_NAME).read_bytes())["options"]
+        return {name: value for name, value in options.items() if name != TUNED}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def finished(output: Path, checkpoint: str, text: str | None, options: dict[str, Any]) -> ExportReport | None:
+    """What an export reports that would do nothing new: it is in its place, whole, and made from the same.
+
+    Args:
+        output: the ONNX file that it writes.
+        checkpoint: see `write_report`, like the others.
+        text: of the calibration text.
+        options: of the export, but for tuning.
+    """
+    if options_of(output.parent) != json.loads(json.dumps(options)):
+        return None
+    report = json.loads((output.parent / REPORT_NAME).read_bytes())
+    wanted = {"format_version": FORMAT_VERSION, "versions": versions(), "checkpoint": checkpoint}
+    if any(report.get(name) != value for name, value in {**wanted, "calibration_text": text}.items()):
+        return None
+    try:
+        if output not in verify(output.parent):
+            return None
+        parts = [Part(one["name"], one["weights"], one["bytes"], one["code_bits"]) for one in report["parts"]]
+    except (UserError, KeyError, TypeError):
+        return None
+    return ExportReport(output, parts, 0.0, found=True)
 
 
 def model_parts(model: Model, linears: list[dict[str, Any]], path: Path) -> list[Part]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import hashlib
 import json
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from skim_runtime.errors import UserError
+from skim_runtime.verification import REPORT_NAME, listed_files
 
 __all__ = ["disk_error", "fsync", "publish", "sha256", "staged_directory", "write_json"]
+
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # fcntl.h and linux/fs.h
 
 
 def sha256(path: Path) -> str:
@@ -52,22 +56,49 @@ def disk_error(error: Exception) -> str | None:
 
 
 def publish(stage: Path, target: Path, last: str) -> None:
-    """Move the files of a directory on the same disk into `target`.
+    """Put the files of a directory on the same disk into `target`.
 
-    A new `target` appears by one rename. In a `target` that exists, each file is renamed into place, and `last` (the
-    file that users open) after all others.
+    A new `target` appears by one rename. One that exists changes places with `stage`, where that can be done: at
+    every moment it is as before or as it will be. What is in it and was not of an export stays. Elsewhere each file is
+    renamed into place, and `last` (the file that users open) after all others.
     """
     files = sorted(stage.iterdir(), key=lambda path: path.name == last)
     for path in files:
         fsync(path)
     fsync(stage)
-    if target.exists():
+    if not target.exists():
+        stage.rename(target)
+    # Whoever works in the directory, as a shell does, would be left in the old one.
+    elif Path.cwd().is_relative_to(target) or not _keep_others(stage, target) or not _exchange(stage, target):
         for path in files:
             path.replace(target / path.name)
         fsync(target)
-    else:
-        stage.rename(target)
     fsync(target.parent)
+
+
+def _keep_others(stage: Path, target: Path) -> bool:
+    """Link into `stage` what an export did not write into `target`; false if that can't be done."""
+    exported = listed_files(target) | {REPORT_NAME}
+    others = [path for path in target.iterdir() if path.name not in exported and not (stage / path.name).exists()]
+    if any(path.is_dir() and not path.is_symlink() for path in others):
+        return False
+    try:
+        for path in others:
+            (stage / path.name).hardlink_to(path)
+    except OSError:  # a file system without links
+        return False
+    fsync(stage)
+    return True
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two directories change places, at once; false if the system can't."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except (AttributeError, OSError):  # not Linux, or an old one
+        return False
+    code: int = renameat2(AT_FDCWD, os.fsencode(one), AT_FDCWD, os.fsencode(other), RENAME_EXCHANGE)
+    return code == 0
 
 
 @contextmanager

@@ -308,3 +308,49 @@ def test_ctrl_c(llama, tmp_path):
     assert process.returncode == 130
     assert "Traceback" not in error
     assert not out.parent.exists()
+
+
+def test_a_command_that_is_repeated_sees_that_its_work_is_done(llama, calib, through, tmp_path):
+    out = tmp_path / "out"
+    assert exported(llama, calib, out) == through["calibrated"]
+    before = (out / "model.onnx").stat()
+    report = export(str(llama), out / "model.onnx", bits=3, calib=calib, threads=1)
+    assert report.found
+    assert report.parts == export(str(llama), tmp_path / "other" / "model.onnx", bits=3, calib=calib, threads=2).parts
+    assert (out / "model.onnx").stat() == before
+    for changed in ({"codebook": "float16"}, {"bits": 2}):
+        with pytest.raises(UserError, match="exists; use --force"):
+            export(str(llama), out / "model.onnx", **{"bits": 3, "calib": calib, "threads": 2, **changed})
+    other = tmp_path / "calib.txt"  # another text of the same name
+    other.write_text(calib.read_text() + "!")
+    with pytest.raises(UserError, match="exists; use --force"):
+        exported(llama, other, out)
+    (out / "tokenizer.json").write_text("{}")  # no longer as it was written
+    with pytest.raises(UserError, match="exists; use --force"):
+        exported(llama, calib, out)
+    assert exported(llama, calib, out, force=True) == through["calibrated"]
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_directory_is_replaced_as_a_whole(llama, calib, through, tmp_path, monkeypatch, exchanges):
+    """What was not of the old export stays; what was and is not of the new one goes."""
+    out = tmp_path / "out"
+    exported(llama, calib, out, "weights", with_library=True)
+    (out / "notes.txt").write_text("mine")
+    if not exchanges:
+        (out / "directory").mkdir()  # can't be linked: file by file then
+    inode = out.stat().st_ino
+    found = exported(llama, calib, out, force=True) if exchanges else None
+    if exchanges:
+        assert found == {**through["calibrated"], "notes.txt": hashlib.sha256(b"mine").hexdigest()}
+        assert out.stat().st_ino != inode
+    else:
+        export(str(llama), out / "model.onnx", bits=3, calib=calib, threads=2, force=True)
+        assert through["calibrated"].items() <= digests_of_files(out).items()
+        assert (out / "notes.txt").read_text() == "mine"
+        assert out.stat().st_ino == inode
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def digests_of_files(directory):
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir() if p.is_file()}
