@@ -97,7 +97,12 @@ def workplace(target: Path, provenance: dict[str, Any], *, fresh: bool = False) 
             _empty(work)
         _check_provenance(work, provenance)
         remove_partial(work.directory)
-        yield work
+        try:
+            yield work
+        except UserError as error:
+            if work.is_empty:
+                raise
+            raise UserError(f"{error}; {work.directory} keeps what was done, --fresh begins anew") from error
         done = True
     except (OSError, SafetensorError) as error:
         if (reason := disk_error(error)) is None:

@@ -24,5 +24,7 @@ int main(int argc, char** argv) {
     }
   }
   fprintf(stderr, "%s\n", error.text);
+  if (session) skim_close(session);
+  free(tokens);
   return 1;
 }

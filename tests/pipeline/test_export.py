@@ -230,11 +230,14 @@ def test_mistral_with_sliding_window_and_its_own_head(calib, tmp_path):
 # What can go wrong. Each case: one line, exit code 2, and nothing left behind.
 
 
-def refused(capsys, tmp_path, *arguments):
-    """The error line of an export that must fail and leave no file."""
+def refused(capsys, tmp_path, *arguments, keeps_work=False):
+    """The error line of an export that must fail and leave no file, but what is kept for another attempt."""
     before = sorted(tmp_path.rglob("*"))
     out = tmp_path / "out" / "model.onnx"
     assert main([*map(str, arguments), "-o", str(out)]) == 2
+    work = tmp_path / ".out.work"
+    assert work.exists() == keeps_work
+    shutil.rmtree(work, ignore_errors=True)
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path != out.parent] == []
     lines = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(lines) == 1
@@ -294,8 +297,9 @@ def test_nan_weights(capsys, copy, calib, tmp_path):
     tensors = load_file(copy / "model.safetensors")
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
     save_file(tensors, copy / "model.safetensors")
-    line = refused(capsys, tmp_path, "--model", copy, "--calib", calib)
+    line = refused(capsys, tmp_path, "--model", copy, "--calib", calib, keeps_work=True)
     assert "model.layers.1.mlp.up_proj.weight" in line
+    assert "keeps what was done" in line
 
 
 def test_missing_tokenizer(capsys, copy, tmp_path):

@@ -256,6 +256,8 @@ def test_killed_while_it_cleans_up(llama, calib, through, tmp_path, monkeypatch,
     remove = shutil.rmtree
 
     def killed(path, **options):
+        if ".removed-" not in path.name:
+            return remove(path, **options)
         for one in sorted(path.rglob("*"))[:seen]:
             if one.is_file():
                 one.unlink()
