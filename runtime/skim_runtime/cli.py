@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skim_runtime.command import run_command
-from skim_runtime.text_file import read_text, text_facts
+from skim_runtime.text_file import read_stdin, read_text, text_facts
 
 if TYPE_CHECKING:
     from skim_runtime.evaluation import Evaluation
@@ -58,7 +59,12 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         metavar="MODEL",
         help="alias, Hugging Face id or directory (in float32), or an exported directory",
     )
-    parser.add_argument("--context", type=int, default=1024, metavar="N", help="tokens of a window (%(default)s)")
+    parser.add_argument(
+        "--context",
+        type=int,
+        metavar="N",
+        help="tokens of a window (default: 1024, or the model's context if it is less)",
+    )
     parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens of the text")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
@@ -93,9 +99,11 @@ def _run(arguments: argparse.Namespace) -> None:
     from skim_runtime.tokenizer import TextStream, Tokenizer
 
     _verify(arguments)
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = read_stdin() if arguments.prompt == "-" else arguments.prompt
     directory = ModelDirectory.open(arguments.directory)
     tokenizer = Tokenizer(directory.path)
+    if not arguments.raw and not tokenizer.has_chat_template:
+        warnings.warn("the model has no chat template: the prompt goes in as it is, as with --raw", stacklevel=1)
     tokens = tokenizer.prompt(prompt, system=arguments.system, raw=arguments.raw)
     engine = GenaiSession if arguments.engine == "genai" else Session
     session = engine(

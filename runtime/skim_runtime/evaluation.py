@@ -18,6 +18,7 @@ from skim_runtime.tokenizer import Tokenizer
 
 __all__ = ["Evaluation", "Model", "compare", "evaluate", "perplexity_error"]
 
+CONTEXT = 1024  # tokens of a window, by default
 ENOUGH_WINDOWS = 8  # for their variance to be worth something
 POSITIONS_TOGETHER = 64  # whose distributions are compared at once: bounds the memory for float64
 
@@ -61,7 +62,7 @@ def evaluate(
     text: str | Sequence[int],
     *,
     reference: Model | str | Path | None = None,
-    context: int = 1024,
+    context: int | None = None,
     max_tokens: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
@@ -75,13 +76,15 @@ def evaluate(
         text: a text, or its tokens.
         reference: what to compare with: another exported directory, or a model for torch in float32 (an alias, a
             Hugging Face id or directory), or anything with `logits`.
-        context: tokens of a window.
+        context: tokens of a window; 1024, or the model's context if it is less, by default.
         max_tokens: only so many tokens of the text.
         progress: told about every window.
 
     Raises:
         UserError: the text or an option is too short or too long, or the reference has another vocabulary.
     """
+    if context is None:
+        context = min(CONTEXT, session.context_length)
     if not 2 <= context <= session.context_length:
         raise UserError(f"context must be from 2 to {session.context_length}, the model's own, got {context}")
     if max_tokens is not None and max_tokens < 2:

@@ -1,12 +1,13 @@
 """Text that a user gives."""
 
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
 from skim_runtime.errors import UserError
 
-__all__ = ["read_text", "text_facts"]
+__all__ = ["read_stdin", "read_text", "text_facts"]
 
 
 def read_text(path: Path, option: str) -> str:
@@ -21,6 +22,18 @@ def read_text(path: Path, option: str) -> str:
         raise UserError(f"{option} {path}: not UTF-8 text (byte {error.start})") from None
     except OSError as error:
         raise UserError(f"{option} {path}: cannot be read ({error.strerror}); give a text file") from None
+
+
+def read_stdin() -> str:
+    """The UTF-8 text on stdin.
+
+    Raises:
+        UserError: it is something else.
+    """
+    try:
+        return sys.stdin.buffer.read().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"stdin: not UTF-8 text (byte {error.start})") from None
 
 
 def text_facts(path: Path) -> dict[str, Any]:

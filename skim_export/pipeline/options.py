@@ -31,7 +31,8 @@ __all__ = [
     "parse_size",
 ]
 
-UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 ACCURACY_LEVELS = range(INTEGER_ACCURACY + 1)
 OF_EFFORTS = {effort.name for effort in EFFORTS.values()}
 OPTION = "option"  # key of a field's metadata
@@ -70,8 +71,8 @@ def parse_size(argument: str, text: str) -> int:
     Raises:
         UserError: it is none; the message names the argument, such as `--size`.
     """
-    match = re.fullmatch(r"([0-9.]+)\s*([A-Za-z]*)", text.strip())
-    if match is None or match[2].upper() not in UNITS or match[1].count(".") > 1:
+    match = re.fullmatch(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([A-Za-z]*)", text.strip())
+    if match is None or match[2].upper() not in UNITS:
         raise UserError(f"{argument} {text}: expected a number with a unit, such as 800MB or 2.5GB")
     return int(float(match[1]) * UNITS[match[2].upper()])
 
@@ -212,7 +213,12 @@ class ExportOptions:
         if self.seed < 0:
             raise UserError(f"--seed {self.seed}: must be at least 0")
         if self.calibration_file is not None and not self.calibration_file.is_file():
-            raise UserError(f"--calib {self.calib}: no such file")
+            what = (
+                "is no ordinary file, and it is read more than once"
+                if self.calibration_file.exists()
+                else "no such file"
+            )
+            raise UserError(f"--calib {self.calib}: {what}")
         if self.accuracy_level not in ACCURACY_LEVELS:
             raise UserError(f"--accuracy-level {self.accuracy_level}: must be 0 to {ACCURACY_LEVELS[-1]}")
         if self.ep not in PROVIDERS:

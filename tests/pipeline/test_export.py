@@ -267,7 +267,16 @@ def test_unknown_alias(capsys, tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--bits", 9), ("--bits", 0.5), ("--effective-bits", 0), ("--head-bits", 0), ("--size", "2 parsecs")],
+    [
+        ("--bits", 9),
+        ("--bits", 0.5),
+        ("--effective-bits", 0),
+        ("--head-bits", 0),
+        ("--size", "2 parsecs"),
+        ("--size", "."),
+        ("--size", "GB"),
+        ("--size", "1.2.3GB"),
+    ],
 )
 def test_numbers_out_of_range(capsys, llama, tmp_path, option, value):
     line = refused(capsys, tmp_path, "--model", llama, option, value)

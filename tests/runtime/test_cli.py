@@ -1,6 +1,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -47,9 +48,26 @@ def test_run_reads_the_prompt_from_stdin(fp32, capfd, monkeypatch):
     options = ["--raw", "--max-new-tokens", "8", "--temperature", "1", "--seed", "7"]
     assert cli.run([str(fp32), "quick brown", *options]) == 0
     want = capfd.readouterr().out
-    monkeypatch.setattr("sys.stdin", io.StringIO("quick brown"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"quick brown")))
     assert cli.run([str(fp32), "-", *options]) == 0
     assert capfd.readouterr().out == want
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"quick \xff")))
+    assert cli.run([str(fp32), "-", *options]) == 2
+    assert capfd.readouterr().err == "skim-run: error: stdin: not UTF-8 text (byte 6)\n"
+
+
+def test_run_says_that_there_is_no_template(fp32, tmp_path, capsys):
+    model = shutil.copytree(fp32, tmp_path / "model")
+    for name in ("chat_template.jinja", "tokenizer_config.json"):
+        (model / name).unlink(missing_ok=True)
+    for arguments, said in (([], True), (["--raw"], False)):
+        assert cli.run([str(model), "quick", "--max-new-tokens", "2", *arguments]) == 0
+        assert ("has no chat template: the prompt goes in as it is" in capsys.readouterr().err) == said
+
+
+def test_the_default_context_fits_the_model(fp32, text, capsys):
+    assert cli.evaluate([str(fp32), "--text", str(text), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["context"] == 512  # the model's own
 
 
 def test_eval_prints_json_for_machines(packed, fp32, text, capfd):
