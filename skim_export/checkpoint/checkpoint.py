@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint"]
 
+WEIGHTS = "*.safetensors"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+ADAPTER = "adapter_config.json"
+# What a directory may have in place of them.
+OTHER_WEIGHTS = {
+    **dict.fromkeys(("*.bin", "*.pt", "*.pth"), "pickled weights, which are never unpickled"),
+    "*.gguf": "GGUF files",
+    "consolidated*": "weights in their maker's own layout",
+    WEIGHTS: "safetensors that no index names",
+}
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
 DIGESTED = ("*.json", "*.jinja", "tokenizer.model")  # beside the weights
-WEIGHTS = "*.safetensors"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
@@ -62,6 +70,9 @@ class Checkpoint:
             method = quantized.get("quant_method", "unknown method") if isinstance(quantized, dict) else quantized
             raise UserError(f"model {path} is already quantized ({method}): give the full-precision checkpoint")
         self._stored = {name: stored for file in _safetensors(path) for name, stored in _contents(file).items()}
+        packed = next((name for name in self._stored if name.endswith((".qweight", ".weight_packed"))), None)
+        if packed is not None:
+            raise UserError(f"model {path} is already quantized (tensor {packed}): give the full-precision checkpoint")
         self._replaced: dict[str, torch.Tensor] = {}
 
     def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path]]:
@@ -216,7 +227,11 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _safetensors(path: Path) -> list[Path]:
-    """The files with weights: all shards of the index, or the single file."""
+    """The files with weights: the single file, or else all shards of the index, as transformers chooses."""
+    if (path / ADAPTER).is_file():
+        raise UserError(f"model {path} has a LoRA adapter ({ADAPTER}): merge it into the model first")
+    if (path / SINGLE).is_file():
+        return [path / SINGLE]
     if (path / INDEX).is_file():
         weight_map = _read_json(path / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
@@ -225,13 +240,9 @@ def _safetensors(path: Path) -> list[Path]:
             if not isinstance(name, str) or not name or Path(name).name != name:
                 raise UserError(f"{path / INDEX}: {tensor} is in {name!r}; expected the name of a file beside it")
         return [path / name for name in sorted(set(weight_map.values()))]
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
-    pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-    if pickled:
-        raise UserError(
-            f"model {path} has only pickled weights ({pickled[0]}), which are never unpickled: use safetensors"
-        )
+    for pattern, what in OTHER_WEIGHTS.items():
+        if found := sorted(file.name for file in path.glob(pattern)):
+            raise UserError(f"model {path} has only {what} ({found[0]}): use safetensors as transformers saves them")
     raise UserError(f"model {path} has no {SINGLE} and no {INDEX}")
 
 

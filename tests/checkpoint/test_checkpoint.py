@@ -252,8 +252,48 @@ def test_config_of_an_unknown_model(tmp_path: Path) -> None:
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     path = tiny_llama(tmp_path / "model")
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    with pytest.raises(UserError, match=r"only pickled weights \(pytorch_model\.bin\), which are never unpickled"):
+    with pytest.raises(UserError, match=r"only pickled weights, which are never unpickled \(pytorch_model\.bin\)"):
         Checkpoint(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("model.gguf", "has only GGUF files (model.gguf)"),
+        ("consolidated.safetensors", "has only weights in their maker's own layout (consolidated.safetensors)"),
+        ("model-00001-of-00002.safetensors", "has only safetensors that no index names"),
+        ("adapter_config.json", "has a LoRA adapter"),
+    ],
+)
+def test_other_weights_are_named(tmp_path: Path, name: str, message: str) -> None:
+    path = tiny_llama(tmp_path / "model")
+    (path / "model.safetensors").rename(path / name)
+    with pytest.raises(UserError, match=re.escape(message)):
+        Checkpoint(path)
+
+
+def test_an_adapter_beside_the_model_is_not_passed_over(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    (path / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match="has a LoRA adapter"):
+        Checkpoint(path)
+
+
+def test_weights_that_are_packed_without_a_word(tmp_path: Path) -> None:
+    path = tiny_llama(tmp_path / "model")
+    edit_tensors(path, **{"model.layers.0.mlp.up_proj.qweight": torch.zeros(8, 64, dtype=torch.int32)})
+    with pytest.raises(UserError, match=r"is already quantized \(tensor model\.layers\.0\.mlp\.up_proj\.qweight\)"):
+        Checkpoint(path)
+
+
+def test_the_single_file_goes_before_the_index_as_in_transformers(tmp_path: Path) -> None:
+    path, other = tiny_llama(tmp_path / "model", max_shard_size="100KB"), tiny_llama(tmp_path / "other")
+    edit_tensors(other, **{"model.norm.weight": torch.full((64,), 7.0)})
+    (other / "model.safetensors").rename(path / "model.safetensors")
+    assert Checkpoint(path).tensor("model.norm.weight")[0] == 7
+    from transformers import AutoModelForCausalLM
+
+    assert AutoModelForCausalLM.from_pretrained(path).model.norm.weight[0] == 7
 
 
 def test_no_weights(tmp_path: Path) -> None:
