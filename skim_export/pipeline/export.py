@@ -28,6 +28,7 @@ from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.job import Job
 from skim_export.pipeline.memory import within_memory
 from skim_export.pipeline.options import ExportKeywords, ExportOptions
+from skim_export.pipeline.proof import prove
 from skim_export.pipeline.quantize_model import allocate, embedding_tasks, linear_tasks
 from skim_export.pipeline.report import (
     TUNED,
@@ -113,6 +114,7 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
         _check_existing(output, options)
     opened = Model.open(model, progress=progress)
     opened.checkpoint.require_tokenizer()
+    prove(opened)
     budget = Budget.of(opened, options, PRECISIONS[options.ep][1].bitwidth // 8)
     job = Job(model, output, options, opened, budget, resources, executor)
     return job if options.max_memory is None else within_memory(job, options.max_memory)

@@ -1,0 +1,192 @@
+"""Whether the graph will mean what transformers means: tried on a small model of the same kind, before any long work.
+
+The graph follows the model builder's reading of config.json, calibration and quantizer follow that of transformers.
+Where they differ, an export would be wrong without a word. So two blocks with random weights are exported, whose
+configuration is the model's own but for sizes: fewer heads, a short window, a short original context, so that a few
+tokens pass them.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from skim_export.checkpoint import Checkpoint, Linear, Model, linear_bias
+from skim_export.graph.external_data import save_model
+from skim_export.graph.genai_builder import DecoderBuilder
+from skim_export.measure.dequantized_model import dequantized_model
+from skim_export.measure.random_linear import random_linear
+from skim_export.packed import PackedLinear
+from skim_export.work.files import write_json
+from skim_runtime.errors import UserError
+from skim_runtime.library import library_path
+from skim_runtime.load_library import one_line
+from skim_runtime.progress import Progress
+
+__all__ = ["prove"]
+
+BLOCKS = 2
+VOCABULARY = 61  # like no other size: the builder knows the head by it
+WINDOW = 20  # positions, if the model has a window
+CONTEXT = 32  # of positions that the model was first trained on, if it says so
+LENGTHS = (12, 56)  # tokens: within and beyond those
+FATAL = 4  # severity of what onnxruntime logs
+TABLE = 7  # the row class of 8 bits with a codebook of int8
+SPREAD = 1.5  # of the products with weights: enough for attention to look at something
+BOUND = 1e-3  # of the relative error; rounding gives 1e-6
+WINDOWS = ("sliding_window",)
+TOKENIZER = {  # the model builder asks for one
+    "tokenizer.json": {
+        "version": "1.0",
+        "added_tokens": [],
+        "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+    },
+    "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
+}
+ORIGINAL = "original_max_position_embeddings"
+
+
+def prove(model: Model) -> None:
+    """Compare the graph of a small model of the same kind with transformers.
+
+    Raises:
+        UserError: they differ, or the graph can't be made.
+    """
+    file = model.checkpoint.path / "config.json"
+    try:
+        errors = _errors(json.dumps(_small(model.checkpoint), sort_keys=True))
+    except UserError as error:
+        raise UserError(f"{file}: tried on a small model of this kind: {error}") from error
+    for length, error in zip(LENGTHS, errors, strict=True):
+        if not error <= BOUND:
+            raise UserError(
+                f"{file}: the graph would not mean what transformers means: after {length} tokens the logits of a "
+                f"small model of this kind differ by {error:.2g} (relative; {BOUND:g} is allowed)"
+            )
+
+
+def _small(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The configuration of a small model of the same kind."""
+    config, raw = checkpoint.config, dict(checkpoint.raw_config)
+    heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    kv_heads = heads if kv_heads is None else kv_heads
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    few = min(kv_heads, 2)
+    raw |= {
+        "num_hidden_layers": min(BLOCKS, config.num_hidden_layers),
+        "num_key_value_heads": few,
+        "num_attention_heads": few * (heads // kv_heads),
+        "hidden_size": few * (heads // kv_heads) * head_size,
+        "intermediate_size": 96,
+        "vocab_size": VOCABULARY,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": None,
+    }
+    if isinstance(raw.get("layer_types"), list):
+        raw["layer_types"] = raw["layer_types"][:BLOCKS]
+    for name in WINDOWS:
+        if isinstance(raw.get(name), int):
+            raw[name] = min(raw[name], WINDOW)
+    for holder in (
+        raw,
+        *(raw[name] for name in ("rope_scaling", "rope_parameters") if isinstance(raw.get(name), dict)),
+    ):
+        if isinstance(holder.get(ORIGINAL), int):
+            holder[ORIGINAL] = min(holder[ORIGINAL], CONTEXT)
+    return json.loads(json.dumps(raw))  # a copy of what is nested, too
+
+
+@lru_cache(maxsize=8)
+def _errors(config: str) -> list[float]:
+    """Relative errors of the logits by `LENGTHS`."""
+    with tempfile.TemporaryDirectory(prefix="skim-proof-") as name:
+        directory = Path(name)
+        (directory / "config.json").write_text(config, "utf-8")
+        for file, content in TOKENIZER.items():
+            write_json(directory / file, content)
+        try:
+            return _compare(directory)
+        except UserError as error:
+            raise UserError(str(error).replace(f"{directory}/", "")) from error
+
+
+def _compare(directory: Path) -> list[float]:
+    import onnxruntime as ort
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    random = np.random.default_rng(0)
+    try:
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    except Exception as error:  # whatever transformers stumbles over
+        raise UserError(f"{directory / 'config.json'}: {' '.join(str(error).split())}") from error
+    tensors = {
+        name: torch.from_numpy(random.uniform(0.5, 1.5, tuple(parameter.shape)).astype(np.float32))
+        for name, parameter in network.named_parameters()
+    }
+    save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    model = Model.open(directory)
+    packed = {
+        linear.name: _random(random, model.checkpoint, linear)
+        for linear in (*model.architecture.linears, *model.architecture.vocabulary_linears)
+    }
+    if model.architecture.tied:
+        packed[model.architecture.head] = packed[model.architecture.embedding]
+    try:
+        builder = DecoderBuilder(model, packed.__getitem__, directory / "proof.onnx", accuracy_level=0)
+        save_model(builder.build(), directory / "proof.onnx", Progress())
+    except UserError:
+        raise
+    except Exception as error:  # whatever the model builder stumbles over
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"the model builder makes no graph of it: {reason}") from error
+
+    options = ort.SessionOptions()
+    options.register_custom_ops_library(str(library_path()))
+    options.log_severity_level = FATAL  # errors are told by exceptions
+    try:
+        session = ort.InferenceSession(directory / "proof.onnx", options, providers=["CPUExecutionProvider"])
+        tokens = random.integers(VOCABULARY, size=max(LENGTHS))
+        found = [_logits(session, model, tokens[:length]) for length in LENGTHS]
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise UserError(f"onnxruntime refuses the graph: {one_line(error)}") from error
+    reference = dequantized_model(model, packed.__getitem__)
+    errors = []
+    for length, got in zip(LENGTHS, found, strict=True):
+        with torch.no_grad():
+            want = reference(torch.from_numpy(tokens[None, :length])).logits[0].numpy()
+        errors.append(float(np.linalg.norm(got - want) / np.linalg.norm(want)))
+    return errors
+
+
+def _random(random: np.random.Generator, checkpoint: Checkpoint, linear: Linear) -> PackedLinear:
+    """Random weights for a linear, with the bias that its checkpoint has."""
+    packed = random_linear(random, linear.out_features, linear.in_features, {TABLE: 1.0})
+    spread = packed.dequantize().std() * np.sqrt(linear.in_features)
+    bias = linear_bias(checkpoint, linear)
+    scale = (packed.row_scale * (SPREAD / spread)).astype(np.float16)
+    return replace(packed, row_scale=scale, bias=packed.bias if bias is None else bias)
+
+
+def _logits(session: Any, model: Model, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Logits `[S, V]` of tokens `[S]`."""
+    config = model.checkpoint.config
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    feeds = {"input_ids": tokens[None], "attention_mask": np.ones((1, len(tokens)), np.int64)}
+    for value in session.get_inputs():
+        if value.name.startswith("past_key_values."):
+            feeds[value.name] = np.zeros((1, value.shape[1], 0, head_size), np.float32)
+        elif value.name == "position_ids":
+            feeds[value.name] = np.arange(len(tokens), dtype=np.int64)[None]
+    logits: npt.NDArray[np.float32] = session.run(["logits"], feeds)[0][0]
+    return logits
