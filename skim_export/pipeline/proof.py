@@ -24,7 +24,7 @@ from skim_export.graph.genai_builder import DecoderBuilder
 from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.measure.random_linear import random_linear
 from skim_export.packed import PackedLinear
-from skim_export.work.files import write_json
+from skim_export.work.files import disk_error, write_json
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 from skim_runtime.load_library import one_line
@@ -116,6 +116,10 @@ def _errors(config: str) -> list[float]:
             return _compare(directory)
         except UserError as error:
             raise UserError(str(error).replace(f"{directory}/", "")) from error
+        except Exception as error:
+            if (reason := disk_error(error)) is None:
+                raise
+            raise UserError(f"cannot write to {directory.parent}: {reason}") from error
 
 
 def _compare(directory: Path) -> list[float]:
@@ -145,9 +149,9 @@ def _compare(directory: Path) -> list[float]:
     try:
         builder = DecoderBuilder(model, packed.__getitem__, directory / "proof.onnx", accuracy_level=0)
         save_model(builder.build(), directory / "proof.onnx", Progress())
-    except UserError:
-        raise
     except Exception as error:  # whatever the model builder stumbles over
+        if isinstance(error, UserError) or disk_error(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"the model builder makes no graph of it: {reason}") from error
 

@@ -282,7 +282,9 @@ def test_a_full_disk(llama, calib, through, tmp_path, limit, kept):
     """A limit on the size of files stands in for the end of the disk: writes fail in the same places."""
     out = tmp_path / "out" / "model.onnx"
     arguments = ["--model", llama, "--bits", "3", "--effort", "weights", "--calib", calib, "-o", out, "--threads", "2"]
-    command = [sys.executable, "-c", "import sys; from skim_export.cli.main import main; sys.exit(main())"]
+    # What is tried before, in a temporary directory, is not of interest here.
+    code = "import sys; from skim_export.pipeline import export; export.prove = lambda model: None\n"
+    command = [sys.executable, "-c", code + "from skim_export.cli.main import main; sys.exit(main())"]
     result = subprocess.run(
         [*command, *map(str, arguments)],
         capture_output=True,
