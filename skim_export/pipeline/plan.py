@@ -40,7 +40,7 @@ MEASURED_TOKENS = 8192  # of the text that the full-precision model is measured 
 CONTEXT = 1024
 
 # The one empirical part of the prediction: increase = LOSS_SCALE * quadratic ** LOSS_POWER, both in nats per token.
-# Fitted to exports of the default method from 2 to 4 bits of one model (docs/results.md, "Planning").
+# Fitted to exports of the default method from 2 to 4 bits of one model (docs/results.md, "Older measurements").
 LOSS_SCALE = 0.67
 LOSS_POWER = 1.11
 
