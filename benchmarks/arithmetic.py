@@ -23,6 +23,7 @@ from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.operators import ACCURACY_LEVEL, DOMAIN, INTEGER_ACCURACY, OPERATORS
 from skim_runtime.progress_bar import ProgressBar
 from skim_runtime.text_file import read_text
+from skim_runtime.verification import REPORT_NAME
 
 __all__ = ["Row", "add_arguments", "run", "with_accuracy_level"]
 
@@ -79,7 +80,7 @@ def with_accuracy_level(source: ModelDirectory, target: Path, level: int) -> Pat
     """A copy of an exported directory whose products have this accuracy level; its weights are linked, not copied."""
     target.mkdir()
     for file in source.path.iterdir():
-        if file == source.model_file or not file.is_file():
+        if file == source.model_file or file.name == REPORT_NAME or not file.is_file():  # that is of the source's files
             continue
         if file.name.endswith(".data"):
             os.link(file, target / file.name)
