@@ -22,7 +22,7 @@ __all__ = ["REPORT_NAME", "check_model", "listed_files", "verify"]
 
 REPORT_NAME = "export.json"
 CHUNK = 16 << 20  # bytes that are hashed between two looks at the others
-FLOATS = {"float16": np.float16, "float32": np.float32}
+FLOATS = ("float16", "float32")
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,9 @@ def check_model(path: Path, graph: OnnxGraph) -> None:
 
 
 def _check_finite(path: Path, tensor: Tensor) -> None:
-    dtype = FLOATS[tensor.dtype.name]
+    dtype = np.dtype(tensor.dtype.name)
     if tensor.location is None:
-        values = np.frombuffer(tensor.content[: len(tensor.content) // dtype().itemsize * dtype().itemsize], dtype)
+        values = np.frombuffer(tensor.content, dtype, len(tensor.content) // dtype.itemsize)
     else:
         values = np.fromfile(path.parent / tensor.location, dtype, tensor.size, offset=tensor.offset)
     if not np.isfinite(values).all():

@@ -8,6 +8,7 @@ tokens pass them.
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from dataclasses import replace
@@ -64,17 +65,17 @@ def prove(model: Model) -> None:
         errors = _errors(json.dumps(_small(model.checkpoint), sort_keys=True))
     except UserError as error:
         raise UserError(f"{file}: tried on a small model of this kind: {error}") from error
-    for length, error in zip(LENGTHS, errors, strict=True):
-        if not error <= BOUND:
+    for length, distance in zip(LENGTHS, errors, strict=True):
+        if not distance <= BOUND:
             raise UserError(
                 f"{file}: the graph would not mean what transformers means: after {length} tokens the logits of a "
-                f"small model of this kind differ by {error:.2g} (relative; {BOUND:g} is allowed)"
+                f"small model of this kind differ by {distance:.2g} (relative; {BOUND:g} is allowed)"
             )
 
 
 def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     """The configuration of a small model of the same kind."""
-    config, raw = checkpoint.config, dict(checkpoint.raw_config)
+    config, raw = checkpoint.config, copy.deepcopy(checkpoint.raw_config)
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     kv_heads = heads if kv_heads is None else kv_heads
     head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -101,7 +102,7 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     ):
         if isinstance(holder.get(ORIGINAL), int):
             holder[ORIGINAL] = min(holder[ORIGINAL], CONTEXT)
-    return json.loads(json.dumps(raw))  # a copy of what is nested, too
+    return raw
 
 
 @lru_cache(maxsize=8)
