@@ -109,7 +109,7 @@ def test_a_wrong_result_is_no_row(monkeypatch):
         (["--rounds", 0], "--rounds 0: must be at least 1"),
         (["--seconds", "nan"], "--seconds nan: must be at least 0"),
         (["--cold-mb", 0], "--cold-mb 0.0: must be positive"),
-        (["--json", "/missing/rows.json"], "--json /missing/rows.json: cannot be written"),
+        (["--cold-mb", 1, "--json", "/missing/rows.json"], "--json /missing/rows.json: cannot be written"),
     ],
 )
 def test_refusals(options, message):

@@ -131,7 +131,7 @@ def test_a_template_is_rendered_as_by_transformers(directory, template):
         ("{{ 'a' * 10**10 }}", "takes too much memory"),
         (
             "{% set ns = namespace(t='a' * 999) %}{% for i in range(99) %}{% set ns.t = ns.t ~ ns.t %}{% endfor %}",
-            "memory",
+            "takes ",  # too much of one or of the other
         ),
         ("{{ 'a' | center(10**10) }}", "memory"),
         ("{{ 1 // 0 }}", "division"),
