@@ -1,4 +1,4 @@
-"""The error that a user can mend."""
+"""The error that a user can mend, and how it tells of others."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     Command lines print the message and exit with code 2.
     """
+
+
+def reason(error: BaseException) -> str:
+    """The message of an error of another library in one line, or its type if it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__

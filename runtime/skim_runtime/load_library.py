@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from skim_runtime.errors import UserError
+from skim_runtime.errors import UserError, reason
 from skim_runtime.library import kernel_name, library_path
 from skim_runtime.model_directory import ModelDirectory
 
@@ -61,5 +61,5 @@ def _kernel(library: Path, directory: ModelDirectory) -> str:
 
 def one_line(error: BaseException) -> str:
     """The message of an onnxruntime error, without its prefix and its line breaks."""
-    text = " ".join(str(error).split())
+    text = reason(error)
     return text.split(" : ", 3)[-1] if text.startswith("[ONNXRuntimeError]") else text

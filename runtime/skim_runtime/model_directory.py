@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from skim_runtime.errors import UserError
+from skim_runtime.model_files import is_file_name
 from skim_runtime.onnx_file import OnnxGraph
 from skim_runtime.operators import DOMAIN, PackedNode, parse_proto
 from skim_runtime.providers import PROVIDERS
@@ -90,7 +91,7 @@ class ModelDirectory:
         if name is None:
             return None
         path = self.path / name
-        if Path(name).name != name or path.is_symlink() or not path.is_file():
+        if not is_file_name(name) or path.is_symlink() or not path.is_file():
             raise UserError(
                 f"{self.path / 'genai_config.json'}: custom_ops_library {name!r}: must be a file in the directory"
             )
@@ -155,7 +156,7 @@ def _count(name: str, value: object, least: int = 1) -> int:
 
 def _file_name(name: str, value: object) -> str:
     """Of a file in the directory itself."""
-    if not isinstance(value, str) or Path(value).name != value:
+    if not is_file_name(value):
         raise ValueError(f"{name} must be the name of a file in the directory, is {value!r}")
     return value
 

@@ -19,6 +19,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from google.protobuf.message_factory import GetMessageClass  # type: ignore[import-untyped]
 
 from skim_runtime.errors import UserError
+from skim_runtime.model_files import is_file_name
 
 __all__ = ["ElementType", "ModelProto", "OnnxGraph", "Tensor"]
 
@@ -190,7 +191,7 @@ def _tensor(file: Path, message: Any) -> Tensor:
     if not external:
         return Tensor(message.name, dtype, size, nbytes, None, 0, message.raw_data)
     location = external.get("location", "")
-    if not location or Path(location).name != location:
+    if not is_file_name(location):
         raise UserError(f"{file}: {message.name}: its data must be in a file beside, not in {location!r}")
     numbers = {"offset": 0, "length": nbytes}
     for key in numbers.keys() & external.keys():

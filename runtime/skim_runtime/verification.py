@@ -15,13 +15,14 @@ import numpy as np
 
 from skim_runtime.data_file import METADATA, check_seal
 from skim_runtime.errors import UserError
+from skim_runtime.model_files import is_file_name
 from skim_runtime.onnx_file import OnnxGraph, Tensor
 from skim_runtime.progress import Progress
 
 __all__ = ["REPORT_NAME", "check_model", "listed_files", "verify"]
 
 REPORT_NAME = "export.json"
-CHUNK = 16 << 20  # bytes that are hashed between two looks at the others
+CHUNK = 16 << 20  # bytes that are hashed between two steps of the progress
 FLOATS = ("float16", "float32")
 
 
@@ -104,12 +105,13 @@ def check_model(path: Path, graph: OnnxGraph) -> None:
     Raises:
         UserError: naming the file, or the tensor.
     """
+    locations = {tensor.location for tensor in graph.initializers.values() if tensor.location is not None}
     for file in _listed(path.parent) or []:
-        if file.path.name in (path.name, *(tensor.location for tensor in graph.initializers.values())):
+        if file.path.name in {path.name, *locations}:
             file.check_size()
     if (sha256 := graph.metadata.get(METADATA)) is not None:
-        for location in {tensor.location for tensor in graph.initializers.values()} - {None}:
-            check_seal(path.parent / str(location), path, sha256)
+        for location in locations:
+            check_seal(path.parent / location, path, sha256)
     for tensor in graph.initializers.values():
         if tensor.dtype.name in FLOATS and not tensor.name.endswith(".codebook"):
             _check_finite(path, tensor)
@@ -134,12 +136,7 @@ def _listed(directory: Path) -> list[File] | None:
         listed: Mapping[str, Any] = json.loads(report.read_bytes())["files"]
         files = [File(directory / name, facts["bytes"], facts["sha256"]) for name, facts in listed.items()]
         for name, file in zip(listed, files, strict=True):
-            if (
-                not name
-                or Path(name).name != name
-                or not isinstance(file.nbytes, int)
-                or not isinstance(file.sha256, str)
-            ):
+            if not is_file_name(name) or not isinstance(file.nbytes, int) or not isinstance(file.sha256, str):
                 raise ValueError(f"{name!r} is not described as a file of the directory")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{report}: is malformed ({error}); export the model again") from None

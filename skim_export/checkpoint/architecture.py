@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_runtime.errors import UserError
+from skim_runtime.errors import UserError, reason
 
 from .checkpoint import Checkpoint
 from .skeleton import skeleton
@@ -214,8 +214,8 @@ def _skeleton(checkpoint: Checkpoint) -> Any:
     try:
         return skeleton(checkpoint)
     except Exception as error:  # transformers and torch, on values that don't fit together
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{checkpoint.path / 'config.json'}: transformers makes no model of it: {reason}") from error
+        file = checkpoint.path / "config.json"
+        raise UserError(f"{file}: transformers makes no model of it: {reason(error)}") from error
 
 
 def _is_tied(checkpoint: Checkpoint, layout: Layout) -> bool:

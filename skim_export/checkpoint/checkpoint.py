@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skim_export.work.files import sha256
-from skim_runtime.errors import UserError
+from skim_runtime.errors import UserError, reason
+from skim_runtime.model_files import is_file_name
 from skim_runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -103,9 +104,8 @@ class Checkpoint:
         try:
             return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # whatever it stumbles over
-            reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
-                f"{self.path / 'config.json'} is no configuration that transformers reads: {reason}"
+                f"{self.path / 'config.json'} is no configuration that transformers reads: {reason(error)}"
             ) from error
 
     @cached_property
@@ -172,8 +172,8 @@ class Checkpoint:
         try:
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
         except Exception as error:  # tokenizers raises plain Exception
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the tokenizer of model {self.path} cannot be loaded: {reason}") from error
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"the tokenizer of model {self.path} cannot be loaded: {first}") from error
 
     def require_tokenizer(self) -> None:
         """Load the tokenizer now, so that a missing one is found before hours of work.
@@ -237,7 +237,7 @@ def _safetensors(path: Path) -> list[Path]:
         if not isinstance(weight_map, dict) or not weight_map:
             raise UserError(f"{path / INDEX} has no weight_map")
         for tensor, name in weight_map.items():
-            if not isinstance(name, str) or not name or Path(name).name != name:
+            if not is_file_name(name):
                 raise UserError(f"{path / INDEX}: {tensor} is in {name!r}; expected the name of a file beside it")
         return [path / name for name in sorted(set(weight_map.values()))]
     for pattern, what in OTHER_WEIGHTS.items():

@@ -26,7 +26,7 @@ from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.measure.random_linear import random_linear
 from skim_export.packed import PackedLinear
 from skim_export.work.files import disk_error, write_json
-from skim_runtime.errors import UserError
+from skim_runtime.errors import UserError, reason
 from skim_runtime.library import library_path
 from skim_runtime.load_library import one_line
 from skim_runtime.progress import Progress
@@ -42,7 +42,6 @@ FATAL = 4  # severity of what onnxruntime logs
 TABLE = 7  # the row class of 8 bits with a codebook of int8
 SPREAD = 1.5  # of the products with weights: enough for attention to look at something
 BOUND = 1e-3  # of the relative error; rounding gives 1e-6
-WINDOWS = ("sliding_window",)
 TOKENIZER = {  # the model builder asks for one
     "tokenizer.json": {
         "version": "1.0",
@@ -78,7 +77,7 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     config, raw = checkpoint.config, copy.deepcopy(checkpoint.raw_config)
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     kv_heads = heads if kv_heads is None else kv_heads
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    head_size = _head_size(config)
     few = min(kv_heads, 2)
     raw |= {
         "num_hidden_layers": min(BLOCKS, config.num_hidden_layers),
@@ -93,9 +92,8 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     }
     if isinstance(raw.get("layer_types"), list):
         raw["layer_types"] = raw["layer_types"][:BLOCKS]
-    for name in WINDOWS:
-        if isinstance(raw.get(name), int):
-            raw[name] = min(raw[name], WINDOW)
+    if isinstance(raw.get("sliding_window"), int):
+        raw["sliding_window"] = min(raw["sliding_window"], WINDOW)
     for holder in (
         raw,
         *(raw[name] for name in ("rope_scaling", "rope_parameters") if isinstance(raw.get(name), dict)),
@@ -103,6 +101,11 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
         if isinstance(holder.get(ORIGINAL), int):
             holder[ORIGINAL] = min(holder[ORIGINAL], CONTEXT)
     return raw
+
+
+def _head_size(config: Any) -> int:
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size
 
 
 @lru_cache(maxsize=8)
@@ -134,7 +137,7 @@ def _compare(directory: Path) -> list[float]:
         with torch.device("meta"):
             network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
     except Exception as error:  # whatever transformers stumbles over
-        raise UserError(f"{directory / 'config.json'}: {' '.join(str(error).split())}") from error
+        raise UserError(f"{directory / 'config.json'}: {reason(error)}") from error
     tensors = {
         name: torch.from_numpy(random.uniform(0.5, 1.5, tuple(parameter.shape)).astype(np.float32))
         for name, parameter in network.named_parameters()
@@ -153,8 +156,7 @@ def _compare(directory: Path) -> list[float]:
     except Exception as error:  # whatever the model builder stumbles over
         if isinstance(error, UserError) or disk_error(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"the model builder makes no graph of it: {reason}") from error
+        raise UserError(f"the model builder makes no graph of it: {reason(error)}") from error
 
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library_path()))
@@ -185,8 +187,7 @@ def _random(random: np.random.Generator, checkpoint: Checkpoint, linear: Linear)
 
 def _logits(session: Any, model: Model, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Logits `[S, V]` of tokens `[S]`."""
-    config = model.checkpoint.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_size = _head_size(model.checkpoint.config)
     feeds = {"input_ids": tokens[None], "attention_mask": np.ones((1, len(tokens)), np.int64)}
     for value in session.get_inputs():
         if value.name.startswith("past_key_values."):
