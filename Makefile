@@ -14,7 +14,7 @@ LONG := benchmarks bundle custom_ops/cuda examples measure pipeline test_accepta
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-quick test-slow lint format install clean
+.PHONY: demo test test-quick test-slow fuzz lint format install clean
 
 demo: install
 	$(BIN)/skim-export --model smollm2-135m --bits 3 -o demo/model.onnx --force
@@ -28,6 +28,10 @@ test-quick: install
 
 test-slow: install
 	$(PYTEST) -m slow
+
+# Inputs with something wrong in them, millions of them, in a quarter of an hour.
+fuzz: install
+	$(BIN)/python -m tests.fuzz
 
 lint: install
 	$(BIN)/ruff check .

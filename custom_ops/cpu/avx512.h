@@ -393,6 +393,7 @@ void PrefetchRange(const Layer& layer, int64_t begin, int64_t end) {
 // Calls body(first row, rows) for the tiles of rows begin..end.
 template <typename Body>
 SKIM_INLINE void EachTile(const Layer& layer, int64_t begin, int64_t end, Body&& body) {
+  if (begin == end) return;  // no run has the row `begin` then
   PrefetchRange(layer, begin, end);
   for (int64_t first = begin; first < end; first += kTileRows) {
     PrefetchRows(layer, first + 2 * kTileRows, end);

@@ -1,18 +1,16 @@
 // Compares the kernels with a definition written down once more, on blocks of exactly the tensors' sizes: a read or
 // write behind a tensor ends the program; built with AddressSanitizer, any outside of one. Prints each failure; exits
 // with 1 if there is one. Arguments are numbers of columns to try in place of all that are listed below.
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
 #include <random>
 #include <vector>
 
 #include "../cpu/half.h"
+#include "random_linear.h"
 #include "skim/kernels.h"
 
 namespace {
@@ -27,138 +25,14 @@ void Check(bool ok, const char* what, const char* kernel, int64_t N, int64_t K, 
   std::printf("FAILED: %s, kernel %s, N=%ld, K=%ld, M=%ld\n", what, kernel, long{N}, long{K}, long{M});
 }
 
-// Memory with nothing behind it that may be touched. AddressSanitizer does that better with the heap's.
-#ifdef __SANITIZE_ADDRESS__
-template <typename T>
-std::unique_ptr<T[]> Allocate(int64_t size) {
-  return std::unique_ptr<T[]>(new T[size]);
-}
-#else
-constexpr int64_t kPage = 65536;  // no system's pages are larger
-
-struct Unmap {
-  void* start;
-  int64_t bytes;
-  void operator()(void*) const { munmap(start, bytes); }
-};
-
-template <typename T>
-std::unique_ptr<T[], Unmap> Allocate(int64_t size) {
-  const int64_t bytes = size * static_cast<int64_t>(sizeof(T)), usable = (bytes + kPage - 1) / kPage * kPage;
-  void* start = mmap(nullptr, usable + kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (start == MAP_FAILED || mprotect(static_cast<char*>(start) + usable, kPage, PROT_NONE) != 0) {
-    std::perror("guarded memory");
-    std::exit(1);
-  }
-  T* data = reinterpret_cast<T*>(static_cast<char*>(start) + usable - bytes);
-  return {data, Unmap{start, usable + kPage}};
-}
-#endif
-
-// A block of exactly `size` elements: a vector may own more.
-template <typename T>
-struct Block {
-  decltype(Allocate<T>(0)) data;
-  int64_t size;
-  explicit Block(const std::vector<T>& values) : data(Allocate<T>(values.size())), size(values.size()) {
-    for (int64_t i = 0; i < size; ++i) data[i] = values[i];
-  }
-  Tensor<T> tensor() const { return {data.get(), size}; }
-};
-
-// A packed linear of random content, with the weights [N, K] that it means.
+// A packed linear of random content in blocks of its own.
 struct Case {
-  std::vector<Block<uint8_t>> bytes;
-  std::vector<Block<uint16_t>> halves;
-  std::vector<Block<float>> floats;
-  PackedLinear packed{};
-  std::vector<double> weights;
+  RandomLinear content;
+  Blocks blocks;
+  PackedLinear packed;
 
-  Case(int64_t N, int64_t K, std::vector<int> classes, CodebookType type, std::mt19937& random) {
-    const auto uniform = [&](double low, double high) {
-      return std::uniform_real_distribution<double>(low, high)(random);
-    };
-    const auto half = [&](double value) { return FloatToHalf(static_cast<float>(value)); };
-    packed.N = N;
-    packed.K = K;
-    packed.codebook_type = type;
-    std::vector<uint8_t> row_class(N);
-    for (uint8_t& c : row_class) c = static_cast<uint8_t>(classes[random() % classes.size()]);
-    std::vector<uint16_t> column_scale(K);
-    for (uint16_t& s : column_scale) s = half(uniform(0.5, 2));
-    std::vector<float> bias(N);
-    for (float& b : bias) b = static_cast<float>(uniform(-1, 1));
-
-    const bool int8 = type == CodebookType::kInt8;
-    std::vector<uint8_t> codes, int8_entries;
-    std::vector<uint16_t> half_entries, row_scale;
-    weights.resize(N * K);
-    for (int c = 0; c < kClasses; ++c) {
-      const int bits = ClassBits(c);
-      for (int64_t n = 0; n < N; ++n) {
-        if (row_class[n] != c) continue;
-        ++packed.rows_per_class[c];
-        std::vector<double> level(1 << bits);
-        const uint16_t scale = half(uniform(1e-3, 1e-2)), offset = half(uniform(-0.05, 0.05));
-        for (int q = 0; q < 1 << bits; ++q) {
-          if (IsAffine(c)) {
-            level[q] = HalfToFloat(offset) + double{HalfToFloat(scale)} * (q - (1 << (bits - 1)));
-          } else if (int8) {
-            int8_entries.push_back(static_cast<uint8_t>(random()));
-            level[q] = double{HalfToFloat(scale)} * static_cast<int8_t>(int8_entries.back());
-          } else {
-            half_entries.push_back(half(uniform(-0.5, 0.5)));
-            level[q] = HalfToFloat(half_entries.back());
-          }
-        }
-        if (IsAffine(c) || int8) row_scale.push_back(scale);
-        if (IsAffine(c)) row_scale.push_back(offset);
-        const size_t row = codes.size();
-        codes.resize(row + RowBytes(bits, K));
-        for (int64_t k = 0; k < K; ++k) {
-          const int64_t block = k / 256;
-          const int lanes = (block + 1) * 256 <= K ? 32 : TailLanes(K);
-          const int code = static_cast<int>(random() % (1 << bits)), j = k % 256 / lanes;
-          for (int i = 0; i < FieldCount(bits, j); ++i) {
-            const Field f = CodeField(bits, j, i);
-            const int value = (code >> f.code_bit) & ((1 << f.length) - 1);
-            codes[row + block * bits * 32 + f.vector * lanes + k % 256 % lanes] |= value << f.bit;
-          }
-          weights[n * K + k] = level[code] * HalfToFloat(column_scale[k]);
-        }
-      }
-    }
-    const bool one_class = classes.size() == 1;
-    bytes.emplace_back(codes);
-    bytes.emplace_back(int8_entries);
-    bytes.emplace_back(one_class ? std::vector<uint8_t>() : row_class);
-    halves.emplace_back(half_entries);
-    halves.emplace_back(row_scale);
-    halves.emplace_back(column_scale);
-    floats.emplace_back(bias);
-    packed.codes = bytes[0].tensor();
-    packed.codebook =
-        int8 ? Tensor<void>{bytes[1].data.get(), bytes[1].size} : Tensor<void>{halves[0].data.get(), halves[0].size};
-    packed.row_class = bytes[2].tensor();
-    packed.row_scale = halves[1].tensor();
-    packed.column_scale = halves[2].tensor();
-    packed.bias = floats[0].tensor();
-  }
-
-  // Makes all levels the largest of a byte, 127, or the smallest, -128, times 2^-7; affine rows add 2^-7. Column scales
-  // become 1. For an int8 codebook, and K that need no padding.
-  void MakeExtreme(bool largest) {
-    const auto fill = [](const auto& block, int value) { std::fill_n(block.data.get(), block.size, value); };
-    fill(bytes[0], largest ? 0xff : 0);
-    fill(bytes[1], largest ? 127 : 0x80);
-    fill(halves[1], FloatToHalf(0x1p-7f));
-    fill(halves[2], FloatToHalf(1.0f));
-    for (int64_t n = 0; n < packed.N; ++n) {
-      const int row_class = packed.row_class.data[n], half = 1 << (ClassBits(row_class) - 1);
-      const int level = !IsAffine(row_class) ? (largest ? 127 : -128) : (largest ? half - 1 : -half) + 1;
-      std::fill_n(weights.begin() + n * packed.K, packed.K, 0x1p-7 * level);
-    }
-  }
+  explicit Case(RandomLinear random) : content(std::move(random)), blocks(content), packed(blocks.view()) {}
+  const std::vector<double>& weights() const { return content.weights; }
 };
 
 template <typename T>
@@ -210,7 +84,7 @@ void TestKernels(const Kernels& kernels, const Case& c, int64_t M, std::mt19937&
   for (int64_t m = 0; m < M; ++m) {
     for (int64_t n = 0; n < N; ++n) {
       double sum = c.packed.bias.data[n];
-      for (int64_t k = 0; k < K; ++k) sum += c.weights[n * K + k] * Value(x.data[m * K + k]);
+      for (int64_t k = 0; k < K; ++k) sum += c.weights()[n * K + k] * Value(x.data[m * K + k]);
       want[m * N + n] = sum;
     }
   }
@@ -239,7 +113,7 @@ void TestKernels(const Kernels& kernels, const Case& c, int64_t M, std::mt19937&
     kernels.gather(layer, indexed.StoredRow(n), row.data.get(), type);
     for (int64_t k = 0; k < K; ++k) rows[n * K + k] = Value(row.data[k]);
   }
-  Check(RelativeError(rows, c.weights) < bound, "gather", kernels.name, N, K, M);
+  Check(RelativeError(rows, c.weights()) < bound, "gather", kernels.name, N, K, M);
 }
 
 // silu(gate) * up against double, and the same bits from all kernels; lengths that fill no vector are among them.
@@ -314,7 +188,7 @@ int main(int argc, char** argv) {
       for (int classes = 0; classes <= kClasses; ++classes) {
         std::vector<int> list{classes};
         if (classes == kClasses) list = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-        const Case c(classes == kClasses ? 50 : 5, K, list, type, random);
+        const Case c(RandomLinear(classes == kClasses ? 50 : 5, K, list, type, random));
         Check(c.packed.Validate().empty(), "validation", "none", c.packed.N, K, 0);
         for (const Kernels* kernels : tables) {
           for (int64_t M : {1, 2, 3, 7, 9, 11}) TestKernels<float>(*kernels, c, M, random);
@@ -326,8 +200,9 @@ int main(int argc, char** argv) {
   }
   // Integer sums that are as large as they can be.
   for (bool largest : {false, true}) {
-    Case c(12, kMaxIntegerColumns, {2, 3, 7, 10, 15}, CodebookType::kInt8, random);
-    c.MakeExtreme(largest);
+    RandomLinear extreme(12, kMaxIntegerColumns, {2, 3, 7, 10, 15}, CodebookType::kInt8, random);
+    extreme.MakeExtreme(largest);
+    const Case c(std::move(extreme));
     Check(c.packed.Validate().empty(), "validation of extreme levels", "none", c.packed.N, c.packed.K, 0);
     for (const Kernels* kernels : tables) {
       for (int64_t M : {1, 3, 9}) TestKernels<float>(*kernels, c, M, random, One);

@@ -158,7 +158,8 @@ class OnnxGraph:
 
 def _model_class() -> Any:
     """The class of `ModelProto`, in a pool of its own: the package onnx may be there, too."""
-    file = FileDescriptorProto(name="skim_runtime/onnx.proto", package="onnx", syntax="proto2")
+    # ONNX is proto2; as proto3, texts that are no UTF-8 are refused.
+    file = FileDescriptorProto(name="skim_runtime/onnx.proto", package="onnx", syntax="proto3")
     file.message_type.extend(_descriptor(name, fields) for name, fields in MESSAGES.items())
     pool = DescriptorPool()
     pool.Add(file)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from skim_runtime.chat_template import render_template
-from skim_runtime.errors import UserError
+from skim_runtime.errors import UserError, foreign_errors
 from skim_runtime.interruptible import interruptible
 from skim_runtime.text_file import read_text
 
@@ -35,10 +35,8 @@ class Tokenizer:
         file = self._directory / "tokenizer.json"
         if not file.is_file():
             raise UserError(f"{file}: missing; copy it from the model's checkpoint")
-        try:
+        with foreign_errors(f"{file}: not a tokenizer"):
             self._tokenizer = FastTokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises nothing more specific
-            raise UserError(f"{file}: not a tokenizer ({error})") from None
         # What the file says of these is of batches in training; transformers ignores it, too, unless it is asked.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -55,16 +53,17 @@ class Tokenizer:
             (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=special_tokens)
             return list(encoding.ids)
 
-        try:
+        with foreign_errors(f"{self._directory / 'tokenizer.json'}: cannot encode the text"):
             return interruptible(encode)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a panic in Rust is no Exception
-            raise UserError(f"{self._directory / 'tokenizer.json'}: cannot encode the text ({error})") from None
 
     def decode(self, tokens: Iterable[int]) -> str:
-        """Text of tokens, without special tokens."""
-        return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
+        """Text of tokens, without special tokens.
+
+        Raises:
+            UserError: the tokenizer's own rules fail on them.
+        """
+        with foreign_errors(f"{self._directory / 'tokenizer.json'}: cannot decode tokens"):
+            return str(self._tokenizer.decode(list(tokens), skip_special_tokens=True))
 
     @property
     def has_chat_template(self) -> bool:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from skim_export.bundle.bundle import build_bundle
 from skim_export.bundle.target import KINDS, CpuTarget, load_cpu_target, read_target, target_names, target_path
+from skim_export.work.place import place_for
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 from skim_runtime.verification import REPORT_NAME, verify
@@ -95,7 +96,7 @@ def export_bundle(
     from skim_export.pipeline.options import ExportOptions
 
     options = replace(options or ExportOptions(), **keywords)
-    exported = output.with_name(f".{output.name}.model")  # where a tuning that was interrupted finds its state again
+    exported = place_for(output, "model")  # where a tuning that was interrupted finds its state again
     try:
         report = export(model, exported / "model.onnx", options, force=True, progress=progress)
         return report, write_bundle(exported, target, output, progress=progress)

@@ -87,7 +87,7 @@ def self_generated(
 
     _check_memory(model.checkpoint, resources.device)
     tokenizer = model.checkpoint.tokenizer
-    openings = _openings(tokenizer)
+    openings = _openings(tokenizer, model.architecture.vocabulary_size)
     network = StreamedModel(model, resources.device).load_all()
     writers = [
         _Writer(network, tokenizer, openings, min(WRITTEN_TOGETHER, sequences - first), (seed, first))
@@ -115,9 +115,9 @@ class _Writer:
         self._network = network
         self._openings = openings
         self._random = np.random.default_rng(seed)
-        self._end = tokenizer.eos_token_id
-        special = torch.tensor(sorted(tokenizer.all_special_ids))
-        self._banned = special[special != self._end]
+        self._end = -1 if tokenizer.eos_token_id is None else tokenizer.eos_token_id  # -1: no text ends
+        special = [i for i in sorted(tokenizer.all_special_ids) if i < network.config.vocab_size]
+        self._banned = torch.tensor([i for i in special if i != self._end], dtype=torch.int64)
         self._cache = DynamicCache(config=network.config)
         bos = torch.from_numpy(_bos(tokenizer)).expand(sequences, -1)
         self._unseen = self.tokens = torch.cat([bos, self._opening(sequences)], dim=1)
@@ -147,13 +147,13 @@ class _Writer:
 def _bos(tokenizer: Any) -> npt.NDArray[np.int64]:
     """What the tokenizer puts in front of every text: BOS or nothing, int64 `[1]` or `[0]`."""
     ids = tokenizer.encode("a")
-    return np.array(ids[:1] if ids[0] == tokenizer.bos_token_id else [], np.int64)
+    return np.array([i for i in ids[:1] if i == tokenizer.bos_token_id], np.int64)
 
 
-def _openings(tokenizer: Any) -> npt.NDArray[np.int64]:
+def _openings(tokenizer: Any, vocabulary: int) -> npt.NDArray[np.int64]:
     """Tokens that a text can begin with: capitalized words, or any ordinary token if there are next to none."""
     special = set(tokenizer.all_special_ids)
-    ordinary = [i for i in range(len(tokenizer)) if i not in special]
+    ordinary = [i for i in range(min(len(tokenizer), vocabulary)) if i not in special]
     words = [
         i for i, text in zip(ordinary, tokenizer.batch_decode([[i] for i in ordinary]), strict=True) if _is_word(text)
     ]

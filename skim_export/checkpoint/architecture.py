@@ -59,6 +59,7 @@ LAYOUTS = {"LlamaForCausalLM": LLAMA, "MistralForCausalLM": LLAMA}
 COMPARED_ROWS = 4096  # of head and embedding at once
 
 # The most that config.json may say. Rotary tables have a row for each position; the rest is far above any model's.
+LEAST_POSITIONS = 2  # the model builder makes no tables of one
 COUNTS = {
     "max_position_embeddings": 1 << 24,
     "num_attention_heads": 1 << 16,
@@ -203,8 +204,13 @@ def _check_config(checkpoint: Checkpoint, layout: Layout) -> None:
         )
     for name, most in COUNTS.items():
         value = getattr(config, name, None)
-        if value is not None and not (isinstance(value, int) and 1 <= value <= most):
-            raise UserError(f"{file}: {name} must be a whole number from 1 to {most}, is {value!r}")
+        least = LEAST_POSITIONS if name == "max_position_embeddings" else 1
+        if value is not None and not (isinstance(value, int) and least <= value <= most):
+            raise UserError(f"{file}: {name} must be a whole number from {least} to {most}, is {value!r}")
+    from transformers.activations import ACT2FN
+
+    if (activation := getattr(config, "hidden_act", None)) is not None and activation not in ACT2FN:
+        raise UserError(f"{file}: hidden_act is {activation!r}, an activation that transformers does not know")
     epsilon = getattr(config, "rms_norm_eps", 0)
     if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
         raise UserError(f"{file}: rms_norm_eps must be at least 0 and below 1, is {epsilon!r}")

@@ -7,11 +7,12 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skim_export.work.files import sha256
-from skim_runtime.errors import UserError, reason
+from skim_runtime.errors import UserError, foreign_errors
 from skim_runtime.model_files import is_file_name
 from skim_runtime.progress import Progress
 
@@ -32,6 +33,8 @@ OTHER_WEIGHTS = {
     WEIGHTS: "safetensors that no index names",
 }
 FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+LARGEST = 65504.0  # of float16, in which codebooks and scales are stored; no weight of a sound model comes near
+CHECKED_VALUES = 1 << 24  # of a tensor at once
 DIGESTED = ("*.json", "*.jinja", "tokenizer.model")  # beside the weights
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
@@ -101,12 +104,8 @@ class Checkpoint:
         """The transformers configuration; code that comes with a model is never run."""
         from transformers import AutoConfig
 
-        try:
+        with foreign_errors(f"{self.path / 'config.json'} is no configuration that transformers reads"):
             return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
-        except Exception as error:  # whatever it stumbles over
-            raise UserError(
-                f"{self.path / 'config.json'} is no configuration that transformers reads: {reason(error)}"
-            ) from error
 
     @cached_property
     def parameter_count(self) -> int:
@@ -130,7 +129,7 @@ class Checkpoint:
         """Read one tensor as float32, or some of its rows.
 
         Raises:
-            UserError: it is missing, not of a floating-point type, or holds a value that is not finite.
+            UserError: it is missing, not of a floating-point type, or holds a value that is not finite or too large.
         """
         import torch
 
@@ -142,9 +141,26 @@ class Checkpoint:
             raise UserError(f"tensor {name} in {stored.file} has type {stored.dtype}; expected {expected}")
         # Copied even where it is float32, or else the tensor would keep the file mapped.
         tensor: torch.Tensor = _open(stored.file).get_slice(name)[rows].to(torch.float32, copy=True)
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"tensor {name} in {stored.file} holds NaN or infinity")
+        if tensor.numel() and not (largest := tensor.abs().max().item()) <= LARGEST:
+            what = f"a value of {largest:.3g}; {LARGEST:g} at most" if math.isfinite(largest) else "NaN or infinity"
+            raise UserError(f"tensor {name} in {stored.file} holds {what}")
         return tensor
+
+    def check_values(self, progress: Progress) -> None:
+        """Read all tensors once, so that a value that can't be exported is found before any work.
+
+        Raises:
+            UserError: see `tensor`.
+        """
+        progress.start("checking the weights", len(self._stored))
+        for name in self.names:
+            shape = self.shape(name)
+            rows = shape[0] if shape else 1
+            step = max(1, CHECKED_VALUES * rows // max(1, math.prod(shape)))
+            for start in range(0, rows, step):
+                self.tensor(name, slice(start, start + step)) if shape else self.tensor(name)
+            progress.step(name)
+        progress.finish()
 
     def digest(self, progress: Progress) -> str:
         """SHA-256 of the configuration, the weights and the tokenizer: of all files that an export depends on."""
@@ -167,21 +183,13 @@ class Checkpoint:
         """
         from transformers import AutoTokenizer
 
-        if not any((self.path / file).is_file() for file in TOKENIZER_FILES):
+        found = [file for file in TOKENIZER_FILES if (self.path / file).is_file()]
+        if not found:
             raise UserError(f"model {self.path} has no tokenizer: {' or '.join(TOKENIZER_FILES)} is missing")
-        try:
+        if TOKENIZER_FILES[0] not in found:
+            _require_reader(self.path / found[0])
+        with foreign_errors(f"the tokenizer of model {self.path} cannot be loaded"):
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
-        except Exception as error:  # tokenizers raises plain Exception
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"the tokenizer of model {self.path} cannot be loaded: {first}") from error
-
-    def require_tokenizer(self) -> None:
-        """Load the tokenizer now, so that a missing one is found before hours of work.
-
-        Raises:
-            UserError: see `tokenizer`.
-        """
-        _ = self.tokenizer
 
     def _find(self, name: str) -> _Stored:
         if name not in self._stored:
@@ -205,6 +213,14 @@ def check_file(path: Path) -> None:
         raise UserError(f"{path}: is a link to {found}, which is outside of the model's directory: copy the file there")
     if found.exists() and not found.is_file():
         raise UserError(f"{path}: is no ordinary file")
+
+
+def _require_reader(tokenizer: Path) -> None:
+    """Find out whether transformers has what it needs to read a tokenizer.model."""
+    with tokenizer.open("rb") as file:
+        package = "sentencepiece" if file.read(1) == b"\n" else "tiktoken"  # a protobuf message, or lines of base64
+    if find_spec(package) is None:
+        raise UserError(f"{tokenizer}: to read it, install the package {package}: pip install {package}")
 
 
 def _finite(text: str) -> float:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
 from .architecture import Architecture, architecture_of
@@ -45,6 +48,41 @@ class Model:
         """
         checkpoint = Checkpoint(resolve(str(name), progress=progress))
         return cls(checkpoint, architecture_of(checkpoint))
+
+    def check_tokenizer(self) -> None:
+        """Load the tokenizer now, so that a missing one is found before hours of work; warn if it doesn't fit.
+
+        Raises:
+            UserError: there is none, or it cannot be loaded.
+        """
+        vocabulary, tokens = self.architecture.vocabulary_size, self.checkpoint.tokenizer.get_vocab()
+        unknown = sorted((number, token) for token, number in tokens.items() if number >= vocabulary)
+        if unknown:
+            number, token = unknown[0]
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            warnings.warn(
+                f"the tokenizer has the token {token!r} ({number}){more}, but the model's embedding ends at "
+                f"{vocabulary - 1}: the exported model refuses texts with it",
+                stacklevel=2,
+            )
+
+    def check_tokens(self, tokens: Iterable[int], text: str) -> None:
+        """Find out whether the model has all tokens of a text.
+
+        Args:
+            tokens: of the text.
+            text: what it is, for the message.
+
+        Raises:
+            UserError: it has not.
+        """
+        vocabulary = self.architecture.vocabulary_size
+        unknown = next((int(token) for token in tokens if token >= vocabulary), None)
+        if unknown is not None:
+            name = self.checkpoint.tokenizer.convert_ids_to_tokens(unknown)
+            raise UserError(
+                f"{text}: holds the token {name!r} ({unknown}), but the model's embedding ends at {vocabulary - 1}"
+            )
 
     def replacing(self, tensors: dict[str, torch.Tensor]) -> Model:
         """The same model with other values, float32, in some of its tensors."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from skim_export.bundle.target import target_names
+from skim_export.work.place import check_directory, check_name
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
 
@@ -40,9 +41,11 @@ def main(argv: Sequence[str]) -> int:
 
 
 def check_bundle_output(output: Path, force: bool) -> None:
-    """Raises UserError if something is there that would be overwritten."""
+    """Raises UserError if something is there that would be overwritten, or nothing can be written there."""
+    check_name("--output", output)
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: is a file; a bundle is a directory")
+    check_directory("--output", output)
     if output.is_dir() and any(output.iterdir()) and not force:
         raise UserError(f"--output {output}: is not empty; use --force to replace the files of a bundle")
 

@@ -25,7 +25,7 @@ from skim_export.checkpoint import Model
 from skim_export.checkpoint.skeleton import skeleton
 from skim_export.graph.function import lut_functions
 from skim_export.packed import CLASSES, PackedLinear
-from skim_runtime.errors import UserError
+from skim_runtime.errors import UserError, foreign_errors
 from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, Operator, tensor_names
 
 __all__ = ["LIBRARY_NAME", "PRECISIONS", "DecoderBuilder", "check_builder"]
@@ -205,6 +205,7 @@ class DecoderBuilder:
         accuracy_level: of the products with packed weights.
         ep: execution provider that the graph is for, a key of `PRECISIONS`.
         with_library: whether the operator library will lie beside the model, for programs other than skim-runtime.
+        context: positions that the rotary tables have; by default all that the model was made for.
 
     Raises:
         UserError: the installed onnxruntime-genai is not the one that this module was written for.
@@ -219,6 +220,7 @@ class DecoderBuilder:
         ep: str = "cpu",
         *,
         with_library: bool = False,
+        context: int | None = None,
     ) -> None:
         check_builder()
         with _quiet():
@@ -241,6 +243,9 @@ class DecoderBuilder:
         if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
             # The builder applies a window only where the configuration names the layers; Mistral's means all of them.
             self._model.layer_types = ["sliding_attention"] * self._model.num_layers
+        # The builder would rather believe entries "seq_length" and "rope_position_scale", which transformers ignores.
+        self._model.context_length = context or config.max_position_embeddings
+        self._model.rope_attrs |= {"cache_length": self._model.context_length, "position_scale": 1}
         self._config = config
         self._directory = directory
         self._context = _Context(model, weights, accuracy_level, with_library)
@@ -260,7 +265,11 @@ class DecoderBuilder:
         return model
 
     def write_configuration(self) -> None:
-        """Write genai_config.json, the tokenizer and its chat template."""
-        with _quiet():
+        """Write genai_config.json, the tokenizer and its chat template.
+
+        Raises:
+            UserError: the model builder makes none of what the checkpoint says.
+        """
+        with foreign_errors("the model builder makes no configuration of it", but=(OSError,)), _quiet():
             self._model.make_genai_config(self._config, {}, self._target)
             self._model.save_processing(self._directory, {}, self._target)

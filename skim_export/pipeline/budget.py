@@ -20,6 +20,7 @@ __all__ = [
     "graph_bytes",
     "linear_bytes",
     "other_bytes",
+    "rotary_values",
     "unpacked_parameters",
     "widths_around",
 ]
@@ -61,7 +62,7 @@ class Budget:
         architecture = model.architecture
         linears = architecture.linears + ([] if head_bits else architecture.vocabulary_linears)
         weights = sum(linear.out_features * linear.in_features for linear in linears)
-        rest = other_bytes(model, head_bits, options.codebook, float_bytes) + GRAPH_BYTES
+        rest = other_bytes(model, options, float_bytes) + GRAPH_BYTES
         if size <= rest + weights // 8:
             head = f"the embedding and head at {head_bits} bits, " if head_bits else ""
             raise UserError(
@@ -134,26 +135,28 @@ def _row_bytes(bits: int, columns: int, codebook: CodebookType, method: Method) 
     return row_bytes(bits, columns) + level_bytes(bits, codebook, method.levels.even(bits, columns, codebook))
 
 
-def other_bytes(
-    model: Model,
-    head_bits: int | None,
-    codebook: CodebookType,
-    float_bytes: int = 4,
-) -> int:
+def other_bytes(model: Model, options: ExportOptions, float_bytes: int = 4) -> int:
     """What the model takes beside budgeted layers and graph: embedding and head, norms, biases, rotary tables.
 
     An element of the tables takes `float_bytes`. Norms count as float32, as biases are, whatever the graph's type.
     """
     head = 0
-    if head_bits is not None:
+    if options.head_bits is not None:
         for linear in model.architecture.vocabulary_linears:
-            columns, bits = linear.in_features, np.full(linear.out_features, head_bits, np.uint8)
-            head += linear_bytes(bits, columns, codebook, ONE_WIDTH)
+            columns, bits = linear.in_features, np.full(linear.out_features, options.head_bits, np.uint8)
+            head += linear_bytes(bits, columns, options.codebook, ONE_WIDTH)
     floats = unpacked_parameters(model)
+    return head + 4 * floats + float_bytes * rotary_values(model, options.context)
+
+
+def rotary_values(model: Model, context: int | None) -> int:
+    """Number of values in the rotary tables: cosines and sines of half a head each, for `context` positions.
+
+    By default these are all that the model was made for.
+    """
     config = model.checkpoint.config
     head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    rotary = int(config.max_position_embeddings * head_size)  # cosines and sines of half the head each
-    return head + 4 * floats + float_bytes * rotary
+    return int((context or config.max_position_embeddings) * head_size)
 
 
 def graph_bytes(blocks: int, widths: int) -> int:

@@ -44,10 +44,12 @@ class CalibrationText:
         """Its tokens, int64 `[S, T]`, which do not depend on the threads.
 
         Raises:
-            UserError: the file is too short or cannot be read, or the model is too large to write text.
+            UserError: the file is too short, cannot be read or holds tokens that the model hasn't; or the model is too
+                large to write text.
         """
         if self.file is not None:
             tokens = tokens_from_file(model.checkpoint, self.file, *self.shape)
+            model.check_tokens(np.unique(tokens), f"--calib {self.file}")
         else:
             seed = self.seed + self.tuning  # another text, so that methods can be compared on that of calibration
             tokens = self_generated(model, *self.shape, seed=seed, resources=resources, progress=progress)

@@ -30,6 +30,7 @@ from skim_export.pipeline.memory import within_memory
 from skim_export.pipeline.options import ExportKeywords, ExportOptions
 from skim_export.pipeline.proof import prove
 from skim_export.pipeline.quantize_model import allocate, embedding_tasks, linear_tasks
+from skim_export.pipeline.rehearsal import rehearse
 from skim_export.pipeline.report import (
     TUNED,
     ExportReport,
@@ -43,6 +44,7 @@ from skim_export.tuning import HELD_OUT, TuneReport
 from skim_export.tuning import tune as tune_levels
 from skim_export.work.device import device_named, float32_products
 from skim_export.work.files import publish, sha256
+from skim_export.work.place import check_directory, check_name
 from skim_export.work.resources import Resources
 from skim_export.work.sealed import is_sealed, write_sealed, write_sealed_array
 from skim_export.work.tasks import Executor, SerialExecutor, do_tasks
@@ -113,8 +115,10 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
     if options_of(output.parent) != json.loads(json.dumps({"model": model, **options.recorded()})):
         _check_existing(output, options)
     opened = Model.open(model, progress=progress)
-    opened.checkpoint.require_tokenizer()
+    _check_context(opened, options)
+    opened.check_tokenizer()
     prove(opened)
+    rehearse(opened, options)
     budget = Budget.of(opened, options, PRECISIONS[options.ep][1].bitwidth // 8)
     job = Job(model, output, options, opened, budget, resources, executor)
     return job if options.max_memory is None else within_memory(job, options.max_memory)
@@ -132,6 +136,7 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
         if (report := finished(output, digest, text, job.recorded)) is not None:
             return report
         _check_existing(output, job.options)
+    model.checkpoint.check_values(progress)
     with float32_products(), workplace(output.parent, provenance, fresh=job.options.fresh) as work:
         packed = _quantize(job, work, progress)
         read: Callable[[str], PackedLinear] = packed.read
@@ -220,7 +225,15 @@ def emit(
         UserError: the model builder has another version, or the operator library is not built.
     """
     read = lru_cache(maxsize=1)(weights)  # the tensors of a layer are asked for one after the other
-    builder = DecoderBuilder(model, read, output, options.accuracy_level, options.ep, with_library=options.with_library)
+    builder = DecoderBuilder(
+        model,
+        read,
+        output,
+        options.accuracy_level,
+        options.ep,
+        with_library=options.with_library,
+        context=options.context,
+    )
     save_model(builder.build(), output, progress)
     builder.write_configuration()
     if options.with_library:
@@ -228,10 +241,18 @@ def emit(
 
 
 def _check_output(output: Path) -> None:
+    check_name("--output", output, ".data")
     if output.suffix != ".onnx":
         raise UserError(f"--output {output}: must name an .onnx file, such as {output / 'model.onnx'}")
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file in it")
+    check_directory("--output", output.parent)
+
+
+def _check_context(model: Model, options: ExportOptions) -> None:
+    most = model.checkpoint.config.max_position_embeddings
+    if options.context is not None and options.context > most:
+        raise UserError(f"--context {options.context}: the model was made for {most} positions at most")
 
 
 def _check_existing(output: Path, options: ExportOptions) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from skim_export.calibration import written_text_bytes
 from skim_export.calibration.calibrate_model import calibrating_bytes
 from skim_export.checkpoint import Linear
-from skim_export.pipeline.budget import unpacked_parameters
+from skim_export.pipeline.budget import rotary_values, unpacked_parameters
 from skim_export.pipeline.job import Job
 from skim_export.pipeline.quantize_linear import packed_bytes, working_bytes
 from skim_export.quantize import MOST_FREE_LEVELS, ONE_WIDTH
@@ -19,7 +19,12 @@ from skim_runtime.errors import UserError
 __all__ = ["peak_memory", "within_memory"]
 
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
+TABLE_COPIES = 4  # of the rotary tables, while the model builder computes them
 LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
+HINTS = {  # what makes the largest step smaller
+    "text": " with text that the model writes itself (--calib gives it one)",
+    "writing": " with rotary tables for all positions of the model (--context gives it fewer)",
+}
 UNKNOWN_RESIDENT = 600 << 20  # what Python and torch take, about
 
 
@@ -35,7 +40,7 @@ def within_memory(job: Job, max_memory: int) -> Job:
     job = _in_pieces(job, smallest)
     least = peak_memory(job)
     if least > max_memory:
-        what = " with text that the model writes itself (--calib gives it one)" if _text_is_largest(job) else ""
+        what = HINTS.get(max(steps := _steps(job), key=steps.__getitem__), "")
         raise UserError(
             f"--max-memory {max_memory / 1e9:.2f}GB: too small, this export takes at least {least / 1e9:.2f}GB{what}"
         )
@@ -55,18 +60,13 @@ def _in_pieces(job: Job, chunk_bytes: int) -> Job:
     return replace(job, executor=job.executor.using(resources))
 
 
-def _text_is_largest(job: Job) -> bool:
-    steps = _steps(job)
-    return max(steps, key=steps.__getitem__) == "text"
-
-
 def _steps(job: Job) -> dict[str, int]:
     """What each step takes beside what the process has from the start."""
     largest = max(packed_bytes(linear) for linear in _linears(job))
     floats = FLOAT32_BYTES * unpacked_parameters(job.model)
     steps = {
         "quantizing": _quantizing(job),
-        "writing": floats + 2 * largest,
+        "writing": floats + 2 * largest + TABLE_COPIES * FLOAT32_BYTES * rotary_values(job.model, job.options.context),
     }
     if job.method.allocation:
         rows = sum(linear.out_features for linear in job.budgeted)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, cast, get_args
 
+from skim_export.checkpoint.architecture import LEAST_POSITIONS
 from skim_export.checkpoint.recipes import DEFAULT_BITS
 from skim_export.packed import CodebookType
 from skim_export.pipeline.effort import DEFAULT_EFFORT, EFFORTS, Effort, effort_named
@@ -153,6 +154,14 @@ class ExportOptions:
             choices=list(PROVIDERS),
         ),
     )
+    context: int | None = field(
+        default=None,
+        metadata=_metadata(
+            "positions that the exported model has room for (default: all that the model was made for): bounds its "
+            "rotary tables",
+            parse=int,
+        ),
+    )
     with_library: bool = field(
         default=False,
         metadata=_metadata(
@@ -221,6 +230,8 @@ class ExportOptions:
             raise UserError(f"--calib {self.calib}: {what}")
         if self.accuracy_level not in ACCURACY_LEVELS:
             raise UserError(f"--accuracy-level {self.accuracy_level}: must be 0 to {ACCURACY_LEVELS[-1]}")
+        if self.context is not None and self.context < LEAST_POSITIONS:
+            raise UserError(f"--context {self.context}: must be at least {LEAST_POSITIONS}")
         if self.ep not in PROVIDERS:
             raise UserError(f"--ep {self.ep}: must be {' or '.join(PROVIDERS)}")
 
@@ -246,6 +257,7 @@ class PlanKeywords(TypedDict, total=False):
 
     head_bits: int | None
     codebook: CodebookType
+    context: int | None
     calib: str | Path | None
     seed: int
     threads: int | None

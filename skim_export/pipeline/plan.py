@@ -24,7 +24,9 @@ from skim_export.packed import CodebookType
 from skim_export.pipeline.budget import Budget, graph_bytes, linear_bytes, other_bytes, widths_around
 from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.options import ExportOptions, PlanKeywords
+from skim_export.pipeline.proof import prove
 from skim_export.pipeline.quantize_linear import CheckpointLinear, StoredStatistics
+from skim_export.pipeline.rehearsal import rehearse
 from skim_export.quantize import DEFAULT_METHOD, METHODS, LinearCurves, allocate_bits
 from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
@@ -135,9 +137,11 @@ def plan(
         raise UserError(f"--text {text}: no such file")
     resources = Resources() if options.threads is None else Resources(options.threads)
     opened = Model.open(model, progress=progress)
-    opened.checkpoint.require_tokenizer()
+    opened.check_tokenizer()
+    prove(opened)
+    rehearse(opened, options)
     budgets = [Budget.of(opened, one) for one in stated]
-    ids = None if text is None else _text_tokens(opened.checkpoint, text)
+    ids = None if text is None else _text_tokens(opened, text)
     full = None if ids is None else _full_perplexity(opened.checkpoint, ids, resources, progress)
     calibration = CalibrationText(options.calibration_file, options.seed)
     tokens = calibration.tokens(opened, resources=resources, progress=progress)
@@ -146,7 +150,7 @@ def plan(
         store = StatisticsStore(Path(work))
         gather_statistics(opened, tokens, store, resources=resources, progress=progress)
         curves = _error_curves(opened, store, widths, resources, progress)
-    rest = other_bytes(opened, head_bits, codebook)
+    rest = other_bytes(opened, options)
     rows = [_row(budget, opened.architecture, curves, widths, head_bits, codebook, rest, full) for budget in budgets]
     return Plan(sorted(rows, key=lambda row: row.nbytes), full)
 
@@ -234,14 +238,14 @@ def _full_perplexity(
     return math.exp(loss / predicted)
 
 
-def _text_tokens(checkpoint: Checkpoint, path: Path) -> npt.NDArray[np.int64]:
+def _text_tokens(model: Model, path: Path) -> npt.NDArray[np.int64]:
     """The first tokens of a text, int64 `[at most MEASURED_TOKENS]`, without BOS."""
     text = read_text(path, "--text")
-    ids = np.array(
-        checkpoint.tokenizer.encode(text, add_special_tokens=False, verbose=False)[:MEASURED_TOKENS], np.int64
-    )
+    tokenizer = model.checkpoint.tokenizer
+    ids = np.array(tokenizer.encode(text, add_special_tokens=False, verbose=False)[:MEASURED_TOKENS], np.int64)
     if ids.size < 2:
         raise UserError(f"--text {path}: has {ids.size} tokens; at least 2 are needed")
+    model.check_tokens(np.unique(ids), f"--text {path}")
     return ids
 
 

@@ -26,7 +26,7 @@ from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.measure.random_linear import random_linear
 from skim_export.packed import PackedLinear
 from skim_export.work.files import disk_error, write_json
-from skim_runtime.errors import UserError, reason
+from skim_runtime.errors import UserError, foreign_errors, reason
 from skim_runtime.library import library_path
 from skim_runtime.load_library import one_line
 from skim_runtime.progress import Progress
@@ -151,7 +151,9 @@ def _compare(directory: Path) -> list[float]:
     if model.architecture.tied:
         packed[model.architecture.head] = packed[model.architecture.embedding]
     try:
-        builder = DecoderBuilder(model, packed.__getitem__, directory / "proof.onnx", accuracy_level=0)
+        builder = DecoderBuilder(
+            model, packed.__getitem__, directory / "proof.onnx", accuracy_level=0, context=max(LENGTHS)
+        )
         save_model(builder.build(), directory / "proof.onnx", Progress())
     except Exception as error:  # whatever the model builder stumbles over
         if isinstance(error, UserError) or disk_error(error):
@@ -170,7 +172,7 @@ def _compare(directory: Path) -> list[float]:
     reference = dequantized_model(model, packed.__getitem__)
     errors = []
     for length, got in zip(LENGTHS, found, strict=True):
-        with torch.no_grad():
+        with foreign_errors("transformers can't run it"), torch.no_grad():
             want = reference(torch.from_numpy(tokens[None, :length])).logits[0].numpy()
         errors.append(float(np.linalg.norm(got - want) / np.linalg.norm(want)))
     return errors

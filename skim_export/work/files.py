@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from skim_export.work.place import place_for
 from skim_runtime.errors import UserError
 from skim_runtime.verification import REPORT_NAME, listed_files
 
@@ -103,19 +104,19 @@ def _exchange(one: Path, other: Path) -> bool:
 
 @contextmanager
 def staged_directory(target: Path, last: str) -> Iterator[Path]:
-    """A directory beside `target` whose files appear in `target` only when the block has ended without an error.
+    """A directory whose files appear in `target` only when the block has ended without an error.
 
     They are moved there by `publish`. On any error the staged files are removed and `target` is as it was.
 
     Raises:
         UserError: the place cannot be written to, or the disk is full.
     """
-    parent = target.parent
+    place = place_for(target, "partial")
     try:
-        parent.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=parent))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        stage = Path(tempfile.mkdtemp(prefix=f"{place.name}-", dir=place.parent))
     except OSError as error:
-        raise UserError(f"cannot write to {parent}: {error.strerror}") from error
+        raise UserError(f"cannot write to {place.parent}: {error.strerror}") from error
     try:
         stage.chmod(0o755)  # mkdtemp makes it private
         yield stage

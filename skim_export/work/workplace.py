@@ -16,6 +16,7 @@ from uuid import uuid4
 from safetensors import SafetensorError
 
 from skim_export.work.files import disk_error, fsync, write_json
+from skim_export.work.place import place_for
 from skim_export.work.sealed import any_sealed, remove_partial
 from skim_runtime.errors import UserError
 
@@ -66,8 +67,7 @@ class Workplace:
 
 def workplace_of(target: Path) -> Workplace:
     """The workplace of a target directory, which may not exist."""
-    target = target.resolve()
-    return Workplace(target.with_name(f".{target.name}.work"))
+    return Workplace(place_for(target, "work"))
 
 
 @contextlib.contextmanager

@@ -65,9 +65,9 @@ def bundle(model, output, device=None):
     return output
 
 
-def compile_runtime(directory, flags):
-    """Compile logits.c and all of the runtime that is the same for all models, and return the object files."""
-    sources = [HERE / "logits.c", *(path for path in sorted(RUNTIME.glob("*.c")) if path.name not in PROGRAMS)]
+def compile_runtime(directory, flags, program=HERE / "logits.c"):
+    """Compile a program and all of the runtime that is the same for all models, and return the object files."""
+    sources = [program, *(path for path in sorted(RUNTIME.glob("*.c")) if path.name not in PROGRAMS)]
     objects = [directory / f"{source.stem}.o" for source in sources]
     declared = "".join(f"void {name}(const float*, const float*, void*, int, int);\n" for name in PREPARE)
     (directory / "skim_kernels.h").write_text(declared)
@@ -76,8 +76,8 @@ def compile_runtime(directory, flags):
     return objects
 
 
-def link_logits(bundle_directory, objects, output, flags):
-    """The program of logits.c for a bundle."""
+def link_program(bundle_directory, objects, output, flags):
+    """A program that was compiled with the runtime, for a bundle."""
     rest = [bundle_directory / "skim_model.c", bundle_directory / "skim_kernels.o"]
     compile_c("cc", *flags, *objects, *rest, "-o", output, "-pthread", "-lm")
     return output

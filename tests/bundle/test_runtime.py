@@ -14,7 +14,7 @@ from skim_runtime import Session, generate
 
 from ..tools import require
 from .models import MODELS, random_tokens
-from .native import Device, bundle, compile_runtime, link_logits, logits, run
+from .native import Device, bundle, compile_runtime, link_program, logits, run
 
 PROMPTS = (1, 2, PROMPT_TOKENS, PROMPT_TOKENS + 1, 2 * PROMPT_TOKENS + 7)
 SANITIZERS = {
@@ -46,7 +46,7 @@ def logits_program(tmp_path_factory):
         flags = SANITIZERS[sanitizers]
         if sanitizers not in runtimes:
             runtimes[sanitizers] = compile_runtime(tmp_path_factory.mktemp(sanitizers), flags)
-        return link_logits(directory, runtimes[sanitizers], directory / f"logits_{sanitizers}", flags)
+        return link_program(directory, runtimes[sanitizers], directory / f"logits_{sanitizers}", flags)
 
     return get
 

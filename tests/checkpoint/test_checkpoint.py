@@ -113,7 +113,6 @@ def test_old_rotary_buffers_are_ignored(tmp_path: Path) -> None:
 
 def test_tokenizer(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny_llama(tmp_path / "model"))
-    checkpoint.require_tokenizer()
     assert checkpoint.tokenizer.decode(checkpoint.tokenizer.encode(TEXT)) == TEXT
 
 
@@ -121,14 +120,42 @@ def test_missing_tokenizer(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny_llama(tmp_path / "model"))
     (checkpoint.path / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=r"has no tokenizer: tokenizer\.json or tokenizer\.model is missing"):
-        checkpoint.require_tokenizer()
+        _ = checkpoint.tokenizer
 
 
 def test_damaged_tokenizer(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny_llama(tmp_path / "model"))
     (checkpoint.path / "tokenizer.json").write_text("{")
     with pytest.raises(UserError, match=r"tokenizer of model .* cannot be loaded"):
-        checkpoint.require_tokenizer()
+        _ = checkpoint.tokenizer
+
+
+@pytest.mark.parametrize(("content", "package"), [(b"\n\x0e", "sentencepiece"), (b"IQ== 0\n", "tiktoken")])
+def test_what_a_tokenizer_of_an_older_kind_needs(tmp_path: Path, content: bytes, package: str) -> None:
+    checkpoint = Checkpoint(tiny_llama(tmp_path / "model"))
+    (checkpoint.path / "tokenizer.json").unlink()
+    (checkpoint.path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(UserError, match=rf"tokenizer\.model: to read it, install the package {package}"):
+        _ = checkpoint.tokenizer
+
+
+@pytest.mark.parametrize("value", [1e30, -7e4, float("nan"), float("-inf")])
+@pytest.mark.parametrize("name", ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_values_that_cannot_be_stored_are_found_at_once(tmp_path: Path, name: str, value: float) -> None:
+    path = tiny_llama(tmp_path / "model")
+    Checkpoint(path).check_values(Progress())
+    tensor = load_file(path / "model.safetensors")[name].clone()
+    tensor[-1] = value
+    edit_tensors(path, **{name: tensor})
+    holds = "NaN or infinity" if not np.isfinite(value) else f"a value of {abs(value):.3g}; 65504 at most"
+    with pytest.raises(UserError, match=rf"tensor {name} in .*model\.safetensors holds {re.escape(holds)}"):
+        Checkpoint(path).check_values(Progress())
+
+
+def test_a_message_is_one_line_whatever_a_file_is_called(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as error:
+        Checkpoint(tmp_path / "two\nlines")
+    assert "two lines is not a directory" in str(error.value)
 
 
 def test_not_a_directory(tmp_path: Path) -> None:
@@ -165,8 +192,8 @@ def test_json_that_is_none_of_ours(tmp_path: Path, name: str, text: str) -> None
     [
         ("num_hidden_layers", 10_000_000, "num_hidden_layers is 10000000, the tensors are of 2 blocks"),
         ("num_hidden_layers", 1, "num_hidden_layers is 1, the tensors are of 2 blocks"),
-        ("max_position_embeddings", 100_000_000, "max_position_embeddings must be a whole number from 1 to 16777216"),
-        ("max_position_embeddings", 0, "max_position_embeddings must be a whole number from 1"),
+        ("max_position_embeddings", 100_000_000, "max_position_embeddings must be a whole number from 2 to 16777216"),
+        ("max_position_embeddings", 1, "max_position_embeddings must be a whole number from 2"),
         ("hidden_size", 1 << 40, "hidden_size must be a whole number from 1"),
         ("head_dim", -64, "head_dim must be a whole number from 1"),
         ("rms_norm_eps", 2.0, "rms_norm_eps must be at least 0 and below 1, is 2.0"),

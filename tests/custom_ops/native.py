@@ -11,7 +11,8 @@ from pathlib import Path
 from ..tools import missing
 
 ROOT = Path(__file__).parents[2]
-CUDA_ON_CPU = ("skim_cuda_on_cpu", "skim_emulation_test")  # CMake targets
+# CMake targets. Those that have nothing to do with CUDA are there since the kernels for the CPU are compiled anyway.
+CUDA_ON_CPU = ("skim_cuda_on_cpu", "skim_emulation_test", "skim_ops_on_cpu", "skim_fuzz_packed")
 
 
 def build_native(name, options, targets=("skim_ops", "skim_kernel_test"), root=ROOT):
@@ -38,7 +39,7 @@ def build_cuda_on_cpu():
     if directory := os.environ.get("SKIM_TEST_CUDA_ON_CPU"):
         return Path(directory)
     release = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2")
-    return build_native("cuda-on-cpu", release, (*CUDA_ON_CPU, "skim_ops_on_cpu")) / "tests" / "on_cpu"
+    return build_native("cuda-on-cpu", release, CUDA_ON_CPU) / "tests" / "on_cpu"
 
 
 def build_sanitized(**options):

@@ -32,6 +32,7 @@ OTHERS = {
     "codebook": ("float16", ["--codebook", "float16"]),
     "accuracy_level": (0, ["--accuracy-level", "0"]),
     "ep": ("cuda", ["--ep", "cuda"]),
+    "context": (128, ["--context", "128"]),
     "with_library": (True, ["--with-library"]),
     "device": ("cuda:1", ["--device", "cuda:1"]),
     "calib": (Path(__file__), ["--calib", __file__]),

@@ -132,6 +132,13 @@ def test_argument_errors_exit_with_2(arguments, capsys):
     assert "usage: skim-run" in capsys.readouterr().err
 
 
+def test_a_message_is_one_line_and_not_endless():
+    error = str(UserError("a\nb\u2028c " + "x" * 100_000 + " the end"))
+    assert error.startswith("a b c xxx")
+    assert error.endswith("xxx the end")
+    assert len(error) < 1100
+
+
 def test_errors_become_exit_codes(capsys):
     def fail(error):
         raise error

@@ -184,11 +184,14 @@ def test_missing_files_are_named(copy, tmp_path):
     assert "model.onnx: missing" in refusal(copy)
 
 
-def test_damaged_files_are_named(copy):
+def test_damaged_files_are_named(packed, copy):
     data = (copy / "model.onnx.data").read_bytes()
     (copy / "model.onnx.data").write_bytes(data[:-256])
     assert "model.onnx.data: truncated" in refusal(copy)
     (copy / "model.onnx").write_bytes(b"\xff not protobuf")
+    assert "model.onnx: not an ONNX file" in refusal(copy)
+    graph = (packed / "model.onnx").read_bytes()
+    (copy / "model.onnx").write_bytes(graph.replace(b"codebook", b"codeboo\xff", 1))
     assert "model.onnx: not an ONNX file" in refusal(copy)
     (copy / "model.onnx").write_bytes(b"")
     assert "model.onnx: not an ONNX file" in refusal(copy)
@@ -214,6 +217,7 @@ def test_damaged_files_are_named(copy):
         ("decoder.head_size", 15, "model.onnx: refused by onnxruntime"),
         ("decoder.filename", "../model.onnx", "filename must be the name of a file in the directory"),
         ("decoder.filename", "/model.onnx", "filename must be the name of a file in the directory"),
+        ("decoder.filename", "\ud800", "filename must be the name of a file in the directory"),
         ("decoder.filename", 7, "filename must be the name of a file in the directory"),
         ("decoder.session_options", [], "is malformed"),
         ("decoder", [], "is malformed"),
@@ -239,6 +243,8 @@ def test_a_configuration_that_does_not_fit_is_refused(copy, name, value, message
         ("location", "../model.onnx.data", "must be in a file beside, not in '../model.onnx.data'"),
         ("location", "/etc/passwd", "must be in a file beside, not in '/etc/passwd'"),
         ("location", "", "must be in a file beside, not in ''"),
+        ("location", "x" * 256, "must be in a file beside, not in 'xxx"),
+        ("location", "model\0", "must be in a file beside, not in 'model"),
         ("offset", "-4", "its offset must be a number of bytes, is '-4'"),
         ("length", "9" * 5000, "its length must be a number of bytes"),
         ("length", "1" * 18, "truncated"),

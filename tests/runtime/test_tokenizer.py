@@ -217,6 +217,16 @@ def test_a_pattern_that_gives_up_is_a_users_error(directory):
         tokenizer.encode("a" * 40)
 
 
+def test_a_panic_is_a_users_error(directory):
+    """Two tokens have one number; written again, one of them is lost, whose length a merge expects."""
+    content = json.loads((directory / "tokenizer.json").read_text())
+    content["model"]["vocab"]["Ġvexingly"] = 134
+    (directory / "tokenizer.json").write_text(json.dumps(content))
+    AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
+    with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer: range end index"):
+        Tokenizer(directory)
+
+
 def test_missing_and_damaged_files_are_named(directory):
     (directory / "tokenizer_config.json").write_text("[")
     (directory / "chat_template.jinja").unlink()

@@ -1,0 +1,1 @@
+"""Inputs with something wrong in them, many thousands of them: `make fuzz`."""
