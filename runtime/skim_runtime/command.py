@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from skim_runtime.errors import UserError
+from skim_runtime.interruptible import left_running
 
 __all__ = ["run_command"]
 
@@ -46,7 +47,11 @@ def run_command(name: str, function: Callable[[], None]) -> int:
             return USER_ERROR
         except KeyboardInterrupt as error:
             print(f"{name}: interrupted", file=sys.stderr)  # noqa: T201
-            return SIGNALLED + (error.number if isinstance(error, Ended) else signal.SIGINT)
+            code = SIGNALLED + (error.number if isinstance(error, Ended) else signal.SIGINT)
+            if left_running():
+                sys.stderr.flush()
+                os._exit(code)  # all that had to be put in order is, and the usual way would wait for it
+            return code
         except BrokenPipeError:
             # Python flushes stdout once more when it exits, which must not fail again.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_runtime.errors import UserError
+from skim_runtime.interruptible import ends_at_once
 from skim_runtime.load_library import FALLBACK, load, one_line
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.providers import cuda_obstacle, warn_of_cpu
@@ -61,7 +62,8 @@ class GenaiSession:
                 if obstacle is not None:
                     config.clear_providers()
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-                self._model = og.Model(config)
+                with ends_at_once():
+                    self._model = og.Model(config)
         except Exception as error:  # onnxruntime-genai raises RuntimeError and its own
             raise UserError(f"{self.directory.path}: refused by onnxruntime-genai: {one_line(error)}") from error
         self._lock = threading.Lock()
@@ -95,7 +97,8 @@ class GenaiSession:
         with self._lock:
             ids = as_batch(input_ids, self._length, self.context_length, self.directory.vocabulary)
             try:
-                self._generator.append_tokens(ids.astype(np.int32))
+                with ends_at_once():
+                    self._generator.append_tokens(ids.astype(np.int32))
             except Exception as error:  # RuntimeError and its own
                 refusal = f"{self.directory.path}: refused by onnxruntime-genai: {one_line(error)}"
                 raise UserError(refusal) from error

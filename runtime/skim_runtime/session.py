@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from skim_runtime.cache import KeyValueCache
 from skim_runtime.errors import UserError
+from skim_runtime.interruptible import interruptible
 from skim_runtime.load_library import FALLBACK, load, one_line
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.providers import PROVIDERS, cuda_obstacle, warn_of_cpu
@@ -24,6 +25,7 @@ __all__ = ["Kernel", "Session"]
 Kernel = Literal["auto", "function"]
 
 _DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+LONG_BYTES = 1 << 30  # weights read, times tokens: with less, a run is over within a second
 _INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
 
@@ -157,7 +159,7 @@ class Session:
         logits = np.empty((*ids.shape, self.vocabulary), self._logits_dtype)
         binding.bind_ortvalue_output("logits", _ort_value(logits, "cpu"))
         with self._refusals():
-            self._session.run_with_iobinding(binding)
+            self._run(ids.shape[1], lambda options: self._session.run_with_iobinding(binding, options))
         self._cache.length += ids.shape[1]
         return _float32(logits[0])
 
@@ -172,8 +174,17 @@ class Session:
         for name, buffer in zip(self._past, self._cache.buffers, strict=True):
             feeds[name] = buffer[:, :, :0]
         with self._refusals():
-            (logits,) = self._session.run(["logits"], feeds)
+            (logits,) = self._run(ids.shape[1], lambda options: self._session.run(["logits"], feeds, options))
         return finite(_float32(logits[0]))
+
+    def _run(self, tokens: int, call: Callable[[Any], Any]) -> Any:
+        """What a call returns that is given run options; Ctrl-C ends it if it takes long, between two nodes."""
+        if tokens * self.weight_bytes < LONG_BYTES:
+            return call(None)
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        return interruptible(lambda: call(options), lambda: setattr(options, "terminate", True))
 
     def _feeds(self, ids: npt.NDArray[np.int64], past: int) -> dict[str, npt.NDArray[Any]]:
         total = past + ids.shape[1]
@@ -232,7 +243,10 @@ def _open(directory: ModelDirectory, threads: int | None, kernel: Kernel, trust_
         else:
             return session, name if library is None else "cuda"
     try:
-        return ort.InferenceSession(directory.model_file, options, providers=[PROVIDERS["cpu"]]), name
+        opened = interruptible(
+            lambda: ort.InferenceSession(directory.model_file, options, providers=[PROVIDERS["cpu"]])
+        )
+        return opened, name
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise UserError(f"{directory.model_file}: refused by onnxruntime: {one_line(error)}") from error
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,13 @@ class File:
         if (size := self.path.stat().st_size) != self.nbytes:
             raise UserError(f"{self.path}: has {size} bytes, {REPORT_NAME} says {self.nbytes}; copy it again")
 
-    def check_content(self, progress: Progress) -> None:
-        """Raises `UserError` if its hash is another one."""
+    def check_content(self, progress: Progress, given_up: Event) -> None:
+        """Raises `UserError` if its hash is another one; ends early if it is given up."""
         digest = hashlib.sha256()
         with self.path.open("rb") as file:
             while chunk := file.read(CHUNK):
+                if given_up.is_set():
+                    return
                 digest.update(chunk)
                 progress.step(self.path.name)
         if digest.hexdigest() != self.sha256:
@@ -80,9 +83,16 @@ def verify(directory: str | Path, *, progress: Progress | None = None) -> list[P
     for file in files:
         file.check_size()
     progress.start("verifying", sum(-(-file.nbytes // CHUNK) for file in files))
+    given_up = Event()
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        # The largest first: it takes longest.
-        list(pool.map(lambda file: file.check_content(progress), sorted(files, key=lambda file: -file.nbytes)))
+        try:
+            # The largest first: it takes longest.
+            list(
+                pool.map(lambda one: one.check_content(progress, given_up), sorted(files, key=lambda one: -one.nbytes))
+            )
+        except BaseException:
+            given_up.set()
+            raise
     progress.finish()
     return [file.path for file in files]
 

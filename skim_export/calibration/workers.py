@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
 
+from skim_runtime.interruptible import THREADS
+
 __all__ = ["in_order", "workers"]
 
 Item = TypeVar("Item")
@@ -18,17 +20,22 @@ def workers(threads: int) -> Iterator[ThreadPoolExecutor]:
     """A pool of `threads` workers, each of which runs torch on one thread.
 
     A sum split over torch's own threads depends on their number in its last bits; one thread an operation does not.
-    On an error or Ctrl-C the work that has not begun is dropped. The thread count of torch is restored at the end.
+    On an error or Ctrl-C the work that has not begun is dropped, and Ctrl-C does not wait for what has begun. The
+    thread count of torch is restored at the end.
     """
     import torch
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    pool = ThreadPoolExecutor(threads, THREADS, initializer=torch.set_num_threads, initargs=(1,))
+    interrupted = False
     try:
         yield pool
+    except KeyboardInterrupt:
+        interrupted = True
+        raise
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=not interrupted, cancel_futures=True)
         torch.set_num_threads(before)
 
 
