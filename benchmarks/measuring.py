@@ -15,8 +15,8 @@ from dense_baselines import DenseLinear
 
 from skim_export.checkpoint import Checkpoint, Model
 from skim_export.checkpoint.torch_reference import TorchReference
-from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.packed import PackedLinear
+from skim_export.packed.dequantized import dequantized_model
 from skim_runtime import evaluation
 from skim_runtime.errors import UserError
 from skim_runtime.evaluation import compare

@@ -15,7 +15,7 @@ import torch
 from skim_export import export
 from skim_export.checkpoint import Checkpoint, Model
 from skim_export.graph.reader import read_packed
-from skim_export.measure.dequantized_model import dequantized_model
+from skim_export.packed.dequantized import dequantized_model
 from skim_runtime import GenaiSession, Session, Tokenizer, generate
 
 TEXT = (Path(__file__).parent.parent / "LICENSE").read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -77,7 +78,7 @@ class Checkpoint:
         packed = next((name for name in self._stored if name.endswith((".qweight", ".weight_packed"))), None)
         if packed is not None:
             raise UserError(f"model {path} is already quantized (tensor {packed}): give the full-precision checkpoint")
-        self._replaced: dict[str, torch.Tensor] = {}
+        self._replaced: tuple[Mapping[str, torch.Tensor], ...] = ()
 
     def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path]]:
         """Another process opens the directory for itself."""
@@ -85,10 +86,10 @@ class Checkpoint:
             raise TypeError("a checkpoint with replaced tensors cannot be pickled")
         return Checkpoint, (self.path.resolve(),)
 
-    def replacing(self, tensors: dict[str, torch.Tensor]) -> Checkpoint:
+    def replacing(self, tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
         """The same checkpoint with other values, float32, in some of its tensors."""
         other = Checkpoint(self.path)
-        other._replaced = self._replaced | tensors
+        other._replaced = (tensors, *self._replaced)
         return other
 
     @property
@@ -133,8 +134,9 @@ class Checkpoint:
         """
         import torch
 
-        if name in self._replaced:
-            return self._replaced[name][rows]
+        for tensors in self._replaced:
+            if (replaced := tensors.get(name)) is not None:
+                return replaced[rows]
         stored = self._find(name)
         if stored.dtype not in FLOAT_TYPES:
             expected = ", ".join(FLOAT_TYPES)

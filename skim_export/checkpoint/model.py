@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -84,6 +84,6 @@ class Model:
                 f"{text}: holds the token {name!r} ({unknown}), but the model's embedding ends at {vocabulary - 1}"
             )
 
-    def replacing(self, tensors: dict[str, torch.Tensor]) -> Model:
+    def replacing(self, tensors: Mapping[str, torch.Tensor]) -> Model:
         """The same model with other values, float32, in some of its tensors."""
         return replace(self, checkpoint=self.checkpoint.replacing(tensors))

@@ -123,6 +123,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 report, manifest = export_bundle(args.model, args.target, args.output, options, progress=progress)
         if manifest is None:
             written = f"wrote {report.path} in {report.seconds:.0f} s"
+            if report.error is not None:
+                written += (
+                    f"; it computes what transformers does with its weights, to a relative error of {report.error:.1e}"
+                )
             _print_summary(
                 report, f"{report.path} is there already, as this command writes it" if report.found else written
             )

@@ -5,7 +5,6 @@
 - `tune.py`: the search for the fastest schedule.
 - `running/`: kernels called here, on boards and under emulators.
 - `random_layers.py`, `random_linear.py`, `sessions.py`: random layers, and sessions of them in onnxruntime.
-- `dequantized_model.py`: a quantized model in torch.
 
 Rounds, reports, tables and everything else that a runtime alone can measure with is in `skim_runtime.measure`.
 """

@@ -25,8 +25,9 @@ from skim_export.graph.genai_builder import LIBRARY_NAME, PRECISIONS, DecoderBui
 from skim_export.packed import PackedLinear
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.pipeline.budget import Budget
+from skim_export.pipeline.check import check
 from skim_export.pipeline.job import Job
-from skim_export.pipeline.memory import within_memory
+from skim_export.pipeline.memory import is_checked, within_memory
 from skim_export.pipeline.options import ExportKeywords, ExportOptions
 from skim_export.pipeline.proof import prove
 from skim_export.pipeline.quantize_model import allocate, embedding_tasks, linear_tasks
@@ -146,13 +147,16 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
             read, model = packed.read, model.replacing(packed.parameters())
         stage = work.empty_subdirectory("stage")
         emit(model, read, stage / output.name, job.options, progress)
+        error = None
+        if is_checked(job):
+            error = check(model, read, stage, resources=job.resources, progress=progress)
         linears = [packed.report(name) for name in packed.names()]
         parts = model_parts(model, linears, stage / output.name)
         recorded = {**job.recorded, TUNED: None if tuned is None else asdict(tuned)}
         write_report(stage, digest, text, recorded, parts, linears)
         work.publish()
         publish(stage, output.parent.resolve(), last=output.name)
-    return ExportReport(output, parts, time.monotonic() - started)
+    return ExportReport(output, parts, time.monotonic() - started, error=error)
 
 
 def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint:

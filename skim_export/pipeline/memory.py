@@ -10,13 +10,14 @@ from skim_export.calibration import written_text_bytes
 from skim_export.calibration.calibrate_model import calibrating_bytes
 from skim_export.checkpoint import Linear
 from skim_export.pipeline.budget import rotary_values, unpacked_parameters
+from skim_export.pipeline.check import CHECKED_UNASKED, checking_bytes
 from skim_export.pipeline.job import Job
 from skim_export.pipeline.quantize_linear import packed_bytes, working_bytes
 from skim_export.quantize import MOST_FREE_LEVELS, ONE_WIDTH
 from skim_export.work.resources import FLOAT32_BYTES, ROW_GROUP, WORKING_BYTES
 from skim_runtime.errors import UserError
 
-__all__ = ["peak_memory", "within_memory"]
+__all__ = ["is_checked", "peak_memory", "within_memory"]
 
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
 TABLE_COPIES = 4  # of the rotary tables, while the model builder computes them
@@ -55,6 +56,14 @@ def peak_memory(job: Job) -> int:
     return _resident() + LATER_BYTES + max(_steps(job).values())
 
 
+def is_checked(job: Job) -> bool:
+    """Whether what is written is compared with transformers: if asked for, or if it takes little time and memory."""
+    if job.options.check is not None:
+        return job.options.check
+    most, need = job.options.max_memory, _resident() + LATER_BYTES + checking_bytes(job.model)
+    return job.model.checkpoint.parameter_count <= CHECKED_UNASKED and (most is None or need <= most)
+
+
 def _in_pieces(job: Job, chunk_bytes: int) -> Job:
     resources = replace(job.executor.resources, chunk_bytes=chunk_bytes)
     return replace(job, executor=job.executor.using(resources))
@@ -78,6 +87,8 @@ def _steps(job: Job) -> dict[str, int]:
         )
     if job.writes_text and job.resources.device is None:
         steps["text"] = written_text_bytes(job.model.checkpoint)
+    if is_checked(job):
+        steps["checking"] = checking_bytes(job.model)
     if job.effort.tune:
         steps["tuning"] = _tuning(job)
     return steps

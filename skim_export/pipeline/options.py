@@ -205,6 +205,14 @@ class ExportOptions:
             recorded=False,
         ),
     )
+    check: bool | None = field(
+        default=None,
+        metadata=_metadata(
+            "compare what was written with transformers, or don't (default: if that takes less than about a minute)",
+            parse=bool,
+            recorded=False,
+        ),
+    )
     force: bool = field(default=False, metadata=_metadata("replace an output that exists", recorded=False))
     fresh: bool = field(
         default=False, metadata=_metadata("begin anew, whatever an interrupted export has left", recorded=False)
@@ -277,6 +285,7 @@ class ExportKeywords(PlanKeywords, total=False):
     device: str
     max_memory: int | None
     ray: str | None
+    check: bool | None
     force: bool
     fresh: bool
 
@@ -310,11 +319,15 @@ def add_arguments(parser: argparse.ArgumentParser, which: Collection[str] = tupl
             groups[option.group] = parser.add_mutually_exclusive_group()
         default = getattr(ExportOptions, name)
         how: dict[str, Any] = {"type": option.parse, "choices": option.choices, "metavar": option.metavar}
+        if option.parse is bool:
+            how = {"action": argparse.BooleanOptionalAction}
+        elif default is False:
+            how = {"action": "store_true"}
         groups[option.group].add_argument(
             f"--{name.replace('_', '-')}",
             help=option.text.format(default=default),
             default=argparse.SUPPRESS,  # what is not given is the dataclass's business
-            **({"action": "store_true"} if default is False else how),
+            **how,
         )
 
 

@@ -22,9 +22,9 @@ import numpy.typing as npt
 from skim_export.checkpoint import Checkpoint, Linear, Model, linear_bias
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import DecoderBuilder
-from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.measure.random_linear import random_linear
 from skim_export.packed import PackedLinear
+from skim_export.packed.dequantized import dequantized_model
 from skim_export.work.files import disk_error, write_json
 from skim_runtime.errors import UserError, foreign_errors, reason
 from skim_runtime.library import library_path

@@ -72,12 +72,14 @@ class ExportReport:
         parts: what each part of the model takes; the last is the whole model.
         seconds: the time that it took.
         found: whether it was there already, as the same export had left it.
+        error: of its logits, relative to those of transformers with the same weights; None if they were not compared.
     """
 
     path: Path
     parts: list[Part]
     seconds: float
     found: bool = False
+    error: float | None = None
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ import torch
 from skim_export.checkpoint import Model
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import DecoderBuilder
-from skim_export.measure.dequantized_model import dequantized_model
+from skim_export.packed.dequantized import dequantized_model
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress
 

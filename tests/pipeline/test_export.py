@@ -19,7 +19,7 @@ from skim_export import export
 from skim_export.checkpoint import Model
 from skim_export.cli.main import main
 from skim_export.graph.reader import read_packed
-from skim_export.measure.dequantized_model import dequantized_model
+from skim_export.packed.dequantized import dequantized_model
 from skim_export.pipeline import calibration_text
 from skim_export.pipeline.options import parse_size
 from skim_export.quantize import METHODS

@@ -40,6 +40,7 @@ OTHERS = {
     "threads": (2, ["--threads", "2"]),
     "max_memory": (4 << 30, ["--max-memory", "4 GiB"]),
     "ray": ("auto", ["--ray", "auto"]),
+    "check": (False, ["--no-check"]),
     "force": (True, ["--force"]),
     "fresh": (True, ["--fresh"]),
 }
@@ -76,7 +77,7 @@ def test_an_argument_is_the_keyword(name):
 @pytest.mark.parametrize("name", OPTIONS)
 def test_what_the_result_depends_on_is_recorded(name):
     before, after = ExportOptions().recorded(), ExportOptions(**{name: OTHERS[name][0]}).recorded()
-    assert (before != after) == (name not in {"threads", "max_memory", "ray", "force", "fresh"})
+    assert (before != after) == (name not in {"threads", "max_memory", "ray", "check", "force", "fresh"})
     assert json.loads(json.dumps(after)) == after
 
 

@@ -11,9 +11,9 @@ from skim_export import tuning
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Model
-from skim_export.measure.dequantized_model import dequantized_model
 from skim_export.packed import LevelKind
 from skim_export.packed.checkpoint import PackedCheckpoint
+from skim_export.packed.dequantized import dequantized_model
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate, linear_tasks
