@@ -22,10 +22,6 @@ __all__ = ["is_checked", "peak_memory", "within_memory"]
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
 TABLE_COPIES = 4  # of the rotary tables, while the model builder computes them
 LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
-HINTS = {  # what makes the largest step smaller
-    "text": " with text that the model writes itself (--calib gives it one)",
-    "writing": " with rotary tables for all positions of the model (--context gives it fewer)",
-}
 UNKNOWN_RESIDENT = 600 << 20  # what Python and torch take, about
 
 
@@ -41,9 +37,9 @@ def within_memory(job: Job, max_memory: int) -> Job:
     job = _in_pieces(job, smallest)
     least = peak_memory(job)
     if least > max_memory:
-        what = HINTS.get(max(steps := _steps(job), key=steps.__getitem__), "")
         raise UserError(
-            f"--max-memory {max_memory / 1e9:.2f}GB: too small, this export takes at least {least / 1e9:.2f}GB{what}"
+            f"--max-memory {max_memory / 1e9:.2f}GB: too small, this export takes at least {least / 1e9:.2f}GB"
+            f"{_hint(job)}"
         )
     return _in_pieces(job, min(resources.chunk_bytes, smallest + max_memory - least))
 
@@ -69,13 +65,28 @@ def _in_pieces(job: Job, chunk_bytes: int) -> Job:
     return replace(job, executor=job.executor.using(resources))
 
 
+def _hint(job: Job) -> str:
+    """What makes the largest step smaller."""
+    steps = _steps(job)
+    largest = max(steps, key=steps.__getitem__)
+    if largest == "text":
+        return " with text that the model writes itself (--calib gives it one)"
+    if largest == "writing" and _tables(job) > steps["writing"] // 2:
+        return " with rotary tables for all positions of the model (--context gives it fewer)"
+    return ""
+
+
+def _tables(job: Job) -> int:
+    return TABLE_COPIES * FLOAT32_BYTES * rotary_values(job.model, job.options.context)
+
+
 def _steps(job: Job) -> dict[str, int]:
     """What each step takes beside what the process has from the start."""
     largest = max(packed_bytes(linear) for linear in _linears(job))
     floats = FLOAT32_BYTES * unpacked_parameters(job.model)
     steps = {
         "quantizing": _quantizing(job),
-        "writing": floats + 2 * largest + TABLE_COPIES * FLOAT32_BYTES * rotary_values(job.model, job.options.context),
+        "writing": floats + 2 * largest + _tables(job),
     }
     if job.method.allocation:
         rows = sum(linear.out_features for linear in job.budgeted)

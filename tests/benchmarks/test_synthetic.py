@@ -59,7 +59,16 @@ def test_an_export_keeps_to_the_memory_it_is_allowed(tmp_path):
         "code = main(); print(peak_megabytes()); sys.exit(code)"
     )
     limit = 1100
-    arguments = ["--effort", "weights", "--max-memory", f"{limit}MB", "-o", tmp_path / "out" / "model.onnx"]
+    arguments = [
+        "--effort",
+        "weights",
+        "--max-memory",
+        f"{limit}MB",
+        "--context",
+        4096,
+        "-o",
+        tmp_path / "out" / "model.onnx",
+    ]
     result = subprocess.run(
         [sys.executable, "-c", code, "--model", *map(str, [tmp_path / "hf", *arguments])],
         capture_output=True,
