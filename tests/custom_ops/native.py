@@ -42,20 +42,20 @@ def build_cuda_on_cpu():
     return build_native("cuda-on-cpu", release, CUDA_ON_CPU) / "tests" / "on_cpu"
 
 
-def build_sanitized(**options):
-    """`build_native` with AddressSanitizer and UndefinedBehaviorSanitizer."""
-    if platform.system() != "Linux" or not (sanitizer("libasan.so") and sanitizer("libubsan.so")):
-        missing("libasan.so or libubsan.so, for the compiler,")
+def build_sanitized(sanitizers=("address", "undefined"), **options):
+    """`build_native` with AddressSanitizer and UndefinedBehaviorSanitizer, or with others."""
+    if platform.system() != "Linux" or not all(map(sanitizer, sanitizers)):
+        missing(f"the library of {' or '.join(sanitizers)} sanitizer, for the compiler,")
     # At -O3, or with every check written out inline, the kernels take minutes to compile.
     flags = "-DCMAKE_CXX_FLAGS=-O1 -g1 --param asan-instrumentation-with-call-threshold=0"
-    return build_native(
-        "sanitizers", ["-DCMAKE_BUILD_TYPE=None", flags, "-DSKIM_SANITIZE=address,undefined"], **options
-    )
+    sanitize = f"-DSKIM_SANITIZE={','.join(sanitizers)}"
+    return build_native(f"sanitizers-{sanitizers[0]}", ["-DCMAKE_BUILD_TYPE=None", flags, sanitize], **options)
 
 
 def sanitizer(name):
     """Path of a sanitizer's shared library, None if the compiler has none."""
     compiler = os.environ.get("CXX", "c++")
+    name = {"address": "libasan.so", "undefined": "libubsan.so", "thread": "libtsan.so"}[name]
     path = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
     return path if Path(path).is_absolute() else None
 
@@ -76,7 +76,7 @@ def run_sanitized_tests(modules, selection="", **environment):
     done = run_tests(
         modules,
         selection,
-        LD_PRELOAD=f"{sanitizer('libasan.so')} {sanitizer('libubsan.so')}",
+        LD_PRELOAD=f"{sanitizer('address')} {sanitizer('undefined')}",
         # Python and onnxruntime were not built for the sanitizers: only what our library does is of interest.
         ASAN_OPTIONS="detect_leaks=0:alloc_dealloc_mismatch=0",
         **environment,
