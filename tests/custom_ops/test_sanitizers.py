@@ -85,24 +85,17 @@ def test_threads(tmp_path, sessions, threads, found):
     files = [tmp_path / f"{name}.onnx" for name in models]
     for file, model in zip(files, models.values(), strict=True):
         onnx.save(model, file)
+    suppressions = tmp_path / "suppressions"
+    suppressions.write_text("race:dl_deallocate_tls\n")  # the linker's own, when a thread has ended
+    options = {"LD_PRELOAD": sanitizer("thread"), "TSAN_OPTIONS": f"suppressions={suppressions}"}
+    program = [sys.executable, "-c", IN_THREADS, library, sessions, threads, *files]
     done = subprocess.run(
-        [
-            "setarch",
-            "-R",
-            sys.executable,
-            "-c",
-            IN_THREADS,
-            str(library),
-            str(sessions),
-            str(threads),
-            *map(str, files),
-        ],
+        ["setarch", "-R", *map(str, program)],
         capture_output=True,
         text=True,
-        env=os.environ | {"LD_PRELOAD": sanitizer("thread"), "OMP_NUM_THREADS": "1"},
+        env=os.environ | options | {"OMP_NUM_THREADS": "1"},
     )
     assert done.stdout == "done\n", done.stderr[-4000:]
     reports = done.stderr.split("WARNING: ThreadSanitizer:")[1:]
-    assert any("libskim_ops.so" in report or "custom_ops/" in report for report in reports) == found, done.stderr[
-        -8000:
-    ]
+    ours = [report for report in reports if "libskim_ops.so" in report or "custom_ops/" in report]
+    assert bool(ours) == found, done.stderr[-8000:]
