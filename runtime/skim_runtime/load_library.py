@@ -14,7 +14,9 @@ from skim_runtime.errors import UserError, reason
 from skim_runtime.library import kernel_name, library_path
 from skim_runtime.model_directory import ModelDirectory
 
-__all__ = ["FALLBACK", "load", "one_line"]
+__all__ = ["FALLBACK", "check_onnxruntime", "load", "one_line"]
+
+OLDEST = (1, 23)  # onnxruntime that models are tried with, as in pyproject.toml
 
 FALLBACK = "function fallback"
 
@@ -53,6 +55,14 @@ def load(
         warnings.warn(text, RuntimeWarning, stacklevel=2)
         return None, FALLBACK
     return path, _kernel(path, directory)
+
+
+def check_onnxruntime(version: str) -> None:
+    """Raises `UserError` if a version of onnxruntime is older than those that models are tried with."""
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdecimal())
+    if numbers < OLDEST:
+        oldest = ".".join(map(str, OLDEST))
+        raise UserError(f"onnxruntime {version} is installed; {oldest} or newer is needed: pip install -U onnxruntime")
 
 
 def _kernel(library: Path, directory: ModelDirectory) -> str:

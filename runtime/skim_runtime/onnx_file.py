@@ -102,6 +102,7 @@ class Tensor:
     Attributes:
         name: of the value.
         dtype: of its elements.
+        rank: number of dimensions.
         size: number of elements.
         nbytes: what they take.
         location: name of the file that they are in; None if it is the graph's own.
@@ -111,6 +112,7 @@ class Tensor:
 
     name: str
     dtype: ElementType
+    rank: int
     size: int
     nbytes: int
     location: str | None
@@ -190,7 +192,7 @@ def _tensor(file: Path, message: Any) -> Tensor:
     nbytes = -(-size * dtype.bits // 8)
     external = {entry.key: entry.value for entry in message.external_data}
     if not external:
-        return Tensor(message.name, dtype, size, nbytes, None, 0, message.raw_data)
+        return Tensor(message.name, dtype, len(message.dims), size, nbytes, None, 0, message.raw_data)
     location = external.get("location", "")
     if not is_file_name(location):
         raise UserError(f"{file}: {message.name}: its data must be in a file beside, not in {location!r}")
@@ -199,7 +201,7 @@ def _tensor(file: Path, message: Any) -> Tensor:
         if not re.fullmatch("[0-9]{1,18}", external[key]):
             raise UserError(f"{file}: {message.name}: its {key} must be a number of bytes, is {external[key]!r}")
         numbers[key] = int(external[key])
-    return Tensor(message.name, dtype, size, numbers["length"], location, numbers["offset"], b"")
+    return Tensor(message.name, dtype, len(message.dims), size, numbers["length"], location, numbers["offset"], b"")
 
 
 def _check_external_data(file: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from skim_runtime.cache import KeyValueCache
 from skim_runtime.errors import UserError
 from skim_runtime.interruptible import interruptible
-from skim_runtime.load_library import FALLBACK, load, one_line
+from skim_runtime.load_library import FALLBACK, check_onnxruntime, load, one_line
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.providers import PROVIDERS, cuda_obstacle, warn_of_cpu
 from skim_runtime.step import as_batch, finite
@@ -223,6 +223,7 @@ def _open(directory: ModelDirectory, threads: int | None, kernel: Kernel, trust_
     """An onnxruntime session and the kernel that it runs packed weights with."""
     import onnxruntime as ort
 
+    check_onnxruntime(ort.__version__)
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or 0
     library, name = None, "none"

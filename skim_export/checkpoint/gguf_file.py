@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from skim_runtime.errors import UserError
+from skim_runtime.errors import UserError, foreign_errors
 from skim_runtime.progress import Progress
 
 __all__ = ["convert_gguf"]
 
+HEADER = struct.Struct("<4sIQQ")  # magic, version, numbers of tensors and of entries
+LEAST_BYTES = 12  # of an entry: the length of its name, and its type
 MODEL_TENSORS = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
@@ -39,12 +42,14 @@ def convert_gguf(gguf: Path, directory: Path, progress: Progress) -> None:
     The tensors of the whole model are in memory at once.
 
     Raises:
-        UserError: the file is of another architecture or holds a tensor that has no place in it.
+        UserError: the file is damaged, of another architecture or holds a tensor that has no place in it.
     """
     from gguf import GGUFReader, dequantize
     from safetensors.numpy import save_file
 
-    reader = GGUFReader(gguf)
+    _check_header(gguf)
+    with foreign_errors(f"{gguf.name} is damaged"):
+        reader = GGUFReader(gguf)
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     config = _config(metadata, tied=all(tensor.name != "output.weight" for tensor in reader.tensors), name=gguf.name)
     progress.start(f"converting {gguf.name}", len(reader.tensors) + 1)
@@ -65,6 +70,15 @@ def convert_gguf(gguf: Path, directory: Path, progress: Progress) -> None:
     _save_tokenizer(gguf, metadata, directory)
     progress.step("tokenizer")
     progress.finish()
+
+
+def _check_header(gguf: Path) -> None:
+    """Find out whether a file can hold as much as it says, before a reader believes it."""
+    with gguf.open("rb") as file:
+        header = file.read(HEADER.size)
+    magic, _, *counts = HEADER.unpack(header.ljust(HEADER.size, b"\0"))
+    if magic != b"GGUF" or sum(counts) > gguf.stat().st_size // LEAST_BYTES:
+        raise UserError(f"{gguf.name} is damaged: it is no GGUF file, or too short for what it says to hold")
 
 
 def _config(metadata: dict[str, Any], tied: bool, name: str) -> dict[str, Any]:

@@ -180,6 +180,25 @@ def test_gguf_conversion(tmp_path: Path, tie: bool) -> None:
     assert converted.tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False) == "hi"
 
 
+def test_a_gguf_file_that_promises_too_much(tmp_path: Path) -> None:
+    """Counts of 2^40 are not believed, nor is a file that ends early."""
+    file = tmp_path / "tiny.gguf"
+    tiny_gguf(file, Checkpoint(tiny_llama(tmp_path / "source")))
+    content = file.read_bytes()
+    many = (1 << 40).to_bytes(8, "little")
+    for damaged in (
+        content[:8] + many + content[16:],
+        content[:16] + many + content[24:],
+        b"GGUX" + content[4:],
+        content[:20],
+        content[:2000],
+        b"",
+    ):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"tiny\.gguf is damaged"):
+            convert_gguf(file, tmp_path / "converted", Progress())
+
+
 def packaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **change: str) -> WheelSource:
     """A wheel with a tiny GGUF inside, which pip finds without a network."""
     tiny_gguf(tmp_path / "tiny.gguf", Checkpoint(tiny_llama(tmp_path / "source")))

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from skim_runtime import GenaiSession, Session, UserError, generate
@@ -320,6 +321,18 @@ def test_a_corrupt_packed_tensor_is_refused_in_one_line(copy, kind):
     message = str(error.value)
     assert "rows_per_class" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("version", ["1.17.3", "1.22.0", "0.9.1"])
+def test_an_onnxruntime_that_is_too_old_is_named(packed, monkeypatch, version):
+    monkeypatch.setattr(ort, "__version__", version)
+    assert f"onnxruntime {version} is installed; 1.23 or newer is needed" in refusal(packed)
+
+
+@pytest.mark.parametrize("version", ["1.23.0", "1.30.1rc2", "2.0"])
+def test_newer_ones_are_taken(packed, monkeypatch, version):
+    monkeypatch.setattr(ort, "__version__", version)
+    Session(packed)
 
 
 def test_options_out_of_range_are_refused(fp32):

@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from skim_export.graph.external_data import save_model
-from skim_runtime import Session, UserError, verify
+from skim_runtime import Session, UserError, verification, verify
 from skim_runtime.data_file import METADATA, SEAL_BYTES
 from skim_runtime.progress import Progress
 
@@ -131,3 +131,12 @@ def test_norms_and_scales_are_finite(copy, name, value):
 
     save_model(from_proto(model), copy / "model.onnx", Progress())
     assert f"{tensor.name} has values that are not finite" in refusal(Session, copy)
+
+
+def test_weights_that_are_not_packed_are_not_read_at_every_start(fp32, monkeypatch):
+    """A model that is not quantized has as many bytes of them as it is large."""
+    read = []
+    monkeypatch.setattr(verification, "_check_finite", lambda path, tensor: read.append(tensor))
+    Session(fp32)
+    assert read
+    assert all(tensor.rank == 1 and tensor.size <= 1000 for tensor in read)
