@@ -38,7 +38,8 @@ def build_cuda_on_cpu():
     """
     if directory := os.environ.get("SKIM_TEST_CUDA_ON_CPU"):
         return Path(directory)
-    release = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O2")
+    # At -O1 they compile in half the time, and the tests take no longer.
+    release = ("-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
     return build_native("cuda-on-cpu", release, CUDA_ON_CPU) / "tests" / "on_cpu"
 
 
