@@ -27,7 +27,7 @@ for number in range(int(generations) + 1):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc tells what is resident")
-@pytest.mark.parametrize("kind", ["ort", "genai"])
+@pytest.mark.parametrize("kind", ["ort", pytest.param("genai", marks=pytest.mark.slow)])
 def test_memory_stays_flat(packed, kind):
     command = [sys.executable, "-c", PROGRAM, kind, str(packed), str(GENERATIONS), str(WARM)]
     done = subprocess.run(command, capture_output=True, text=True)

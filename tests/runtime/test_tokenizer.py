@@ -218,11 +218,10 @@ def test_a_pattern_that_gives_up_is_a_users_error(directory):
 
 
 def test_a_panic_is_a_users_error(directory):
-    """Two tokens have one number; written again, one of them is lost, whose length a merge expects."""
+    """A merge makes a token that is not there."""
     content = json.loads((directory / "tokenizer.json").read_text())
-    content["model"]["vocab"]["Ġvexingly"] = 134
+    del content["model"]["vocab"]["Ġvexingly"]
     (directory / "tokenizer.json").write_text(json.dumps(content))
-    AutoTokenizer.from_pretrained(directory).save_pretrained(directory)
     with pytest.raises(UserError, match=r"tokenizer\.json: not a tokenizer: range end index"):
         Tokenizer(directory)
 
