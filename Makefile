@@ -7,8 +7,9 @@ CPP := $(shell find benchmarks custom_ops skim_export tests -name '*.cpp' -o -na
 PYTEST := $(BIN)/pytest --durations=15
 # Two processes, each with one thread where a test does not say how many.
 IN_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadscope --no-loadscope-reorder -m "not slow"
-# Modules that take longest come first, so that no process waits for the other's at the end.
-LONGEST := $(addprefix tests/,work bundle/test_kernels.py runtime/test_alone.py custom_ops quantize/test_torch_solver.py)
+# Modules that take longest come first, so that no process waits for the other's at the end. What benchmarks/test_cuda.py
+# builds, custom_ops/cuda waits for, if it comes too early.
+LONGEST := $(addprefix tests/,work bundle/test_kernels.py runtime/test_alone.py benchmarks/test_cuda.py pipeline custom_ops)
 # Tests that compile, emulate, start clusters or run whole exports.
 LONG := benchmarks bundle custom_ops/cuda examples measure pipeline test_acceptance.py work
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt

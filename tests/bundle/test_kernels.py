@@ -108,7 +108,7 @@ def check(machine, rng, cases, *, bound=1e-5):
             assert error < bound, (call[0], call[-5:], error)
 
 
-SLOW = ("jetson-orin-cpu", "riscv64", "rpi4")  # much like others
+SLOW = ("armv7", "jetson-orin-cpu", "riscv64", "rpi4", "x86-avx512")  # much like others
 MACHINES = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in target_names("cpu")]
 
 
