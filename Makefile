@@ -32,7 +32,7 @@ test-slow: install
 
 # Inputs with something wrong in them, millions of them, in a quarter of an hour.
 fuzz: install
-	$(BIN)/python -m tests.fuzz
+	TQDM_DISABLE=1 $(BIN)/python -m tests.fuzz
 
 lint: install
 	$(BIN)/ruff check .

@@ -145,6 +145,24 @@ std::vector<float> Row(const IndexedLayer& indexed, const Kernels& kernels, int6
   return {row.data.get(), row.data.get() + row.size};
 }
 
+// How much is summed for an element of a product, without regard to signs: rounding is in proportion to it.
+double Size(const IndexedLayer& indexed, int64_t n, const std::vector<float>& x) {
+  const PackedLinear& weights = indexed.layer().weights;
+  const int64_t stored = indexed.StoredRow(n);
+  const RowRun* run = indexed.layer().runs;
+  while (stored >= run->first + run->count) ++run;
+  double offset = 0;
+  if (IsAffine(run->row_class)) offset = std::abs(HalfToFloat(run->row_scale[2 * (stored - run->first) + 1]));
+  const std::vector<float> row = Row(indexed, ReferenceKernels(), n);
+  double size = weights.bias.size ? std::abs(weights.bias.data[n]) : 0;
+  for (int64_t k = 0; k < weights.K; ++k) {
+    // An offset is multiplied with the sum of the activations, apart from the levels.
+    const double scale = weights.column_scale.size ? HalfToFloat(weights.column_scale.data[k]) : 1;
+    size += (std::abs(row[k]) + 2 * offset * scale) * std::abs(x[k]);
+  }
+  return size;
+}
+
 // What is wrong with the kernels on valid weights; null if nothing is.
 const char* Complaint(Random& random, const PackedLinear& weights) {
   const IndexedLayer indexed(weights);
@@ -161,9 +179,7 @@ const char* Complaint(Random& random, const PackedLinear& weights) {
     if (integer && !Same(Product(layer, kernels->integer, x, middle), rounded)) return "integer matmul";
     const std::vector<float> got = Product(layer, kernels->exact, x, middle);
     for (int64_t n = 0; n < weights.N; ++n) {
-      const std::vector<float> row = Row(indexed, reference, n);
-      double size = weights.bias.size ? std::abs(double{weights.bias.data[n]}) : 0;  // of what is summed
-      for (int64_t k = 0; k < weights.K; ++k) size += std::abs(double{row[k]} * x[k]);
+      const double size = Size(indexed, n, x);
       if (!(std::abs(double{got[n]} - want[n]) <= 1e-5 * size + 1e-30) && got[n] != want[n]) return "matmul";
     }
     const int64_t n = Below(random, weights.N);
