@@ -58,8 +58,8 @@ def test_every_step_has_its_time(llama, calib, tmp_path, effort, given):
     [
         {"bits": 3, "effort": "weights"},
         {"bits": 2.5, "head_bits": 4, "codebook": "float16"},
-        {"bits": 4, "method": "rtn"},
-        {"effective_bits": 4.5},
+        pytest.param({"bits": 4, "method": "rtn"}, marks=pytest.mark.slow),
+        pytest.param({"effective_bits": 4.5}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -69,7 +69,9 @@ def test_sizes_are_about_right(llama, calib, tmp_path, options):
     assert cost.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
 
 
-@pytest.mark.parametrize("method", ["weights", "skim+", "skim", "gptq"])
+@pytest.mark.parametrize(
+    "method", ["weights", "skim+", *(pytest.param(m, marks=pytest.mark.slow) for m in ("skim", "gptq"))]
+)
 def test_the_memory_allowed_does_not_change_the_result(llama, calib, tmp_path, method, monkeypatch):
     """Rows in runs of 256, of 800 that the layers have, or all at once."""
     monkeypatch.setattr(calibration_text, "SEQUENCES", 8)

@@ -39,6 +39,7 @@ PRODUCTS = {
     "one class": ([2], np.int8, 0),
     "affine, integers": ([15], np.int8, 4),
 }
+QUICK = ("mixed, integers", "one class")
 
 
 def dense(packed):
@@ -50,7 +51,13 @@ def product(packed, x):
     return y + packed.bias if packed.bias.size else y
 
 
-@pytest.mark.parametrize(("classes", "entries", "accuracy_level"), PRODUCTS.values(), ids=PRODUCTS)
+@pytest.mark.parametrize(
+    ("classes", "entries", "accuracy_level"),
+    [
+        pytest.param(*product, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, product in PRODUCTS.items()
+    ],
+)
 def test_lut_matmul(tmp_path, classes, entries, accuracy_level):
     """Matrices with and without full superblocks and with short last ones, in one graph."""
     many = len(classes) > 1
