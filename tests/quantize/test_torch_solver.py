@@ -188,8 +188,8 @@ def test_inverse_factor(columns):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_lose_as_much(method):
-    layer, correlation = random_problem(40, 200)
-    bits = mixed_bits(40)
+    layer, correlation = random_problem(30, 120)
+    bits = mixed_bits(30)
     sensitivity = None if METHODS[method].objective is None else layer.weights
     lost = [
         quantize_linear(
@@ -201,11 +201,11 @@ def test_methods_lose_as_much(method):
 
 
 def test_all_of_it_is_on_the_device(second_device):
-    layer, correlation = random_problem(12, 200)
-    bits, found = mixed_bits(12, 6), []
+    layer, correlation = random_problem(10, 72)
+    bits, found = mixed_bits(10, 5), []
     for device in (CPU, second_device):
         one = in_torch(layer, device)
-        centroids, mass, codes = kmeans(one, bits, 50)
+        centroids, mass, codes = kmeans(one, bits, 36)
         coupling = Coupling.of(correlation, None, device)
         codes = feed_back(one, coupling, bits, centroids)
         refined = refine(one, correlation, bits, centroids, codes, rounds=2, sweeps=3)
