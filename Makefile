@@ -11,7 +11,8 @@ IN_PARALLEL := OMP_NUM_THREADS=1 $(PYTEST) -n 2 --dist loadscope --no-loadscope-
 # builds, custom_ops/cuda waits for, if it comes too early.
 LONGEST := $(addprefix tests/,work bundle/test_kernels.py runtime/test_alone.py benchmarks/test_cuda.py pipeline custom_ops)
 # Tests that compile, emulate, start clusters or run whole exports.
-LONG := benchmarks bundle custom_ops/cuda examples measure pipeline test_acceptance.py work
+LONG := benchmarks bundle custom_ops/cuda custom_ops/test_arm.py examples fuzz measure pipeline \
+  quantize/test_torch_solver.py runtime/test_alone.py runtime/test_soak.py test_acceptance.py tuning work
 export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
