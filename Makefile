@@ -31,7 +31,7 @@ test-quick: install
 test-slow: install
 	$(PYTEST) -m slow
 
-# Inputs with something wrong in them, millions of them, in a quarter of an hour.
+# Inputs with something wrong in them, a million of them, in under ten minutes.
 fuzz: install
 	TQDM_DISABLE=1 $(BIN)/python -m tests.fuzz
 
