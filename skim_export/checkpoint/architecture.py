@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_runtime.errors import UserError, reason
+from skim_runtime.errors import UserError, foreign_errors
 
 from .checkpoint import Checkpoint
 from .skeleton import skeleton
@@ -217,11 +217,8 @@ def _check_config(checkpoint: Checkpoint, layout: Layout) -> None:
 
 
 def _skeleton(checkpoint: Checkpoint) -> Any:
-    try:
+    with foreign_errors(f"{checkpoint.path / 'config.json'}: transformers makes no model of it"):
         return skeleton(checkpoint)
-    except Exception as error:  # transformers and torch, on values that don't fit together
-        file = checkpoint.path / "config.json"
-        raise UserError(f"{file}: transformers makes no model of it: {reason(error)}") from error
 
 
 def _is_tied(checkpoint: Checkpoint, layout: Layout) -> bool:

@@ -133,11 +133,8 @@ def _compare(directory: Path) -> list[float]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     random = np.random.default_rng(0)
-    try:
-        with torch.device("meta"):
-            network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
-    except Exception as error:  # whatever transformers stumbles over
-        raise UserError(f"{directory / 'config.json'}: {reason(error)}") from error
+    with foreign_errors(f"{directory / 'config.json'}"), torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
     tensors = {
         name: torch.from_numpy(random.uniform(0.5, 1.5, tuple(parameter.shape)).astype(np.float32))
         for name, parameter in network.named_parameters()
