@@ -12,14 +12,13 @@ from contextlib import contextmanager
 from types import FrameType
 
 from skim_runtime.errors import UserError
-from skim_runtime.interruptible import left_running
+from skim_runtime.interruptible import ENDING, left_running
 
 __all__ = ["run_command"]
 
 USER_ERROR = 2
 SIGNALLED = 128  # plus the signal's number, as shells have it
 BROKEN_PIPE = 141  # 128 + SIGPIPE
-ENDING = (signal.SIGTERM, signal.SIGHUP)  # as Ctrl-C: what was done is put in order
 
 
 class Ended(KeyboardInterrupt):

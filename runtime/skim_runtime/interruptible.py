@@ -9,9 +9,10 @@ from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["THREADS", "ends_at_once", "interruptible", "left_running"]
+__all__ = ["ENDING", "THREADS", "ends_at_once", "interruptible", "left_running"]
 
 Result = TypeVar("Result")
+ENDING = (signal.SIGTERM, signal.SIGHUP)  # signals that are taken as Ctrl-C: what was done is put in order
 THREADS = "skim-native"  # prefix of the names of threads that may be in a call when the process is to end
 
 
@@ -55,7 +56,7 @@ def ends_at_once() -> Iterator[None]:
     """For calls that let no other thread run: Ctrl-C ends the process, since nothing in it could react."""
     taken = {}
     if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, *ENDING):
             if callable(handler := signal.getsignal(number)):
                 taken[number] = handler
                 signal.signal(number, signal.SIG_DFL)
