@@ -40,7 +40,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(BIN)/mypy
-	MYPYPATH=benchmarks:examples $(BIN)/mypy benchmarks/*.py examples/relax_model
+	MYPYPATH=benchmarks:examples $(BIN)/mypy benchmarks/*.py benchmarks/device_check examples/relax_model
 
 format: install
 	$(BIN)/ruff check --fix .

@@ -22,6 +22,9 @@ BENCHMARKS = {
     "texts": ("texts", "no measurement: writes the texts to calibrate and evaluate on"),
     "decode": ("decode", "tokens per second of a whole model, beside other exports"),
     "cuda": ("cuda_benchmark", "microseconds of one linear layer on a GPU, beside cuBLAS; needs torch, numpy and nvcc"),
+    "device-check": ("device_check.command", "everything that a GPU is asked, in minutes and steps; see docs/cuda.md"),
+    "product": ("device_check.product", "no measurement: launches one product, for a profiler to look at"),
+    "parcels": ("device_check.parcels", "no measurement: files in parts, for a machine that little can be carried to"),
     "roofline": ("roofline", "what the machine code of the CUDA kernels lets GPUs do at most; needs no GPU"),
 }
 

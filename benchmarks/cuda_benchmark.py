@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from skim_runtime.measure.options import at_least, parse_shape
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import markdown_table, number, say, write_markdown
 
-__all__ = ["add_arguments", "check_all", "run"]
+__all__ = ["WIDTHS", "add_arguments", "check_all", "measure", "run"]
 
 # Products of a decoder's block; query, key and value are one matrix, gate and up have one shape.
 SHAPES = {
@@ -42,6 +42,7 @@ SHAPES = {
     "8192x8192": "Llama-3-70B, output of attention",
     "28672x8192": "Llama-3-70B, gate",
     "8192x28672": "Llama-3-70B, down",
+    "128256x4096": "Llama-3-8B, output head",
 }
 TOKENS = (1, 2, 4, 8, 16, 128, 512, 2048)
 # What is measured: the share of rows of each class (docs/format.md).
@@ -50,6 +51,8 @@ WIDTHS: dict[str, dict[int, float]] = {
     "3 bits": {2: 1.0},
     "2, 3 and 4 bits": {1: 0.25, 2: 0.5, 3: 0.25},
     "4 bits": {3: 1.0},
+    "6 bits": {5: 1.0},
+    "8 bits": {7: 1.0},
     "8 bits, even": {15: 1.0},
 }
 CONTENDER_SECONDS = 0.02  # of one contender in a round
@@ -104,8 +107,9 @@ def measure(
     device: Device,
     json: Path | None,
     markdown: Path | None,
+    widths: Collection[str] = WIDTHS.keys(),
 ) -> None:
-    """Time every shape, and print and write the tables as they are ready."""
+    """Time every shape with `widths`, and print and write the tables as they are ready."""
     bandwidth = read_bandwidth(device)
     report: dict[str, Any] = {
         **report_head(),
@@ -115,13 +119,13 @@ def measure(
         "seconds": CONTENDER_SECONDS,
         "rows": [],
     }
-    no_nbits = why_no_nbits()
+    no_nbits = why_no_nbits(device.provider)
     text = [f"{device.name}: {bandwidth.bytes_per_second / 1e9:.0f} GB/s read by {bandwidth.way}."]
     if no_nbits is not None:
         text.append(f"{NBits.name}: not measured, {no_nbits}.")
     say(*text)
     for name, shape in shapes.items():
-        contenders = list(_contenders(shape, kernels, device, with_nbits=no_nbits is None))
+        contenders = list(_contenders(shape, widths, kernels, device, with_nbits=no_nbits is None))
         rows = [
             row
             for m in dict.fromkeys(tokens)
@@ -134,10 +138,12 @@ def measure(
         write_markdown(markdown, text)
 
 
-def _contenders(shape: tuple[int, int], kernels: Kernels, device: Device, with_nbits: bool) -> Iterator[Contender]:
+def _contenders(
+    shape: tuple[int, int], widths: Collection[str], kernels: Kernels, device: Device, with_nbits: bool
+) -> Iterator[Contender]:
     random = np.random.default_rng(0)
-    for i, (name, shares) in enumerate(WIDTHS.items()):
-        packed = Packed(name, random_linear(random, *shape, shares), kernels, device)
+    for i, name in enumerate(widths):
+        packed = Packed(name, random_linear(random, *shape, WIDTHS[name]), kernels, device)
         yield packed
         if i == 0:
             yield Dense(packed.weight(), device)

@@ -21,7 +21,7 @@ __all__ = ["Contender", "Dense", "NBits", "Packed", "copies_of", "why_no_nbits"]
 
 COLD = 3  # times the last-level cache
 NBITS_BLOCK = 32
-PROVIDER = "CUDAExecutionProvider"
+GRAPHS = "CUDAExecutionProvider"  # the one that has CUDA graphs
 
 
 class Contender(Protocol):
@@ -125,7 +125,7 @@ class Dense:
         return _relative(y, x[0].float() @ self._weights[0].T.float())
 
 
-def why_no_nbits(provider: str = PROVIDER) -> str | None:
+def why_no_nbits(provider: str) -> str | None:
     """Why MatMulNBits can't be measured, or None if it can."""
     for package in ("onnxruntime", "onnx"):
         if find_spec(package) is None:
@@ -145,7 +145,7 @@ class NBits:
     name = "MatMulNBits 4 bits"
     capturable = False
 
-    def __init__(self, rows: int, columns: int, device: Device, provider: str = PROVIDER) -> None:
+    def __init__(self, rows: int, columns: int, device: Device) -> None:
         import onnxruntime
 
         from skim_export.measure.random_layers import model_of, nbits_layer
@@ -158,11 +158,11 @@ class NBits:
         others = (nbits_layer(random, rows, columns, 4, NBITS_BLOCK, np.float16) for _ in range(self.copies - 1))
         self._run_options = onnxruntime.RunOptions()
         options: dict[str, str] = {}
-        if provider == PROVIDER:
+        if device.provider == GRAPHS:
             options = {"enable_cuda_graph": "1", "user_compute_stream": str(device.stream())}
             self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         self._model = model_of([self._layer, *others], np.float16)
-        self._provider = (provider, options)
+        self._provider = (device.provider, options)
 
     def call(self, tokens: int) -> Callable[[], None]:
         """A call of the session, all copies on the same tokens."""

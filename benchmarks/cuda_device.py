@@ -13,7 +13,7 @@ from cuda_library import CudaLibrary, LayerFields, PlacedLayer
 from skim_export.packed import PackedLinear
 from skim_runtime.errors import UserError
 
-__all__ = ["Device", "Gpu", "Kernels", "Layer"]
+__all__ = ["Device", "Gpu", "Kernels", "Layer", "require_gpu"]
 
 # What nvidia-smi is asked for.
 FACTS = ("driver_version", "clocks.max.sm", "clocks.max.memory", "power.limit", "clocks.sm", "temperature.gpu")
@@ -27,11 +27,13 @@ class Device(Protocol):
     Attributes:
         place: of torch's tensors.
         name: of the model.
+        provider: onnxruntime's execution provider for it.
         cache_bytes: size of the last-level cache.
     """
 
     place: torch.device
     name: str
+    provider: str
     cache_bytes: int
 
     def stream(self) -> int:
@@ -47,6 +49,13 @@ class Device(Protocol):
         """What a reader of figures wants to know of it, for JSON."""
 
 
+def require_gpu() -> None:
+    """Raises `UserError` if there is no GPU that torch can use."""
+    if not torch.cuda.is_available():
+        build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+        raise UserError(f"no GPU: torch {torch.__version__} ({build}) finds no CUDA device")
+
+
 class Gpu:
     """The current CUDA device.
 
@@ -54,10 +63,10 @@ class Gpu:
         UserError: there is none that torch can use.
     """
 
+    provider = "CUDAExecutionProvider"
+
     def __init__(self) -> None:
-        if not torch.cuda.is_available():
-            build = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
-            raise UserError(f"no GPU: torch {torch.__version__} ({build}) finds no CUDA device")
+        require_gpu()
         self.place = torch.device("cuda", torch.cuda.current_device())
         properties = torch.cuda.get_device_properties(self.place)
         self.name = properties.name

@@ -20,7 +20,7 @@ from skim_runtime.measure.options import parse_shape
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import say, text_table
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["add_arguments", "random_layer", "run"]
 
 RANDOM_TOKENS = 512  # that the correlation is made from
 
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     found: list[Row] = []
     for shape in args.shapes:
         rows, columns = parse_shape(shape)
-        weight, sensitivity, correlation = _random_layer(rows, columns)
+        weight, sensitivity, correlation = random_layer(rows, columns)
         bits = np.full(rows, args.bits, np.uint8)
         started = time.perf_counter()
         widths = range(max(1, args.bits - 2), args.bits + 3)
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> None:
     say(text_table(("what", "rows", "columns", "seconds", "ns a weight"), cells))
 
 
-def _random_layer(
+def random_layer(
     rows: int, columns: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Weights and sensitivities `[rows, columns]` with heavy tails, and a correlation `[columns, columns]`."""
