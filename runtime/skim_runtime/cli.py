@@ -41,6 +41,7 @@ def run(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--kernel", choices=("auto", "function"), default="auto", help="function: without our operator library, slow"
     )
+    _add_provider(parser)
     _add_checks(parser)
     arguments = parser.parse_args(argv)
     return run_command("skim-run", lambda: _run(arguments))
@@ -68,9 +69,19 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens of the text")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
+    _add_provider(parser)
     _add_checks(parser)
     arguments = parser.parse_args(argv)
     return run_command("skim-eval", lambda: _evaluate(arguments))
+
+
+def _add_provider(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ep",
+        choices=("cpu", "cuda"),
+        help="execution provider: refused where it can't run the model (default: the one that the model was exported "
+        "for, or else with a warning the CPU's)",
+    )
 
 
 def _add_checks(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +121,7 @@ def _run(arguments: argparse.Namespace) -> None:
         directory.path,
         threads=arguments.threads,
         kernel=arguments.kernel,
+        ep=arguments.ep,
         trust_library=arguments.trust_library,
     )
     stream = TextStream(tokenizer)
@@ -153,7 +165,9 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
     text = read_text(arguments.text, "--text")
     _verify(arguments)
-    session = Session(arguments.directory, threads=arguments.threads, trust_library=arguments.trust_library)
+    session = Session(
+        arguments.directory, threads=arguments.threads, ep=arguments.ep, trust_library=arguments.trust_library
+    )
     with ProgressBar() as progress:
         evaluation = evaluate(
             session,

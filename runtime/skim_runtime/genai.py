@@ -18,8 +18,8 @@ from skim_runtime.errors import UserError
 from skim_runtime.interruptible import ends_at_once
 from skim_runtime.load_library import FALLBACK, load, one_line
 from skim_runtime.model_directory import ModelDirectory
-from skim_runtime.providers import cuda_obstacle, warn_of_cpu
-from skim_runtime.session import Kernel, check_options
+from skim_runtime.open_session import Kernel, check_options
+from skim_runtime.providers import Provider, cuda_obstacle, provider_of, warn_of_cpu
 from skim_runtime.step import as_batch, finite
 
 __all__ = ["GenaiSession"]
@@ -28,7 +28,7 @@ __all__ = ["GenaiSession"]
 class GenaiSession:
     """A decoder that skim-export wrote, run by onnxruntime-genai; takes the place of a `Session` in `generate`.
 
-    Arguments, `directory`, `kernel` and `weight_bytes` are those of `Session`.
+    Arguments, `directory`, `kernel`, `library` and `weight_bytes` are those of `Session`.
 
     Raises:
         UserError: a file is missing or damaged, or onnxruntime-genai refuses the model.
@@ -40,26 +40,30 @@ class GenaiSession:
         *,
         threads: int | None = None,
         kernel: Kernel = "auto",
+        ep: Provider | None = None,
         trust_library: bool = False,
     ) -> None:
         import onnxruntime_genai as og
 
-        check_options(threads, kernel)
+        check_options(threads, kernel, ep)
         self.directory = ModelDirectory.open(directory)
         self.weight_bytes = self.directory.graph.weight_bytes
-        library, self.kernel = _library(self.directory, kernel, trust_library)
-        obstacle = None
-        if self.directory.provider == "cuda":
-            obstacle = cuda_obstacle("onnxruntime-genai", og.is_cuda_available(), library)
+        provider = provider_of(self.directory, ep)
+        self.library, self.kernel = _library(self.directory, kernel, trust_library)
+        if provider == "cuda":
+            obstacle = cuda_obstacle("onnxruntime-genai", og.is_cuda_available(), self.library)
+            if obstacle is not None and ep is not None:
+                raise UserError(f"{self.directory.model_file}: can't run on the GPU: {obstacle}")
             if obstacle is not None:
                 warn_of_cpu(obstacle)
-            elif library is not None:
+                provider = "cpu"
+            elif self.library is not None:
                 self.kernel = "cuda"
         options = {} if threads is None else {"intra_op_num_threads": threads}
         try:
-            with _view(self.directory, library) as path:
+            with _view(self.directory, self.library) as path:
                 config = og.Config(str(path))
-                if obstacle is not None:
+                if provider != self.directory.provider:
                     config.clear_providers()
                 config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
                 with ends_at_once():

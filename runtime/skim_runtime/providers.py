@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
+from skim_runtime.errors import UserError
 from skim_runtime.library import cuda_version
 
-__all__ = ["PROVIDERS", "cuda_obstacle", "warn_of_cpu"]
+if TYPE_CHECKING:
+    from skim_runtime.model_directory import ModelDirectory
 
+__all__ = ["PROVIDERS", "Provider", "cuda_obstacle", "provider_of", "warn_of_cpu"]
+
+Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def provider_of(directory: ModelDirectory, ep: Provider | None) -> str:
+    """The provider to run a model with: the one that is asked for, or else its own.
+
+    Raises:
+        UserError: the model was not made for what is asked for.
+    """
+    if ep == "cuda" and directory.provider != "cuda":
+        raise UserError(f"{directory.model_file}: was exported for the CPU: export it with --ep cuda")
+    return ep or directory.provider
 
 
 def cuda_obstacle(package: str, available: bool, library: Path | None) -> str | None:

@@ -1,5 +1,7 @@
 """Models that were exported for CUDA, on a machine without: what is said, and what is done with the cache."""
 
+import threading
+import time
 import warnings
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from skim_runtime import GenaiSession, Session, library, providers, session
+from skim_runtime import GenaiSession, Session, bound_step, library, providers
+from skim_runtime.capturing import capturing, running
+from skim_runtime.errors import UserError
 from skim_runtime.library import kernel_name
 from skim_runtime.providers import PROVIDERS
 
@@ -65,6 +69,65 @@ def test_a_provider_that_does_not_load(packed_cuda, monkeypatch):
     assert made.device == "cpu"
 
 
+@pytest.mark.parametrize("kind", [Session, GenaiSession])
+def test_the_provider_that_is_asked_for(packed_cuda, packed, monkeypatch, kind):
+    """Nothing is run elsewhere than asked for, and what was asked for needs no warning."""
+    available(monkeypatch)
+    with pytest.raises(UserError, match=r"model.onnx: can't run on the GPU: the installed onnxruntime.* has no CUDAEx"):
+        kind(packed_cuda, ep="cuda")
+    with pytest.raises(UserError, match=r"model.onnx: was exported for the CPU: export it with --ep cuda"):
+        kind(packed, ep="cuda")
+    with pytest.raises(UserError, match="ep must be cpu or cuda, got 'tpu'"):
+        kind(packed, ep="tpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert kind(packed_cuda, ep="cpu").kernel == f"{kernel_name()}, exact arithmetic"
+
+
+def test_a_graph_that_can_not_be_captured(packed_cuda, monkeypatch):
+    available(monkeypatch, "cuda")
+    monkeypatch.setattr(providers, "cuda_version", lambda path: 13000)
+    create, asked = ort.InferenceSession, []
+
+    def session(*values, providers, **options):
+        asked.append(providers[0][1]["enable_cuda_graph"])
+        if asked == ["1"]:
+            raise RuntimeError("This session cannot use the graph capture feature as requested by the user")
+        made = create(*values, providers=[PROVIDERS["cpu"]])
+        made.get_providers = lambda: list(PROVIDERS.values())[::-1]
+        return made
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    made, warning = opened(Session, packed_cuda)
+    assert warning.startswith("no CUDA graphs, every kernel is launched by itself: ")
+    assert (made.device, made.kernel, asked) == ("cuda", "cuda", ["1", "0"])
+
+
+def test_nothing_runs_while_a_graph_is_captured():
+    seen, go_on = [], threading.Event()
+
+    def capture():
+        with capturing():
+            go_on.set()
+            time.sleep(0.2)
+            seen.append("captured")
+
+    def run():
+        go_on.wait()
+        with running():
+            seen.append("ran")
+
+    threads = [threading.Thread(target=target) for target in (capture, run, run)]
+    with running(), running():
+        threads[0].start()
+        assert not go_on.wait(0.2)
+    for thread in threads[1:]:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == ["captured", "ran", "ran"]
+
+
 def test_a_model_for_the_cpu_stays_there(packed, monkeypatch):
     available(monkeypatch, "cuda")
     with warnings.catch_warnings():
@@ -78,19 +141,48 @@ def test_libraries_that_have_no_version(tmp_path):
     assert library.cuda_version(library.library_path()) in (0, *range(12000, 20000))
 
 
+@pytest.mark.parametrize("graphs", [False, True], ids=["launched", "replayed"])
 @pytest.mark.parametrize("capacity", [0, 200], ids=["growing cache", "roomy cache"])
-def test_a_cache_that_stays_on_the_device(packed_cuda, monkeypatch, capacity):
-    """Memory that the host can't see is played by a copy."""
+def test_a_cache_that_stays_on_the_device(packed_cuda, monkeypatch, capacity, graphs):
+    """Memory that the host can't see is played by a copy; steps that a graph is captured of keep buffers and shapes."""
     made = Session(packed_cuda)
     want = made.logits(TOKENS)
-    create = session._ort_value
+    create, far, shapes = bound_step.ort_value, [], set()
+
+    def elsewhere(array, element_type, device):
+        if device == "cuda":
+            far.append(array := array.copy())
+        return create(array, element_type, "cpu")
+
+    class Watched:
+        """onnxruntime's session, whose runs of one token are looked at."""
+
+        def __init__(self, session):
+            self._session = session
+
+        def __getattr__(self, name):
+            return getattr(self._session, name)
+
+        def run_with_iobinding(self, binding, options=None):
+            of_graph = options and options.get_run_config_entry("gpu_graph_id")
+            inputs = made._fixed._values.items() if of_graph not in (None, "-1") else ()
+            shapes.add((of_graph, *((name, *value.shape(), value.data_ptr()) for name, value in inputs)))
+            self._session.run_with_iobinding(binding, options)
+
     monkeypatch.setattr(made, "device", "cuda")
-    monkeypatch.setattr(
-        session, "_ort_value", lambda array, device: create(array if device == "cpu" else array.copy(), "cpu")
-    )
-    made.reset(capacity)
-    got = np.concatenate([made.step(part) for part in (TOKENS[:30], *TOKENS[30:50, None], TOKENS[50:])])
-    assert np.linalg.norm(got - want) < 5e-3 * np.linalg.norm(want)
+    monkeypatch.setattr(made, "_graphs", graphs)
+    monkeypatch.setattr(made, "_session", Watched(made._session))
+    monkeypatch.setattr(bound_step, "ort_value", elsewhere)
+    for _ in range(2):
+        made.reset(capacity)
+        got = np.concatenate([made.step(part) for part in (TOKENS[:30], *TOKENS[30:50, None], TOKENS[50:])])
+        assert np.linalg.norm(got - want) < 5e-3 * np.linalg.norm(want)
+    if not graphs:
+        assert shapes == {(None,)}
+    else:
+        graphs_seen = {of_graph for of_graph, *_ in shapes}
+        assert graphs_seen == ({"-1", "0"} if capacity else {"-1", "0", "1"})  # one graph for each cache
+        assert len(shapes) == len(graphs_seen)  # one set of shapes and addresses for each graph
 
 
 def test_half_precision_gives_nearly_the_same_logits(packed_cuda, packed):
