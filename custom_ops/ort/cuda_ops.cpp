@@ -3,6 +3,7 @@
 #include "cuda_weights.h"
 #include "gather.h"
 #include "product.h"
+#include "read_memory.h"
 #include "skim/cuda.h"
 
 namespace skim {
@@ -104,6 +105,30 @@ class CudaGather {
   Weights weights_;
 };
 
+// ai.skim.measure::ReadMemory; its attributes are about CPUs.
+class CudaReadMemory {
+ public:
+  CudaReadMemory(const Op&, const OrtApi* api, const OrtKernelInfo* info)
+      : api_(api), node_(NodeText(api, info, kReadMemoryName)) {}
+
+  OrtStatus* Run(OrtKernelContext* context) const {
+    return Guarded(api_, [&] {
+      const OrtValue* input = nullptr;
+      Call(abi::KernelContext_GetInput, api_, context, size_t{0}, &input);
+      const int64_t bytes = CountBytes(api_, input);
+      const void* data = TensorData(api_, input);
+      if (bytes > 0) CheckAligned(data, "data", node_);
+      auto* sum = static_cast<uint64_t*>(TensorData(api_, MakeOutput(api_, context, {1})));
+      const int error = cuda::SumWords(data, bytes, sum, ComputeStream(api_, context));
+      CheckCuda(error, node_, std::to_string(bytes) + " bytes");
+    });
+  }
+
+ private:
+  const OrtApi* api_;
+  std::string node_;
+};
+
 }  // namespace
 
 void AddCudaOps(const OrtApi* api, std::list<Op>& ops) {
@@ -111,6 +136,7 @@ void AddCudaOps(const OrtApi* api, std::list<Op>& ops) {
   AddProduct<LutMatMulOperator, CudaProduct<LutMatMulOperator>>(api, kNotOnCpu, ops);
   AddProduct<LutSwigluOperator, CudaProduct<LutSwigluOperator>>(api, kNotOnCpu, ops);
   AddGather<CudaGather>(api, kNotOnCpu, ops);
+  AddReadMemory<CudaReadMemory>(api, kNotOnCpu, ops);
 }
 
 }  // namespace skim

@@ -76,6 +76,14 @@ class HostLayer {
 
 std::string BytesText(int64_t bytes) { return std::to_string(bytes) + " bytes of weights"; }
 
+// What a user must know who has too little memory.
+std::string RoomText(const std::string& tensor, int64_t bytes) {
+  size_t free = 0, total = 0;
+  cudaMemGetInfo(&free, &total);
+  return tensor + " and the tensors beside it take " + std::to_string(bytes) + " bytes; of " + std::to_string(total) +
+         " bytes of the GPU " + std::to_string(free) + " are free";
+}
+
 }  // namespace
 
 void CheckCuda(int error, const std::string& node, const std::string& details) {
@@ -87,12 +95,13 @@ void CheckCuda(int error, const std::string& node, const std::string& details) {
 
 void CudaFree::operator()(void* memory) const { cudaFree(memory); }
 
-DeviceWeights::DeviceWeights(const PackedLinear& weights, const std::string& node) {
+DeviceWeights::DeviceWeights(const PackedLinear& weights, const std::string& node, const std::string& tensor) {
   const HostLayer host(weights);
   int64_t size = 0;
   host.Placed([&](auto*&, int64_t bytes) { size += Aligned(bytes); });
   void* memory = nullptr;
-  CheckCuda(cudaMalloc(&memory, size), node, BytesText(size));
+  const int error = cudaMalloc(&memory, size);
+  CheckCuda(error, node, error == cudaErrorMemoryAllocation ? RoomText(tensor, size) : BytesText(size));
   memory_.reset(memory);
   char* next = static_cast<char*>(memory);
   layer_ = host.Placed([&](auto*& pointer, int64_t bytes) {
@@ -152,7 +161,7 @@ std::shared_ptr<const DeviceWeights> UploadWeights(const OrtApi* api, const OrtK
   for (auto entry = uploaded.begin(); entry != uploaded.end();) {
     entry = entry->second.expired() ? uploaded.erase(entry) : std::next(entry);
   }
-  auto made = std::make_shared<const DeviceWeights>(weights, node);
+  auto made = std::make_shared<const DeviceWeights>(weights, node, InputName(api, info, first));
   uploaded[key] = made;
   return made;
 }

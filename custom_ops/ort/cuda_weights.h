@@ -19,8 +19,9 @@ struct CudaFree {
 // A packed linear in memory of its own on a GPU.
 class DeviceWeights {
  public:
-  // Copies valid weights from the host to the current device. Throws like CheckCuda.
-  DeviceWeights(const PackedLinear& weights, const std::string& node);
+  // Copies valid weights from the host to the current device. Throws like CheckCuda; where there is no memory for them,
+  // the message names `tensor`, how much they take, and how much there is.
+  DeviceWeights(const PackedLinear& weights, const std::string& node, const std::string& tensor);
 
   const cuda::DeviceLayer& layer() const { return layer_; }
 

@@ -3,12 +3,12 @@
 // Input: `data`, uint8. Output: int64 [1], the sum of its 64-bit words, the last one filled up with zeros, modulo 2^64.
 // Attributes: `streams` and `ahead`, see `SumWords`; which of them are fastest is the machine's secret, so measurements
 // try some. Work is cut as LutMatMul cuts it: tasks of one size, more than there are threads.
-#include "skim/read_memory.h"
+#include "read_memory.h"
 
 #include <algorithm>
 #include <atomic>
 
-#include "ops.h"
+#include "skim/read_memory.h"
 #include "weights.h"
 
 namespace skim {
@@ -27,7 +27,7 @@ class ReadMemory {
   ReadMemory(const Op&, const OrtApi* api, const OrtKernelInfo* info)
       : api_(api), streams_(ReadAttribute(api, info, "streams")), ahead_(ReadAttribute(api, info, "ahead")) {
     if (streams_ != 1 && streams_ != 2 && streams_ != kMaxStreams) {
-      throw InvalidArgument(NodeText(api, info, "ReadMemory") + ": streams must be 1, 2 or 4, got " +
+      throw InvalidArgument(NodeText(api, info, kReadMemoryName) + ": streams must be 1, 2 or 4, got " +
                             std::to_string(streams_));
     }
   }
@@ -40,8 +40,7 @@ class ReadMemory {
   void Compute(OrtKernelContext* context) const {
     const OrtValue* input = nullptr;
     Call(abi::KernelContext_GetInput, api_, context, size_t{0}, &input);
-    int64_t bytes = 1;
-    for (int64_t dimension : GetTensorInfo(api_, input).shape) bytes *= dimension;
+    const int64_t bytes = CountBytes(api_, input);
     const char* data = static_cast<const char*>(TensorData(api_, input));
     std::atomic<uint64_t> sum{0};
     ParallelFor(api_, context, (bytes + kTaskBytes - 1) / kTaskBytes, [&](int64_t task) {
@@ -57,14 +56,15 @@ class ReadMemory {
 
 }  // namespace
 
-void AddReadMemory(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
-  Op op = MakeOp(api, kernels, abi::kUint8, abi::kUndefined);
+void DescribeReadMemory(Op& op) {
   op.domain = "ai.skim.measure";
-  op.GetName = [](const OrtCustomOp*) { return "ReadMemory"; };
+  op.GetName = [](const OrtCustomOp*) { return kReadMemoryName; };
   op.GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
   op.GetOutputType = [](const OrtCustomOp*, size_t) -> int32_t { return abi::kInt64; };
-  SetKernel<ReadMemory>(op);
-  ops.push_back(op);
+}
+
+void AddReadMemory(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
+  AddReadMemory<ReadMemory>(api, kernels, ops);
 }
 
 }  // namespace skim

@@ -100,6 +100,16 @@ PackedLinear Read(const OrtApi* api, const OrtKernelInfo* info, size_t first, co
   return weights;
 }
 
+// What read(text, size) writes to `text`, or tells the size of if that is null.
+template <typename Read>
+std::string ReadText(Read&& read) {
+  size_t size = 0;
+  read(nullptr, &size);
+  std::string text(size, '\0');  // the size counts the terminating zero
+  read(text.data(), &size);
+  return text.c_str();
+}
+
 }  // namespace
 
 PackedLinear ReadWeights(const OrtApi* api, const OrtKernelInfo* info, const std::string& node, size_t first,
@@ -112,11 +122,13 @@ PackedLinear ReadWeights(const OrtApi* api, const OrtKernelInfo* info, const std
 }
 
 std::string NodeText(const OrtApi* api, const OrtKernelInfo* info, const char* op) {
-  size_t size = 0;
-  Call(abi::KernelInfo_GetNodeName, api, info, nullptr, &size);
-  std::string name(size, '\0');  // the size counts the terminating zero
-  Call(abi::KernelInfo_GetNodeName, api, info, name.data(), &size);
-  return std::string(op) + " node '" + name.c_str() + "'";
+  const std::string name =
+      ReadText([&](char* text, size_t* size) { Call(abi::KernelInfo_GetNodeName, api, info, text, size); });
+  return std::string(op) + " node '" + name + "'";
+}
+
+std::string InputName(const OrtApi* api, const OrtKernelInfo* info, size_t index) {
+  return ReadText([&](char* text, size_t* size) { Call(abi::KernelInfo_GetInputName, api, info, index, text, size); });
 }
 
 }  // namespace skim

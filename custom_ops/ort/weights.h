@@ -23,4 +23,7 @@ PackedLinear ReadWeights(const OrtApi* api, const OrtKernelInfo* info, const std
 // "LutMatMul node 'name'", for messages.
 std::string NodeText(const OrtApi* api, const OrtKernelInfo* info, const char* op);
 
+// The name of the tensor that is an input of a node.
+std::string InputName(const OrtApi* api, const OrtKernelInfo* info, size_t index);
+
 }  // namespace skim

@@ -136,7 +136,8 @@ def _run(arguments: argparse.Namespace) -> None:
         on_token=lambda token: _write(stream.put(token)),
     )
     _write(stream.end() + "\n")
-    print(_speeds(session.kernel, session.weight_bytes, generation), file=sys.stderr)  # noqa: T201
+    bandwidth = _gpu_bandwidth(session.library) if session.kernel == "cuda" and session.library else None
+    print(_speeds(session.kernel, session.weight_bytes, generation, bandwidth), file=sys.stderr)  # noqa: T201
 
 
 def _write(text: str) -> None:
@@ -146,14 +147,28 @@ def _write(text: str) -> None:
     sys.stdout.flush()
 
 
-def _speeds(kernel: str, weight_bytes: int, generation: Generation) -> str:
+def _gpu_bandwidth(library: Path) -> float | None:
+    """Bytes per second that the GPU's memory is read at; None, with a warning, if that can't be measured."""
+    from skim_runtime.errors import UserError
+    from skim_runtime.measure.bandwidth import read_gpu
+
+    try:
+        return read_gpu(library).bytes_per_second
+    except UserError as error:
+        warnings.warn(str(error), stacklevel=1)
+        return None
+
+
+def _speeds(kernel: str, weight_bytes: int, generation: Generation, bandwidth: float | None) -> str:
     parts = [
         f"kernel: {kernel}",
         f"prompt: {generation.prompt_tokens} tokens, {generation.prompt_speed:.1f} tokens/s",
         f"decode: {len(generation.tokens)} tokens, {generation.decode_speed:.1f} tokens/s",
     ]
     if weight_bytes:
-        parts.append(f"weights read: {weight_bytes * generation.decode_speed / 1e9:.2f} GB/s")
+        speed = weight_bytes * generation.decode_speed
+        share = f", {speed / bandwidth:.0%} of the memory's {bandwidth / 1e9:.0f} GB/s" if bandwidth else ""
+        parts.append(f"weights read: {speed / 1e9:.2f} GB/s{share}")
     return " | ".join(parts)
 
 

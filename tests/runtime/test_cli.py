@@ -11,6 +11,7 @@ import pytest
 from skim_runtime import cli
 from skim_runtime.command import run_command
 from skim_runtime.errors import UserError
+from skim_runtime.generation import Generation
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 20
 
@@ -215,3 +216,10 @@ def test_public_names_are_not_shadowed_by_modules():
         "assert all(callable(name) for name in names), names"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_share_of_a_gpu_s_memory():
+    generation = Generation([1, 2, 3], 5, 0.5, 4, 0.5, stopped=False)
+    with_share = cli._speeds("cuda", 10**9, generation, 32e9)
+    assert with_share.endswith(" | weights read: 8.00 GB/s, 25% of the memory's 32 GB/s")
+    assert cli._speeds("avx2", 10**9, generation, None).endswith(" | weights read: 8.00 GB/s")

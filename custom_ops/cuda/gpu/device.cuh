@@ -90,6 +90,10 @@ SKIM_DEVICE T Load(const T* from) {
   return __ldg(from);
 }
 
+SKIM_DEVICE void AddAtomically(uint64_t* to, uint64_t value) {
+  atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
+}
+
 // Starts to copy 16 bytes to shared memory; both addresses are multiples of 16.
 SKIM_DEVICE void CopyAsync(void* shared, const void* global) {
 #if __CUDA_ARCH__ >= 800

@@ -40,4 +40,8 @@ int Matmul(const DeviceLayer& layer, const void* x, FloatType type, int64_t M, E
 // 0..N-1 is not a number: the device can't refuse it.
 int Gather(const DeviceLayer& layer, const int64_t* ids, int64_t count, void* y, FloatType type, void* stream);
 
+// `bytes` bytes on the device, aligned to 16 bytes -> *sum, there too: what skim::SumWords (skim/read_memory.h) makes of
+// them. Hardly anything else is done than reading, so it tells how fast that is.
+int SumWords(const void* data, int64_t bytes, uint64_t* sum, void* stream);
+
 }  // namespace skim::cuda

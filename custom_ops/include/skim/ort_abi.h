@@ -108,6 +108,7 @@ constexpr Slot<93, void(OrtStatus*)> ReleaseStatus;
 constexpr Slot<99, void(OrtTensorTypeAndShapeInfo*)> ReleaseTensorTypeAndShapeInfo;
 constexpr Slot<163, OrtStatus*(const OrtKernelInfo*, const char*, int64_t*, size_t*)> KernelInfoGetAttributeArray_int64;
 constexpr Slot<193, OrtStatus*(const OrtKernelContext*, void** stream)> KernelContext_GetGPUComputeStream;
+constexpr Slot<232, OrtStatus*(const OrtKernelInfo*, size_t, char*, size_t*)> KernelInfo_GetInputName;
 constexpr Slot<244, OrtStatus*(const OrtKernelInfo*, char*, size_t*)> KernelInfo_GetNodeName;
 constexpr Slot<249, OrtStatus*(const OrtKernelInfo*, size_t, int* is_constant, const OrtValue**)>
     KernelInfoGetConstantInput_tensor;

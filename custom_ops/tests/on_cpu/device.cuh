@@ -135,6 +135,8 @@ SKIM_DEVICE T Load(const T* from) {
   return *from;
 }
 
+SKIM_DEVICE void AddAtomically(uint64_t* to, uint64_t value) { *to += value; }
+
 SKIM_DEVICE void CopyAsync(void* shared, const void* global) { on_cpu::StartCopy(shared, global); }
 
 SKIM_DEVICE void CommitCopies() { on_cpu::CommitCopies(); }

@@ -1,7 +1,7 @@
 """Speed and memory of one exported model, beside the speed at which the same number of threads reads memory.
 
-Every run is a process of its own, and a process that only reads memory takes turns with it. Speeds are medians over the
-rounds; what they are a share of is the best reading.
+Every run is a process of its own, and a process that only reads memory takes turns with it: that of the GPU, if the
+model runs there. Speeds are medians over the rounds; what they are a share of is the best reading.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from skim_runtime.measure.bandwidth import Bandwidth, read_bandwidth
+from skim_runtime.library import library_path
+from skim_runtime.measure.bandwidth import Bandwidth, read_bandwidth, read_gpu
 from skim_runtime.measure.child import in_child
 from skim_runtime.measure.decoding import Decoding, decode, random_prompt
 from skim_runtime.measure.report import last_level_cache
@@ -71,7 +72,11 @@ def measure_model(directory: Path, threads: int, prompt: int, new: int, rounds: 
     take_turns(
         {
             "decoding": lambda: runs.append(in_child(decode, directory, threads, tokens, new)),
-            "reading memory": lambda: readings.append(in_child(read_bandwidth, threads, CACHES * last_level_cache())),
+            "reading memory": lambda: readings.append(
+                in_child(_read_gpu)
+                if runs[-1].kernel == "cuda"
+                else in_child(read_bandwidth, threads, CACHES * last_level_cache())
+            ),
         },
         rounds,
         progress,
@@ -90,3 +95,8 @@ def measure_model(directory: Path, threads: int, prompt: int, new: int, rounds: 
         bandwidth_share=read / bandwidth.bytes_per_second,
         peak_megabytes=max(run.peak_megabytes for run in runs),
     )
+
+
+def _read_gpu(progress: Progress) -> Bandwidth:
+    del progress
+    return read_gpu(library_path())

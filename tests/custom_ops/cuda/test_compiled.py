@@ -35,9 +35,10 @@ KERNELS = {
     "float32": Expected(256, 64 << 10, (1, 1, 1, 1)),
     "prefill": Expected(128, 34 << 10, (1, 2, 2, 2)),
     "gather": Expected(128, 0, (8, 8, 8, 8)),
+    "read_memory": Expected(256, 0, (4, 4, 4, 4)),
 }
 SHARED = (64 << 10, 100 << 10, 164 << 10, 228 << 10)
-LONGEST_FIRST = ("decode_16", "prefill", "decode_8", "float32", "gather")
+LONGEST_FIRST = ("decode_16", "prefill", "decode_8", "float32", "gather", "read_memory")
 FAST = ("decode_8", "gather")  # are always tested, for one architecture
 
 of_every_architecture = pytest.mark.parametrize(

@@ -15,11 +15,16 @@ import pytest
 from onnx import helper
 
 from skim_export.packed import PackedLinear
+from skim_runtime.aligned import aligned_copy
+from skim_runtime.errors import UserError
+from skim_runtime.measure.bandwidth import read_gpu, reading_model
+from skim_runtime.measure.session import open_session
 from skim_runtime.operators import LUT_GATHER
 from tests.random_packed import random_packed
 
 from ..models import TYPES, attributes, gather_model, initializers, matmul_model, model, relative_error, run, session
 from ..native import ROOT, build_cuda_on_cpu, run_tests
+from ..test_read_memory import checksum
 from ..test_swiglu import expected, pair, swiglu_model
 
 BOUND = {np.float32: 1e-5, np.float16: 1e-3}
@@ -93,6 +98,58 @@ def test_gather(library, blocks, dtype):
     assert np.isnan(bad[1:]).all()
 
 
+def test_runs_neither_allocate_nor_wait(library, blocks):
+    """So a CUDA graph can capture them."""
+    rng = np.random.default_rng(12)
+    packed, (gate, up) = random_packed(rng, 40, 96, ALL, column_scale=True, bias=True), pair(rng, 40, 96, (True, True))
+    sessions = [
+        (session(model, library=library), feed, (3, *shape), np.float16)
+        for model, feed, shape in (
+            (matmul_model(packed, np.float16), rng.normal(size=(3, 96)).astype(np.float16), (40,)),
+            (swiglu_model(gate, up, np.float16), rng.normal(size=(3, 96)).astype(np.float16), (40,)),
+            (gather_model(packed, np.float16), np.array([1, 5, 39]), (96,)),
+        )
+    ]
+    calls = ctypes.CDLL(str(library)).FakeGpuCalls
+    before = calls()
+    assert before > 0
+    for made, feed, shape, dtype in sessions:
+        for _ in range(3):
+            assert np.isfinite(run(made, feed, shape, dtype)).all()
+    assert calls() == before
+
+
+def test_two_sessions(library, blocks):
+    """Each has its own weights, which go with it and not before."""
+    rng = np.random.default_rng(13)
+    layers = [random_packed(rng, 30, 64, ALL[:k], column_scale=True) for k in (3, 9)]
+    sessions = [session(matmul_model(packed), library=library) for packed in layers]
+    x = rng.normal(size=(2, 64)).astype(np.float32)
+    for _ in range(2):
+        for made, packed in zip(sessions, layers, strict=True):
+            assert relative_error(run(made, x, (2, 30), np.float32), x @ packed.dequantize().T) < 1e-5
+    assert blocks() == 2
+    del made, sessions[0]
+    gc.collect()
+    assert blocks() == 1
+    assert relative_error(run(sessions[0], x, (2, 30), np.float32), x @ layers[1].dequantize().T) < 1e-5
+
+
+def test_reading_memory(library):
+    made = open_session(reading_model(1, 0), 1, library)
+    for size in (0, 1, 8, 15, 16, 17, 1000, 300_077):
+        data = aligned_copy(np.random.default_rng(size).integers(0, 256, size, np.uint8))
+        (got,) = made.run(None, {"data": data})
+        assert got.tolist() == [checksum(data)]
+
+
+def test_the_bandwidth_of_a_gpu(library):
+    found = read_gpu(library, device="cpu", nbytes=1 << 16)
+    assert found.bytes_per_second > 0
+    with pytest.raises(UserError, match="the GPU's memory can't be read to measure it: "):
+        read_gpu(ROOT / "README.md", device="cpu")
+
+
 def test_nothing_to_do(library, blocks):
     packed = random_packed(np.random.default_rng(5), 20, 64, [2])
     assert session(matmul_model(packed), library=library).run(None, {"X": np.ones((2, 0, 64), np.float32)})[0].size == 0
@@ -143,10 +200,16 @@ def test_weights_that_the_runtime_keeps_on_the_gpu(library, blocks, monkeypatch)
     assert relative_error(got, x @ packed.dequantize().T.astype(np.float64) + packed.bias) < 1e-5
 
 
+FULL = (
+    r"LutMatMul node 'layer': CUDA: out of memory \(codes and the tensors beside it take \d+ bytes; "
+    r"of 1000 bytes of the GPU 1000 are free\)"
+)
+
+
 def test_a_full_gpu(library, blocks, monkeypatch):
     monkeypatch.setenv("SKIM_FAKE_GPU_BYTES", "1000")
     packed = random_packed(np.random.default_rng(9), 100, 256, [2])
-    with pytest.raises(Exception, match=r"LutMatMul node 'layer': CUDA: out of memory \(\d+ bytes of weights\)"):
+    with pytest.raises(Exception, match=FULL):
         session(matmul_model(packed), library=library)
 
 
