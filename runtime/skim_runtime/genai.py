@@ -18,7 +18,7 @@ from skim_runtime.errors import UserError
 from skim_runtime.interruptible import ends_at_once
 from skim_runtime.load_library import FALLBACK, load, one_line
 from skim_runtime.model_directory import ModelDirectory
-from skim_runtime.open_session import Kernel, check_options
+from skim_runtime.open_session import Kernel, check_for_cpu, check_options
 from skim_runtime.providers import Provider, cuda_obstacle, provider_of, warn_of_cpu
 from skim_runtime.step import as_batch, finite
 
@@ -59,6 +59,8 @@ class GenaiSession:
                 provider = "cpu"
             elif self.library is not None:
                 self.kernel = "cuda"
+        if provider == "cpu":
+            check_for_cpu(self.directory)
         options = {} if threads is None else {"intra_op_num_threads": threads}
         try:
             with _view(self.directory, self.library) as path:

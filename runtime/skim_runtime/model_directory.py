@@ -11,7 +11,7 @@ from typing import Any
 from skim_runtime.errors import UserError
 from skim_runtime.model_files import is_file_name
 from skim_runtime.onnx_file import OnnxGraph
-from skim_runtime.operators import DOMAIN, PackedNode, parse_proto
+from skim_runtime.operators import DOMAIN, FLOATS, PackedNode, parse_proto
 from skim_runtime.providers import PROVIDERS
 from skim_runtime.verification import check_model
 
@@ -112,6 +112,7 @@ class Graph:
         weight_bytes: bytes of packed weights that these read for each generated token.
         arithmetic: with which the operator library multiplies them, "integer arithmetic" or "exact arithmetic", and
             where that is not the same for all, in how many it is exact.
+        activations: their type, "float32", "float16" or "bfloat16", as the embedding gives them.
         shared_cache: whether every `present` output comes from a GroupQueryAttention node, which can append to the
             past in place.
     """
@@ -119,6 +120,7 @@ class Graph:
     has_packed_weights: bool
     weight_bytes: int
     arithmetic: str
+    activations: str
     shared_cache: bool
 
     @classmethod
@@ -143,6 +145,7 @@ class Graph:
             has_packed_weights=bool(products),
             weight_bytes=sum(tensor.nbytes for tensor in read),
             arithmetic=_arithmetic(products),
+            activations=next((FLOATS[node.own["dtype"]] for node in packed if "dtype" in node.own), FLOATS[1]),
             shared_cache=all(producers.get(name) == "GroupQueryAttention" for name in presents),
         )
 

@@ -16,9 +16,10 @@ from skim_runtime.load_library import FALLBACK, check_onnxruntime, load, one_lin
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.providers import PROVIDERS, Provider, cuda_obstacle, provider_of, warn_of_cpu
 
-__all__ = ["Kernel", "Opened", "check_options", "open_session"]
+__all__ = ["Kernel", "Opened", "check_for_cpu", "check_options", "open_session"]
 
 Kernel = Literal["auto", "function"]
+RUN_ON_CPU = ("float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ def check_options(threads: int | None, kernel: str, ep: str | None) -> None:
         raise UserError(f"ep must be {' or '.join(PROVIDERS)}, got {ep!r}")
 
 
+def check_for_cpu(directory: ModelDirectory) -> None:
+    """Raises `UserError` if a model has activations that onnxruntime has no kernels for on the CPU."""
+    if directory.graph.activations not in RUN_ON_CPU:
+        raise UserError(
+            f"{directory.model_file}: its activations are {directory.graph.activations}, which onnxruntime has for the "
+            "GPU only: for the CPU export it with --ep cpu, or with --activations float16"
+        )
+
+
 def open_session(
     directory: ModelDirectory, threads: int | None, kernel: Kernel, ep: Provider | None, trust_library: bool
 ) -> Opened:
@@ -87,6 +97,7 @@ def open_session(
             warn_of_cpu(str(error))
         else:
             return Opened(session, name if library is None else "cuda", "cuda", library, graphs)
+    check_for_cpu(directory)
     session = _session(directory, options, [PROVIDERS["cpu"]])
     return Opened(session, name, library=library)
 

@@ -12,10 +12,12 @@ from skim_runtime.library import cuda_version
 if TYPE_CHECKING:
     from skim_runtime.model_directory import ModelDirectory
 
-__all__ = ["PROVIDERS", "Provider", "cuda_obstacle", "provider_of", "warn_of_cpu"]
+__all__ = ["ACTIVATIONS", "PROVIDERS", "Provider", "cuda_obstacle", "provider_of", "warn_of_cpu"]
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+# Types of activations and key/value cache for which each has GroupQueryAttention; the first is the default.
+ACTIVATIONS: dict[str, tuple[str, ...]] = {"cpu": ("float32",), "cuda": ("float16", "bfloat16")}
 
 
 def provider_of(directory: ModelDirectory, ep: Provider | None) -> str:

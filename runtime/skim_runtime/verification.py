@@ -18,13 +18,13 @@ from skim_runtime.data_file import METADATA, check_seal
 from skim_runtime.errors import UserError
 from skim_runtime.model_files import is_file_name
 from skim_runtime.onnx_file import OnnxGraph, Tensor
+from skim_runtime.operators import FLOATS
 from skim_runtime.progress import Progress
 
 __all__ = ["REPORT_NAME", "check_model", "listed_files", "verify"]
 
 REPORT_NAME = "export.json"
 CHUNK = 16 << 20  # bytes that are hashed between two steps of the progress
-FLOATS = ("float16", "float32")
 MATRIX = 2  # dimensions
 
 
@@ -125,16 +125,19 @@ def check_model(path: Path, graph: OnnxGraph) -> None:
             check_seal(path.parent / location, path, sha256)
     for tensor in graph.initializers.values():
         # Vectors: a matrix is a weight that is not packed, which would take as long to read as the model has bytes.
-        if tensor.dtype.name in FLOATS and tensor.rank < MATRIX and not tensor.name.endswith(".codebook"):
+        if tensor.dtype.name in FLOATS.values() and tensor.rank < MATRIX and not tensor.name.endswith(".codebook"):
             _check_finite(path, tensor)
 
 
 def _check_finite(path: Path, tensor: Tensor) -> None:
-    dtype = np.dtype(tensor.dtype.name)
+    halved = tensor.dtype.name == "bfloat16"  # the upper half of a float32, which numpy does not know
+    dtype = np.dtype(np.uint16 if halved else tensor.dtype.name)
     if tensor.location is None:
         values = np.frombuffer(tensor.content, dtype, len(tensor.content) // dtype.itemsize)
     else:
         values = np.fromfile(path.parent / tensor.location, dtype, tensor.size, offset=tensor.offset)
+    if halved:
+        values = (values.astype(np.uint32) << 16).view(np.float32)
     if not np.isfinite(values).all():
         raise UserError(f"{path}: {tensor.name} has values that are not finite; the model is damaged")
 

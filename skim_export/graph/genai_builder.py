@@ -33,8 +33,12 @@ __all__ = ["LIBRARY_NAME", "PRECISIONS", "DecoderBuilder", "check_builder"]
 BUILDER_VERSION = "0.18.0"
 LIBRARY_NAME = "libskim_ops.so"
 SILU = ("silu", "swish")
-# Type of activations and key/value cache by execution provider: the one in which it has GroupQueryAttention.
-PRECISIONS = {"cpu": ("fp32", ir.DataType.FLOAT), "cuda": ("fp16", ir.DataType.FLOAT16)}
+# What the builder calls each type of activations and key/value cache.
+PRECISIONS = {
+    "float32": ("fp32", ir.DataType.FLOAT),
+    "float16": ("fp16", ir.DataType.FLOAT16),
+    "bfloat16": ("bf16", ir.DataType.BFLOAT16),
+}
 MODEL_CLASSES = {"LlamaForCausalLM": "LlamaModel", "MistralForCausalLM": "MistralModel"}
 
 log = logging.getLogger(__name__)
@@ -203,7 +207,8 @@ class DecoderBuilder:
         weights: returns the packed linear of a name; called again when the graph is written, one linear at a time.
         output: the ONNX file to be; genai_config.json and the tokenizer files go beside it.
         accuracy_level: of the products with packed weights.
-        ep: execution provider that the graph is for, a key of `PRECISIONS`.
+        ep: execution provider that the graph is for.
+        activations: their type, a key of `PRECISIONS`.
         with_library: whether the operator library will lie beside the model, for programs other than skim-runtime.
         context: positions that the rotary tables have; by default all that the model was made for.
 
@@ -218,6 +223,7 @@ class DecoderBuilder:
         output: Path,
         accuracy_level: int,
         ep: str = "cpu",
+        activations: str = "float32",
         *,
         with_library: bool = False,
         context: int | None = None,
@@ -233,7 +239,7 @@ class DecoderBuilder:
                 "windowed_kv_cache=false",  # a plain onnxruntime loop need not know of sliding windows
                 f"filename={output.name}",
             ]
-            precision, dtype = PRECISIONS[ep]
+            precision, dtype = PRECISIONS[activations]
             options = builder.parse_extra_options("", directory, self._target, precision, ep, self._target, extra)
             details = options.pop("hf_details")
             options.pop("_effective_builder_config")

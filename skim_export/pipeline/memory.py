@@ -56,6 +56,8 @@ def is_checked(job: Job) -> bool:
     """Whether what is written is compared with transformers: if asked for, or if it takes little time and memory."""
     if job.options.check is not None:
         return job.options.check
+    if job.options.activation_type == "bfloat16":  # the CPU has none
+        return False
     most, need = job.options.max_memory, _resident() + LATER_BYTES + checking_bytes(job.model)
     return job.model.checkpoint.parameter_count <= CHECKED_UNASKED and (most is None or need <= most)
 

@@ -18,7 +18,7 @@ from skim_export.pipeline.effort import DEFAULT_EFFORT, EFFORTS, Effort, effort_
 from skim_export.quantize import METHODS
 from skim_runtime.errors import UserError
 from skim_runtime.operators import INTEGER_ACCURACY
-from skim_runtime.providers import PROVIDERS
+from skim_runtime.providers import ACTIVATIONS, PROVIDERS
 
 __all__ = [
     "OPTIONS",
@@ -150,8 +150,16 @@ class ExportOptions:
     ep: str = field(
         default="cpu",
         metadata=_metadata(
-            "execution provider that the ONNX model is for: cpu (default), or cuda, whose activations are float16",
+            "execution provider that the ONNX model is for: cpu (default) or cuda",
             choices=list(PROVIDERS),
+        ),
+    )
+    activations: str | None = field(
+        default=None,
+        metadata=_metadata(
+            "type of activations and key/value cache: with --ep cuda float16 (default), or bfloat16, which has "
+            "fewer digits and no value that is too large, for GPUs since Ampere",
+            choices=[*ACTIVATIONS["cpu"], *ACTIVATIONS["cuda"]],
         ),
     )
     context: int | None = field(
@@ -242,11 +250,21 @@ class ExportOptions:
             raise UserError(f"--context {self.context}: must be at least {LEAST_POSITIONS}")
         if self.ep not in PROVIDERS:
             raise UserError(f"--ep {self.ep}: must be {' or '.join(PROVIDERS)}")
+        if self.activations is not None and self.activations not in ACTIVATIONS[self.ep]:
+            of_ep = " or ".join(ACTIVATIONS[self.ep])
+            raise UserError(f"--activations {self.activations}: must be {of_ep} with --ep {self.ep}")
+        if self.check and self.activation_type == "bfloat16":
+            raise UserError("--check: runs the model on the CPU, where onnxruntime has no bfloat16: leave it out")
 
     @property
     def chosen(self) -> Effort:
         """What `effort` and `method` stand for."""
         return effort_named(self.effort, self.method)
+
+    @property
+    def activation_type(self) -> str:
+        """What `activations` stands for."""
+        return self.activations or ACTIVATIONS[self.ep][0]
 
     @property
     def calibration_file(self) -> Path | None:
@@ -281,6 +299,7 @@ class ExportKeywords(PlanKeywords, total=False):
     method: str | None
     accuracy_level: int
     ep: str
+    activations: str | None
     with_library: bool
     device: str
     max_memory: int | None

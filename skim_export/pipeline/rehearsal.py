@@ -31,7 +31,13 @@ def rehearse(model: Model, options: ExportOptions) -> None:
         (directory / MODEL).touch()
         try:
             builder = DecoderBuilder(
-                model, _no_weights, directory / MODEL, options.accuracy_level, options.ep, context=options.context
+                model,
+                _no_weights,
+                directory / MODEL,
+                options.accuracy_level,
+                options.ep,
+                options.activation_type,
+                context=options.context,
             )
             builder.write_configuration()
             opened, tokenizer = ModelDirectory.open(directory), Tokenizer(directory)

@@ -11,6 +11,7 @@ from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress
+from skim_runtime.providers import ACTIVATIONS
 
 from ..random_packed import random_packed
 from ..tiny_models import tiny_llama, tiny_mistral
@@ -27,7 +28,9 @@ def build(hf: Path, output: Path, precision: str, provider: str) -> Path:
     return output
 
 
-def build_packed(hf: Path, output: Path, accuracy_level: int = 0, ep: str = "cpu", seed: int = 1) -> Path:
+def build_packed(
+    hf: Path, output: Path, accuracy_level: int = 0, ep: str = "cpu", seed: int = 1, activations: str | None = None
+) -> Path:
     """Export with random packed weights, the operator library beside them."""
     model = Model.open(hf)
     architecture = model.architecture
@@ -40,7 +43,10 @@ def build_packed(hf: Path, output: Path, accuracy_level: int = 0, ep: str = "cpu
     for name in {architecture.embedding} | (set() if architecture.tied else {architecture.head}):
         units[name] = random_packed(rng, architecture.vocabulary_size, architecture.hidden_size, [15])
     output.mkdir()
-    builder = DecoderBuilder(model, units.__getitem__, output / "model.onnx", accuracy_level, ep, with_library=True)
+    activations = activations or ACTIVATIONS[ep][0]
+    builder = DecoderBuilder(
+        model, units.__getitem__, output / "model.onnx", accuracy_level, ep, activations, with_library=True
+    )
     save_model(builder.build(), output / "model.onnx", Progress())
     builder.write_configuration()
     shutil.copyfile(library_path(), output / LIBRARY_NAME)

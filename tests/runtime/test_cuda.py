@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 
@@ -13,6 +14,7 @@ from skim_runtime import GenaiSession, Session, bound_step, library, providers
 from skim_runtime.capturing import capturing, running
 from skim_runtime.errors import UserError
 from skim_runtime.library import kernel_name
+from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.providers import PROVIDERS
 
 from .conftest import build_packed
@@ -67,6 +69,38 @@ def test_a_provider_that_does_not_load(packed_cuda, monkeypatch):
     made, warning = opened(Session, packed_cuda)
     assert warning.endswith("onnxruntime could not load its CUDAExecutionProvider, see its messages")
     assert made.device == "cpu"
+
+
+@pytest.fixture(scope="module")
+def packed_bfloat16(hf):
+    return build_packed(hf, hf.parent / "packed_bfloat16", ep="cuda", activations="bfloat16")
+
+
+def test_a_graph_with_bfloat16(packed_bfloat16):
+    """The operators, the cache and the norms; logits are float32 all the same."""
+    model = onnx.load(packed_bfloat16 / "model.onnx")
+    assert ModelDirectory.open(packed_bfloat16).graph.activations == "bfloat16"
+    types = {value.name: value.type.tensor_type.elem_type for value in (*model.graph.input, *model.graph.output)}
+    caches = {types[name] for name in types if name.startswith(("past_key_values.", "present."))}
+    assert caches == {onnx.TensorProto.BFLOAT16}
+    assert types["logits"] == onnx.TensorProto.FLOAT
+    floats = {t.data_type for t in model.graph.initializer if t.name.endswith(("layernorm.weight", "norm.weight"))}
+    assert floats == {onnx.TensorProto.BFLOAT16}
+
+
+@pytest.mark.parametrize("kind", [Session, GenaiSession])
+@pytest.mark.filterwarnings("ignore:the model was exported for CUDA")
+def test_bfloat16_is_for_gpus(packed_bfloat16, kind):
+    with pytest.raises(UserError, match=r"model.onnx: its activations are bfloat16, which onnxruntime has for the GPU"):
+        kind(packed_bfloat16)
+
+
+def test_a_cache_of_bfloat16():
+    """The bits that go in are those that come out, whatever numpy takes them for."""
+    bits = np.arange(0x3F80, 0x3F8C, dtype=np.uint16).reshape(1, 2, 3, 2)
+    value = bound_step.ort_value(bits, 16, "cpu")
+    assert value.data_type() == "tensor(bfloat16)"
+    assert value.data_ptr() == bits.ctypes.data
 
 
 @pytest.mark.parametrize("kind", [Session, GenaiSession])

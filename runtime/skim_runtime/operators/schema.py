@@ -80,8 +80,12 @@ class Attribute:
         elif not isinstance(value, int):
             raise UserError(f"{self.name} must be an integer, got {value}")
         elif self.allowed is not None and value not in self.allowed:
-            one_by_one = " or ".join(str(one) for one in self.allowed[:2])
-            allowed = one_by_one if len(self.allowed) <= 2 else f"{self.allowed[0]}..{self.allowed[-1]}"
+            first, last = self.allowed[0], self.allowed[-1]
+            if isinstance(self.allowed, range) and len(self.allowed) > 2:
+                allowed = f"{first}..{last}"
+            else:
+                others = ", ".join(str(one) for one in self.allowed[:-1])
+                allowed = f"{others} or {last}" if others else str(last)
             raise UserError(f"{self.name} must be {allowed}, got {value}")
 
 
@@ -90,7 +94,8 @@ ROWS = Attribute("N", range(1, 1 << 31))
 COLUMNS = Attribute("K", range(1, 1 << 31))
 ROWS_PER_CLASS = Attribute("rows_per_class", length=CLASSES)  # of each packed linear
 ACCURACY_LEVEL = Attribute("accuracy_level", range(INTEGER_ACCURACY + 1), default=0)
-DTYPE = Attribute("dtype", (1, 10))  # ONNX's numbers of float32 and float16
+FLOATS = {1: "float32", 10: "float16", 16: "bfloat16"}  # by ONNX's numbers
+DTYPE = Attribute("dtype", tuple(FLOATS))
 
 
 @dataclass(frozen=True)
