@@ -272,10 +272,10 @@ class ExportOptions:
         return None if self.calib is None else Path(self.calib)
 
     def recorded(self) -> dict[str, Any]:
-        """The options that the result depends on, as plain data: the method that was chosen, the name of a file."""
+        """The options that the result depends on, as plain data: what was chosen for defaults, the name of a file."""
         found = {name: getattr(self, name) for name, option in OPTIONS.items() if option.recorded}
         calib = None if self.calibration_file is None else self.calibration_file.name
-        return {**found, "method": self.chosen.name, "calib": calib}
+        return {**found, "method": self.chosen.name, "activations": self.activation_type, "calib": calib}
 
 
 class PlanKeywords(TypedDict, total=False):
