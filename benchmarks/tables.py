@@ -21,6 +21,8 @@ from typing import Any
 
 import quality_tables
 import speed_tables
+from device_check.tables import TABLES as DEVICE_TABLES
+from device_check.tables import device_of
 
 from skim_runtime.errors import UserError
 from skim_runtime.measure.tables import say
@@ -30,7 +32,11 @@ __all__ = ["PAGES", "ROOT", "add_arguments", "rewritten", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
-TABLES: Mapping[str, Callable[[Sequence[dict[str, Any]]], str]] = {**speed_tables.TABLES, **quality_tables.TABLES}
+TABLES: Mapping[str, Callable[[Sequence[dict[str, Any]]], str]] = {
+    **speed_tables.TABLES,
+    **quality_tables.TABLES,
+    **DEVICE_TABLES,
+}
 OF_NO_MACHINE = ("instructions", "roofline")
 HEAD = ("command", "date", "commit", "versions", "machine")  # of every file (skim_runtime/measure/report.py)
 MARKED = re.compile(r"<!-- table: (?P<name>\S+) (?P<files>.+?) -->\n.*?<!-- end -->", re.DOTALL)
@@ -98,4 +104,6 @@ def _where(name: str, reports: Sequence[dict[str, Any]]) -> str:
     machine, dates = reports[0]["machine"], " and ".join(sorted({report["date"] for report in reports}))
     if name in OF_NO_MACHINE:
         return f"{dates}."
+    if name in DEVICE_TABLES:
+        return f"On {device_of(reports[0])}, commit {str(reports[0]['commit'])[:12]}, {dates}."
     return f"On {machine['processor']}, {machine['cores']} cores, {dates}."

@@ -53,12 +53,14 @@ PLAN = (
     Step("memcheck", "accesses outside of their memory", 35, 60, ("build",), "short_grid", (*SANITIZER, "memcheck")),
     Step("racecheck", "races in shared memory", 35, 60, ("build",), "short_grid", (*SANITIZER, "racecheck")),
     Step("quantize", "one layer as of a 7B model with --device cuda, beside the CPU", 30, 60, ("build",)),
-    Step("unpack", "packages and models that were carried in parts", 20, 60),
+    Step("unpack", "packages and models that were carried in parts", 15, 60),
     Step("nbits", "4 bits beside MatMulNBits", 15, 40, ("build", "unpack"), "speed", with_site=True),
     Step("small_model", "SmolLM2 in onnxruntime: logits, tokens per second, memory", 25, 60, ("build", "unpack"),
          "end_to_end", with_site=True),
-    Step("large_model", "two blocks as of Mistral-7B: quantized there, then the same", 55, 100, ("build", "unpack"),
+    Step("large_model", "two blocks as of Mistral-7B: quantized there, then the same", 45, 100, ("build", "unpack"),
          "end_to_end", with_site=True),
+    Step("bfloat16_model", "the same blocks with activations in bfloat16", 25, 60, ("large_model",), "end_to_end",
+         with_site=True),
 )  # fmt: skip
 
 

@@ -9,8 +9,10 @@ from typing import Any
 from device_check.plan import PLAN
 from skim_runtime.measure.tables import text_table
 
-__all__ = ["GOALS", "Goal", "goals_table", "summary"]
+__all__ = ["GOALS", "GOAL_HEADINGS", "STEP_HEADINGS", "Goal", "goal_rows", "step_rows", "summary"]
 
+STEP_HEADINGS = ("step", "seconds", "planned", "status")
+GOAL_HEADINGS = ("goal", "bound", "measured", "met")
 LAYER = "14336x4096"
 CUBLAS, NBITS = "cuBLAS float16", "MatMulNBits 4 bits"
 
@@ -34,24 +36,28 @@ class Goal:
 
 def summary(record: Mapping[str, Any]) -> str:
     """The steps, and the goals."""
+    return f"{text_table(STEP_HEADINGS, step_rows(record))}\n\n{text_table(GOAL_HEADINGS, goal_rows(record))}"
+
+
+def step_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row of `STEP_HEADINGS` for each step that was to run."""
     steps = record["steps"]
-    rows = [
+    return [
         (step.name, f"{steps[step.name]['seconds']:.0f}", str(step.expected), steps[step.name]["status"])
         for step in PLAN
         if step.name in steps
     ]
-    return f"{text_table(('step', 'seconds', 'planned', 'status'), rows)}\n\n{goals_table(record)}"
 
 
-def goals_table(record: Mapping[str, Any]) -> str:
-    """Every goal with what was measured."""
-    rows = []
+def goal_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """A row of `GOAL_HEADINGS` for each goal."""
+    rows: list[tuple[str, ...]] = []
     for goal in GOALS:
         found = goal.measured(record)
         met = "" if found is None else "yes" if (found >= goal.bound) == goal.least or found == goal.bound else "no"
         sign = "at least" if goal.least else "at most"
         rows.append((goal.what, f"{sign} {goal.bound:g}", "not measured" if found is None else f"{found:.3g}", met))
-    return text_table(("goal", "bound", "measured", "met"), rows)
+    return rows
 
 
 def _rows(record: Mapping[str, Any], step: str) -> Iterator[Mapping[str, Any]]:

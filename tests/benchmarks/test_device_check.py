@@ -8,16 +8,19 @@ import time
 from dataclasses import replace
 
 import pytest
+import tables
 import torch
 from device_check.parcels import LIST, pack, unpack
 from device_check.plan import PLAN, Step, named
 from device_check.record import DONE, Record
 from device_check.runner import Runner
 from device_check.steps import counters
-from device_check.summary import GOALS, goals_table, summary
+from device_check.summary import GOALS, goal_rows, summary
+from device_check.tables import TABLES
 from device_check.target import REAL
 
 from skim_runtime.errors import UserError
+from skim_runtime.measure.report import report_head
 
 from .command import BENCHMARKS, refusal
 
@@ -230,10 +233,28 @@ def test_goals():
         }
     }
     assert [goal.measured(record) for goal in GOALS] == [0.85, 3.0, 1.3, 0.875, None, 2.5]
-    lines = goals_table(record).splitlines()[1:]
-    assert [line.split()[-1] for line in lines] == ["yes", "no", "yes", "yes", "measured", "yes"]
+    assert [row[-1] for row in goal_rows(record)] == ["yes", "no", "yes", "yes", "", "yes"]
+    assert [row[-2] for row in goal_rows(record)][-2:] == ["not measured", "2.5"]
     assert "prefill" in summary(record)
     assert all(goal.measured({"steps": {}}) is None for goal in GOALS)
+
+
+def test_tables_of_a_record(tmp_path):
+    rows = [row("3 bits", 1, 10.25, 0.85) | {"to_cublas": 3.0}, row("cuBLAS float16", 1, 30) | {"to_cublas": 1.0}]
+    facts = {"name": "G100", "nvidia-smi": {"driver_version": "580.1", "clocks.max.sm": "1980 MHz"}}
+    results = {
+        "machine": {"device": facts},
+        "decode": {"rows": rows, "bandwidth": {"bytes_per_second": 4e12, "way": "torch.sum"}},
+        "prefill": {"rows": [row("3 bits", 2048, 400) | {"to_cublas": 0.9}]},
+    }
+    written = {name: {"status": DONE, "seconds": 1.0, "result": result} for name, result in results.items()}
+    (tmp_path / "record.json").write_text(json.dumps({**report_head(), **HEAD, "steps": written}))
+    page = "\n".join(f"<!-- table: {name} record.json -->\n<!-- end -->" for name in TABLES)
+    text = tables.rewritten(page, tmp_path)
+    assert "| 14336x4096, 3 bits         |          85% | 10.2 (3.00) | 400.0 (0.90) |" in text
+    assert "On G100, driver 580.1, up to 1980 MHz, commit abc, " in text
+    assert "| prefill |       1 |" in text
+    assert "| at least 0.8 |         0.85 | yes |" in text
 
 
 def device_check(*arguments, **environment):
@@ -286,6 +307,6 @@ def test_the_whole_rehearsal(tmp_path):
     record = json.loads((tmp_path / "out" / "record.json").read_text())
     assert {name: step["status"] for name, step in record["steps"].items()} == {step.name: DONE for step in PLAN}
     assert len(record["steps"]["counters"]["result"]["rows"]) == counters.COUNT
-    for name in ("small_model", "large_model"):
-        assert 0 < record["steps"][name]["result"]["error"] < 0.01
+    for name in ("small_model", "large_model", "bfloat16_model"):
+        assert all(0 < error < 0.01 for error in record["steps"][name]["result"]["errors"].values())
     assert named("machine").expected < 60
