@@ -7,7 +7,7 @@ levels of a row, float32 `[R, L]`, are ascending and end in infinities where it 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -41,14 +41,13 @@ def feedback(target: torch.Tensor, unit: torch.Tensor, factor: torch.Tensor, lev
     inverse = factor.diagonal().reciprocal()
     for start in range(0, len(target), _COLUMNS_TOGETHER):
         block = slice(start, min(start + _COLUMNS_TOGETHER, len(target)))
-        ours, units, within, codes_here = target[block], unit[block], factor[block, block], codes[block]
-        errors = torch.empty_like(ours)
-        for k in range(len(ours)):
-            code = torch.searchsorted(middles, (ours[k] / units[k])[:, None])
-            level = levels.gather(1, code)[:, 0]
-            torch.addcmul(ours[k], level, units[k], value=-1, out=errors[k]).mul_(inverse[start + k])
-            ours[k + 1 :].addr_(within[k, k + 1 :], errors[k], alpha=-1)
-            codes_here[k] = code[:, 0]
+        ours, errors = target[block], torch.empty_like(target[block])
+        columns = _columns(ours, unit[block], errors, codes[block])
+        rows = zip(factor[block, block].unbind(), errors.unbind(), inverse[block].unbind(), strict=True)
+        for k, ((mine, units, error, code), (weights, error_row, by)) in enumerate(zip(columns, rows, strict=True)):
+            torch.searchsorted(middles, mine / units, out=code)
+            torch.addcmul(mine, levels.gather(1, code), units, value=-1, out=error).mul_(by)
+            ours[k + 1 :].addr_(weights[k + 1 :], error_row, alpha=-1)
         target[block.stop :].addmm_(factor[block, block.stop :].T, errors, alpha=-1)
     return codes
 
@@ -103,6 +102,14 @@ def inverse_factor(correlation: torch.Tensor) -> torch.Tensor:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(correlation))
     factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor
+
+
+def _columns(*blocks: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """Column by column that of each block `[.., R]`, as `[R, 1]`.
+
+    The views are made all at once: to make them one by one would take as long as what a GPU does with them.
+    """
+    return zip(*(block[:, :, None].unbind() for block in blocks), strict=True)
 
 
 def _middles(levels: torch.Tensor) -> torch.Tensor:
@@ -171,12 +178,12 @@ def _sweep(
     for start in range(0, len(unit), _COLUMNS_TOGETHER):
         block = slice(start, min(start + _COLUMNS_TOGETHER, len(unit)))
         ours, units, within = residual[block].clone(), unit[block], correlation[block, block]
-        step = (within.diagonal()[:, None] * units).reciprocal_()
+        steps = (within.diagonal()[:, None] * units).reciprocal_()
         moves = torch.empty_like(ours)
-        for k in range(len(ours)):
-            was = chosen[start + k]
-            code = torch.searchsorted(middles, torch.addcmul(was, ours[k], step[k])[:, None])
-            torch.mul(was - levels.gather(1, code)[:, 0], units[k], out=moves[k])
-            ours[k + 1 :].addr_(within[k, k + 1 :], moves[k])
-            codes[start + k] = code[:, 0]
+        columns = _columns(ours, units, steps, chosen[block], moves, codes[block])
+        rows = zip(within.unbind(), moves.unbind(), strict=True)
+        for k, ((mine, by, step, was, move, code), (weights, move_row)) in enumerate(zip(columns, rows, strict=True)):
+            torch.searchsorted(middles, torch.addcmul(was, mine, step), out=code)
+            torch.mul(was - levels.gather(1, code), by, out=move)
+            ours[k + 1 :].addr_(weights[k + 1 :], move_row)
         residual.addmm_(correlation[:, block], moves)
