@@ -101,7 +101,7 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
         UserError: something given is wrong.
     """
     output, device = Path(output), device_named(options.device)
-    resources = Resources(device=device) if options.threads is None else Resources(options.threads, device=device)
+    resources = Resources.of(options.threads, device)
     executor: Executor = SerialExecutor(resources)
     if options.ray is not None:
         from skim_export.work.ray_executor import connect

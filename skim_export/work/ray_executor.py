@@ -154,7 +154,7 @@ def connect(address: str, threads: int | None, device: torch.device | None = Non
     if smallest == 0:
         raise UserError(f"--ray {address}: the cluster has no worker with a processor")
     device = None if device is None else torch.device(device.type, 0)  # a worker sees no other than its own
-    return RayExecutor(address, Resources(smallest if threads is None else threads, device=device))
+    return RayExecutor(address, Resources.of(smallest if threads is None else threads, device))
 
 
 def _check_answer(address: str) -> None:

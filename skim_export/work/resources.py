@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ __all__ = ["Resources", "available_memory"]
 ROW_GROUP = 256  # rows are taken in multiples of this
 WORKING_BYTES = 20  # for one weight while it is quantized: values, sensitivities, scaled values, codes, packed codes
 RUN_BYTES = 512 << 20  # of a run of rows; more at once gains nothing
+DEVICE_RUN_BYTES = 2 << 30  # a GPU takes a row's columns one by one, for few rows about as long as for many
 FLOAT32_BYTES = 4
 
 
@@ -32,6 +33,12 @@ class Resources:
     threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     chunk_bytes: int = RUN_BYTES
     device: torch.device | None = None
+
+    @classmethod
+    def of(cls, threads: int | None, device: torch.device | None) -> Resources:
+        """What an export uses by default."""
+        found = cls(chunk_bytes=RUN_BYTES if device is None else DEVICE_RUN_BYTES, device=device)
+        return found if threads is None else replace(found, threads=threads)
 
     @property
     def workers(self) -> int:

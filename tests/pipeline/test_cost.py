@@ -1,7 +1,6 @@
 """What an export is said to take, and the memory that it is allowed."""
 
 import json
-from functools import partial
 
 import numpy as np
 import onnx
@@ -10,13 +9,13 @@ import pytest
 from skim_export import export
 from skim_export.cli.main import main
 from skim_export.pipeline import calibration_text
-from skim_export.pipeline import export as pipeline
 from skim_export.pipeline.cost import estimate_cost
 from skim_export.pipeline.export import prepare
 from skim_export.pipeline.memory import peak_memory
 from skim_export.pipeline.options import ExportOptions
 from skim_export.quantize import METHODS, Method
 from skim_export.quantize.level_fits import RangeLevels
+from skim_export.work import resources
 from skim_export.work.resources import ROW_GROUP, Resources
 from skim_runtime.errors import UserError
 
@@ -77,8 +76,8 @@ def test_the_memory_allowed_does_not_change_the_result(llama, calib, tmp_path, m
     monkeypatch.setattr(calibration_text, "SEQUENCES", 8)
     files = []
     for name, chunk_bytes in (("large", 1 << 30), ("small", 1)):
-        monkeypatch.setattr(pipeline, "Resources", partial(Resources, chunk_bytes=chunk_bytes))
-        chunks = pipeline.Resources(2).chunks(800, 128)
+        monkeypatch.setattr(resources, "RUN_BYTES", chunk_bytes)
+        chunks = Resources.of(2, None).chunks(800, 128)
         assert len(chunks) == {"large": 1, "small": -(-800 // ROW_GROUP)}[name]
         options = {"effort": "weights"} if method == "weights" else {"method": method}
         export(str(llama), tmp_path / name / "model.onnx", bits=3, calib=calib, **options)
