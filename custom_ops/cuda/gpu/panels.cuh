@@ -90,10 +90,11 @@ class PanelFiller {
   static constexpr int kTokens = kWarpgroupTokens * kStageCodes / kWarpgroup;  // of a thread
   static constexpr int kDistance = kWarpgroupTokens / kTokens;                 // of a thread's tokens
 
-  // What is multiplied for tokens that do not exist does not matter: the last one once more.
-  SKIM_DEVICE const Half* Row(int i) const {
+  // A column of a thread's token i. What is multiplied for tokens that do not exist does not matter: the last one once
+  // more.
+  SKIM_DEVICE const Half* At(int i, int column) const {
     const int token = token_ + i * kDistance < from_.count ? token_ + i * kDistance : from_.count - 1;
-    return from_.x + static_cast<int64_t>(token) * from_.K;
+    return from_.x + (static_cast<uint32_t>(token) * from_.K + column);
   }
 
   SKIM_DEVICE char* Chunk(char* stage, int i, int chunk) const {
@@ -117,7 +118,7 @@ class PanelFiller {
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
 #pragma unroll
-        for (int p = 0; p < 2; ++p) x[i][p] = Load(reinterpret_cast<const uint4*>(Row(first + i) + column) + p);
+        for (int p = 0; p < 2; ++p) x[i][p] = Load(reinterpret_cast<const uint4*>(At(first + i, column)) + p);
       }
       if (first == 0) wait();
 #pragma unroll
@@ -134,14 +135,13 @@ class PanelFiller {
   SKIM_DEVICE void CopyColumns(char* stage, int first, int lanes, int first_lane) const {
 #pragma unroll 1
     for (int i = 0; i < kTokens; ++i) {
-      const Half* row = Row(i);
       float sum = 0;
 #pragma unroll 1
       for (int k = 0; k < kStageLanes; ++k) {
         const int lane = first_lane + k, column = first + code_ * lanes + lane;
         Half value = 0;
         if (lane < lanes && column < from_.K) {
-          value = Load(row + column);
+          value = Load(At(i, column));
           if (from_.scale != nullptr) value = FloatToHalf(HalfToFloat(value) * LoadFloat(from_.scale + column));
         }
         reinterpret_cast<Half*>(Chunk(stage, i, k / 2 % 2))[k / 4 * 2 + k % 2] = value;

@@ -9,37 +9,24 @@
 #include "activations.cuh"
 #include "levels.cuh"
 #include "panels.cuh"
-#include "product.cuh"
 #include "tile.cuh"
 
 namespace skim::cuda {
 
-// The codes of a thread's rows: where a warpgroup's rows begin, and how much further the first words of the thread's
-// do.
-template <int kRowTiles>
-struct RowCodes {
-  const uint8_t* first;
-  uint32_t offsets[kRowTiles][2];
-};
-
-// A stage's word of each vector of a thread's rows; those that do not exist are 0. Two stages share each sector, so
-// these loads leave it in the L1 cache.
-template <int kBits, int kRowTiles>
-SKIM_DEVICE void LoadStageCodes(const RowCodes<kRowTiles>& codes, int K, int stage,
-                                uint32_t (&words)[kRowTiles][2][kBits]) {
+// A stage's word of each vector of rows g and g + 8 of a warp's 16; those that do not exist are 0. `offsets`: where the
+// thread's first words of these rows lie. Two stages share each sector, so these loads leave it in the L1 cache.
+template <int kBits>
+SKIM_DEVICE void LoadStageCodes(const uint8_t* codes, const uint32_t (&offsets)[2], int K, int stage,
+                                uint32_t (&words)[2][kBits]) {
   const int block = stage / 2, lane = stage % 2 * kStageLanes;
-  const uint8_t* from = codes.first + (block * kBits * kLanes + lane);
+  const uint8_t* from = codes + (block * kBits * kLanes + lane);
   const int lanes = (block + 1) * kSuperblockColumns <= K ? kLanes : TailLanes(K);
   const bool exists = lane + 4 * static_cast<int>(threadIdx.x % 4) < lanes;
 #pragma unroll
-  for (int r = 0; r < kRowTiles; ++r) {
+  for (int h = 0; h < 2; ++h) {
 #pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const uint8_t* row = from + codes.offsets[r][h];
-#pragma unroll
-      for (int v = 0; v < kBits; ++v) {
-        words[r][h][v] = exists ? Load(reinterpret_cast<const uint32_t*>(row + v * lanes)) : 0;
-      }
+    for (int v = 0; v < kBits; ++v) {
+      words[h][v] = exists ? Load(reinterpret_cast<const uint32_t*>(from + offsets[h] + v * lanes)) : 0;
     }
   }
 }
@@ -52,19 +39,28 @@ struct HopperPrefill {
   static constexpr int kTokens = kWarpgroupTokens;
   static constexpr int kStages = 3;
 
-  // Registers of a thread that fills stages, and of one that multiplies: three warpgroups have 65536 together. With
-  // fewer rows the stages are needed faster, and the sums leave room for more loads on their way.
-  static constexpr int kFillerRegisters = kRowTiles == 1 ? 104 : 64;
-  static constexpr int kMultiplierRegisters = kRowTiles == 1 ? 200 : 224;
+  // Registers of a thread that fills stages, and of one that multiplies: together as many as three warpgroups are
+  // launched with. With fewer rows the stages are needed faster, and the sums leave room for more loads on their way.
+  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
+  static constexpr int kFillerRegisters = kRowTiles == 1 ? 104 : 72;
+  static constexpr int kMultiplierRegisters = kRowTiles == 1 ? 200 : 216;
+  static_assert(kFillerRegisters + kGroups * kMultiplierRegisters <= (kGroups + 1) * kLaunchRegisters);
   static constexpr int kBatch = kRowTiles == 1 ? 8 : 4;
 
   using Products = ProductTile<kWarpgroupRows>;
   static constexpr int kProductBytes = Products::Floats(kTokens) * 4;  // of a warpgroup
   static constexpr int kTokenSums = kStages * kStageBytes;             // behind the stages
   static constexpr int kSumBytes = kTokens * kStageCodes * 4;          // of their parts, which come last
-  static constexpr int kTileNumbers = kTokenSums + kTokens * 4 + kSumBytes;
-  static constexpr int kBytes = kTileNumbers + 8;
+  static constexpr int kTile = kTokenSums + kTokens * 4 + kSumBytes;
   static_assert(kGroups * kProductBytes <= kTokenSums);
+
+  // A block's tile, for which no registers are left while it is multiplied.
+  struct KeptTile {
+    RowRun run;
+    int first, tokens;
+    int64_t first_token;
+  };
+  static constexpr int kBytes = kTile + static_cast<int>(sizeof(KeptTile));
 
   using Sums = float[kRowTiles][kTokens / kMmaTokens][4];
 
@@ -74,8 +70,8 @@ struct HopperPrefill {
   static SKIM_DEVICE int OfGroup(int group) { return 1 + (kGroups + 1) * kStages + group; }
 
   // A warpgroup's part of the block's rows: none, if it begins behind the run.
-  static SKIM_DEVICE RowTile RowsOf(int group, const BlockTile& tile) {
-    return {tile.rows.run, tile.rows.first + group * kGroupRows};
+  static SKIM_DEVICE RowTile RowsOf(int group, const RowTile& tile) {
+    return {tile.run, tile.first + group * kGroupRows};
   }
 
   template <bool kSums>
@@ -136,7 +132,8 @@ struct HopperPrefill {
     using RowLevels = Levels<kKind, kBits, Place::kCache>;
     const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     RowLevels levels[kRowTiles][2];
-    RowCodes<kRowTiles> codes{run.codes + rows.first * RowBytes(kBits, K), {}};
+    const uint8_t* codes = run.codes + rows.first * RowBytes(kBits, K);
+    uint32_t offsets[kRowTiles][2];
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
@@ -144,51 +141,58 @@ struct HopperPrefill {
         int row = rows.first + kWarpgroupRows * r + kMmaRows * (threadIdx.x / 32 % 4) + 8 * h + g;
         if (row >= run.count) row = static_cast<int>(run.count) - 1;  // computed once more, never stored
         levels[r][h].Prepare(run, row, nullptr, h, 4);
-        codes.offsets[r][h] = static_cast<uint32_t>((row - rows.first) * RowBytes(kBits, K)) + 4 * c;
+        offsets[r][h] = static_cast<uint32_t>((row - rows.first) * RowBytes(kBits, K)) + 4 * c;
       }
     }
 
-    // A step decodes the codes that are decoded together, for one tile of rows. It writes to one half of the fragments
-    // while those of the step before are multiplied.
-    constexpr int kTogether = RowLevels::kTogether, kSteps = kStageCodes / kTogether * kRowTiles;
-    constexpr bool kAhead = kTogether > 1;  // wide tables take long enough, and their lookups need the registers
-    uint32_t fragments[2][kTogether][4], next[kRowTiles][2][kBits];
-    if (kAhead) LoadStageCodes(codes, K, 0, next);
+    // A step decodes the codes that are decoded together. It writes to one half of the fragments while those of the
+    // step before are multiplied. Meanwhile the next row tile's codes are on their way, if need be those of the next
+    // stage: the last one's once more, as behind a branch the compiler takes operands for different in each lane. Wide
+    // tables take long enough without, and their lookups need the registers.
+    constexpr int kTogether = RowLevels::kTogether, kSteps = kStageCodes / kTogether;
+    constexpr bool kAhead = kTogether > 1;
+    uint32_t fragments[2][kTogether][4], words[2][2][kBits];
+    if (kAhead) LoadStageCodes(codes, offsets[0], K, 0, words[0]);
 #pragma unroll 1
     for (; ring.stage < ring.stages; ring.Next()) {
-      uint32_t words[kRowTiles][2][kBits];
-      if constexpr (kAhead) {
-        Copy(next, words);
-      } else {
-        LoadStageCodes(codes, K, ring.stage, words);
-      }
       const uint64_t b = ring.Operand();
+      const int next = ring.stage + 1 < ring.stages ? ring.stage + 1 : ring.stage;
 #pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        WaitForMultiplies<1>();
-        if (step == 1) ring.FreePrevious();
-        // Not earlier: half of this stage's words are done with by now, and their registers are free. The last stage is
-        // loaded once more instead of a branch, behind which the compiler takes the operands for different in each
-        // lane.
-        if (kAhead && step == kSteps / 2) {
-          LoadStageCodes(codes, K, ring.stage + 1 < ring.stages ? ring.stage + 1 : ring.stage, next);
+      for (int r = 0; r < kRowTiles; ++r) {
+        uint32_t (&tile)[2][kBits] = words[r % 2];
+        if constexpr (kAhead) {
+          LoadStageCodes(codes, offsets[(r + 1) % kRowTiles], K, r + 1 < kRowTiles ? ring.stage : next,
+                         words[(r + 1) % 2]);
+        } else {
+          LoadStageCodes(codes, offsets[r], K, ring.stage, tile);
         }
-        uint32_t (&a)[kTogether][4] = fragments[step % 2];
-        const int i = step / kRowTiles, r = step % kRowTiles;
+#pragma unroll
+        for (int i = 0; i < kSteps; ++i) {
+          WaitForMultiplies<1>();
+          if (r == 0 && i == 1) ring.FreePrevious();
+          uint32_t (&a)[kTogether][4] = fragments[i % 2];
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            uint32_t halves[kTogether][2];
+            levels[r][h].Decode(tile[h], i, halves);
+#pragma unroll
+            for (int k = 0; k < kTogether; ++k) a[k][h] = halves[k][0], a[k][2 + h] = halves[k][1];
+          }
+          if (r == 0 && i == 0) ring.WaitUntilFull();
+          FenceMultiplies();
+#pragma unroll
+          for (int k = 0; k < kTogether; ++k) {
+            MultiplyAddAsync(sums[r], a[k], CodeOperand(b, CodeOfStep(kBits, kTogether, i, k)));
+          }
+          CommitMultiplies();
+        }
+      }
+      if constexpr (kAhead && kRowTiles % 2 == 1) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          uint32_t halves[kTogether][2];
-          levels[r][h].Decode(words[r][h], i, halves);
 #pragma unroll
-          for (int k = 0; k < kTogether; ++k) a[k][h] = halves[k][0], a[k][2 + h] = halves[k][1];
+          for (int v = 0; v < kBits; ++v) words[0][h][v] = words[1][h][v];
         }
-        if (step == 0) ring.WaitUntilFull();
-        FenceMultiplies();
-#pragma unroll
-        for (int k = 0; k < kTogether; ++k) {
-          MultiplyAddAsync(sums[r], a[k], CodeOperand(b, CodeOfStep(kBits, kTogether, i, k)));
-        }
-        CommitMultiplies();
       }
     }
     WaitForMultiplies<0>();
@@ -220,20 +224,16 @@ struct HopperPrefill {
   }
 };
 
-// The numbers of a block's tiles of rows and of tokens.
-struct TileNumbers {
-  int rows, tokens;
-};
-
-// Those of this block. Blocks beside each other have the same rows and up to kTogether tiles of tokens, then come the
-// next rows: what is on its way at a time is about as many bytes of activations as of weights. These activations stay
-// in the L2 cache until all rows are done, however many tokens there are.
-SKIM_DEVICE TileNumbers NumbersNearOthers(int row_tiles, int token_tiles) {
+// The tile of this block. Blocks beside each other have the same rows and up to kTogether tiles of tokens, then come
+// the next rows: what is on its way at a time is about as many bytes of activations as of weights. These activations
+// stay in the L2 cache until all rows are done, however many tokens there are.
+SKIM_DEVICE BlockTile FindTileNearOthers(const Layer& layer, int64_t M, int rows, int tokens, int row_tiles) {
   constexpr int kTogether = 8;
+  const auto token_tiles = static_cast<int>(CeilDiv(M, tokens));
   const unsigned blocks = static_cast<unsigned>(row_tiles) * kTogether;
   const int first = static_cast<int>(blockIdx.x / blocks) * kTogether, block = static_cast<int>(blockIdx.x % blocks);
   const int together = token_tiles - first < kTogether ? token_tiles - first : kTogether;
-  return {block / together, first + block % together};
+  return TileAt(layer, M, rows, tokens, block / together, first + block % together);
 }
 
 template <LevelKind kTable, int kRowTiles>
@@ -241,18 +241,13 @@ __global__ void __launch_bounds__(HopperPrefill<kRowTiles>::kThreads, 1)
     HopperPrefillKernel(const DeviceLayer device, const Half* x, int64_t M, int row_tiles, Epilogue epilogue, Half* y) {
   using Kernel = HopperPrefill<kRowTiles>;
   const auto K = static_cast<int>(device.layer.weights.K);
-  const auto tile_at = [&](const TileNumbers& numbers) {
-    return TileAt(device.layer, M, Kernel::kRows, Kernel::kTokens, numbers.rows, numbers.tokens);
-  };
-  const TileNumbers numbers = NumbersNearOthers(row_tiles, static_cast<int>(CeilDiv(M, Kernel::kTokens)));
+  const BlockTile tile = FindTileNearOthers(device.layer, M, Kernel::kRows, Kernel::kTokens, row_tiles);
   char* shared = AlignedSharedMemory();
-  // No registers are left for them while the block multiplies.
-  auto* kept = reinterpret_cast<TileNumbers*>(shared + Kernel::kTileNumbers);
+  auto* kept = reinterpret_cast<typename Kernel::KeptTile*>(shared + Kernel::kTile);
   const int group = threadIdx.x / kWarpgroup;
   if (group == Kernel::kGroups) {
     GiveRegisters<Kernel::kFillerRegisters>();
-    if (threadIdx.x % kWarpgroup == 0) *kept = numbers;
-    const BlockTile tile = tile_at(numbers);
+    if (threadIdx.x % kWarpgroup == 0) *kept = {tile.rows.run, tile.rows.first, tile.tokens, tile.first_token};
     const Activations<Half> x_tile{x + tile.first_token * K, device.layer.weights.column_scale.data, tile.tokens, K};
     if (IsAffine(tile.rows.run.row_class)) {
       Kernel::template Fill<true>(x_tile, shared);
@@ -266,7 +261,7 @@ __global__ void __launch_bounds__(HopperPrefill<kRowTiles>::kThreads, 1)
   TakeRegisters<Kernel::kMultiplierRegisters>();
   typename Kernel::Sums sums = {};
   const typename Kernel::Ring ring{shared, group, CountStages(K)};
-  if (const RowTile rows = Kernel::RowsOf(group, tile_at(numbers)); rows.first < rows.run.count) {
+  if (const RowTile rows = Kernel::RowsOf(group, tile.rows); rows.first < rows.run.count) {
     WithLevels<kTable>(rows.run.row_class, [&](auto kind, auto bits) {
       Kernel::template Multiply<decltype(kind)::value, decltype(bits)::value>(rows, K, ring, sums);
     });
@@ -274,9 +269,8 @@ __global__ void __launch_bounds__(HopperPrefill<kRowTiles>::kThreads, 1)
     Kernel::Skip(ring);
   }
   __syncthreads();  // all stages are done: their room is used again
-  const BlockTile tile = tile_at(*kept);
-  Kernel::Store(Kernel::RowsOf(group, tile), device, tile.tokens, sums, shared, group, epilogue,
-                y + tile.first_token * device.layer.weights.N);
+  Kernel::Store(Kernel::RowsOf(group, {kept->run, kept->first}), device, kept->tokens, sums, shared, group, epilogue,
+                y + kept->first_token * device.layer.weights.N);
 }
 
 template <int kRowTiles>

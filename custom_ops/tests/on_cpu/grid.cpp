@@ -26,7 +26,7 @@ namespace {
 
 constexpr int kInvalidValue = 1, kInvalidConfiguration = 9;  // of cudaError_t
 constexpr unsigned kMaxThreads = 1024;
-constexpr int kRegisters = 65536, kMaxRegisters = 255;  // of a multiprocessor, of a thread
+constexpr int kRegisters = 65536;  // of a multiprocessor
 
 void RunThread();
 
@@ -46,6 +46,7 @@ size_t shared_size;
 Races races;
 Barriers barriers;
 std::vector<int> registers;  // of a thread of each warpgroup
+int free_registers;          // that warpgroups have given: in units of one for each thread of a warpgroup
 
 bool IsShared(const void* address, size_t bytes) {
   const auto offset = reinterpret_cast<uintptr_t>(address) - reinterpret_cast<uintptr_t>(shared.get());
@@ -153,16 +154,15 @@ struct RegisterPart {
   bool more;
 };
 
-// Whether a warpgroup can have the registers that it waits for.
+// Whether a warpgroup can have the registers that it waits for. A block has no more than it was launched with.
 bool GetRegisters(unsigned group, const RegisterPart& wanted) {
-  int free = kRegisters;
-  for (int taken : registers) free -= taken * static_cast<int>(kWarpgroup);
   const int more = wanted.registers - registers[group];
   if (wanted.more ? more < 0 : more > 0) {
     Abort("%d registers in place of %d are not %s", wanted.registers, registers[group], wanted.more ? "more" : "fewer");
   }
-  if (more * static_cast<int>(kWarpgroup) > free) return false;
+  if (more > free_registers) return false;
   registers[group] = wanted.registers;
+  free_registers -= more;
   return true;
 }
 
@@ -206,7 +206,8 @@ bool RunWarp(unsigned first, Order& order) {
 void RunBlock(unsigned count, Order& order) {
   races.Begin();
   Barrier place;
-  registers.assign(count / kWarpgroup, std::min(kRegisters / static_cast<int>(count) / 8 * 8, kMaxRegisters));
+  registers.assign(count / kWarpgroup, kRegisters / static_cast<int>(count) / 8 * 8);
+  free_registers = 0;
   do {
     races.PassBlock();
     GoOn(0, count);

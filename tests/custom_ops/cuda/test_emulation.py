@@ -284,7 +284,7 @@ def test_numbered_barriers(kernels, path, order):
 def test_registers(kernels, path, order, hopper):
     assert kernels.TryRegisters(0) == 0
     assert "waits for registers" in abort_of(path, "kernels.TryRegisters(1)")
-    assert "136 registers in place of 128 are not fewer" in abort_of(path, "kernels.TryRegisters(2)")
+    assert "176 registers in place of 168 are not fewer" in abort_of(path, "kernels.TryRegisters(2)")
     assert "100 registers: no multiple of 8" in abort_of(path, "kernels.TryRegisters(3)")
 
 

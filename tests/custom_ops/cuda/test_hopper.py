@@ -1,4 +1,4 @@
-"""Products of many tokens on a GPU with warpgroups: what test_matmul.py asks of the others, and the edges of its tiles."""
+"""Products of many tokens on a GPU with warpgroups: as test_matmul.py asks, and at the edges of tiles."""
 
 from pathlib import Path
 
