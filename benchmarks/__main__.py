@@ -23,6 +23,7 @@ BENCHMARKS = {
     "decode": ("decode", "tokens per second of a whole model, beside other exports"),
     "cuda": ("cuda_benchmark", "microseconds of one linear layer on a GPU, beside cuBLAS; needs torch, numpy and nvcc"),
     "roofline": ("roofline", "what the machine code of the CUDA kernels lets GPUs do at most; needs no GPU"),
+    "prefill-roofline": ("prefill_roofline", "the same for many tokens on an H100, beside what is assumed of cuBLAS"),
 }
 
 

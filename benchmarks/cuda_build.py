@@ -34,10 +34,12 @@ def is_for(source: Path, architecture: str) -> bool:
 
 def target(source: Path, architecture: str) -> str:
     """The option that compiles for an architecture by way of the PTX that the operator library takes, too."""
-    number = int(architecture.removeprefix("sm_"))
+    number = architecture.removeprefix("sm_")
     if source == HOPPER:
-        return f"-gencode=arch=compute_{number}a,code=sm_{number}a"
-    return f"-gencode=arch=compute_{80 if number >= 80 else 75},code=sm_{number}"
+        number = "90a"
+    if number == "90a":
+        return "-gencode=arch=compute_90a,code=sm_90a"
+    return f"-gencode=arch=compute_{80 if int(number) >= 80 else 75},code=sm_{number}"
 
 
 class Nvcc:

@@ -19,14 +19,14 @@ template <int kBits>
 SKIM_DEVICE void LoadStageCodes(const uint8_t* codes, const uint32_t (&offsets)[2], int K, int stage,
                                 uint32_t (&words)[2][kBits]) {
   const int block = stage / 2, lane = stage % 2 * kStageLanes;
-  const uint8_t* from = codes + (block * kBits * kLanes + lane);
   const int lanes = (block + 1) * kSuperblockColumns <= K ? kLanes : TailLanes(K);
   const bool exists = lane + 4 * static_cast<int>(threadIdx.x % 4) < lanes;
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
+    const uint32_t from = offsets[h] + static_cast<uint32_t>(block * kBits * kLanes + lane);
 #pragma unroll
     for (int v = 0; v < kBits; ++v) {
-      words[h][v] = exists ? Load(reinterpret_cast<const uint32_t*>(from + offsets[h] + v * lanes)) : 0;
+      words[h][v] = exists ? Load(reinterpret_cast<const uint32_t*>(codes + (from + v * lanes))) : 0;
     }
   }
 }
