@@ -11,8 +11,8 @@ multiprocessor, by each of its parts:
 The longest is what the stage takes. A block takes its stages; one that is alone on a multiprocessor takes longer by its
 end, the instructions that store its products, and by WAIT, a guess of what it waits at its begin. The multiprocessors
 take as many rounds of blocks as there are. Memory's bandwidth is the last limit: each token and output moves once,
-weights once for every group of tokens that is multiplied together. What is known of cuBLAS is a guess, too: CUBLAS_SHARE
-of the tensor cores' rate, or MEMORY_SHARE of the bandwidth, whichever takes longer, and no rounds.
+weights once for every group of tokens that is multiplied together. What is assumed of cuBLAS is CUBLAS_SHARE of the
+tensor cores' rate, or MEMORY_SHARE of the bandwidth, whichever takes longer, and no rounds.
 
 Nothing is known here of latencies within a stage, of banks and of clocks below boost.
 """

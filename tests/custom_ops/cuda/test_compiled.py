@@ -128,6 +128,8 @@ def test_warpgroups_multiply_while_they_decode(compiled):
     """The compiler serializes multiplications that it can't follow, and says so."""
     report = compiled.cubins["prefill_hopper"].with_suffix(".txt").read_text()
     assert "wgmma" not in report
+    # What warpgroups give and take sums up to this.
+    assert {found.registers for found in compiled.resources("prefill_hopper")} == {65536 // 384 // 8 * 8}
     for code in compiled.code("prefill_hopper"):
         waits = [i.operands.split(",")[-1].strip() for i in code if i.opcode.startswith("WARPGROUP.DEPBAR")]
         assert waits.count("0x1") > waits.count("0x0") > 0  # only at the end for all of them
