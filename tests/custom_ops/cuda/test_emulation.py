@@ -234,7 +234,7 @@ def warpgroup_call(fault=0, descriptor=None):
         (10, "thread 0 waits at FenceMultiplies, but thread 96 has ended"),
     ],
 )
-def test_faults_of_a_warpgroup(path, order, hopper, fault, message):
+def test_faults_of_a_warpgroup(path, hopper, fault, message):
     assert message in abort_of(path, warpgroup_call(fault))
 
 
