@@ -26,6 +26,7 @@ BENCHMARKS = {
     "product": ("device_check.product", "no measurement: launches one product, for a profiler to look at"),
     "parcels": ("device_check.parcels", "no measurement: files in parts, for a machine that little can be carried to"),
     "roofline": ("roofline", "what the machine code of the CUDA kernels lets GPUs do at most; needs no GPU"),
+    "prefill-roofline": ("prefill_roofline", "the same for many tokens on an H100, beside what is assumed of cuBLAS"),
 }
 
 

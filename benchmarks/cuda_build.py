@@ -12,12 +12,13 @@ from pathlib import Path
 
 from skim_runtime.errors import UserError
 
-__all__ = ["CUDA", "Nvcc", "kernel_sources"]
+__all__ = ["CUDA", "Nvcc", "is_for", "kernel_sources"]
 
 ROOT = Path(__file__).resolve().parents[1]
 CUDA = ROOT / "custom_ops" / "cuda"
 INCLUDES = (ROOT / "custom_ops" / "include", CUDA, CUDA / "gpu")
 OPTIONS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", *(f"-I{path}" for path in INCLUDES))
+HOPPER = CUDA / "prefill_hopper.cu"
 CUDA_BUILD = ROOT / "build" / "cuda"
 
 
@@ -26,10 +27,19 @@ def kernel_sources() -> list[Path]:
     return sorted(CUDA.glob("*.cu"))
 
 
-def target(architecture: str) -> str:
-    """The option that compiles for an architecture ("sm_90") by way of the PTX that the operator library takes, too."""
-    number = int(architecture.removeprefix("sm_"))
-    return f"-gencode=arch=compute_{80 if number >= 80 else 75},code=sm_{number}"
+def is_for(source: Path, architecture: str) -> bool:
+    """Whether a translation unit is compiled for an architecture ("sm_90"): one of them is for Hopper only."""
+    return source != HOPPER or architecture == "sm_90"
+
+
+def target(source: Path, architecture: str) -> str:
+    """The option that compiles for an architecture by way of the PTX that the operator library takes, too."""
+    number = architecture.removeprefix("sm_")
+    if source == HOPPER:
+        number = "90a"
+    if number == "90a":
+        return "-gencode=arch=compute_90a,code=sm_90a"
+    return f"-gencode=arch=compute_{80 if int(number) >= 80 else 75},code=sm_{number}"
 
 
 class Nvcc:
@@ -52,11 +62,15 @@ class Nvcc:
         Raises:
             UserError: nvcc refuses.
         """
-        options = ("-c", "-Xcompiler", "-fPIC", target(architecture), *OPTIONS)
+        sources = [s for s in (*kernel_sources(), *sorted(CUDA.glob("*.cpp"))) if is_for(s, architecture)]
+        options = ("-c", "-Xcompiler", "-fPIC", *(["-DSKIM_CUDA_HOPPER"] if HOPPER in sources else []), *OPTIONS)
+
+        def compiled(source: Path) -> Path:
+            return self._compiled(f"{source.name}.o", [source], (target(source, architecture), *options))
+
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            sources = [*kernel_sources(), *sorted(CUDA.glob("*.cpp"))]
-            objects = list(pool.map(lambda source: self._compiled(f"{source.name}.o", [source], options), sources))
-        return self._compiled("libskim_cuda.so", objects, ("-shared", target(architecture)))
+            objects = list(pool.map(compiled, sources))
+        return self._compiled("libskim_cuda.so", objects, ("-shared", f"-arch={architecture}"))
 
     def cubin(self, source: Path, architecture: str) -> Path:
         """The machine code of one translation unit; beside it lies what the assembler reports, `.txt`.
@@ -64,7 +78,7 @@ class Nvcc:
         Raises:
             UserError: nvcc refuses.
         """
-        options = ("-cubin", "-Xptxas", "-v", target(architecture), *OPTIONS)
+        options = ("-cubin", "-Xptxas", "-v", target(source, architecture), *OPTIONS)
         return self._compiled(f"{source.stem}.{architecture}.cubin", [source], options)
 
     def _compiled(self, name: str, sources: Sequence[Path], options: Sequence[str]) -> Path:

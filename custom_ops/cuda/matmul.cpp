@@ -11,7 +11,11 @@ constexpr int64_t kDecodeTokens = 16;
 MatmulLauncher& LauncherFor(FloatType type, int64_t M) {
   if (type == FloatType::kFloat32) return MatmulFloat32;
   if (M <= kFewTokens) return Decode8;
-  return M <= kDecodeTokens ? Decode16 : PrefillFloat16;
+  if (M <= kDecodeTokens) return Decode16;
+#ifdef SKIM_CUDA_HOPPER
+  if (IsHopper()) return PrefillHopper;
+#endif
+  return PrefillFloat16;
 }
 
 }  // namespace

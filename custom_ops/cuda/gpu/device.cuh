@@ -125,6 +125,21 @@ SKIM_DEVICE char* SharedMemory() {
   return reinterpret_cast<char*>(shared);
 }
 
+// The calling thread's current GPU.
+struct Gpu {
+  int capability;  // 10 times the number, or 0 if there is none
+  int multiprocessors;
+};
+
+inline Gpu CurrentGpu() {
+  int device, major, minor, multiprocessors;
+  const bool found = cudaGetDevice(&device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+                     cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
+  return found ? Gpu{10 * major + minor, multiprocessors} : Gpu{};
+}
+
 // Launches kernel(arguments...) on a stream (cudaStream_t). Returns a cudaError_t.
 template <typename... Parameters, typename... Arguments>
 int Launch(void (*kernel)(Parameters...), int64_t blocks, unsigned threads, size_t shared_bytes, void* stream,

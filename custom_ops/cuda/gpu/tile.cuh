@@ -38,15 +38,18 @@ struct BlockTile {
   int tokens;
 };
 
-// The tile of this block, where each has at most so many rows and tokens. Blocks beside each other have the same rows,
-// so that weights come from memory once.
+// Tile `row_tile` of a layer's rows and `token_tile` of M tokens, where each has at most so many rows and tokens.
+SKIM_DEVICE BlockTile TileAt(const Layer& layer, int64_t M, int rows, int tokens, int row_tile, int64_t token_tile) {
+  const int64_t first = token_tile * tokens;
+  const RowRun* run = layer.runs;
+  for (int tiles; row_tile >= (tiles = static_cast<int>(CeilDiv(run->count, rows))); ++run) row_tile -= tiles;
+  return {{*run, row_tile * rows}, first, static_cast<int>(M - first < tokens ? M - first : tokens)};
+}
+
+// The tile of this block. Blocks beside each other have the same rows, so that weights come from memory once.
 SKIM_DEVICE BlockTile FindTile(const Layer& layer, int64_t M, int rows, int tokens) {
   const auto token_tiles = static_cast<unsigned>(CeilDiv(M, tokens));
-  const int64_t first = static_cast<int64_t>(blockIdx.x % token_tiles) * tokens;
-  const RowRun* run = layer.runs;
-  int tile = static_cast<int>(blockIdx.x / token_tiles);
-  for (int tiles; tile >= (tiles = static_cast<int>(CeilDiv(run->count, rows))); ++run) tile -= tiles;
-  return {{*run, tile * rows}, first, static_cast<int>(M - first < tokens ? M - first : tokens)};
+  return TileAt(layer, M, rows, tokens, static_cast<int>(blockIdx.x / token_tiles), blockIdx.x % token_tiles);
 }
 
 SKIM_DEVICE float LoadFloat(const float* from) { return Load(from); }

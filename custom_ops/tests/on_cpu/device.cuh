@@ -148,6 +148,12 @@ SKIM_DEVICE void WaitForCopies() {
 
 SKIM_DEVICE char* SharedMemory() { return on_cpu::SharedMemory(); }
 
+struct Gpu {
+  int capability, multiprocessors;
+};
+
+inline Gpu CurrentGpu() { return {on_cpu::Capability(), on_cpu::kMultiprocessors}; }
+
 template <typename... Parameters, typename... Arguments>
 int Launch(void (*kernel)(Parameters...), int64_t blocks, unsigned threads, size_t shared_bytes, void*,
            const Arguments&... arguments) {

@@ -1,5 +1,6 @@
 // Kernels that try the emulation itself, for tests/custom_ops/cuda/test_emulation.py: each function launches one.
 #include <device.cuh>
+#include <warpgroup.cuh>
 
 namespace {
 
@@ -86,6 +87,79 @@ __global__ void Half2Kernel(const uint32_t* a, const uint32_t* b, uint32_t* diff
 
 __global__ void PermuteKernel(uint32_t selector, uint32_t* y) { *y = Permute(0x33221100, 0x77665544, selector); }
 
+// What a warpgroup's kernel leaves out or does too early.
+enum class Fault {
+  kNone,
+  kNoFenceForMultiplies,
+  kNoFence,
+  kNoFenceAgain,
+  kSumsReadEarly,
+  kSumsChanged,
+  kRegistersChanged,
+  kPanelChanged,
+  kNoCommit,
+  kNoWait,
+  kAbsentWarp,
+};
+
+// d [64, 128] += a [64, 64] b [64, 128] by one warpgroup: [thread][64] of d, [step][thread][4] of a, a panel of b. The
+// four steps are two groups.
+__global__ void WarpgroupKernel(const uint32_t* a, const uint4* b, uint64_t descriptor, float* d, Fault fault) {
+  const unsigned thread = threadIdx.x;
+  const auto panel = reinterpret_cast<uint4*>(SharedMemory());
+  for (int i = 0; i < 8; ++i) panel[8 * thread + i] = Load(b + 8 * thread + i);
+  if (fault != Fault::kNoFenceForMultiplies) FenceForMultiplies();
+  __syncthreads();
+  if (fault == Fault::kAbsentWarp && thread / 32 == 3) return;
+  float sums[16][4];
+  uint32_t fragments[4][4];
+  for (int i = 0; i < 64; ++i) sums[i / 4][i % 4] = d[64 * thread + i];
+  for (int i = 0; i < 16; ++i) fragments[i / 4][i % 4] = Load(a + 512 * (i / 4) + 4 * thread + i % 4);
+  if (fault != Fault::kNoFence) FenceMultiplies();
+  for (int step = 0; step < 4; ++step) {
+    MultiplyAddAsync(sums, fragments[step], descriptor + 2 * step);
+    if (step % 2 == 1 && fault != Fault::kNoCommit) CommitMultiplies();
+  }
+  WaitForMultiplies<1>();
+  if (fault == Fault::kNoFenceAgain) {
+    fragments[0][0] ^= 1;
+    MultiplyAddAsync(sums, fragments[0], descriptor);
+  }
+  if (fault == Fault::kSumsReadEarly) d[64 * thread] = sums[0][0];
+  if (fault == Fault::kSumsChanged && thread == 77) sums[3][1] = 1;
+  if (fault == Fault::kRegistersChanged && thread == 77) fragments[2][3] ^= 1;
+  fragments[0][0] = 0;  // its multiplication is done
+  if (fault == Fault::kPanelChanged && thread == 77) panel[1000].x ^= 1;
+  if (fault == Fault::kNoWait) return;
+  WaitForMultiplies<0>();
+  for (int i = fault == Fault::kSumsReadEarly; i < 64; ++i) d[64 * thread + i] = sums[i / 4][i % 4];
+}
+
+// Warp 0 tells the others a number by way of barrier 1, `count` of the threads; they do not wait for each other.
+__global__ void NumberedKernel(int number, int count, int last_count, bool waits, unsigned* y) {
+  const auto value = reinterpret_cast<volatile unsigned*>(SharedMemory());
+  const unsigned warp = threadIdx.x / 32;
+  if (warp == 0) {
+    if (threadIdx.x == 0) *value = 7;
+    for (int i = 1; i < 4; ++i) ArriveAtBarrier(number + i - 1, count);
+    return;
+  }
+  const auto barrier = number + static_cast<int>(warp) - 1;
+  const int threads = warp == 3 ? last_count : count;
+  waits ? WaitAtBarrier(barrier, threads) : ArriveAtBarrier(barrier, threads);
+  y[threadIdx.x] = *value;
+}
+
+// Of three warpgroups, which begin with 168 registers a thread, two take what the third one gives.
+template <int kGiven, int kTaken>
+__global__ void RegisterKernel() {
+  if (threadIdx.x / 128 == 2) {
+    GiveRegisters<kGiven>();
+  } else {
+    TakeRegisters<kTaken>();
+  }
+}
+
 // The block's number and the thread's, in the order that the threads run in.
 __global__ void OrderKernel(unsigned* order, unsigned* count) {
   for (int time = 0; time < 2; ++time) {
@@ -126,6 +200,20 @@ TRY TryHalf2(unsigned blocks, const uint32_t* a, const uint32_t* b, uint32_t* di
 }
 
 TRY TryPermute(uint32_t selector, uint32_t* y) { return Launch(PermuteKernel, 1, 32, 0, nullptr, selector, y); }
+
+TRY TryWarpgroup(const uint32_t* a, const uint4* b, uint64_t descriptor, float* d, int fault) {
+  return Launch(WarpgroupKernel, 1, 128, 16384, nullptr, a, b, descriptor, d, static_cast<Fault>(fault));
+}
+
+TRY TryNumbered(int number, int count, int last_count, bool waits, unsigned* y) {
+  return Launch(NumberedKernel, 1, 128, 4, nullptr, number, count, last_count, waits, y);
+}
+
+TRY TryRegisters(int fault) {
+  void (*const kernels[])() = {RegisterKernel<56, 224>, RegisterKernel<64, 224>, RegisterKernel<176, 224>,
+                               RegisterKernel<100, 200>};
+  return Launch(kernels[fault], 1, 384, 0, nullptr);
+}
 
 TRY TryOrder(unsigned blocks, unsigned* order, unsigned* count) {
   return Launch(OrderKernel, blocks, 64, 0, nullptr, order, count);

@@ -5,6 +5,8 @@
 //   reverse   the same from the last to the first;
 //   shuffled  a random order of blocks, and again and again of warps and lanes; the same at every run.
 // Results must not depend on it.
+//
+// SKIM_CUDA_CAPABILITY says what kind of GPU it is: 7.5 (Turing, which has least; the default) or 9.0 (Hopper).
 #pragma once
 
 #include <cstddef>
@@ -13,10 +15,12 @@
 
 namespace skim::on_cpu {
 
-constexpr unsigned kWarp = 32;
-constexpr int kPoison = 0xff;              // in every byte: not a number as a float32 or as a float16
-constexpr size_t kMaxSharedBytes = 65536;  // dynamic shared memory of a block on the GPU that has least: Turing
+constexpr unsigned kWarp = 32, kWarpgroup = 128;
+constexpr int kPoison = 0xff;  // in every byte: not a number as a float32 or as a float16
 constexpr int64_t kMaxBlocks = 0x7fffffff;
+constexpr int kMultiprocessors = 2;
+
+int Capability();  // 10 times the number: 75 or 90
 
 struct Index {
   unsigned x;
@@ -24,12 +28,32 @@ struct Index {
 extern Index thread_index, block_index;  // of the thread that runs
 
 // What threads wait for each other at.
-enum class Barrier { kNone, kEnd, kBlock, kWarp, kShuffle, kMultiplyAdd };
+enum class Barrier {
+  kNone,
+  kEnd,
+  kBlock,
+  kWarp,
+  kShuffle,
+  kMultiplyAdd,
+  kNumbered,
+  kRegisters,
+  kFenceMultiplies,
+  kMultiplyAddAsync,
+  kCommitMultiplies,
+  kWaitForMultiplies
+};
 
 // All threads of the block, or of the warp, must meet at the same barrier: otherwise the program is aborted.
 void MeetBlock();
 // When all lanes are there, `complete` is called once with each lane's `part`, in their order, before any goes on.
 void MeetWarp(Barrier barrier, void* part, void (*complete)(void* const (&parts)[kWarp]));
+
+// The same for the four warps of a warpgroup, which begins at thread `first`; Hopper only.
+void MeetWarpgroup(Barrier barrier, void* part, void (*complete)(unsigned first, void* const (&parts)[kWarpgroup]));
+// Barrier 1..15 of the block: whole warps come to it, `count` threads in all, and wait for the others, or do not.
+void MeetAtBarrier(int number, int count, bool waits);
+// Changes how many registers each thread of a warpgroup has, which waits until so many are free.
+void ChangeRegisters(int registers, bool more);
 
 char* SharedMemory();  // of the running block
 
@@ -41,6 +65,9 @@ void WaitForCopies(size_t pending);
 // Accesses that may be to shared memory, for the detection of races (accesses.cpp).
 void RecordRead(const void* address, size_t bytes);
 void RecordWrite(const void* address, size_t bytes);
+// What a warpgroup's multiplication reads, at an offset in shared memory; and the fence before it.
+void RecordAsyncRead(unsigned first, size_t offset, size_t bytes);
+void RecordFence();
 
 [[noreturn]] void Abort(const char* format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cuda_build import CUDA, Nvcc, kernel_sources
+from cuda_build import CUDA, Nvcc, is_for, kernel_sources
 from gpus import ARCHITECTURES
 from ptxas_report import read_report
 from sass import disassemble
@@ -20,25 +20,28 @@ class Expected:
     Attributes:
         threads: of a block.
         shared_bytes: of a block's dynamic shared memory: for rows of up to 4 bits and as many tokens as there may be.
-        blocks: of one multiprocessor with 64, 100, 164 and 228 KiB of shared memory.
+        blocks: of one multiprocessor with 64, 100, 164 and 228 KiB of shared memory; 0: not compiled for it.
+        multiplies: the tensor core instruction that it must have.
     """
 
     threads: int
     shared_bytes: int
     blocks: tuple[int, int, int, int]
+    multiplies: str | None = None
 
 
 # By source file, for all kernels in it.
 KERNELS = {
-    "decode_8": Expected(256, 32 << 10, (2, 2, 2, 2)),
-    "decode_16": Expected(256, 64 << 10, (1, 1, 1, 1)),
+    "decode_8": Expected(256, 32 << 10, (2, 2, 2, 2), "HMMA"),
+    "decode_16": Expected(256, 64 << 10, (1, 1, 1, 1), "HMMA"),
     "float32": Expected(256, 64 << 10, (1, 1, 1, 1)),
-    "prefill": Expected(128, 34 << 10, (1, 2, 2, 2)),
+    "prefill": Expected(128, 34 << 10, (1, 2, 2, 2), "HMMA"),
+    "prefill_hopper": Expected(384, 101 << 10, (0, 0, 0, 1), "HGMMA"),
     "gather": Expected(128, 0, (8, 8, 8, 8)),
     "read_memory": Expected(256, 0, (4, 4, 4, 4)),
 }
 SHARED = (64 << 10, 100 << 10, 164 << 10, 228 << 10)
-LONGEST_FIRST = ("decode_16", "prefill", "decode_8", "float32", "gather", "read_memory")
+LONGEST_FIRST = ("decode_16", "prefill", "prefill_hopper", "decode_8", "float32", "gather", "read_memory")
 FAST = ("decode_8", "gather")  # are always tested, for one architecture
 
 of_every_architecture = pytest.mark.parametrize(
@@ -48,6 +51,10 @@ of_every_architecture = pytest.mark.parametrize(
         *(pytest.param((name, LONGEST_FIRST), marks=pytest.mark.slow, id=name) for name in ARCHITECTURES),
     ],
     indirect=True,
+)
+
+of_hopper = pytest.mark.parametrize(
+    "compiled", [pytest.param(("sm_90", ("prefill_hopper",)), marks=pytest.mark.slow, id="sm_90")], indirect=True
 )
 
 
@@ -72,6 +79,7 @@ def compiled(request):
     require("nvcc")
     nvcc, (architecture, names) = Nvcc(), request.param
     with ThreadPoolExecutor(2) as pool:
+        names = [name for name in names if is_for(CUDA / f"{name}.cu", architecture)]
         cubins = pool.map(lambda name: nvcc.cubin(CUDA / f"{name}.cu", architecture), names)
         return Compiled(architecture, dict(zip(names, cubins, strict=True)))
 
@@ -104,16 +112,29 @@ def test_occupancy(compiled):
 def test_instructions(compiled):
     """Weights come 16 bytes a thread and go through tensor cores; activations are copied without registers."""
     require("nvdisasm")
-    for name in compiled.cubins.keys() & {"decode_8", "decode_16", "prefill"}:
+    for name in compiled.cubins:
+        expected = KERNELS[name].multiplies
         for code in compiled.code(name):
-            assert any(i.operation == "HMMA" for i in code)
-            if compiled.architecture != "sm_75":  # Turing can't
+            assert {i.operation for i in code} & {"HMMA", "HGMMA"} == ({expected} if expected else set())
+            if expected == "HMMA" and compiled.architecture != "sm_75":  # Turing can't
                 assert any(i.operation == "LDGSTS" for i in code)
     for code in compiled.code("decode_8"):
         assert any(i.operation == "LDG" and {"128", "NA"} <= set(i.modifiers) for i in code)
     for code in compiled.code("float32") if "float32" in compiled.cubins else ():
         assert any(i.operation == "FFMA" for i in code)
-        assert not any(i.operation == "HMMA" for i in code)
+
+
+@of_hopper
+def test_warpgroups_multiply_while_they_decode(compiled):
+    """The compiler serializes multiplications that it can't follow, and says so."""
+    report = compiled.cubins["prefill_hopper"].with_suffix(".txt").read_text()
+    assert "wgmma" not in report
+    # What warpgroups give and take sums up to this.
+    assert {found.registers for found in compiled.resources("prefill_hopper")} == {65536 // 384 // 8 * 8}
+    for code in compiled.code("prefill_hopper"):
+        waits = [i.operands.split(",")[-1].strip() for i in code if i.opcode.startswith("WARPGROUP.DEPBAR")]
+        assert waits.count("0x1") > waits.count("0x0") > 0  # only at the end for all of them
+        assert sum(i.opcode.startswith("USETMAXREG") for i in code) == 2
 
 
 @pytest.mark.parametrize(

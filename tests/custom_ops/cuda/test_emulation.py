@@ -168,3 +168,138 @@ def test_order(kernels, order):
 def test_unknown_order(path):
     call = "import os; os.environ['SKIM_CUDA_ORDER'] = 'random'; kernels.TryDivergence(0, 0)"
     assert "SKIM_CUDA_ORDER=random: must be" in abort_of(path, call)
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    monkeypatch.setenv("SKIM_CUDA_CAPABILITY", "9.0")
+
+
+def panel_of(b):
+    """[64, 128] halves as a warpgroup's multiplication reads them with a swizzle of 128 bytes, and the descriptor.
+
+    Bits of the descriptor: 0-13 address, 16-29 leading offset (not used), 32-45 stride offset, from eight tokens to the
+    next, all of them over 16; 62-63 swizzle.
+    """
+    panel = np.empty((128, 64), np.float16)
+    for token in range(128):
+        for chunk in range(8):
+            place = 8 * (chunk ^ token % 8)
+            panel[token, place : place + 8] = b[8 * chunk : 8 * chunk + 8, token]
+    return panel, 1 << 16 | (1024 >> 4) << 32 | 1 << 62
+
+
+def warpgroup_operands():
+    """a, b, d; a and d as the threads hold them, with the places that their parts have in d."""
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=(64, 64)).astype(np.float16)
+    b = rng.normal(size=(64, 128)).astype(np.float16)
+    d = rng.normal(size=(64, 128)).astype(np.float32)
+    warp, lane = np.divmod(np.arange(128), 32)
+    row, c = 16 * warp + lane // 4, lane % 4
+    rows = np.stack([row, row + 8, row, row + 8], axis=1)[:, :, None]
+    pair = 2 * c[:, None] + [0, 1]
+    columns = np.stack([pair, pair, pair + 8, pair + 8], axis=1)
+    a_parts = np.stack([a[rows, columns + 16 * step] for step in range(4)])
+    places = rows[:, None, :2], (8 * np.arange(16)[:, None, None] + pair[:, None, None])
+    return a, b, d, np.ascontiguousarray(a_parts), np.ascontiguousarray(d[places]), places
+
+
+def test_warpgroup(kernels, order, hopper):
+    a, b, d, a_parts, d_parts, places = warpgroup_operands()
+    panel, descriptor = panel_of(b)
+    assert kernels.TryWarpgroup(pointer(a_parts), pointer(panel), ctypes.c_uint64(descriptor), pointer(d_parts), 0) == 0
+    got = np.empty_like(d)
+    got[places] = d_parts
+    np.testing.assert_allclose(got, d + a.astype(np.float64) @ b.astype(np.float64), rtol=0, atol=1e-4)
+
+
+def warpgroup_call(fault=0, descriptor=None):
+    descriptor = panel_of(np.zeros((64, 128)))[1] if descriptor is None else descriptor
+    return (
+        "a, b, d = np.zeros((4, 128, 4), np.uint32), np.zeros((64, 128), np.float16), np.zeros((64, 128), np.float32);"
+        f"kernels.TryWarpgroup(a.ctypes, b.ctypes, ctypes.c_uint64({descriptor}), d.ctypes, {fault})"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        (2, "thread 0 multiplies registers that it has written since FenceMultiplies"),
+        (3, "thread 0 multiplies registers that it has written since FenceMultiplies"),
+        (5, "thread 77 has changed sums that are on their way"),
+        (6, "thread 77 has changed registers that are multiplied"),
+        (8, "ends, but threads 0 and on still multiply"),
+        (9, "ends, but threads 0 and on still multiply"),
+        (10, "thread 0 waits at FenceMultiplies, but thread 96 has ended"),
+    ],
+)
+def test_faults_of_a_warpgroup(path, hopper, fault, message):
+    assert message in abort_of(path, warpgroup_call(fault))
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [(1, "multiplies byte 0 of shared memory, which thread 0 has not fenced"), (7, "race for byte 16000")],
+)
+def test_races_of_a_warpgroup(path, order, hopper, fault, message):
+    assert message in abort_of(path, warpgroup_call(fault))
+
+
+def test_sums_that_are_read_early(kernels, order, hopper):
+    _, b, _, a_parts, d_parts, _ = warpgroup_operands()
+    panel, descriptor = panel_of(b)
+    assert kernels.TryWarpgroup(pointer(a_parts), pointer(panel), ctypes.c_uint64(descriptor), pointer(d_parts), 4) == 0
+    assert np.isnan(d_parts[:, 0, 0, 0]).all()
+    assert np.isfinite(d_parts[:, 1:]).all()
+
+
+@pytest.mark.parametrize(
+    ("bits", "message"),
+    [
+        (1 << 62, "swizzle 2: only"),  # 1 becomes 2
+        (1 << 49, "base offset 1: only"),
+        (128 >> 4, "a matrix at byte 128: eight tokens begin at no multiple of 1024"),
+        (1024 >> 4, "reads byte 16399 of 16384"),
+        (1 << 46, "bits that must be 0 are not"),
+    ],
+)
+def test_faults_of_a_descriptor(path, hopper, bits, message):
+    assert message in abort_of(path, warpgroup_call(descriptor=panel_of(np.zeros((64, 128)))[1] + bits))
+
+
+def test_other_gpus_have_no_warpgroups(path):
+    assert "on a GPU that is no Hopper" in abort_of(path, warpgroup_call())
+
+
+def test_numbered_barriers(kernels, path, order):
+    y = np.zeros(128, np.uint32)
+    assert kernels.TryNumbered(1, 64, 64, True, pointer(y)) == 0
+    np.testing.assert_array_equal(y, 7 * (np.arange(128) >= 32))
+    call = "kernels.TryNumbered({}, np.zeros(128, np.uint32).ctypes)"
+    for arguments, message in [
+        ("1, 64, 64, False", "race for byte 0"),
+        ("1, 64, 96, True", "barrier 3 is for "),
+        ("1, 96, 96, True", "waits at a numbered barrier"),
+        ("0, 64, 64, True", "barrier 0: there are 1..15"),
+        ("1, 33, 33, True", "33 threads: no whole warps"),
+    ]:
+        assert message in abort_of(path, call.format(arguments))
+
+
+def test_registers(kernels, path, order, hopper):
+    assert kernels.TryRegisters(0) == 0
+    assert "waits for registers" in abort_of(path, "kernels.TryRegisters(1)")
+    assert "176 registers in place of 168 are not fewer" in abort_of(path, "kernels.TryRegisters(2)")
+    assert "100 registers: no multiple of 8" in abort_of(path, "kernels.TryRegisters(3)")
+
+
+def test_shared_memory_of_a_hopper(kernels, hopper):
+    content = np.zeros(32, np.uint8)
+    assert kernels.TryShared(ctypes.c_size_t(232448), 0, pointer(content)) == 0
+    assert kernels.TryShared(ctypes.c_size_t(232449), 0, pointer(content)) == 1
+
+
+def test_unknown_gpu(path, monkeypatch):
+    monkeypatch.setenv("SKIM_CUDA_CAPABILITY", "8.0")
+    assert "SKIM_CUDA_CAPABILITY=8.0: must be 7.5 or 9.0" in abort_of(path, "kernels.TryDivergence(0, 0)")
