@@ -22,6 +22,13 @@ static constexpr int LoadedWords(int row_tiles, LevelKind kind, int bits) {
   return row_tiles == 1 && bits <= (kind == LevelKind::kTableFloat16 ? 3 : 4) ? 4 : 2;
 }
 
+// Where levels are looked up that do not fit into registers, and what their tables take. Those of 16 rows have entries
+// that lie apart only where that is cheap.
+static constexpr Place TablePlace(int row_tiles, int bits) {
+  return row_tiles == 2 || bits <= 6 ? Place::kSharedApart : Place::kShared;
+}
+static constexpr int TableBytes(int row_tiles, int bits) { return EntryDistance(TablePlace(row_tiles, bits)) << bits; }
+
 // For up to 8 kTokenTiles tokens a block.
 template <int kRowTiles, int kTokenTiles>
 struct Decode {
@@ -37,7 +44,7 @@ struct Decode {
       const LevelKind kind = KindOf(layer.runs[i].row_class, layer.weights.codebook_type);
       const bool in_memory = bits > kMaxRegisterBits && kind != LevelKind::kAffine;
       const int64_t needed =
-          (in_memory ? kRowTiles * MemoryTableBytes(bits) : 0) +
+          (in_memory ? TableBytes(kRowTiles, bits) : 0) +
           kDecodeWarps * LoadedWords(kRowTiles, kind, bits) / 2 * tokens * ActivationTile<Half>::kTokenBytes;
       if (needed > bytes) bytes = needed;
     }
@@ -47,29 +54,32 @@ struct Decode {
   // The products of a warp's columns, to its part of the shared memory.
   template <LevelKind kKind, int kBits>
   static SKIM_DEVICE void Multiply(const RowTile& tile, const Activations<Half>& x, char* shared) {
-    using RowLevels = Levels<kKind, kBits, Place::kShared>;
+    using RowLevels = Levels<kKind, kBits, TablePlace(kRowTiles, kBits)>;
     using Sums = Product<kRowTiles, kTokenTiles, kKind == LevelKind::kAffine>;
     constexpr int kWords = LoadedWords(kRowTiles, kKind, kBits);
     constexpr int kStep = kWords / 2;  // superblocks that the four threads of a row load together
+    constexpr int kTableBytes = RowLevels::kInMemory ? TableBytes(kRowTiles, kBits) : 0;
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
 
     RowLevels levels[kRowTiles][2];
     const uint8_t* codes[kRowTiles][2];
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
+      int64_t rows[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        int64_t row = tile.first + kMmaRows * r + 8 * h + g;
-        if (row >= tile.run.count) row = tile.run.count - 1;  // computed once more, never stored
-        levels[r][h].Prepare(tile.run, row, shared + r * RowLevels::kSharedBytes, h, kDecodeWarps);
-        codes[r][h] = tile.run.codes + row * RowBytes(kBits, x.K);
+        rows[h] = tile.first + kMmaRows * r + 8 * h + g;
+        if (rows[h] >= tile.run.count) rows[h] = tile.run.count - 1;  // computed once more, never stored
+        levels[r][h].Prepare(tile.run, rows[h], shared + 128 * r, h);
+        codes[r][h] = tile.run.codes + rows[h] * RowBytes(kBits, x.K);
       }
+      if constexpr (RowLevels::kInMemory) RowLevels::template Fill<kDecodeWarps>(tile.run, rows, shared + 128 * r);
     }
-    if (RowLevels::kSharedBytes) __syncthreads();
+    if (RowLevels::kInMemory) __syncthreads();
 
     Sums sums;
     const int tile_bytes = x.count * ActivationTile<Half>::kTokenBytes;
-    char* of_warp = shared + kRowTiles * RowLevels::kSharedBytes + warp * kStep * tile_bytes;
+    char* of_warp = shared + kTableBytes + warp * kStep * tile_bytes;
     const int blocks = (x.K + kSuperblockColumns - 1) / kSuperblockColumns;
 #pragma unroll 1
     for (int first = warp * kStep; first < blocks; first += kDecodeWarps * kStep) {

@@ -99,15 +99,17 @@ SKIM_DEVICE void LoadTable(const void* from, uint32_t (&words)[kWords]) {
 
 constexpr int kMaxRegisterBits = 4;  // of codebooks in registers
 
-// Bytes of shared memory for the tables of 16 rows with more bits.
-static constexpr int MemoryTableBytes(int bits) { return 128 << bits; }
-
 // Where levels that do not fit into registers are looked up. In shared memory every thread has its own bank, at the
-// price of 128 bytes for an entry of 16 rows; from the L1 cache they need no room.
-enum class Place { kShared, kCache };
+// price of 128 bytes for an entry of 16 rows. If entries are 256 bytes apart, one instruction makes an address of a
+// code; another 16 rows have room in between. From the L1 cache levels need no room.
+enum class Place { kShared, kSharedApart, kCache };
+
+static constexpr int EntryDistance(Place place) {
+  return place == Place::kCache ? 0 : place == Place::kShared ? 128 : 256;
+}
 
 // The levels of a thread's row. `Prepare` is called once, then `Decode` for each word of codes.
-//   kSharedBytes: what the tables of 16 rows take in shared memory.
+//   kInMemory: whether they are looked up in memory; if that is shared memory, the warps `Fill` it first.
 //   kTogether: codes of a word that are decoded at once, and words. Two share their work; what looks entries up in
 //   memory
 //     has so many of them on their way that one of one fills the registers.
@@ -118,9 +120,10 @@ class Levels;
 template <int kBits, Place kPlace>
 class RegisterInt8 {
  public:
-  static constexpr int kSharedBytes = 0, kTogether = 2;
+  static constexpr bool kInMemory = false;
+  static constexpr int kTogether = 2;
 
-  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, char*, int, int) {
+  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char*, int) {
     LoadTable<(1 << kBits)>(static_cast<const char*>(run.codebook) + (row << kBits), table_.words);
 #pragma unroll
     for (uint32_t& word : table_.words) word ^= 0x80808080;  // 128 more, so that no entry is negative
@@ -144,9 +147,10 @@ class RegisterInt8 {
 template <int kBits, Place kPlace>
 class RegisterFloat16 {
  public:
-  static constexpr int kSharedBytes = 0, kTogether = 2;
+  static constexpr bool kInMemory = false;
+  static constexpr int kTogether = 2;
 
-  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, char*, int, int) {
+  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char*, int) {
     uint32_t halves[2 * ByteTable<kBits>::kWords];
     LoadTable<(2 << kBits)>(static_cast<const char*>(run.codebook) + (row << (kBits + 1)), halves);
 #pragma unroll
@@ -177,22 +181,37 @@ class RegisterFloat16 {
 template <bool kInt8, int kBits, Place kPlace>
 class MemoryTable {
  public:
-  static constexpr int kSharedBytes = kPlace == Place::kShared ? MemoryTableBytes(kBits) : 0;
+  static constexpr bool kInMemory = true;
   static constexpr int kTogether = 1;
 
-  // `half`: 0 for row g, 1 for row g + 8. In shared memory the warps fill the table together, `warps` of them.
-  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, char* shared, int half, int warps) {
-    const char* codebook = static_cast<const char*>(run.codebook);
-    const auto first = static_cast<uint32_t>(row) << kBits;
-    if constexpr (kPlace == Place::kShared) {
-      table_ = shared;
-      first_ = 4 * (threadIdx.x % 32) + 2 * half;
-      for (int e = threadIdx.x / 32; e < 1 << kBits; e += warps) {
-        *reinterpret_cast<uint16_t*>(shared + first_ + 128 * e) = Entry(codebook, first + e);
-      }
+  // Fills the tables of a thread's rows g and g + 8, all of them by kWarps warps together.
+  template <int kWarps>
+  static SKIM_DEVICE void Fill(const RowRun& run, const int64_t (&rows)[2], char* shared) {
+    constexpr int kOfWarp = (1 << kBits) / kWarps, kBytes = kOfWarp * kEntryBytes;
+    const int first = threadIdx.x / 32 * kOfWarp;
+    uint32_t words[2][kBytes / 4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      LoadTable<kBytes>(static_cast<const char*>(run.codebook) + ((rows[h] << kBits) + first) * kEntryBytes, words[h]);
+    }
+    auto* to = reinterpret_cast<uint32_t*>(shared + kDistance * first) + threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kOfWarp; i += 4 / kEntryBytes) {
+      uint32_t entries[4 / kEntryBytes];
+      Pair(words[0][i * kEntryBytes / 4], words[1][i * kEntryBytes / 4], entries);
+#pragma unroll
+      for (int k = 0; k < 4 / kEntryBytes; ++k) to[kDistance / 4 * (i + k)] = entries[k];
+    }
+  }
+
+  // `half`: 0 for row g, 1 for row g + 8.
+  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char* shared, int half) {
+    if constexpr (kPlace == Place::kCache) {
+      table_ = static_cast<const char*>(run.codebook);
+      first_ = static_cast<uint32_t>(row) << kBits;
     } else {
-      table_ = codebook;
-      first_ = first;
+      table_ = shared + 2 * half;
+      first_ = 4 * (threadIdx.x % 32);
     }
   }
 
@@ -200,23 +219,47 @@ class MemoryTable {
     const uint32_t codes = CodeBytes(word, j);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      halves[0][i] = LookUp(codes >> 16 * i & 0xff) | LookUp(codes >> (16 * i + 8) & 0xff) << 16;
+      halves[0][i] = LookUp(codes, 2 * i) | LookUp(codes, 2 * i + 1) << 16;
+      // Of bytes: 128 more in the lowest bits of 1024 (see kHalf1024).
+      if (kInt8 && kPlace == Place::kCache)
+        halves[0][i] = SubtractHalf2(halves[0][i] ^ 0x64806480, TwoHalves(1024 + 128));
     }
   }
 
  private:
-  static SKIM_DEVICE uint16_t Entry(const char* codebook, uint32_t e) {
-    if constexpr (kInt8) return FloatToHalf(Load(reinterpret_cast<const int8_t*>(codebook) + e));
-    return Load(reinterpret_cast<const uint16_t*>(codebook) + e);
+  static constexpr int kEntryBytes = kInt8 ? 1 : 2;
+  static constexpr int kDistance = EntryDistance(kPlace);
+
+  // A word of entries of each of two rows, as halves of one row and the other.
+  static SKIM_DEVICE void Pair(uint32_t a, uint32_t b, uint32_t (&entries)[4]) {
+    a ^= 0x80808080, b ^= 0x80808080;  // 128 more, so that no entry is negative
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t two = Permute(a, b, i == 0 ? 0x5140 : 0x7362);
+      entries[2 * i] = SubtractHalf2(Permute(two, kHalf1024, 0x4140), TwoHalves(1024 + 128));
+      entries[2 * i + 1] = SubtractHalf2(Permute(two, kHalf1024, 0x4342), TwoHalves(1024 + 128));
+    }
+  }
+  static SKIM_DEVICE void Pair(uint32_t a, uint32_t b, uint32_t (&entries)[2]) {
+    entries[0] = Permute(a, b, 0x5410);
+    entries[1] = Permute(a, b, 0x7632);
   }
 
-  SKIM_DEVICE uint32_t LookUp(uint32_t code) const {
-    if constexpr (kPlace == Place::kShared) return *reinterpret_cast<const uint16_t*>(table_ + first_ + 128 * code);
-    return Entry(table_, first_ + code);
+  // The entry of byte i of `codes`: a half, or a byte that is one in the cache.
+  SKIM_DEVICE uint32_t LookUp(uint32_t codes, int i) const {
+    const uint32_t code = codes >> 8 * i & 0xff;
+    if constexpr (kPlace == Place::kCache) {
+      if constexpr (kInt8) return Load(reinterpret_cast<const uint8_t*>(table_) + first_ + code);
+      return Load(reinterpret_cast<const uint16_t*>(table_) + first_ + code);
+    } else if constexpr (kPlace == Place::kShared) {
+      return *reinterpret_cast<const uint16_t*>(table_ + (first_ + 128 * code));
+    } else {
+      return *reinterpret_cast<const uint16_t*>(table_ + Permute(codes, first_, 0x5504 + 16 * i));  // 256 code + first_
+    }
   }
 
   const char* table_;  // of all rows, so that only one address has 64 bits
-  uint32_t first_;     // of this row: bytes in shared memory, else entries
+  uint32_t first_;     // of this thread: bytes in shared memory; else of this row: entries
 };
 
 template <int kBits, Place kPlace>
@@ -233,9 +276,10 @@ class Levels<LevelKind::kTableFloat16, kBits, kPlace>
 template <int kBits, Place kPlace>
 class Levels<LevelKind::kAffine, kBits, kPlace> {
  public:
-  static constexpr int kSharedBytes = 0, kTogether = 2;
+  static constexpr bool kInMemory = false;
+  static constexpr int kTogether = 2;
 
-  SKIM_DEVICE void Prepare(const RowRun&, int64_t, char*, int, int) {}
+  SKIM_DEVICE void Prepare(const RowRun&, int64_t, const char*, int) {}
 
   SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int pair, uint32_t (&halves)[2][2]) const {
     constexpr uint32_t kZero = TwoHalves(1024 + (1 << (kBits - 1)));

@@ -44,7 +44,7 @@ struct Prefill {
         int64_t row = tile.first + warp_row + kMmaRows * r + 8 * h + g;
         if (row >= tile.run.count) row = tile.run.count - 1;  // computed once more, never stored
         RowLevels levels;
-        levels.Prepare(tile.run, row, nullptr, h, kWarps);
+        levels.Prepare(tile.run, row, nullptr, h);
         uint32_t words[kBits][kWords];
         LoadCodes<kBits>(tile.run.codes + row * RowBytes(kBits, K), K, block, kWords * c, words);
 #pragma unroll
