@@ -1,18 +1,26 @@
-// From packed codes to halves: the levels of one row, held where they are looked up fastest.
+// From packed codes to 16-bit elements (element.cuh): the levels of one row, held where they are looked up fastest.
 //
 // A word of codes is one word of each of a row's `bits` vectors (docs/format.md): four lanes of eight codes. All kinds
-// of levels turn it into halves without their row's scale and offset, two codes at a time; code j becomes the fragments
-// [j][0] for lanes 0 and 1, and [j][1] for lanes 2 and 3.
+// of levels turn it into elements without their row's scale and offset, two codes at a time; code j becomes the
+// fragments [j][0] for lanes 0 and 1, and [j][1] for lanes 2 and 3.
 #pragma once
 
 #include <device.cuh>
 #include <type_traits>
 
+#include "element.cuh"
 #include "skim/packed.h"
 
 namespace skim::cuda {
 
 enum class LevelKind { kTableInt8, kTableFloat16, kAffine };
+
+// Whether a row's table in registers has two bytes an entry. Bytes become bfloat16 by so many instructions that it
+// costs less to look up the second one.
+template <typename Element>
+static constexpr bool HasTwoByteTables(LevelKind kind) {
+  return kind == LevelKind::kTableFloat16 || (kind == LevelKind::kTableInt8 && !std::is_same_v<Element, Half>);
+}
 
 // Fields of codes that lie near each other in a byte are decoded together: codes `PairFirst(bits, pair)` and
 // PairDistance(bits) further, for pair 0..3. The first two pairs are codes 0..3.
@@ -46,12 +54,6 @@ SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[kBits], int pair) {
   const int first = PairFirst(kBits, pair);
   return CodeBytes(word, first) | CodeBytes(word, first + PairDistance(kBits), 4);
 }
-
-// Bytes 0..255 become the halves 1024 + byte, as the lowest bits of a half of this size count ones.
-constexpr uint32_t kHalf1024 = 0x64646464;  // its high byte, four times
-
-// A half2 that has n - 1024 twice, n being in 1024..2047.
-static constexpr uint32_t TwoHalves(uint32_t n) { return (0x6400 + (n - 1024)) * 0x10001u; }
 
 // Up to 16 bytes in registers, looked up by byte permutation.
 template <int kBits>
@@ -113,12 +115,12 @@ static constexpr int EntryDistance(Place place) {
 //   kTogether: codes of a word that are decoded at once, and words. Two share their work; what looks entries up in
 //   memory
 //     has so many of them on their way that one of one fills the registers.
-template <LevelKind kKind, int kBits, Place kPlace>
+template <LevelKind kKind, int kBits, Place kPlace, typename Element = Half>
 class Levels;
 
-// int8 codebooks up to 4 bits.
-template <int kBits, Place kPlace>
-class RegisterInt8 {
+// int8 codebooks up to 4 bits, for float16: bytes become halves by one addition.
+template <int kBits>
+class RegisterBytes {
  public:
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
@@ -134,8 +136,8 @@ class RegisterInt8 {
     table_.LookUp(CodeNibbles(word, pair), entries);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      halves[0][i] = SubtractHalf2(Permute(entries[i], kHalf1024, 0x4240), TwoHalves(1024 + 128));
-      halves[1][i] = SubtractHalf2(Permute(entries[i], kHalf1024, 0x4341), TwoHalves(1024 + 128));
+      halves[0][i] = Pair<Half>::Centered<8>(entries[i], 0x4240);
+      halves[1][i] = Pair<Half>::Centered<8>(entries[i], 0x4341);
     }
   }
 
@@ -143,20 +145,41 @@ class RegisterInt8 {
   ByteTable<kBits> table_;
 };
 
-// float16 codebooks up to 4 bits: a table of low bytes and one of high bytes.
-template <int kBits, Place kPlace>
-class RegisterFloat16 {
+// A word of a codebook's entries as elements: four of int8, or two of float16.
+template <bool kInt8, typename Element>
+SKIM_DEVICE void ToElements(uint32_t word, uint32_t (&elements)[kInt8 ? 2 : 1]) {
+  if constexpr (kInt8) {
+    word ^= 0x80808080;  // 128 more, so that no entry is negative
+    elements[0] = Pair<Element>::template Centered<8>(word, 0x4140);
+    elements[1] = Pair<Element>::template Centered<8>(word, 0x4342);
+  } else {
+    elements[0] = Pair<Element>::FromHalves(word);
+  }
+}
+
+// Codebooks up to 4 bits whose entries are elements of two bytes: a table of low bytes and one of high bytes.
+template <bool kInt8, int kBits, typename Element>
+class RegisterElements {
  public:
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
 
   SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char*, int) {
-    uint32_t halves[2 * ByteTable<kBits>::kWords];
-    LoadTable<(2 << kBits)>(static_cast<const char*>(run.codebook) + (row << (kBits + 1)), halves);
+    constexpr int kWords = ByteTable<kBits>::kWords, kOfWord = kInt8 ? 2 : 1;
+    constexpr int kBytes = kInt8 ? 1 << kBits : 2 << kBits;
+    uint32_t words[2 * kWords / kOfWord], elements[2 * kWords];
+    LoadTable<kBytes>(static_cast<const char*>(run.codebook) + row * kBytes, words);
 #pragma unroll
-    for (int i = 0; i < ByteTable<kBits>::kWords; ++i) {
-      low_.words[i] = Permute(halves[2 * i], halves[2 * i + 1], 0x6420);
-      high_.words[i] = Permute(halves[2 * i], halves[2 * i + 1], 0x7531);
+    for (int i = 0; i < 2 * kWords / kOfWord; ++i) {
+      uint32_t some[kOfWord];
+      ToElements<kInt8, Element>(words[i], some);
+#pragma unroll
+      for (int k = 0; k < kOfWord; ++k) elements[kOfWord * i + k] = some[k];
+    }
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      low_.words[i] = Permute(elements[2 * i], elements[2 * i + 1], 0x6420);
+      high_.words[i] = Permute(elements[2 * i], elements[2 * i + 1], 0x7531);
     }
   }
 
@@ -176,9 +199,9 @@ class RegisterFloat16 {
   ByteTable<kBits> low_, high_;
 };
 
-// Codebooks of 5 bits and more, both types. In shared memory they are halves, entry by entry, and of each for each of
+// Codebooks of 5 bits and more, both types. In shared memory they are elements, entry by entry, and of each for each of
 // the 32 threads of a warp those of its rows g and g + 8: a thread reads its own bank.
-template <bool kInt8, int kBits, Place kPlace>
+template <bool kInt8, int kBits, Place kPlace, typename Element>
 class MemoryTable {
  public:
   static constexpr bool kInMemory = true;
@@ -198,7 +221,7 @@ class MemoryTable {
 #pragma unroll
     for (int i = 0; i < kOfWarp; i += 4 / kEntryBytes) {
       uint32_t entries[4 / kEntryBytes];
-      Pair(words[0][i * kEntryBytes / 4], words[1][i * kEntryBytes / 4], entries);
+      Merge(words[0][i * kEntryBytes / 4], words[1][i * kEntryBytes / 4], entries);
 #pragma unroll
       for (int k = 0; k < 4 / kEntryBytes; ++k) to[kDistance / 4 * (i + k)] = entries[k];
     }
@@ -219,10 +242,14 @@ class MemoryTable {
     const uint32_t codes = CodeBytes(word, j);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      halves[0][i] = LookUp(codes, 2 * i) | LookUp(codes, 2 * i + 1) << 16;
-      // Of bytes: 128 more in the lowest bits of 1024 (see kHalf1024).
-      if (kInt8 && kPlace == Place::kCache)
-        halves[0][i] = SubtractHalf2(halves[0][i] ^ 0x64806480, TwoHalves(1024 + 128));
+      const uint32_t two = LookUp(codes, 2 * i) | LookUp(codes, 2 * i + 1) << 16;
+      if constexpr (kPlace != Place::kCache) {
+        halves[0][i] = two;
+      } else if constexpr (kInt8) {
+        halves[0][i] = Pair<Element>::CenteredBytes(two ^ 0x800080);
+      } else {
+        halves[0][i] = Pair<Element>::FromHalves(two);
+      }
     }
   }
 
@@ -230,22 +257,20 @@ class MemoryTable {
   static constexpr int kEntryBytes = kInt8 ? 1 : 2;
   static constexpr int kDistance = EntryDistance(kPlace);
 
-  // A word of entries of each of two rows, as halves of one row and the other.
-  static SKIM_DEVICE void Pair(uint32_t a, uint32_t b, uint32_t (&entries)[4]) {
-    a ^= 0x80808080, b ^= 0x80808080;  // 128 more, so that no entry is negative
+  // A word of entries of each of two rows, as elements of one row and the other.
+  static SKIM_DEVICE void Merge(uint32_t a, uint32_t b, uint32_t (&elements)[4 / kEntryBytes]) {
+    constexpr int kOfWord = 2 / kEntryBytes;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t two = Permute(a, b, i == 0 ? 0x5140 : 0x7362);
-      entries[2 * i] = SubtractHalf2(Permute(two, kHalf1024, 0x4140), TwoHalves(1024 + 128));
-      entries[2 * i + 1] = SubtractHalf2(Permute(two, kHalf1024, 0x4342), TwoHalves(1024 + 128));
+      const uint32_t two = kInt8 ? Permute(a, b, i == 0 ? 0x5140 : 0x7362) : Permute(a, b, i == 0 ? 0x5410 : 0x7632);
+      uint32_t some[kOfWord];
+      ToElements<kInt8, Element>(two, some);
+#pragma unroll
+      for (int k = 0; k < kOfWord; ++k) elements[kOfWord * i + k] = some[k];
     }
   }
-  static SKIM_DEVICE void Pair(uint32_t a, uint32_t b, uint32_t (&entries)[2]) {
-    entries[0] = Permute(a, b, 0x5410);
-    entries[1] = Permute(a, b, 0x7632);
-  }
 
-  // The entry of byte i of `codes`: a half, or a byte that is one in the cache.
+  // The entry of byte i of `codes`: in the cache as the codebook has it, else an element.
   SKIM_DEVICE uint32_t LookUp(uint32_t codes, int i) const {
     const uint32_t code = codes >> 8 * i & 0xff;
     if constexpr (kPlace == Place::kCache) {
@@ -262,19 +287,21 @@ class MemoryTable {
   uint32_t first_;     // of this thread: bytes in shared memory; else of this row: entries
 };
 
-template <int kBits, Place kPlace>
-class Levels<LevelKind::kTableInt8, kBits, kPlace>
-    : public std::conditional_t<kBits <= kMaxRegisterBits, RegisterInt8<kBits, kPlace>,
-                                MemoryTable<true, kBits, kPlace>> {};
+template <int kBits, Place kPlace, typename Element>
+class Levels<LevelKind::kTableInt8, kBits, kPlace, Element>
+    : public std::conditional_t<kBits <= kMaxRegisterBits,
+                                std::conditional_t<HasTwoByteTables<Element>(LevelKind::kTableInt8),
+                                                   RegisterElements<true, kBits, Element>, RegisterBytes<kBits>>,
+                                MemoryTable<true, kBits, kPlace, Element>> {};
 
-template <int kBits, Place kPlace>
-class Levels<LevelKind::kTableFloat16, kBits, kPlace>
-    : public std::conditional_t<kBits <= kMaxRegisterBits, RegisterFloat16<kBits, kPlace>,
-                                MemoryTable<false, kBits, kPlace>> {};
+template <int kBits, Place kPlace, typename Element>
+class Levels<LevelKind::kTableFloat16, kBits, kPlace, Element>
+    : public std::conditional_t<kBits <= kMaxRegisterBits, RegisterElements<false, kBits, Element>,
+                                MemoryTable<false, kBits, kPlace, Element>> {};
 
 // Even levels: code - 2^(bits - 1).
-template <int kBits, Place kPlace>
-class Levels<LevelKind::kAffine, kBits, kPlace> {
+template <int kBits, Place kPlace, typename Element>
+class Levels<LevelKind::kAffine, kBits, kPlace, Element> {
  public:
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
@@ -282,12 +309,11 @@ class Levels<LevelKind::kAffine, kBits, kPlace> {
   SKIM_DEVICE void Prepare(const RowRun&, int64_t, const char*, int) {}
 
   SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int pair, uint32_t (&halves)[2][2]) const {
-    constexpr uint32_t kZero = TwoHalves(1024 + (1 << (kBits - 1)));
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const uint32_t codes = CodeBytes(word, PairFirst(kBits, pair) + k * PairDistance(kBits));
-      halves[k][0] = SubtractHalf2(Permute(codes, kHalf1024, 0x4140), kZero);
-      halves[k][1] = SubtractHalf2(Permute(codes, kHalf1024, 0x4342), kZero);
+      halves[k][0] = Pair<Element>::template Centered<kBits>(codes, 0x4140);
+      halves[k][1] = Pair<Element>::template Centered<kBits>(codes, 0x4342);
     }
   }
 };

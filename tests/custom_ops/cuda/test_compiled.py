@@ -36,9 +36,14 @@ KERNELS = {
     "prefill": Expected(128, 34 << 10, (1, 2, 2, 2)),
     "gather": Expected(128, 0, (8, 8, 8, 8)),
 }
+BFLOAT16 = "_bfloat16"  # is compiled from the same templates, and takes no more
+KERNELS |= {name + BFLOAT16: KERNELS[name] for name in ("decode_8", "decode_16", "prefill")}
 SHARED = (64 << 10, 100 << 10, 164 << 10, 228 << 10)
-LONGEST_FIRST = ("decode_16", "prefill", "decode_8", "float32", "gather")
-FAST = ("decode_8", "gather")  # are always tested, for one architecture
+LONGEST_FIRST = (
+    *("decode_16", "decode_16_bfloat16", "prefill", "prefill_bfloat16", "decode_8", "decode_8_bfloat16"),
+    *("float32", "gather"),
+)
+FAST = ("decode_8", "decode_8_bfloat16", "gather")  # are always tested, for one architecture
 
 of_every_architecture = pytest.mark.parametrize(
     "compiled",
@@ -103,11 +108,14 @@ def test_occupancy(compiled):
 def test_instructions(compiled):
     """Weights come 16 bytes a thread and go through tensor cores; activations are copied without registers."""
     require("nvdisasm")
-    for name in compiled.cubins.keys() & {"decode_8", "decode_16", "prefill"}:
+    turing = compiled.architecture == "sm_75"
+    for name in compiled.cubins.keys() - {"float32", "gather"}:
         for code in compiled.code(name):
-            assert any(i.operation == "HMMA" for i in code)
-            if compiled.architecture != "sm_75":  # Turing can't
-                assert any(i.operation == "LDGSTS" for i in code)
+            multiplies = [i for i in code if i.operation == "HMMA"]
+            of_bfloat16 = name.endswith(BFLOAT16)
+            assert all(("BF16" in i.modifiers) == of_bfloat16 for i in multiplies)
+            assert bool(multiplies) == (not turing or not of_bfloat16)
+            assert turing or any(i.operation == "LDGSTS" for i in code)  # Turing has no such thing
     for code in compiled.code("decode_8"):
         assert any(i.operation == "LDG" and {"128", "NA"} <= set(i.modifiers) for i in code)
     for code in compiled.code("float32") if "float32" in compiled.cubins else ():
