@@ -145,7 +145,7 @@ def test_a_writer_is_told_what_an_operator_lacks():
         LUT_GATHER.node_attributes([packed], dtype=1, accuracy_level=4)
     with pytest.raises(UserError, match="the attribute dtype is missing"):
         LUT_GATHER.node_attributes([packed])
-    with pytest.raises(UserError, match="dtype must be 1 or 10, got 11"):
+    with pytest.raises(UserError, match="dtype must be 1, 10 or 16, got 11"):
         LUT_GATHER.node_attributes([packed], dtype=11)
 
 

@@ -80,9 +80,15 @@ class Attribute:
         elif not isinstance(value, int):
             raise UserError(f"{self.name} must be an integer, got {value}")
         elif self.allowed is not None and value not in self.allowed:
-            one_by_one = " or ".join(str(one) for one in self.allowed[:2])
-            allowed = one_by_one if len(self.allowed) <= 2 else f"{self.allowed[0]}..{self.allowed[-1]}"
-            raise UserError(f"{self.name} must be {allowed}, got {value}")
+            raise UserError(f"{self.name} must be {_one_of(self.allowed)}, got {value}")
+
+
+def _one_of(allowed: Sequence[int]) -> str:
+    """Values in words."""
+    if isinstance(allowed, range) and len(allowed) > 2:
+        return f"{allowed[0]}..{allowed[-1]}"
+    *others, last = map(str, allowed)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 VERSION = Attribute("version", range(FORMAT_VERSION, FORMAT_VERSION + 1))
@@ -90,7 +96,7 @@ ROWS = Attribute("N", range(1, 1 << 31))
 COLUMNS = Attribute("K", range(1, 1 << 31))
 ROWS_PER_CLASS = Attribute("rows_per_class", length=CLASSES)  # of each packed linear
 ACCURACY_LEVEL = Attribute("accuracy_level", range(INTEGER_ACCURACY + 1), default=0)
-DTYPE = Attribute("dtype", (1, 10))  # ONNX's numbers of float32 and float16
+DTYPE = Attribute("dtype", (1, 10, 16))  # ONNX's numbers of float32, float16 and bfloat16
 
 
 @dataclass(frozen=True)
