@@ -28,11 +28,13 @@ class Device(Protocol):
         place: of torch's tensors.
         name: of the model.
         cache_bytes: size of the last-level cache.
+        has_bfloat16: whether kernels for it run there.
     """
 
     place: torch.device
     name: str
     cache_bytes: int
+    has_bfloat16: bool
 
     def stream(self) -> int:
         """The cudaStream_t that work goes to."""
@@ -63,6 +65,7 @@ class Gpu:
         self.name = properties.name
         self.cache_bytes = int(properties.L2_cache_size)
         self.architecture = f"sm_{properties.major}{properties.minor}"
+        self.has_bfloat16 = properties.major >= 8
         # The default stream can't be captured.
         self._stream = torch.cuda.Stream(self.place)  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(self._stream)

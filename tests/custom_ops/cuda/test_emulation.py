@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from ml_dtypes import bfloat16
 
 POISON = 0xFF
 
@@ -37,10 +38,11 @@ def abort_of(path, call):
     return done.stderr
 
 
-def test_multiply_add(kernels, order):
+@pytest.mark.parametrize(("name", "dtype"), [("TryMultiply", np.float16), ("TryMultiplyBfloat16", bfloat16)])
+def test_multiply_add(kernels, order, name, dtype):
     rng = np.random.default_rng(0)
-    a = rng.normal(size=(16, 16)).astype(np.float16)
-    b = rng.normal(size=(16, 8)).astype(np.float16)
+    a = rng.normal(size=(16, 16)).astype(dtype)
+    b = rng.normal(size=(16, 8)).astype(dtype)
     d = rng.normal(size=(16, 8)).astype(np.float32)
     # Rows and columns as device.cuh says, [lane, register, half].
     g, c = np.divmod(np.arange(32), 4)
@@ -51,7 +53,7 @@ def test_multiply_add(kernels, order):
     b_parts = b[columns[:, ::2], g[:, None, None]]
     d_places = rows[:, :2], pair[:, None]
     d_parts = d[d_places]
-    kernels.TryMultiply(pointer(a_parts), pointer(b_parts), pointer(d_parts))
+    getattr(kernels, name)(pointer(a_parts), pointer(b_parts), pointer(d_parts))
     got = np.empty_like(d)
     got[d_places] = d_parts
     np.testing.assert_allclose(got, d + a.astype(np.float64) @ b.astype(np.float64), rtol=0, atol=1e-5)
@@ -73,6 +75,19 @@ def test_halves(kernels):
     with np.errstate(invalid="ignore", over="ignore"):
         np.testing.assert_array_equal(difference, (a.astype(np.float64) - b.astype(np.float64)).astype(np.float16))
         np.testing.assert_array_equal(product, (a.astype(np.float64) * b.astype(np.float64)).astype(np.float16))
+
+
+def test_bfloat16(kernels):
+    """Differences and float32 are rounded as ml_dtypes does it, whatever they are."""
+    rng = np.random.default_rng(0)
+    a, b = (rng.integers(0, 1 << 16, 2 * 32 * 1000).astype(np.uint16).view(bfloat16) for _ in range(2))
+    x = rng.integers(0, 1 << 32, 2 * 32 * 1000).astype(np.uint32).view(np.float32)
+    difference, rounded = np.empty_like(a), np.empty_like(a)
+    kernels.TryBfloat2(1000, pointer(a), pointer(b), pointer(difference))
+    kernels.TryRound(1000, pointer(x), pointer(rounded))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for got, want in ((difference, a.astype(np.float32) - b.astype(np.float32)), (rounded, x)):
+            np.testing.assert_array_equal(got.astype(np.float32), want.astype(bfloat16).astype(np.float32))
 
 
 @pytest.mark.parametrize("threads", [32, 256, 1024])
