@@ -76,7 +76,7 @@ class ActivationTile {
 
   template <typename Element>
   static SKIM_DEVICE void StageScaled(const Element* x, const Half* scale, char* to) {
-    using Two = Pair<Element>;
+    using Two = ElementPair<Element>;
     const uint4 v = Load(reinterpret_cast<const uint4*>(x)), s = Load(reinterpret_cast<const uint4*>(scale));
     *reinterpret_cast<uint4*>(to) = {Two::Scaled(v.x, s.x), Two::Scaled(v.y, s.y), Two::Scaled(v.z, s.z),
                                      Two::Scaled(v.w, s.w)};

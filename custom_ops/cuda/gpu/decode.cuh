@@ -3,6 +3,7 @@
 #pragma once
 
 #include <device.cuh>
+#include <type_traits>
 
 #include "activations.cuh"
 #include "codes.cuh"
@@ -17,10 +18,11 @@ constexpr int kDecodeWarps = 8;  // 4096 columns are on their way at once
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
 
 // Words of each vector that a thread loads at once: as many as fit into 64 bytes of registers for each row, or 32
-// beside the largest table.
+// beside the largest tables, of float16 or of bytes that become bfloat16.
 template <typename Element>
 static constexpr int LoadedWords(int row_tiles, LevelKind kind, int bits) {
-  return row_tiles == 1 && bits <= (HasTwoByteTables<Element>(kind) ? 3 : 4) ? 4 : 2;
+  const bool few = kind != LevelKind::kAffine && (kind == LevelKind::kTableFloat16 || !std::is_same_v<Element, Half>);
+  return row_tiles == 1 && bits <= (few ? 3 : 4) ? 4 : 2;
 }
 
 // Where levels are looked up that do not fit into registers, and what their tables take. Those of 16 rows have entries

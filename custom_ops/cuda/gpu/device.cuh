@@ -37,11 +37,18 @@ SKIM_DEVICE uint32_t MultiplyHalf2(uint32_t a, uint32_t b) {
   return product;
 }
 
-// sm_80 has no instruction for a difference alone.
-SKIM_DEVICE uint32_t SubtractBfloat2(uint32_t a, uint32_t b) {
-  uint32_t difference;
-  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(difference) : "r"(a), "r"(0x3f803f80), "r"(b ^ 0x80008000));
-  return difference;
+// a b + c, rounded once; sm_80 has no instruction for a sum or a product alone.
+SKIM_DEVICE uint32_t FmaBfloat2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+
+// The same, or 0 where it is negative.
+SKIM_DEVICE uint32_t FmaReluBfloat2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t sum;
+  asm("fma.rn.relu.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
 }
 
 SKIM_DEVICE float BitsToFloat(uint32_t bits) { return __uint_as_float(bits); }

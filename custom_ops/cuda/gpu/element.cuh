@@ -19,19 +19,18 @@ constexpr bool kIsSupported = kHasBfloat16 || !std::is_same_v<Float, Bfloat16>;
 
 // For both types:
 //   kOnes: 1 twice.
-//   Centered<kBits>(bytes, selector): two integers less 2^(kBits - 1). They are below 2^kBits, and bytes of `bytes`;
-//   the
-//     selector is Permute's, and names 4 for what comes beside them.
+//   Centered<kBits>(bytes, selector): two of the bytes, which are below 2^kBits, less 2^(kBits - 1). The selector is
+//     Permute's, and has 4 for what comes beside each of them.
 //   CenteredBytes(two): two bytes, each beside zeros, less 128.
 //   FromHalves(two): two halves, rounded.
 //   Scaled(two, scale): times two halves.
 //   MultiplyAdd(d, a, b): see device.cuh.
 template <typename Element>
-struct Pair;
+struct ElementPair;
 
 // The lowest bits of a half of 1024 to 2047 count ones, so there is one for 1024 + each byte.
 template <>
-struct Pair<Half> {
+struct ElementPair<Half> {
   static constexpr uint32_t kOnes = 0x3c003c00;
 
   template <int kBits>
@@ -53,21 +52,19 @@ struct Pair<Half> {
   static constexpr uint32_t k1024 = 0x64006400;
 };
 
-// Here the lowest seven bits count ones, of 128 to 255.
+// Here the lowest seven bits count ones, of 128 to 255. With the eighth bit they count twos, of 256 to 510.
 template <>
-struct Pair<Bfloat16> {
+struct ElementPair<Bfloat16> {
   static constexpr uint32_t kOnes = 0x3f803f80;
 
   template <int kBits>
   static SKIM_DEVICE uint32_t Centered(uint32_t bytes, uint32_t selector) {
-    if constexpr (kBits == 8) return CenteredBytes(Permute(bytes, 0, selector));
-    return SubtractBfloat2(Permute(bytes, k128 >> 8 | k128, selector), k128 + (0x10001 << (kBits - 1)));
+    const uint32_t two = Permute(bytes, k128 >> 8 | k128, selector);
+    if constexpr (kBits == 8) return Less256(two);
+    return FmaBfloat2(two, kOnes, kSigns | (k128 + (0x10001 << (kBits - 1))));
   }
 
-  // The highest bit goes to what is subtracted: 256 without it, 128 with it.
-  static SKIM_DEVICE uint32_t CenteredBytes(uint32_t two) {
-    return SubtractBfloat2((two & 0x7f007f) | k128, (two & 0x800080) ^ (k128 + 0x800080));
-  }
+  static SKIM_DEVICE uint32_t CenteredBytes(uint32_t two) { return Less256(two | k128); }
 
   static SKIM_DEVICE uint32_t FromHalves(uint32_t two) {
     return FloatsToBfloat2(HalfToFloat(static_cast<Half>(two)), HalfToFloat(static_cast<Half>(two >> 16)));
@@ -83,7 +80,14 @@ struct Pair<Bfloat16> {
   }
 
  private:
-  static constexpr uint32_t k128 = 0x43004300;
+  // Less 256; what is positive then is half of it, as it had the eighth bit.
+  static SKIM_DEVICE uint32_t Less256(uint32_t two) {
+    constexpr uint32_t kMinus256 = 0xc380c380, kMinusHalf = 0xbf00bf00;
+    const uint32_t difference = FmaBfloat2(two, kOnes, kMinus256), positive = FmaReluBfloat2(two, kOnes, kMinus256);
+    return FmaBfloat2(positive, kMinusHalf, difference);
+  }
+
+  static constexpr uint32_t k128 = 0x43004300, kSigns = 0x80008000;
 };
 
 SKIM_DEVICE float LoadFloat(const float* from) { return Load(from); }

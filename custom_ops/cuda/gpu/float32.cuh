@@ -57,7 +57,7 @@ struct Float32 {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
     char* of_warp = shared + warp * x.count * ActivationTile<float>::kTokenBytes;
     float sums[2][kTokens] = {};  // of rows g and g + 8
-    float token_sum = 0;          // of token g: the threads of a row share the tokens
+    float token_sum = 0;          // of token g: each token is the work of four threads
     const int blocks = (x.K + kSuperblockColumns - 1) / kSuperblockColumns;
 #pragma unroll 1
     for (int block = warp; block < blocks; block += kWarps) {

@@ -15,11 +15,11 @@ namespace skim::cuda {
 
 enum class LevelKind { kTableInt8, kTableFloat16, kAffine };
 
-// Whether a row's table in registers has two bytes an entry. Bytes become bfloat16 by so many instructions that it
-// costs less to look up the second one.
+// Whether int8 entries are looked up in registers as elements, two bytes each. A byte becomes bfloat16 by so many
+// instructions that it costs less to look up a second one, where that is one instruction.
 template <typename Element>
-static constexpr bool HasTwoByteTables(LevelKind kind) {
-  return kind == LevelKind::kTableFloat16 || (kind == LevelKind::kTableInt8 && !std::is_same_v<Element, Half>);
+static constexpr bool HasElements(int bits) {
+  return !std::is_same_v<Element, Half> && bits <= 3;
 }
 
 // Fields of codes that lie near each other in a byte are decoded together: codes `PairFirst(bits, pair)` and
@@ -112,14 +112,13 @@ static constexpr int EntryDistance(Place place) {
 
 // The levels of a thread's row. `Prepare` is called once, then `Decode` for each word of codes.
 //   kInMemory: whether they are looked up in memory; if that is shared memory, the warps `Fill` it first.
-//   kTogether: codes of a word that are decoded at once, and words. Two share their work; what looks entries up in
-//   memory
-//     has so many of them on their way that one of one fills the registers.
+//   kTogether: codes of a word that are decoded at once, and words. Two share their work; lookups in memory are so many
+//     that those of one code of one word fill the registers.
 template <LevelKind kKind, int kBits, Place kPlace, typename Element = Half>
 class Levels;
 
-// int8 codebooks up to 4 bits, for float16: bytes become halves by one addition.
-template <int kBits>
+// int8 codebooks up to 4 bits: a table of bytes, which become elements after they are looked up.
+template <int kBits, typename Element>
 class RegisterBytes {
  public:
   static constexpr bool kInMemory = false;
@@ -136,8 +135,8 @@ class RegisterBytes {
     table_.LookUp(CodeNibbles(word, pair), entries);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      halves[0][i] = Pair<Half>::Centered<8>(entries[i], 0x4240);
-      halves[1][i] = Pair<Half>::Centered<8>(entries[i], 0x4341);
+      halves[0][i] = ElementPair<Element>::template Centered<8>(entries[i], 0x4240);
+      halves[1][i] = ElementPair<Element>::template Centered<8>(entries[i], 0x4341);
     }
   }
 
@@ -150,10 +149,10 @@ template <bool kInt8, typename Element>
 SKIM_DEVICE void ToElements(uint32_t word, uint32_t (&elements)[kInt8 ? 2 : 1]) {
   if constexpr (kInt8) {
     word ^= 0x80808080;  // 128 more, so that no entry is negative
-    elements[0] = Pair<Element>::template Centered<8>(word, 0x4140);
-    elements[1] = Pair<Element>::template Centered<8>(word, 0x4342);
+    elements[0] = ElementPair<Element>::template Centered<8>(word, 0x4140);
+    elements[1] = ElementPair<Element>::template Centered<8>(word, 0x4342);
   } else {
-    elements[0] = Pair<Element>::FromHalves(word);
+    elements[0] = ElementPair<Element>::FromHalves(word);
   }
 }
 
@@ -246,9 +245,9 @@ class MemoryTable {
       if constexpr (kPlace != Place::kCache) {
         halves[0][i] = two;
       } else if constexpr (kInt8) {
-        halves[0][i] = Pair<Element>::CenteredBytes(two ^ 0x800080);
+        halves[0][i] = ElementPair<Element>::CenteredBytes(two ^ 0x800080);
       } else {
-        halves[0][i] = Pair<Element>::FromHalves(two);
+        halves[0][i] = ElementPair<Element>::FromHalves(two);
       }
     }
   }
@@ -290,8 +289,8 @@ class MemoryTable {
 template <int kBits, Place kPlace, typename Element>
 class Levels<LevelKind::kTableInt8, kBits, kPlace, Element>
     : public std::conditional_t<kBits <= kMaxRegisterBits,
-                                std::conditional_t<HasTwoByteTables<Element>(LevelKind::kTableInt8),
-                                                   RegisterElements<true, kBits, Element>, RegisterBytes<kBits>>,
+                                std::conditional_t<HasElements<Element>(kBits), RegisterElements<true, kBits, Element>,
+                                                   RegisterBytes<kBits, Element>>,
                                 MemoryTable<true, kBits, kPlace, Element>> {};
 
 template <int kBits, Place kPlace, typename Element>
@@ -312,8 +311,8 @@ class Levels<LevelKind::kAffine, kBits, kPlace, Element> {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const uint32_t codes = CodeBytes(word, PairFirst(kBits, pair) + k * PairDistance(kBits));
-      halves[k][0] = Pair<Element>::template Centered<kBits>(codes, 0x4140);
-      halves[k][1] = Pair<Element>::template Centered<kBits>(codes, 0x4342);
+      halves[k][0] = ElementPair<Element>::template Centered<kBits>(codes, 0x4140);
+      halves[k][1] = ElementPair<Element>::template Centered<kBits>(codes, 0x4342);
     }
   }
 };

@@ -22,7 +22,7 @@ struct Prefill {
   static constexpr int kCodes = 4;                        // of a stage
 
   using Tile = ActivationTile<Element, kCodes>;
-  using Two = Pair<Element>;
+  using Two = ElementPair<Element>;
   static constexpr int kStageBytes = kTokens * Tile::kTokenBytes;
   static constexpr int kProductFloats = ProductTile<kRows>::Floats(kTokens);
   static constexpr int kBytes =

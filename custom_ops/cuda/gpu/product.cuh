@@ -21,7 +21,7 @@ class Product {
   // columns.
   template <int kSome>
   SKIM_DEVICE void Add(const uint32_t (&a)[kSome][kRowTiles][4], const Reader& reader, int j, int word) {
-    using Two = Pair<Element>;
+    using Two = ElementPair<Element>;
     const uint32_t ones[4] = {Two::kOnes, Two::kOnes, Two::kOnes, Two::kOnes};
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {

@@ -109,9 +109,18 @@ SKIM_DEVICE uint32_t MultiplyHalf2(uint32_t a, uint32_t b) {
   return ForHalf2(a, b, [](float x, float y) { return x * y; });
 }
 
-SKIM_DEVICE uint32_t SubtractBfloat2(uint32_t a, uint32_t b) {
-  const auto of = [](uint32_t pair, int shift) { return BfloatToFloat(static_cast<uint16_t>(pair >> shift)); };
-  return FloatsToBfloat2(of(a, 0) - of(b, 0), of(a, 16) - of(b, 16));
+// Rounded to float32 before; kernels have exact sums only.
+SKIM_DEVICE uint32_t FmaBfloat2(uint32_t a, uint32_t b, uint32_t c) {
+  const auto fma = [&](int shift) {
+    const auto of = [&](uint32_t pair) { return BfloatToFloat(static_cast<uint16_t>(pair >> shift)); };
+    return std::fma(of(a), of(b), of(c));
+  };
+  return FloatsToBfloat2(fma(0), fma(16));
+}
+
+SKIM_DEVICE uint32_t FmaReluBfloat2(uint32_t a, uint32_t b, uint32_t c) {
+  const uint32_t sum = FmaBfloat2(a, b, c);
+  return (sum & 0x8000 ? 0 : sum & 0xffff) | (sum & 0x80000000 ? 0 : sum & 0xffff0000);
 }
 
 // The matrices of a `MultiplyAdd`, gathered from the lanes of a warp.

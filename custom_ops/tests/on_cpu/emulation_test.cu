@@ -85,9 +85,10 @@ __global__ void Half2Kernel(const uint32_t* a, const uint32_t* b, uint32_t* diff
   product[i] = MultiplyHalf2(a[i], b[i]);
 }
 
-__global__ void Bfloat2Kernel(const uint32_t* a, const uint32_t* b, uint32_t* difference) {
+__global__ void Bfloat2Kernel(const uint32_t* a, const uint32_t* b, const uint32_t* c, uint32_t* sum, uint32_t* relu) {
   const unsigned i = blockIdx.x * 32 + threadIdx.x;
-  difference[i] = SubtractBfloat2(a[i], b[i]);
+  sum[i] = FmaBfloat2(a[i], b[i], c[i]);
+  relu[i] = FmaReluBfloat2(a[i], b[i], c[i]);
 }
 
 __global__ void RoundKernel(const float* x, uint32_t* y) {
@@ -140,8 +141,9 @@ TRY TryHalf2(unsigned blocks, const uint32_t* a, const uint32_t* b, uint32_t* di
   return Launch(Half2Kernel, blocks, 32, 0, nullptr, a, b, difference, product);
 }
 
-TRY TryBfloat2(unsigned blocks, const uint32_t* a, const uint32_t* b, uint32_t* difference) {
-  return Launch(Bfloat2Kernel, blocks, 32, 0, nullptr, a, b, difference);
+TRY TryBfloat2(unsigned blocks, const uint32_t* a, const uint32_t* b, const uint32_t* c, uint32_t* sum,
+               uint32_t* relu) {
+  return Launch(Bfloat2Kernel, blocks, 32, 0, nullptr, a, b, c, sum, relu);
 }
 
 TRY TryRound(unsigned blocks, const float* x, uint32_t* y) { return Launch(RoundKernel, blocks, 32, 0, nullptr, x, y); }

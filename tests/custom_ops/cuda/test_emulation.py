@@ -78,15 +78,16 @@ def test_halves(kernels):
 
 
 def test_bfloat16(kernels):
-    """Differences and float32 are rounded as ml_dtypes does it, whatever they are."""
+    """Any float32 is rounded as ml_dtypes does it, and sums and products that float32 holds."""
     rng = np.random.default_rng(0)
-    a, b = (rng.integers(0, 1 << 16, 2 * 32 * 1000).astype(np.uint16).view(bfloat16) for _ in range(2))
     x = rng.integers(0, 1 << 32, 2 * 32 * 1000).astype(np.uint32).view(np.float32)
-    difference, rounded = np.empty_like(a), np.empty_like(a)
-    kernels.TryBfloat2(1000, pointer(a), pointer(b), pointer(difference))
+    a, b, c = (rng.integers(-255, 256, len(x)).astype(bfloat16) for _ in range(3))
+    rounded, total, relu = (np.empty_like(a) for _ in range(3))
     kernels.TryRound(1000, pointer(x), pointer(rounded))
+    kernels.TryBfloat2(1000, *map(pointer, (a, b, c, total, relu)))
+    exact = a.astype(np.float32) * b.astype(np.float32) + c.astype(np.float32)
     with np.errstate(invalid="ignore", over="ignore"):
-        for got, want in ((difference, a.astype(np.float32) - b.astype(np.float32)), (rounded, x)):
+        for got, want in ((rounded, x), (total, exact), (relu, np.maximum(exact, 0))):
             np.testing.assert_array_equal(got.astype(np.float32), want.astype(bfloat16).astype(np.float32))
 
 
