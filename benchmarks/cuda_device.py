@@ -29,12 +29,14 @@ class Device(Protocol):
         name: of the model.
         provider: onnxruntime's execution provider for it.
         cache_bytes: size of the last-level cache.
+        has_bfloat16: whether kernels for it run there.
     """
 
     place: torch.device
     name: str
     provider: str
     cache_bytes: int
+    has_bfloat16: bool
 
     def stream(self) -> int:
         """The cudaStream_t that work goes to."""
@@ -72,6 +74,7 @@ class Gpu:
         self.name = properties.name
         self.cache_bytes = int(properties.L2_cache_size)
         self.architecture = f"sm_{properties.major}{properties.minor}"
+        self.has_bfloat16 = properties.major >= 8
         # The default stream can't be captured.
         self._stream = torch.cuda.Stream(self.place)  # type: ignore[no-untyped-call]
         torch.cuda.set_stream(self._stream)

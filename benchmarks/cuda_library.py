@@ -14,7 +14,7 @@ __all__ = ["EPILOGUE_NUMBERS", "FLOAT_TYPE_NUMBERS", "CudaLibrary", "PlacedLayer
 
 DEVICE_ALIGNMENT = 16
 EPILOGUE_NUMBERS = {"store": 0, "silu": 1, "multiply": 2}
-FLOAT_TYPE_NUMBERS = {"float32": 1, "float16": 10}
+FLOAT_TYPE_NUMBERS = {"float32": 1, "float16": 10, "bfloat16": 16}
 
 
 class LayerFields(ctypes.Structure):

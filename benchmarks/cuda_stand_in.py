@@ -28,6 +28,7 @@ class StandIn:
     name = "a processor"
     provider = "CPUExecutionProvider"
     cache_bytes = 16 << 10
+    has_bfloat16 = True
 
     def stream(self) -> int:
         """There are no streams."""

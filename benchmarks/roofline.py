@@ -169,13 +169,13 @@ def _multiplies(instruction: Instruction) -> bool:
 
 
 def _is_needed(instruction: Instruction) -> bool:
-    """Whether every warp must come by it."""
-    return instruction.operation in ("HMMA", "LDG")
+    """Whether every warp must come by it. Other loads may be those of a last superblock that is not full."""
+    return instruction.operation in ("HMMA", "LDGSTS") or _loads_codes(instruction)
 
 
 def _is_needed_to_store(instruction: Instruction) -> bool:
     """Whether the warp that stores must come by it."""
-    return instruction.operation in ("HMMA", "LDG", "STG")
+    return _is_needed(instruction) or instruction.operation == "STG"
 
 
 def _loads_codes(instruction: Instruction) -> bool:

@@ -7,7 +7,7 @@ namespace skim::cuda {
 template <LevelKind kKind, int kBits>
 __global__ void __launch_bounds__(kDecodeThreads, 2)
     Probe(const DeviceLayer device, const Half* x, int K, Epilogue epilogue, Half* y) {
-  using Kernel = Decode<1, 1>;
+  using Kernel = Decode<Half, 1, 1>;
   __builtin_assume(K > 0 && K % (2 * kSuperblockColumns) == 0);
   const RowTile tile{device.layer.runs[0], static_cast<int>(blockIdx.x) * Kernel::kRows};
   const Activations<Half> activations{x, nullptr, 1, K};

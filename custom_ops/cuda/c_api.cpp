@@ -44,7 +44,7 @@ skim::cuda::DeviceLayer ToLayer(const SkimCudaLayer& from) {
 
 }  // namespace
 
-// `type` is 1 (float32) or 10 (float16), `epilogue` a skim::cuda::Epilogue.
+// `type` is 1 (float32), 10 (float16) or 16 (bfloat16), `epilogue` a skim::cuda::Epilogue.
 SKIM_EXPORT int SkimCudaMatmul(const SkimCudaLayer* layer, const void* x, int type, int64_t M, int epilogue, void* y,
                                void* stream) {
   return skim::cuda::Matmul(ToLayer(*layer), x, static_cast<skim::FloatType>(type), M,

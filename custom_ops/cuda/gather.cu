@@ -1,4 +1,5 @@
 #include "gpu/gather.cuh"
+#include "launchers.h"
 
 namespace skim::cuda {
 namespace {
@@ -11,8 +12,12 @@ int LaunchGather(const DeviceLayer& layer, const int64_t* ids, int64_t count, vo
 }  // namespace
 
 int Gather(const DeviceLayer& layer, const int64_t* ids, int64_t count, void* y, FloatType type, void* stream) {
+  if (!IsSupported(type)) return kNotSupported;
   if (count == 0) return 0;
-  return (type == FloatType::kFloat16 ? LaunchGather<Half> : LaunchGather<float>)(layer, ids, count, y, stream);
+  const auto launch = type == FloatType::kFloat32   ? LaunchGather<float>
+                      : type == FloatType::kFloat16 ? LaunchGather<Half>
+                                                    : LaunchGather<Bfloat16>;
+  return launch(layer, ids, count, y, stream);
 }
 
 }  // namespace skim::cuda

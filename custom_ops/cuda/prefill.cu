@@ -5,10 +5,7 @@
 namespace skim::cuda {
 
 int PrefillFloat16(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
-  const auto launch = layer.layer.weights.codebook_type == CodebookType::kInt8
-                          ? LaunchPrefill<LevelKind::kTableInt8>
-                          : LaunchPrefill<LevelKind::kTableFloat16>;
-  return launch(layer, x, M, epilogue, y, stream);
+  return LaunchPrefill<Half>(layer, x, M, epilogue, y, stream);
 }
 
 }  // namespace skim::cuda

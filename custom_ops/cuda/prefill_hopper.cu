@@ -14,8 +14,6 @@ int LaunchSomeRows(const DeviceLayer& layer, const void* x, int64_t M, Epilogue 
 
 }  // namespace
 
-bool IsHopper() { return CurrentGpu().capability == 90; }
-
 int PrefillHopper(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
   const auto launch = layer.layer.weights.codebook_type == CodebookType::kInt8
                           ? LaunchSomeRows<LevelKind::kTableInt8>

@@ -1,5 +1,7 @@
 // The operators for the CUDA execution provider. They enqueue kernels on the session's stream, and neither allocate nor
 // wait when they run, so that a CUDA graph can capture them.
+#include <stdexcept>
+
 #include "cuda_weights.h"
 #include "gather.h"
 #include "product.h"
@@ -25,6 +27,17 @@ void CheckAligned(const void* data, const char* name, const std::string& node) {
   }
 }
 
+// Returns `type`. Throws std::runtime_error if the GPU has no such type.
+FloatType CheckType(FloatType type, const std::string& node) {
+  const int capability = cuda::CurrentGpu().capability;
+  if (type == FloatType::kBfloat16 && capability < cuda::kBfloat16Capability) {
+    const auto text = [](int number) { return std::to_string(number / 10) + "." + std::to_string(number % 10); };
+    throw std::runtime_error(node + ": bfloat16 needs a GPU of compute capability " + text(cuda::kBfloat16Capability) +
+                             " or newer, and this one has " + text(capability) + ": export the model with float16");
+  }
+  return type;
+}
+
 // A product with packed weights, and what becomes of it.
 struct Step {
   Weights weights;
@@ -45,8 +58,8 @@ class CudaProduct {
  public:
   CudaProduct(const Op& op, const OrtApi* api, const OrtKernelInfo* info)
       : api_(api),
-        type_(static_cast<FloatType>(op.activation_type)),
         node_(NodeText(api, info, Operator::kName)),
+        type_(CheckType(static_cast<FloatType>(op.activation_type), node_)),
         steps_(ReadSteps(Operator(), api, info, node_)) {}
 
   OrtStatus* Run(OrtKernelContext* context) const {
@@ -71,8 +84,8 @@ class CudaProduct {
   }
 
   const OrtApi* api_;
-  FloatType type_;
   std::string node_;
+  FloatType type_;
   std::vector<Step> steps_;
 };
 
@@ -81,7 +94,7 @@ class CudaGather {
   CudaGather(const Op&, const OrtApi* api, const OrtKernelInfo* info)
       : api_(api),
         node_(NodeText(api, info, kGatherName)),
-        type_(ReadOutputType(api, info, node_)),
+        type_(CheckType(ReadOutputType(api, info, node_, /*bfloat16=*/true), node_)),
         weights_(UploadWeights(api, info, node_)) {}
 
   OrtStatus* Run(OrtKernelContext* context) const {

@@ -2,11 +2,13 @@
 
 namespace skim {
 
-FloatType ReadOutputType(const OrtApi* api, const OrtKernelInfo* info, const std::string& node) {
+FloatType ReadOutputType(const OrtApi* api, const OrtKernelInfo* info, const std::string& node, bool bfloat16) {
   int64_t dtype = 0;
   Call(abi::KernelInfoGetAttribute_int64, api, info, "dtype", &dtype);
-  if (dtype != abi::kFloat32 && dtype != abi::kFloat16) {
-    throw InvalidArgument(node + ": dtype must be 1 (float32) or 10 (float16), got " + std::to_string(dtype));
+  if (dtype != abi::kFloat32 && dtype != abi::kFloat16 && !(bfloat16 && dtype == abi::kBfloat16)) {
+    throw InvalidArgument(node + ": dtype must be " +
+                          (bfloat16 ? "1 (float32), 10 (float16) or 16 (bfloat16)" : "1 (float32) or 10 (float16)") +
+                          ", got " + std::to_string(dtype));
   }
   return static_cast<FloatType>(dtype);
 }

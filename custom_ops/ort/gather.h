@@ -11,8 +11,9 @@ namespace skim {
 
 constexpr const char* kGatherName = "LutGather";
 
-// The attribute dtype, the type of the output. Throws InvalidArgument if it is none that there is.
-FloatType ReadOutputType(const OrtApi* api, const OrtKernelInfo* info, const std::string& node);
+// The attribute dtype, the type of the output. Throws InvalidArgument if it is none that there is; `bfloat16`: whether
+// that is one.
+FloatType ReadOutputType(const OrtApi* api, const OrtKernelInfo* info, const std::string& node, bool bfloat16);
 
 // The rows that are asked for, and the tensor that they go to.
 struct Rows {

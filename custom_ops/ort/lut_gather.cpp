@@ -15,7 +15,7 @@ class LutGather {
       : api_(api),
         kernels_(*op.kernels),
         node_(NodeText(api, info, kGatherName)),
-        type_(ReadOutputType(api, info, node_)),
+        type_(ReadOutputType(api, info, node_, /*bfloat16=*/false)),
         layer_(ReadWeights(api, info, node_)) {}
 
   OrtStatus* Run(OrtKernelContext* context) const {

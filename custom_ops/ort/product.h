@@ -77,9 +77,11 @@ class RowTasks {
 void DescribeProduct(Op& op);
 
 // Appends an operator with an input X that a kernel class (see `SetKernel`) implements, for all combinations of types.
+// `kernels`: of the CPU, which have no bfloat16; null for a GPU.
 template <typename Operator, typename Kernel>
 void AddProduct(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
-  for (int32_t type : {abi::kFloat32, abi::kFloat16}) {
+  for (int32_t type : {abi::kFloat32, abi::kFloat16, abi::kBfloat16}) {
+    if (type == abi::kBfloat16 && kernels != nullptr) continue;
     for (int32_t codebook : {abi::kInt8, abi::kFloat16}) {
       Op op = MakeOp(api, kernels, type, codebook);
       op.GetName = [](const OrtCustomOp*) { return Operator::kName; };

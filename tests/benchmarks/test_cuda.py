@@ -42,7 +42,7 @@ def test_the_grid(kernels):
     """A few of its cases: all of them run in tests/custom_ops/cuda, in another form."""
     some = [case for case in cases() if case.rows * case.columns * max(case.tokens, 4) < 600_000][::7]
     assert {case.epilogue for case in some} == {*EPILOGUES, "gather"}
-    assert {case.dtype for case in some} == {"float16", "float32"}
+    assert {case.dtype for case in some} == {"float16", "bfloat16", "float32"}
     for case in some:
         assert check(case, kernels, DEVICE).complaint is None, case
 
@@ -50,7 +50,7 @@ def test_the_grid(kernels):
 def test_the_grid_has_everything():
     grid = list(cases())
     assert len(set(grid)) == len(grid)
-    for dtype in ("float16", "float32"):
+    for dtype in ("float16", "bfloat16", "float32"):
         of_type = [case for case in grid if case.dtype == dtype and case.epilogue != "gather"]
         assert {case.tokens for case in of_type} >= {*range(18), 64, 128}
         alone = {(case.codebook, *case.classes) for case in of_type if len(case.classes) == 1}
@@ -104,6 +104,15 @@ def test_wrong_kernels_are_not_timed(monkeypatch, capsys):
     assert "tokens=2" in lines[0]
     assert "off by 1.00e+00" in lines[0]
     assert lines[-2:] == ["a processor, float16: 2 cases, largest relative error 1.0e+00", "2 cases are wrong"]
+
+
+def test_turing_has_no_cases_of_bfloat16(kernels, monkeypatch, capsys):
+    case = Case(rows=20, columns=64, classes=(2,), tokens=2)
+    monkeypatch.setattr(cuda_benchmark, "cases", lambda: [case, replace(case, dtype="bfloat16")])
+    monkeypatch.setattr(StandIn, "has_bfloat16", False)
+    cuda_benchmark.check_all(kernels, DEVICE)
+    (line,) = capsys.readouterr().out.split("\n\n")[:-1]
+    assert line.startswith("a processor, float16: 1 cases")
 
 
 def test_the_tables(kernels, monkeypatch, tmp_path, capsys):

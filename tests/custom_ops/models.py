@@ -5,6 +5,7 @@ import os
 import numpy as np
 import onnx
 import onnxruntime as ort
+from ml_dtypes import bfloat16
 from onnx import TensorProto, helper, numpy_helper
 
 from skim_export.packed import PackedLinear
@@ -13,7 +14,11 @@ from skim_runtime.operators import LUT_GATHER, LUT_MATMUL
 
 # test_sanitizers.py runs these tests again with a library of its own.
 LIBRARY = os.environ.get("SKIM_TEST_LIBRARY") or str(library_path())
-TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.float16): TensorProto.FLOAT16}
+TYPES = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(bfloat16): TensorProto.BFLOAT16,
+}
 
 
 def attributes(packed):
@@ -64,8 +69,13 @@ def run(s: ort.InferenceSession, x, shape, dtype):
     """Run into a preallocated output full of NaN, so that an element that is not written shows."""
     y = np.full(shape, np.nan, dtype)
     binding = s.io_binding()
-    binding.bind_cpu_input(s.get_inputs()[0].name, x)
-    binding.bind_output("Y", "cpu", 0, dtype, shape, y.ctypes.data)
+    name = s.get_inputs()[0].name
+    if x.dtype == bfloat16:  # onnxruntime does not know numpy's
+        value = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(x.view(np.uint16), TensorProto.BFLOAT16)
+        binding.bind_ortvalue_input(name, value)
+    else:
+        binding.bind_cpu_input(name, x)
+    binding.bind_output("Y", "cpu", 0, TYPES[np.dtype(dtype)], shape, y.ctypes.data)
     s.run_with_iobinding(binding)
     return y
 

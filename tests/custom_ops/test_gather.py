@@ -97,8 +97,9 @@ def test_a_dtype_that_the_model_contradicts_is_refused():
         s.run(None, {"ids": np.array([1])})
 
 
-def test_an_unknown_dtype_is_refused():
+@pytest.mark.parametrize("dtype", [11, 16])  # 16 is for GPUs
+def test_an_unknown_dtype_is_refused(dtype):
     proto = gather_model(random_packed(np.random.default_rng(6), 50, 33, [2]))
-    next(a for a in proto.graph.node[0].attribute if a.name == "dtype").i = 11
-    with pytest.raises(Exception, match=r"dtype must be 1 \(float32\) or 10 \(float16\), got 11"):
+    next(a for a in proto.graph.node[0].attribute if a.name == "dtype").i = dtype
+    with pytest.raises(Exception, match=rf"dtype must be 1 \(float32\) or 10 \(float16\), got {dtype}"):
         session(proto)

@@ -5,6 +5,7 @@
 #include <device.cuh>
 #include <type_traits>
 
+#include "element.cuh"
 #include "skim/packed.h"
 #include "tile.cuh"
 
@@ -73,10 +74,12 @@ class ActivationTile {
     }
   }
 
-  static SKIM_DEVICE void StageScaled(const Half* x, const Half* scale, char* to) {
+  template <typename Element>
+  static SKIM_DEVICE void StageScaled(const Element* x, const Half* scale, char* to) {
+    using Two = ElementPair<Element>;
     const uint4 v = Load(reinterpret_cast<const uint4*>(x)), s = Load(reinterpret_cast<const uint4*>(scale));
-    *reinterpret_cast<uint4*>(to) = {MultiplyHalf2(v.x, s.x), MultiplyHalf2(v.y, s.y), MultiplyHalf2(v.z, s.z),
-                                     MultiplyHalf2(v.w, s.w)};
+    *reinterpret_cast<uint4*>(to) = {Two::Scaled(v.x, s.x), Two::Scaled(v.y, s.y), Two::Scaled(v.z, s.z),
+                                     Two::Scaled(v.w, s.w)};
   }
 
   static SKIM_DEVICE void StageScaled(const float* x, const Half* scale, char* to) {
@@ -98,8 +101,8 @@ class FragmentReader {
   static constexpr int kWords = 2;
 
   // `tokens`: that the tile has room for.
-  template <int kCodes>
-  SKIM_DEVICE FragmentReader(const ActivationTile<Half, kCodes>& tile, int word, int tokens) {
+  template <typename Element, int kCodes>
+  SKIM_DEVICE FragmentReader(const ActivationTile<Element, kCodes>& tile, int word, int tokens) {
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
       int token = kMmaTokens * t + threadIdx.x % 32 / 4;

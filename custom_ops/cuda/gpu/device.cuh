@@ -1,7 +1,7 @@
 // The instructions of a GPU that C++ has no words for. Kernels use these, the vector types and the barriers of CUDA,
 // and nothing else, so a header of the same name can run them on a CPU.
 //
-// Two halves in a register are a `half2`, an uint32_t with the first one in its low bits.
+// Two halves in a register are a `half2`, an uint32_t with the first one in its low bits; two of bfloat16 a `bfloat2`.
 #pragma once
 
 #include <cstdint>
@@ -9,6 +9,13 @@
 #define SKIM_DEVICE __device__ __forceinline__
 
 namespace skim::cuda {
+
+// Whether there are instructions for bfloat16: Turing has none, and nothing that uses them must be compiled for it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr bool kHasBfloat16 = false;
+#else
+constexpr bool kHasBfloat16 = true;
+#endif
 
 // The bytes of (a, b), numbered 0..7 from a's lowest, that the four low nibbles of `selector` name. Bit 3 of these
 // nibbles must be 0; the selector's high half does not matter.
@@ -30,6 +37,22 @@ SKIM_DEVICE uint32_t MultiplyHalf2(uint32_t a, uint32_t b) {
   return product;
 }
 
+// a b + c, rounded once; sm_80 has no instruction for a sum or a product alone.
+SKIM_DEVICE uint32_t FmaBfloat2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t sum;
+  asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+
+// The same, or 0 where it is negative.
+SKIM_DEVICE uint32_t FmaReluBfloat2(uint32_t a, uint32_t b, uint32_t c) {
+  uint32_t sum;
+  asm("fma.rn.relu.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+  return sum;
+}
+
+SKIM_DEVICE float BitsToFloat(uint32_t bits) { return __uint_as_float(bits); }
+
 SKIM_DEVICE float HalfToFloat(uint16_t half) {
   float value;
   asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(half));
@@ -41,6 +64,13 @@ SKIM_DEVICE uint16_t FloatToHalf(float value) {
   uint16_t half;
   asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(value));
   return half;
+}
+
+// Rounds to nearest, ties to even; too large values become infinite.
+SKIM_DEVICE uint32_t FloatsToBfloat2(float first, float second) {
+  uint32_t two;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(two) : "f"(second), "f"(first));
+  return two;
 }
 
 // d [16, 8] += a [16, 16] b [16, 8], halves with float32 sums, by the 32 threads of a warp together (mma.m16n8k16).
@@ -61,6 +91,14 @@ SKIM_DEVICE void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint32
         : "r"(a[2 * half]), "r"(a[2 * half + 1]), "r"(b[half]));
   }
 #endif
+}
+
+// The same of bfloat16.
+SKIM_DEVICE void MultiplyAddBfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
 // A vector of codes, which a launch reads once: it does not displace activations from the L1 cache.
@@ -123,21 +161,6 @@ SKIM_DEVICE void WaitForCopies() {
 SKIM_DEVICE char* SharedMemory() {
   extern __shared__ uint4 shared[];
   return reinterpret_cast<char*>(shared);
-}
-
-// The calling thread's current GPU.
-struct Gpu {
-  int capability;  // 10 times the number, or 0 if there is none
-  int multiprocessors;
-};
-
-inline Gpu CurrentGpu() {
-  int device, major, minor, multiprocessors;
-  const bool found = cudaGetDevice(&device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
-  return found ? Gpu{10 * major + minor, multiprocessors} : Gpu{};
 }
 
 // Launches kernel(arguments...) on a stream (cudaStream_t). Returns a cudaError_t.

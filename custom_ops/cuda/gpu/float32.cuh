@@ -34,7 +34,7 @@ struct Float32 {
       int64_t row = tile.first + 8 * h + threadIdx.x % 32 / 4;
       if (row >= tile.run.count) row = tile.run.count - 1;  // computed once more, never stored
       RowLevels levels;
-      levels.Prepare(tile.run, row, nullptr, h, kWarps);
+      levels.Prepare(tile.run, row, nullptr, h);
       uint32_t words[kBits][1], codes[kBits];
       LoadCodes<kBits>(tile.run.codes + row * RowBytes(kBits, K), K, block, word, words);
 #pragma unroll
@@ -56,7 +56,8 @@ struct Float32 {
   static SKIM_DEVICE void Multiply(const RowTile& tile, const Activations<float>& x, char* shared) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
     char* of_warp = shared + warp * x.count * ActivationTile<float>::kTokenBytes;
-    float sums[3][kTokens] = {};  // of rows g and g + 8, and of the activations
+    float sums[2][kTokens] = {};  // of rows g and g + 8
+    float token_sum = 0;          // of token g: each token is the work of four threads
     const int blocks = (x.K + kSuperblockColumns - 1) / kSuperblockColumns;
 #pragma unroll 1
     for (int block = warp; block < blocks; block += kWarps) {
@@ -72,33 +73,43 @@ struct Float32 {
           Decode<decltype(kind)::value, decltype(bits)::value>(tile, x.K, block, word, fragments);
         });
 #pragma unroll
-        for (int j = 0; j < 8; ++j) Add(fragments[j], activations, x.count, j * (kLanes / 4) + word, sums);
+        for (int j = 0; j < 8; ++j) {
+          const int piece = j * (kLanes / 4) + word;
+          Add(fragments[j], activations, x.count, piece, sums);
+          if (g >= x.count) continue;
+          const float4 v = *reinterpret_cast<const float4*>(activations.Piece(g, piece));
+          token_sum += v.x + v.y + (v.z + v.w);
+        }
       }
       __syncwarp();
     }
 
     __syncthreads();  // the room of activations is used again
     const Parts parts(shared);
-    float products[4] = {}, token_sums[2] = {};
+    float products[4] = {};
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
 #pragma unroll
-      for (int i = 0; i < 3; ++i) {
-        float sum = sums[i][t];  // of a quarter of the warp's columns
-        sum += __shfl_xor_sync(0xffffffff, sum, 1);
-        sum += __shfl_xor_sync(0xffffffff, sum, 2);
-        if (t / 2 == c) (i < 2 ? products[2 * i + t % 2] : token_sums[t % 2]) = sum;
+      for (int h = 0; h < 2; ++h) {
+        const float sum = SumOfRow(sums[h][t]);
+        if (t / 2 == c) products[2 * h + t % 2] = sum;
       }
     }
     parts.WriteProducts(0, 0, products);
-#pragma unroll
-    for (int i = 0; g == 0 && i < 2; ++i) parts.WriteTokenSum(2 * c + i, token_sums[i]);
+    token_sum = SumOfRow(token_sum);
+    if (c == 0) parts.WriteTokenSum(g, token_sum);
   }
 
  private:
+  // The sum over the four threads of a row, each of which has a quarter of the warp's columns.
+  static SKIM_DEVICE float SumOfRow(float sum) {
+    sum += __shfl_xor_sync(0xffffffff, sum, 1);
+    return sum + __shfl_xor_sync(0xffffffff, sum, 2);
+  }
+
   // Adds the products of four columns, a piece of the activations.
   static SKIM_DEVICE void Add(const uint32_t (&fragment)[4], const ActivationTile<float>& activations, int count,
-                              int piece, float (&sums)[3][kTokens]) {
+                              int piece, float (&sums)[2][kTokens]) {
     float weights[2][4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -116,7 +127,6 @@ struct Float32 {
         sums[h][t] += weights[h][2] * x.z;
         sums[h][t] += weights[h][3] * x.w;
       }
-      sums[2][t] += x.x + x.y + (x.z + x.w);
     }
   }
 };

@@ -10,14 +10,11 @@ namespace skim::cuda {
 
 constexpr int kGatherThreads = 128;
 
-// A block has one id; a thread decodes words of codes, 32 columns each.
+// Row `id` -> y [K], by the threads of a block; each decodes words of codes, 32 columns.
 template <typename Float>
-__global__ void __launch_bounds__(kGatherThreads, 8)
-    GatherKernel(const DeviceLayer device, const int64_t* ids, Float* y) {
+SKIM_DEVICE void GatherRow(const DeviceLayer& device, int64_t id, Float* y) {
   const PackedLinear& weights = device.layer.weights;
   const int K = static_cast<int>(weights.K);
-  const int64_t id = Load(ids + blockIdx.x);
-  y += static_cast<int64_t>(blockIdx.x) * K;
   if (id < 0 || id >= weights.N) {
     for (int k = threadIdx.x; k < K; k += kGatherThreads) StoreFloat(y + k, NAN);
     return;
@@ -57,6 +54,15 @@ __global__ void __launch_bounds__(kGatherThreads, 8)
                    weights.column_scale.size ? weight * LoadFloat(weights.column_scale.data + column + i) : weight);
       }
     }
+  }
+}
+
+// A block has one id.
+template <typename Float>
+__global__ void __launch_bounds__(kGatherThreads, 8)
+    GatherKernel(const DeviceLayer device, const int64_t* ids, Float* y) {
+  if constexpr (kIsSupported<Float>) {
+    GatherRow(device, Load(ids + blockIdx.x), y + static_cast<int64_t>(blockIdx.x) * device.layer.weights.K);
   }
 }
 

@@ -1,18 +1,26 @@
-// From packed codes to halves: the levels of one row, held where they are looked up fastest.
+// From packed codes to 16-bit elements (element.cuh): the levels of one row, held where they are looked up fastest.
 //
 // A word of codes is one word of each of a row's `bits` vectors (docs/format.md): four lanes of eight codes. All kinds
-// of levels turn it into halves without their row's scale and offset, two codes at a time; code j becomes the fragments
-// [j][0] for lanes 0 and 1, and [j][1] for lanes 2 and 3.
+// of levels turn it into elements without their row's scale and offset, two codes at a time; code j becomes the
+// fragments [j][0] for lanes 0 and 1, and [j][1] for lanes 2 and 3.
 #pragma once
 
 #include <device.cuh>
 #include <type_traits>
 
+#include "element.cuh"
 #include "skim/packed.h"
 
 namespace skim::cuda {
 
 enum class LevelKind { kTableInt8, kTableFloat16, kAffine };
+
+// Whether int8 entries are looked up in registers as elements, two bytes each. A byte becomes bfloat16 by so many
+// instructions that it costs less to look up a second one, where that is one instruction.
+template <typename Element>
+static constexpr bool HasElements(int bits) {
+  return !std::is_same_v<Element, Half> && bits <= 3;
+}
 
 // Fields of codes that lie near each other in a byte are decoded together: codes `PairFirst(bits, pair)` and
 // PairDistance(bits) further, for pair 0..3. The first two pairs are codes 0..3.
@@ -46,12 +54,6 @@ SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[kBits], int pair) {
   const int first = PairFirst(kBits, pair);
   return CodeBytes(word, first) | CodeBytes(word, first + PairDistance(kBits), 4);
 }
-
-// Bytes 0..255 become the halves 1024 + byte, as the lowest bits of a half of this size count ones.
-constexpr uint32_t kHalf1024 = 0x64646464;  // its high byte, four times
-
-// A half2 that has n - 1024 twice, n being in 1024..2047.
-static constexpr uint32_t TwoHalves(uint32_t n) { return (0x6400 + (n - 1024)) * 0x10001u; }
 
 // Up to 16 bytes in registers, looked up by byte permutation.
 template <int kBits>
@@ -99,28 +101,30 @@ SKIM_DEVICE void LoadTable(const void* from, uint32_t (&words)[kWords]) {
 
 constexpr int kMaxRegisterBits = 4;  // of codebooks in registers
 
-// Bytes of shared memory for the tables of 16 rows with more bits.
-static constexpr int MemoryTableBytes(int bits) { return 128 << bits; }
-
 // Where levels that do not fit into registers are looked up. In shared memory every thread has its own bank, at the
-// price of 128 bytes for an entry of 16 rows; from the L1 cache they need no room.
-enum class Place { kShared, kCache };
+// price of 128 bytes for an entry of 16 rows. If entries are 256 bytes apart, one instruction makes an address of a
+// code; another 16 rows have room in between. From the L1 cache levels need no room.
+enum class Place { kShared, kSharedApart, kCache };
+
+static constexpr int EntryDistance(Place place) {
+  return place == Place::kCache ? 0 : place == Place::kShared ? 128 : 256;
+}
 
 // The levels of a thread's row. `Prepare` is called once, then `Decode` for each word of codes.
-//   kSharedBytes: what the tables of 16 rows take in shared memory.
-//   kTogether: codes of a word that are decoded at once, and words. Two share their work; what looks entries up in
-//   memory
-//     has so many of them on their way that one of one fills the registers.
-template <LevelKind kKind, int kBits, Place kPlace>
+//   kInMemory: whether they are looked up in memory; if that is shared memory, the warps `Fill` it first.
+//   kTogether: codes of a word that are decoded at once, and words. Two share their work; lookups in memory are so many
+//     that those of one code of one word fill the registers.
+template <LevelKind kKind, int kBits, Place kPlace, typename Element = Half>
 class Levels;
 
-// int8 codebooks up to 4 bits.
-template <int kBits, Place kPlace>
-class RegisterInt8 {
+// int8 codebooks up to 4 bits: a table of bytes, which become elements after they are looked up.
+template <int kBits, typename Element>
+class RegisterBytes {
  public:
-  static constexpr int kSharedBytes = 0, kTogether = 2;
+  static constexpr bool kInMemory = false;
+  static constexpr int kTogether = 2;
 
-  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, char*, int, int) {
+  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char*, int) {
     LoadTable<(1 << kBits)>(static_cast<const char*>(run.codebook) + (row << kBits), table_.words);
 #pragma unroll
     for (uint32_t& word : table_.words) word ^= 0x80808080;  // 128 more, so that no entry is negative
@@ -131,8 +135,8 @@ class RegisterInt8 {
     table_.LookUp(CodeNibbles(word, pair), entries);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      halves[0][i] = SubtractHalf2(Permute(entries[i], kHalf1024, 0x4240), TwoHalves(1024 + 128));
-      halves[1][i] = SubtractHalf2(Permute(entries[i], kHalf1024, 0x4341), TwoHalves(1024 + 128));
+      halves[0][i] = ElementPair<Element>::template Centered<8>(entries[i], 0x4240);
+      halves[1][i] = ElementPair<Element>::template Centered<8>(entries[i], 0x4341);
     }
   }
 
@@ -140,19 +144,41 @@ class RegisterInt8 {
   ByteTable<kBits> table_;
 };
 
-// float16 codebooks up to 4 bits: a table of low bytes and one of high bytes.
-template <int kBits, Place kPlace>
-class RegisterFloat16 {
- public:
-  static constexpr int kSharedBytes = 0, kTogether = 2;
+// A word of a codebook's entries as elements: four of int8, or two of float16.
+template <bool kInt8, typename Element>
+SKIM_DEVICE void ToElements(uint32_t word, uint32_t (&elements)[kInt8 ? 2 : 1]) {
+  if constexpr (kInt8) {
+    word ^= 0x80808080;  // 128 more, so that no entry is negative
+    elements[0] = ElementPair<Element>::template Centered<8>(word, 0x4140);
+    elements[1] = ElementPair<Element>::template Centered<8>(word, 0x4342);
+  } else {
+    elements[0] = ElementPair<Element>::FromHalves(word);
+  }
+}
 
-  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, char*, int, int) {
-    uint32_t halves[2 * ByteTable<kBits>::kWords];
-    LoadTable<(2 << kBits)>(static_cast<const char*>(run.codebook) + (row << (kBits + 1)), halves);
+// Codebooks up to 4 bits whose entries are elements of two bytes: a table of low bytes and one of high bytes.
+template <bool kInt8, int kBits, typename Element>
+class RegisterElements {
+ public:
+  static constexpr bool kInMemory = false;
+  static constexpr int kTogether = 2;
+
+  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char*, int) {
+    constexpr int kWords = ByteTable<kBits>::kWords, kOfWord = kInt8 ? 2 : 1;
+    constexpr int kBytes = kInt8 ? 1 << kBits : 2 << kBits;
+    uint32_t words[2 * kWords / kOfWord], elements[2 * kWords];
+    LoadTable<kBytes>(static_cast<const char*>(run.codebook) + row * kBytes, words);
 #pragma unroll
-    for (int i = 0; i < ByteTable<kBits>::kWords; ++i) {
-      low_.words[i] = Permute(halves[2 * i], halves[2 * i + 1], 0x6420);
-      high_.words[i] = Permute(halves[2 * i], halves[2 * i + 1], 0x7531);
+    for (int i = 0; i < 2 * kWords / kOfWord; ++i) {
+      uint32_t some[kOfWord];
+      ToElements<kInt8, Element>(words[i], some);
+#pragma unroll
+      for (int k = 0; k < kOfWord; ++k) elements[kOfWord * i + k] = some[k];
+    }
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) {
+      low_.words[i] = Permute(elements[2 * i], elements[2 * i + 1], 0x6420);
+      high_.words[i] = Permute(elements[2 * i], elements[2 * i + 1], 0x7531);
     }
   }
 
@@ -172,27 +198,42 @@ class RegisterFloat16 {
   ByteTable<kBits> low_, high_;
 };
 
-// Codebooks of 5 bits and more, both types. In shared memory they are halves, entry by entry, and of each for each of
+// Codebooks of 5 bits and more, both types. In shared memory they are elements, entry by entry, and of each for each of
 // the 32 threads of a warp those of its rows g and g + 8: a thread reads its own bank.
-template <bool kInt8, int kBits, Place kPlace>
+template <bool kInt8, int kBits, Place kPlace, typename Element>
 class MemoryTable {
  public:
-  static constexpr int kSharedBytes = kPlace == Place::kShared ? MemoryTableBytes(kBits) : 0;
+  static constexpr bool kInMemory = true;
   static constexpr int kTogether = 1;
 
-  // `half`: 0 for row g, 1 for row g + 8. In shared memory the warps fill the table together, `warps` of them.
-  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, char* shared, int half, int warps) {
-    const char* codebook = static_cast<const char*>(run.codebook);
-    const auto first = static_cast<uint32_t>(row) << kBits;
-    if constexpr (kPlace == Place::kShared) {
-      table_ = shared;
-      first_ = 4 * (threadIdx.x % 32) + 2 * half;
-      for (int e = threadIdx.x / 32; e < 1 << kBits; e += warps) {
-        *reinterpret_cast<uint16_t*>(shared + first_ + 128 * e) = Entry(codebook, first + e);
-      }
+  // Fills the tables of a thread's rows g and g + 8, all of them by kWarps warps together.
+  template <int kWarps>
+  static SKIM_DEVICE void Fill(const RowRun& run, const int64_t (&rows)[2], char* shared) {
+    constexpr int kOfWarp = (1 << kBits) / kWarps, kBytes = kOfWarp * kEntryBytes;
+    const int first = threadIdx.x / 32 * kOfWarp;
+    uint32_t words[2][kBytes / 4];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      LoadTable<kBytes>(static_cast<const char*>(run.codebook) + ((rows[h] << kBits) + first) * kEntryBytes, words[h]);
+    }
+    auto* to = reinterpret_cast<uint32_t*>(shared + kDistance * first) + threadIdx.x % 32;
+#pragma unroll
+    for (int i = 0; i < kOfWarp; i += 4 / kEntryBytes) {
+      uint32_t entries[4 / kEntryBytes];
+      Merge(words[0][i * kEntryBytes / 4], words[1][i * kEntryBytes / 4], entries);
+#pragma unroll
+      for (int k = 0; k < 4 / kEntryBytes; ++k) to[kDistance / 4 * (i + k)] = entries[k];
+    }
+  }
+
+  // `half`: 0 for row g, 1 for row g + 8.
+  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char* shared, int half) {
+    if constexpr (kPlace == Place::kCache) {
+      table_ = static_cast<const char*>(run.codebook);
+      first_ = static_cast<uint32_t>(row) << kBits;
     } else {
-      table_ = codebook;
-      first_ = first;
+      table_ = shared + 2 * half;
+      first_ = 4 * (threadIdx.x % 32);
     }
   }
 
@@ -200,50 +241,78 @@ class MemoryTable {
     const uint32_t codes = CodeBytes(word, j);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      halves[0][i] = LookUp(codes >> 16 * i & 0xff) | LookUp(codes >> (16 * i + 8) & 0xff) << 16;
+      const uint32_t two = LookUp(codes, 2 * i) | LookUp(codes, 2 * i + 1) << 16;
+      if constexpr (kPlace != Place::kCache) {
+        halves[0][i] = two;
+      } else if constexpr (kInt8) {
+        halves[0][i] = ElementPair<Element>::CenteredBytes(two ^ 0x800080);
+      } else {
+        halves[0][i] = ElementPair<Element>::FromHalves(two);
+      }
     }
   }
 
  private:
-  static SKIM_DEVICE uint16_t Entry(const char* codebook, uint32_t e) {
-    if constexpr (kInt8) return FloatToHalf(Load(reinterpret_cast<const int8_t*>(codebook) + e));
-    return Load(reinterpret_cast<const uint16_t*>(codebook) + e);
+  static constexpr int kEntryBytes = kInt8 ? 1 : 2;
+  static constexpr int kDistance = EntryDistance(kPlace);
+
+  // A word of entries of each of two rows, as elements of one row and the other.
+  static SKIM_DEVICE void Merge(uint32_t a, uint32_t b, uint32_t (&elements)[4 / kEntryBytes]) {
+    constexpr int kOfWord = 2 / kEntryBytes;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t two = kInt8 ? Permute(a, b, i == 0 ? 0x5140 : 0x7362) : Permute(a, b, i == 0 ? 0x5410 : 0x7632);
+      uint32_t some[kOfWord];
+      ToElements<kInt8, Element>(two, some);
+#pragma unroll
+      for (int k = 0; k < kOfWord; ++k) elements[kOfWord * i + k] = some[k];
+    }
   }
 
-  SKIM_DEVICE uint32_t LookUp(uint32_t code) const {
-    if constexpr (kPlace == Place::kShared) return *reinterpret_cast<const uint16_t*>(table_ + first_ + 128 * code);
-    return Entry(table_, first_ + code);
+  // The entry of byte i of `codes`: in the cache as the codebook has it, else an element.
+  SKIM_DEVICE uint32_t LookUp(uint32_t codes, int i) const {
+    const uint32_t code = codes >> 8 * i & 0xff;
+    if constexpr (kPlace == Place::kCache) {
+      if constexpr (kInt8) return Load(reinterpret_cast<const uint8_t*>(table_) + first_ + code);
+      return Load(reinterpret_cast<const uint16_t*>(table_) + first_ + code);
+    } else if constexpr (kPlace == Place::kShared) {
+      return *reinterpret_cast<const uint16_t*>(table_ + (first_ + 128 * code));
+    } else {
+      return *reinterpret_cast<const uint16_t*>(table_ + Permute(codes, first_, 0x5504 + 16 * i));  // 256 code + first_
+    }
   }
 
   const char* table_;  // of all rows, so that only one address has 64 bits
-  uint32_t first_;     // of this row: bytes in shared memory, else entries
+  uint32_t first_;     // of this thread: bytes in shared memory; else of this row: entries
 };
 
-template <int kBits, Place kPlace>
-class Levels<LevelKind::kTableInt8, kBits, kPlace>
-    : public std::conditional_t<kBits <= kMaxRegisterBits, RegisterInt8<kBits, kPlace>,
-                                MemoryTable<true, kBits, kPlace>> {};
+template <int kBits, Place kPlace, typename Element>
+class Levels<LevelKind::kTableInt8, kBits, kPlace, Element>
+    : public std::conditional_t<kBits <= kMaxRegisterBits,
+                                std::conditional_t<HasElements<Element>(kBits), RegisterElements<true, kBits, Element>,
+                                                   RegisterBytes<kBits, Element>>,
+                                MemoryTable<true, kBits, kPlace, Element>> {};
 
-template <int kBits, Place kPlace>
-class Levels<LevelKind::kTableFloat16, kBits, kPlace>
-    : public std::conditional_t<kBits <= kMaxRegisterBits, RegisterFloat16<kBits, kPlace>,
-                                MemoryTable<false, kBits, kPlace>> {};
+template <int kBits, Place kPlace, typename Element>
+class Levels<LevelKind::kTableFloat16, kBits, kPlace, Element>
+    : public std::conditional_t<kBits <= kMaxRegisterBits, RegisterElements<false, kBits, Element>,
+                                MemoryTable<false, kBits, kPlace, Element>> {};
 
 // Even levels: code - 2^(bits - 1).
-template <int kBits, Place kPlace>
-class Levels<LevelKind::kAffine, kBits, kPlace> {
+template <int kBits, Place kPlace, typename Element>
+class Levels<LevelKind::kAffine, kBits, kPlace, Element> {
  public:
-  static constexpr int kSharedBytes = 0, kTogether = 2;
+  static constexpr bool kInMemory = false;
+  static constexpr int kTogether = 2;
 
-  SKIM_DEVICE void Prepare(const RowRun&, int64_t, char*, int, int) {}
+  SKIM_DEVICE void Prepare(const RowRun&, int64_t, const char*, int) {}
 
   SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int pair, uint32_t (&halves)[2][2]) const {
-    constexpr uint32_t kZero = TwoHalves(1024 + (1 << (kBits - 1)));
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
       const uint32_t codes = CodeBytes(word, PairFirst(kBits, pair) + k * PairDistance(kBits));
-      halves[k][0] = SubtractHalf2(Permute(codes, kHalf1024, 0x4140), kZero);
-      halves[k][1] = SubtractHalf2(Permute(codes, kHalf1024, 0x4342), kZero);
+      halves[k][0] = ElementPair<Element>::template Centered<kBits>(codes, 0x4140);
+      halves[k][1] = ElementPair<Element>::template Centered<kBits>(codes, 0x4342);
     }
   }
 };

@@ -12,7 +12,7 @@
 
 namespace skim::cuda {
 
-template <LevelKind kTable>
+template <LevelKind kTable, typename Element = Half>
 struct Prefill {
   static constexpr int kWarps = 4, kThreads = 32 * kWarps;
   static constexpr int kRowTiles = 2, kWarpRows = kMmaRows * kRowTiles, kRows = kWarps * kWarpRows;
@@ -21,7 +21,8 @@ struct Prefill {
   static constexpr int kWords = 2;                        // of codes that a thread decodes at once
   static constexpr int kCodes = 4;                        // of a stage
 
-  using Tile = ActivationTile<Half, kCodes>;
+  using Tile = ActivationTile<Element, kCodes>;
+  using Two = ElementPair<Element>;
   static constexpr int kStageBytes = kTokens * Tile::kTokenBytes;
   static constexpr int kProductFloats = ProductTile<kRows>::Floats(kTokens);
   static constexpr int kBytes =
@@ -34,7 +35,7 @@ struct Prefill {
 
   template <LevelKind kKind, int kBits, int kFirstCode>
   static SKIM_DEVICE void Decode(const RowTile& tile, int warp_row, int K, int block, Fragments& fragments) {
-    using RowLevels = Levels<kKind, kBits, Place::kCache>;
+    using RowLevels = Levels<kKind, kBits, Place::kCache, Element>;
     constexpr int kTogether = RowLevels::kTogether;
     const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
 #pragma unroll
@@ -44,7 +45,7 @@ struct Prefill {
         int64_t row = tile.first + warp_row + kMmaRows * r + 8 * h + g;
         if (row >= tile.run.count) row = tile.run.count - 1;  // computed once more, never stored
         RowLevels levels;
-        levels.Prepare(tile.run, row, nullptr, h, kWarps);
+        levels.Prepare(tile.run, row, nullptr, h);
         uint32_t words[kBits][kWords];
         LoadCodes<kBits>(tile.run.codes + row * RowBytes(kBits, K), K, block, kWords * c, words);
 #pragma unroll
@@ -68,12 +69,12 @@ struct Prefill {
   }
 
   // The products of the block's rows and tokens, to shared memory, and behind them the sums of tokens.
-  static SKIM_DEVICE void Multiply(const RowTile& tile, const Activations<Half>& x, char* shared) {
+  static SKIM_DEVICE void Multiply(const RowTile& tile, const Activations<Element>& x, char* shared) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
     const int warp_row = warp * kWarpRows;
     const bool needs_sums = IsAffine(tile.run.row_class);
     const bool idle = tile.first + warp_row >= tile.run.count && !needs_sums;
-    const uint32_t ones[4] = {kOneHalf2, kOneHalf2, kOneHalf2, kOneHalf2};
+    const uint32_t ones[4] = {Two::kOnes, Two::kOnes, Two::kOnes, Two::kOnes};
     float sums[kRowTiles][kTokenTiles][4] = {}, token_sums[kSumTiles][4] = {};
     const int stages = 2 * ((x.K + kSuperblockColumns - 1) / kSuperblockColumns);
 #pragma unroll 1
@@ -108,8 +109,8 @@ struct Prefill {
 #pragma unroll
             for (int w = 0; w < kWords; ++w) {
 #pragma unroll
-              for (int r = 0; r < kRowTiles; ++r) MultiplyAdd(sums[r][t], fragments[j][w][r], b[w]);
-              if (needs_sums && t / kSumTiles == warp) MultiplyAdd(token_sums[t % kSumTiles], ones, b[w]);
+              for (int r = 0; r < kRowTiles; ++r) Two::MultiplyAdd(sums[r][t], fragments[j][w][r], b[w]);
+              if (needs_sums && t / kSumTiles == warp) Two::MultiplyAdd(token_sums[t % kSumTiles], ones, b[w]);
             }
           }
         }
@@ -135,10 +136,10 @@ struct Prefill {
   }
 
   static SKIM_DEVICE void Store(const RowTile& tile, const DeviceLayer& device, int count, const char* shared,
-                                Epilogue epilogue, Half* y) {
+                                Epilogue epilogue, Element* y) {
     const int row = threadIdx.x;
     if (tile.first + row >= tile.run.count) return;
-    const RowOutput<Half> output(device, tile.run, tile.first + row, epilogue, y);
+    const RowOutput<Element> output(device, tile.run, tile.first + row, epilogue, y);
     const auto* products = reinterpret_cast<const float*>(shared);
     for (int token = 0; token < count; ++token) {
       output.Store(token, ProductTile<kRows>::Read(products, row, token), products[kProductFloats + token]);
@@ -146,27 +147,32 @@ struct Prefill {
   }
 };
 
-template <LevelKind kTable>
-__global__ void __launch_bounds__(Prefill<kTable>::kThreads, 2)
-    PrefillKernel(const DeviceLayer device, const Half* x, int64_t M, Epilogue epilogue, Half* y) {
-  using Kernel = Prefill<kTable>;
-  const PackedLinear& weights = device.layer.weights;
-  const BlockTile tile = FindTile(device.layer, M, Kernel::kRows, Kernel::kTokens);
-  char* shared = SharedMemory();
-  Kernel::Multiply(
-      tile.rows,
-      {x + tile.first_token * weights.K, weights.column_scale.data, tile.tokens, static_cast<int>(weights.K)}, shared);
-  __syncthreads();
-  Kernel::Store(tile.rows, device, tile.tokens, shared, epilogue, y + tile.first_token * weights.N);
+template <LevelKind kTable, typename Element>
+__global__ void __launch_bounds__(Prefill<kTable, Element>::kThreads, 2)
+    PrefillKernel(const DeviceLayer device, const Element* x, int64_t M, Epilogue epilogue, Element* y) {
+  if constexpr (kIsSupported<Element>) {
+    using Kernel = Prefill<kTable, Element>;
+    const PackedLinear& weights = device.layer.weights;
+    const BlockTile tile = FindTile(device.layer, M, Kernel::kRows, Kernel::kTokens);
+    char* shared = SharedMemory();
+    Kernel::Multiply(
+        tile.rows,
+        {x + tile.first_token * weights.K, weights.column_scale.data, tile.tokens, static_cast<int>(weights.K)},
+        shared);
+    __syncthreads();
+    Kernel::Store(tile.rows, device, tile.tokens, shared, epilogue, y + tile.first_token * weights.N);
+  }
 }
 
-// `kTable`: the kind of the layer's codebooks.
-template <LevelKind kTable>
+template <typename Element>
 int LaunchPrefill(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
-  using Kernel = Prefill<kTable>;
+  using Kernel = Prefill<LevelKind::kTableInt8, Element>;  // the kind of tables changes nothing of its shape
   const int64_t blocks = CountTiles(layer.layer, Kernel::kRows) * CeilDiv(M, Kernel::kTokens);
-  return Launch(PrefillKernel<kTable>, blocks, Kernel::kThreads, Kernel::kBytes, stream, layer,
-                static_cast<const Half*>(x), M, epilogue, static_cast<Half*>(y));
+  const auto kernel = layer.layer.weights.codebook_type == CodebookType::kInt8
+                          ? PrefillKernel<LevelKind::kTableInt8, Element>
+                          : PrefillKernel<LevelKind::kTableFloat16, Element>;
+  return Launch(kernel, blocks, Kernel::kThreads, Kernel::kBytes, stream, layer, static_cast<const Element*>(x), M,
+                epilogue, static_cast<Element*>(y));
 }
 
 }  // namespace skim::cuda

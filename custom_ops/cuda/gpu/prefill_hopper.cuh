@@ -140,7 +140,7 @@ struct HopperPrefill {
       for (int h = 0; h < 2; ++h) {
         int row = rows.first + kWarpgroupRows * r + kMmaRows * (threadIdx.x / 32 % 4) + 8 * h + g;
         if (row >= run.count) row = static_cast<int>(run.count) - 1;  // computed once more, never stored
-        levels[r][h].Prepare(run, row, nullptr, h, 4);
+        levels[r][h].Prepare(run, row, nullptr, h);
         offsets[r][h] = static_cast<uint32_t>((row - rows.first) * RowBytes(kBits, K)) + 4 * c;
       }
     }

@@ -4,6 +4,7 @@
 #include <device.cuh>
 
 #include "activations.cuh"
+#include "element.cuh"
 #include "levels.cuh"
 #include "tile.cuh"
 
@@ -11,7 +12,7 @@ namespace skim::cuda {
 
 // Sums of kRowTiles * 16 rows with kTokenTiles * 8 tokens, in the fragments of a warp's tensor core. With kSums also
 // the sums of the tokens themselves, as products with ones.
-template <int kRowTiles, int kTokenTiles, bool kSums>
+template <int kRowTiles, int kTokenTiles, bool kSums, typename Element = Half>
 class Product {
  public:
   using Reader = FragmentReader<kTokenTiles>;
@@ -20,7 +21,8 @@ class Product {
   // columns.
   template <int kSome>
   SKIM_DEVICE void Add(const uint32_t (&a)[kSome][kRowTiles][4], const Reader& reader, int j, int word) {
-    const uint32_t ones[4] = {kOneHalf2, kOneHalf2, kOneHalf2, kOneHalf2};
+    using Two = ElementPair<Element>;
+    const uint32_t ones[4] = {Two::kOnes, Two::kOnes, Two::kOnes, Two::kOnes};
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
       uint32_t b[kSome][2];
@@ -28,8 +30,8 @@ class Product {
 #pragma unroll
       for (int w = 0; w < kSome; ++w) {
 #pragma unroll
-        for (int r = 0; r < kRowTiles; ++r) MultiplyAdd(sums_[w % kChains][r][t], a[w][r], b[w]);
-        if (kSums) MultiplyAdd(token_sums_[t], ones, b[w]);
+        for (int r = 0; r < kRowTiles; ++r) Two::MultiplyAdd(sums_[w % kChains][r][t], a[w][r], b[w]);
+        if (kSums) Two::MultiplyAdd(token_sums_[t], ones, b[w]);
       }
     }
   }

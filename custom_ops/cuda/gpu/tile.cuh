@@ -3,16 +3,13 @@
 
 #include <device.cuh>
 
+#include "element.cuh"
 #include "levels.cuh"
 #include "skim/cuda.h"
 
 namespace skim::cuda {
 
-using Half = uint16_t;
-
 constexpr int kSharedBytes = 64 * 1024;  // that a block may have on every GPU since Turing
-
-constexpr uint32_t kOneHalf2 = 0x3c003c00;  // 1 twice
 
 constexpr int kMmaRows = 16, kMmaTokens = 8;  // of one tensor core instruction
 
@@ -51,13 +48,6 @@ SKIM_DEVICE BlockTile FindTile(const Layer& layer, int64_t M, int rows, int toke
   const auto token_tiles = static_cast<unsigned>(CeilDiv(M, tokens));
   return TileAt(layer, M, rows, tokens, static_cast<int>(blockIdx.x / token_tiles), blockIdx.x % token_tiles);
 }
-
-SKIM_DEVICE float LoadFloat(const float* from) { return Load(from); }
-SKIM_DEVICE float LoadFloat(const Half* from) { return HalfToFloat(Load(from)); }
-SKIM_DEVICE void StoreFloat(float* to, float value) { *to = value; }
-SKIM_DEVICE void StoreFloat(Half* to, float value) { *to = FloatToHalf(value); }
-SKIM_DEVICE float ReadBack(const float* from) { return *from; }
-SKIM_DEVICE float ReadBack(const Half* from) { return HalfToFloat(*from); }
 
 // Where a row's products go, and what is done to them.
 template <typename Float>

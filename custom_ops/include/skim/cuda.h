@@ -29,19 +29,31 @@ enum class Epilogue {
   kMultiply,  // y = y * p: with kSilu before it, a gated feed-forward network's first half
 };
 
+// The calling thread's current device.
+struct Gpu {
+  int capability;  // such as 75 for compute capability 7.5; 0 if there is no device
+  int multiprocessors;
+};
+
+Gpu CurrentGpu();
+
+constexpr int kBfloat16Capability = 80;  // from which on there is bfloat16: Ampere
+constexpr int kHopperCapability = 90;    // which has instructions that no other one has, newer ones neither
+
 // x [M, K] -> y [M, N], both of `type`, on the device, row after row, aligned to 16 bytes. M may be anything from 0.
-// float16: products of float16 with float32 sums, on tensor cores. float32: float32 throughout.
+// float16: products of float16 with float32 sums, on tensor cores. bfloat16: the same, and entries of float16 codebooks
+// are rounded to it; cudaErrorNotSupported on devices without it. float32: float32 throughout.
 // The order of additions depends on the shapes alone: the same input gives the same bits.
 // `stream` is a cudaStream_t. Returns a cudaError_t: 0, or why the kernel could not be launched.
 int Matmul(const DeviceLayer& layer, const void* x, FloatType type, int64_t M, Epilogue epilogue, void* y,
            void* stream);
 
 // ids [count] on the device -> y [count, K] of `type`: rows of W, column scale included. The row of an id outside of
-// 0..N-1 is not a number: the device can't refuse it.
+// 0..N-1 is not a number: the device can't refuse it. Types as in Matmul.
 int Gather(const DeviceLayer& layer, const int64_t* ids, int64_t count, void* y, FloatType type, void* stream);
 
-// `bytes` bytes on the device, aligned to 16 bytes -> *sum, there too: what skim::SumWords (skim/read_memory.h) makes of
-// them. Hardly anything else is done than reading, so it tells how fast that is.
+// `bytes` bytes on the device, aligned to 16 bytes -> *sum, there too: what skim::SumWords (skim/read_memory.h) makes
+// of them. Hardly anything else is done than reading, so it tells how fast that is.
 int SumWords(const void* data, int64_t bytes, uint64_t* sum, void* stream);
 
 }  // namespace skim::cuda

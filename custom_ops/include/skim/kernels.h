@@ -9,7 +9,8 @@
 
 namespace skim {
 
-enum class FloatType : int32_t { kFloat32 = 1, kFloat16 = 10 };  // the ONNX numbers
+// The ONNX numbers. kBfloat16 is for GPUs alone (skim/cuda.h): what this file declares knows the other two.
+enum class FloatType : int32_t { kFloat32 = 1, kFloat16 = 10, kBfloat16 = 16 };
 
 static constexpr int64_t FloatBytes(FloatType type) { return type == FloatType::kFloat32 ? 4 : 2; }
 

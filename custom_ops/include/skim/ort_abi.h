@@ -66,7 +66,15 @@ constexpr uint32_t kApiVersion = 18;
 enum ErrorCode { kFail = 1, kInvalidArgument = 2, kInvalidGraph = 10 };
 
 // ONNX element types (TensorProto.DataType); ONNX Runtime uses the same numbers.
-enum ElementType : int32_t { kUndefined = 0, kFloat32 = 1, kUint8 = 2, kInt8 = 3, kInt64 = 7, kFloat16 = 10 };
+enum ElementType : int32_t {
+  kUndefined = 0,
+  kFloat32 = 1,
+  kUint8 = 2,
+  kInt8 = 3,
+  kInt64 = 7,
+  kFloat16 = 10,
+  kBfloat16 = 16
+};
 
 constexpr int32_t kRequired = 0;
 constexpr int32_t kVariadic = 2;

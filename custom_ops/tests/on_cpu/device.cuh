@@ -59,6 +59,26 @@ inline float __expf(float x) { return std::exp(x); }
 
 namespace skim::cuda {
 
+constexpr bool kHasBfloat16 = true;
+
+SKIM_DEVICE float BitsToFloat(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+SKIM_DEVICE float BfloatToFloat(uint16_t bfloat) { return BitsToFloat(uint32_t{bfloat} << 16); }
+
+SKIM_DEVICE uint32_t FloatsToBfloat2(float first, float second) {
+  const auto bfloat = [](float value) -> uint32_t {
+    uint32_t bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    if (std::isnan(value)) return 0x7fff;
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;  // to nearest, ties to even
+  };
+  return bfloat(first) | bfloat(second) << 16;
+}
+
 SKIM_DEVICE float HalfToFloat(uint16_t half) { return skim::HalfToFloat(half); }
 
 SKIM_DEVICE uint16_t FloatToHalf(float value) { return skim::FloatToHalf(value); }
@@ -89,14 +109,29 @@ SKIM_DEVICE uint32_t MultiplyHalf2(uint32_t a, uint32_t b) {
   return ForHalf2(a, b, [](float x, float y) { return x * y; });
 }
 
+// Rounded to float32 before; kernels have exact sums only.
+SKIM_DEVICE uint32_t FmaBfloat2(uint32_t a, uint32_t b, uint32_t c) {
+  const auto fma = [&](int shift) {
+    const auto of = [&](uint32_t pair) { return BfloatToFloat(static_cast<uint16_t>(pair >> shift)); };
+    return std::fma(of(a), of(b), of(c));
+  };
+  return FloatsToBfloat2(fma(0), fma(16));
+}
+
+SKIM_DEVICE uint32_t FmaReluBfloat2(uint32_t a, uint32_t b, uint32_t c) {
+  const uint32_t sum = FmaBfloat2(a, b, c);
+  return (sum & 0x8000 ? 0 : sum & 0xffff) | (sum & 0x80000000 ? 0 : sum & 0xffff0000);
+}
+
 // The matrices of a `MultiplyAdd`, gathered from the lanes of a warp.
+template <float (*kToFloat)(uint16_t)>
 struct Fragments {
   float* d;
   const uint32_t* a;
   const uint32_t* b;
 
-  static float Half(const uint32_t* pairs, int i) {
-    return HalfToFloat(static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16));
+  static float Element(const uint32_t* pairs, int i) {
+    return kToFloat(static_cast<uint16_t>(pairs[i / 2] >> i % 2 * 16));
   }
 
   static void MultiplyAll(void* const (&lanes)[on_cpu::kWarp]) {
@@ -106,8 +141,8 @@ struct Fragments {
       const int g = lane / 4, c = lane % 4;
       for (int i = 0; i < 8; ++i) {
         const int k = 2 * c + i % 2 + (i >= 4 ? 8 : 0);
-        a[g + (i & 2 ? 8 : 0)][k] = Half(part.a, i);
-        if (!(i & 2)) b[k][g] = Half(part.b, i / 4 * 2 + i % 2);
+        a[g + (i & 2 ? 8 : 0)][k] = Element(part.a, i);
+        if (!(i & 2)) b[k][g] = Element(part.b, i / 4 * 2 + i % 2);
       }
     }
     for (int lane = 0; lane < 32; ++lane) {
@@ -121,8 +156,15 @@ struct Fragments {
 };
 
 SKIM_DEVICE void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
-  Fragments mine{d, a, b};
-  on_cpu::MeetWarp(on_cpu::Barrier::kMultiplyAdd, &mine, Fragments::MultiplyAll);
+  using OfHalves = Fragments<HalfToFloat>;
+  OfHalves mine{d, a, b};
+  on_cpu::MeetWarp(on_cpu::Barrier::kMultiplyAdd, &mine, OfHalves::MultiplyAll);
+}
+
+SKIM_DEVICE void MultiplyAddBfloat16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  using OfBfloats = Fragments<BfloatToFloat>;
+  OfBfloats mine{d, a, b};
+  on_cpu::MeetWarp(on_cpu::Barrier::kMultiplyAdd, &mine, OfBfloats::MultiplyAll);
 }
 
 template <typename Vector>
@@ -147,12 +189,6 @@ SKIM_DEVICE void WaitForCopies() {
 }
 
 SKIM_DEVICE char* SharedMemory() { return on_cpu::SharedMemory(); }
-
-struct Gpu {
-  int capability, multiprocessors;
-};
-
-inline Gpu CurrentGpu() { return {on_cpu::Capability(), on_cpu::kMultiprocessors}; }
 
 template <typename... Parameters, typename... Arguments>
 int Launch(void (*kernel)(Parameters...), int64_t blocks, unsigned threads, size_t shared_bytes, void*,

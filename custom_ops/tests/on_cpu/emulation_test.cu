@@ -8,13 +8,14 @@ using namespace skim::cuda;
 
 #define TRY extern "C" __attribute__((visibility("default"))) int
 
+template <bool kBfloat16>
 __global__ void MultiplyKernel(const uint32_t* a, const uint32_t* b, float* d) {
   const unsigned lane = threadIdx.x;
   uint32_t a_part[4], b_part[2];
   float d_part[4];
   for (int i = 0; i < 4; ++i) a_part[i] = Load(a + lane * 4 + i), d_part[i] = d[lane * 4 + i];
   for (int i = 0; i < 2; ++i) b_part[i] = Load(b + lane * 2 + i);
-  MultiplyAdd(d_part, a_part, b_part);
+  (kBfloat16 ? MultiplyAddBfloat16 : MultiplyAdd)(d_part, a_part, b_part);
   for (int i = 0; i < 4; ++i) d[lane * 4 + i] = d_part[i];
 }
 
@@ -83,6 +84,17 @@ __global__ void Half2Kernel(const uint32_t* a, const uint32_t* b, uint32_t* diff
   const unsigned i = blockIdx.x * 32 + threadIdx.x;
   difference[i] = SubtractHalf2(a[i], b[i]);
   product[i] = MultiplyHalf2(a[i], b[i]);
+}
+
+__global__ void Bfloat2Kernel(const uint32_t* a, const uint32_t* b, const uint32_t* c, uint32_t* sum, uint32_t* relu) {
+  const unsigned i = blockIdx.x * 32 + threadIdx.x;
+  sum[i] = FmaBfloat2(a[i], b[i], c[i]);
+  relu[i] = FmaReluBfloat2(a[i], b[i], c[i]);
+}
+
+__global__ void RoundKernel(const float* x, uint32_t* y) {
+  const unsigned i = blockIdx.x * 32 + threadIdx.x;
+  y[i] = FloatsToBfloat2(x[2 * i], x[2 * i + 1]);
 }
 
 __global__ void PermuteKernel(uint32_t selector, uint32_t* y) { *y = Permute(0x33221100, 0x77665544, selector); }
@@ -171,7 +183,11 @@ __global__ void OrderKernel(unsigned* order, unsigned* count) {
 }  // namespace
 
 TRY TryMultiply(const uint32_t* a, const uint32_t* b, float* d) {
-  return Launch(MultiplyKernel, 1, 32, 0, nullptr, a, b, d);
+  return Launch(MultiplyKernel<false>, 1, 32, 0, nullptr, a, b, d);
+}
+
+TRY TryMultiplyBfloat16(const uint32_t* a, const uint32_t* b, float* d) {
+  return Launch(MultiplyKernel<true>, 1, 32, 0, nullptr, a, b, d);
 }
 
 TRY TryShuffle(unsigned blocks, const float* x, float* y) {
@@ -198,6 +214,13 @@ TRY TryCopy(const char* from, int to) { return Launch(CopyKernel, 1, 32, 64, nul
 TRY TryHalf2(unsigned blocks, const uint32_t* a, const uint32_t* b, uint32_t* difference, uint32_t* product) {
   return Launch(Half2Kernel, blocks, 32, 0, nullptr, a, b, difference, product);
 }
+
+TRY TryBfloat2(unsigned blocks, const uint32_t* a, const uint32_t* b, const uint32_t* c, uint32_t* sum,
+               uint32_t* relu) {
+  return Launch(Bfloat2Kernel, blocks, 32, 0, nullptr, a, b, c, sum, relu);
+}
+
+TRY TryRound(unsigned blocks, const float* x, uint32_t* y) { return Launch(RoundKernel, blocks, 32, 0, nullptr, x, y); }
 
 TRY TryPermute(uint32_t selector, uint32_t* y) { return Launch(PermuteKernel, 1, 32, 0, nullptr, selector, y); }
 

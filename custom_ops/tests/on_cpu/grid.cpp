@@ -279,8 +279,9 @@ void ChangeRegisters(int wanted, bool more) {
 
 int Capability() {
   const char* number = std::getenv("SKIM_CUDA_CAPABILITY");
-  if (number == nullptr || std::strcmp(number, "7.5") == 0) return 75;
-  if (std::strcmp(number, "9.0") != 0) Abort("SKIM_CUDA_CAPABILITY=%s: must be 7.5 or 9.0", number);
+  if (number == nullptr || std::strcmp(number, "8.0") == 0) return 80;
+  if (std::strcmp(number, "7.5") == 0) return 75;
+  if (std::strcmp(number, "9.0") != 0) Abort("SKIM_CUDA_CAPABILITY=%s: must be 7.5, 8.0 or 9.0", number);
   return 90;
 }
 

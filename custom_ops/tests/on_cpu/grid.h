@@ -6,7 +6,8 @@
 //   shuffled  a random order of blocks, and again and again of warps and lanes; the same at every run.
 // Results must not depend on it.
 //
-// SKIM_CUDA_CAPABILITY says what kind of GPU it is: 7.5 (Turing, which has least; the default) or 9.0 (Hopper).
+// SKIM_CUDA_CAPABILITY says what kind of GPU it is: 7.5 (Turing), 8.0 (the default) or 9.0 (Hopper). But for Hopper a
+// block has as much shared memory as on the GPU that has least, Turing.
 #pragma once
 
 #include <cstddef>
@@ -20,7 +21,7 @@ constexpr int kPoison = 0xff;  // in every byte: not a number as a float32 or as
 constexpr int64_t kMaxBlocks = 0x7fffffff;
 constexpr int kMultiprocessors = 2;
 
-int Capability();  // 10 times the number: 75 or 90
+int Capability();  // 10 times the number
 
 struct Index {
   unsigned x;

@@ -80,13 +80,15 @@ class Attribute:
         elif not isinstance(value, int):
             raise UserError(f"{self.name} must be an integer, got {value}")
         elif self.allowed is not None and value not in self.allowed:
-            first, last = self.allowed[0], self.allowed[-1]
-            if isinstance(self.allowed, range) and len(self.allowed) > 2:
-                allowed = f"{first}..{last}"
-            else:
-                others = ", ".join(str(one) for one in self.allowed[:-1])
-                allowed = f"{others} or {last}" if others else str(last)
-            raise UserError(f"{self.name} must be {allowed}, got {value}")
+            raise UserError(f"{self.name} must be {_one_of(self.allowed)}, got {value}")
+
+
+def _one_of(allowed: Sequence[int]) -> str:
+    """Values in words."""
+    if isinstance(allowed, range) and len(allowed) > 2:
+        return f"{allowed[0]}..{allowed[-1]}"
+    *others, last = map(str, allowed)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 VERSION = Attribute("version", range(FORMAT_VERSION, FORMAT_VERSION + 1))

@@ -40,9 +40,14 @@ KERNELS = {
     "gather": Expected(128, 0, (8, 8, 8, 8)),
     "read_memory": Expected(256, 0, (4, 4, 4, 4)),
 }
+BFLOAT16 = "_bfloat16"  # is compiled from the same templates, and takes no more
+KERNELS |= {name + BFLOAT16: KERNELS[name] for name in ("decode_8", "decode_16", "prefill")}
 SHARED = (64 << 10, 100 << 10, 164 << 10, 228 << 10)
-LONGEST_FIRST = ("decode_16", "prefill", "prefill_hopper", "decode_8", "float32", "gather", "read_memory")
-FAST = ("decode_8", "gather")  # are always tested, for one architecture
+LONGEST_FIRST = (
+    *("decode_16", "decode_16_bfloat16", "prefill", "prefill_bfloat16", "prefill_hopper"),
+    *("decode_8", "decode_8_bfloat16", "float32", "gather", "read_memory"),
+)
+FAST = ("decode_8", "decode_8_bfloat16", "gather")  # are always tested, for one architecture
 
 of_every_architecture = pytest.mark.parametrize(
     "compiled",
@@ -112,12 +117,16 @@ def test_occupancy(compiled):
 def test_instructions(compiled):
     """Weights come 16 bytes a thread and go through tensor cores; activations are copied without registers."""
     require("nvdisasm")
+    turing = compiled.architecture == "sm_75"
     for name in compiled.cubins:
-        expected = KERNELS[name].multiplies
+        of_bfloat16, expected = name.endswith(BFLOAT16), KERNELS[name].multiplies
         for code in compiled.code(name):
-            assert {i.operation for i in code} & {"HMMA", "HGMMA"} == ({expected} if expected else set())
-            if expected == "HMMA" and compiled.architecture != "sm_75":  # Turing can't
-                assert any(i.operation == "LDGSTS" for i in code)
+            multiplies = [i for i in code if i.operation in ("HMMA", "HGMMA")]
+            wanted = {expected} if expected and not (turing and of_bfloat16) else set()  # Turing has no bfloat16
+            assert {i.operation for i in multiplies} == wanted
+            assert all(("BF16" in i.modifiers) == of_bfloat16 for i in multiplies)
+            if expected == "HMMA":
+                assert turing or any(i.operation == "LDGSTS" for i in code)  # Turing has no such thing
     for code in compiled.code("decode_8"):
         assert any(i.operation == "LDG" and {"128", "NA"} <= set(i.modifiers) for i in code)
     for code in compiled.code("float32") if "float32" in compiled.cubins else ():

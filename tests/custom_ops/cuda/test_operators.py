@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from ml_dtypes import bfloat16
 from onnx import helper
 
 from skim_export.packed import PackedLinear
@@ -26,8 +27,9 @@ from ..models import TYPES, attributes, gather_model, initializers, matmul_model
 from ..native import ROOT, build_cuda_on_cpu, run_tests
 from ..test_read_memory import checksum
 from ..test_swiglu import expected, pair, swiglu_model
+from .products import BOUNDS
 
-BOUND = {np.float32: 1e-5, np.float16: 1e-3}
+BOUND = {np.float32: 1e-5, np.float16: 1e-3, bfloat16: BOUNDS["bfloat16"]}
 ALL = list(range(16))
 
 
@@ -45,7 +47,7 @@ def blocks(library):
     assert count() == 0
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", list(BOUND))
 @pytest.mark.parametrize("entries", [np.int8, np.float16])
 def test_matmul(library, blocks, dtype, entries):
     rng = np.random.default_rng(0)
@@ -74,7 +76,7 @@ def test_column_scales_of_any_size(library, blocks, factor, size):
     assert relative_error(got, x.astype(np.float64) @ packed.dequantize().T) < 1e-3
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", list(BOUND))
 def test_swiglu(library, blocks, dtype):
     rng = np.random.default_rng(3)
     gate, up = pair(rng, 40, 160, (True, False))
@@ -85,7 +87,7 @@ def test_swiglu(library, blocks, dtype):
         assert relative_error(run(s, x, (m, 40), dtype), expected(gate, up, x)) < 2 * BOUND[dtype]
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("dtype", list(BOUND))
 def test_gather(library, blocks, dtype):
     rng = np.random.default_rng(4)
     packed = random_packed(rng, 50, 200, ALL, column_scale=True)
@@ -228,6 +230,26 @@ def test_a_wrong_shape_is_refused(library, blocks):
     s = session(matmul_model(random_packed(np.random.default_rng(11), 20, 64, [2])), library=library)
     with pytest.raises(Exception, match="LutMatMul node 'layer': the last dimension of X must be K=64, got shape"):
         s.run(None, {"X": np.ones((2, 63), np.float32)})
+
+
+@pytest.mark.parametrize("make", [matmul_model, gather_model])
+def test_a_gpu_without_bfloat16(library, monkeypatch, make):
+    monkeypatch.setenv("SKIM_CUDA_CAPABILITY", "7.5")
+    packed = random_packed(np.random.default_rng(12), 20, 64, [2])
+    session(make(packed, np.float16), library=library)
+    with pytest.raises(
+        Exception,
+        match=r"Lut\w+ node '\w+': bfloat16 needs a GPU of compute capability 8\.0 or newer, and this one has 7\.5: "
+        "export the model with float16",
+    ):
+        session(make(packed, bfloat16), library=library)
+
+
+def test_an_unknown_dtype_is_refused(library):
+    proto = gather_model(random_packed(np.random.default_rng(13), 20, 64, [2]))
+    next(a for a in proto.graph.node[0].attribute if a.name == "dtype").i = 11
+    with pytest.raises(Exception, match=r"dtype must be 1 \(float32\), 10 \(float16\) or 16 \(bfloat16\), got 11"):
+        session(proto, library=library)
 
 
 def test_refusals(library):

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 def test_kernels():
     build = build_sanitized(targets=CUDA_ON_CPU) / "tests/on_cpu"
     run_sanitized_tests(
-        [HERE / f"test_{name}.py" for name in ("emulation", "matmul", "hopper", "gather")],
+        [HERE / f"test_{name}.py" for name in ("emulation", "matmul", "bfloat16", "hopper", "gather")],
         "(emulation and not race and not barrier) or ((mixed or columns or gather) and not whole)",
         SKIM_TEST_CUDA_ON_CPU=str(build),
     )
