@@ -107,7 +107,8 @@ class PanelFiller {
 
   template <typename Wait>
   SKIM_DEVICE void Copy(char* stage, int column, Wait wait) const {
-    uint4 scale[2] = {{kOneHalf2, kOneHalf2, kOneHalf2, kOneHalf2}, {kOneHalf2, kOneHalf2, kOneHalf2, kOneHalf2}};
+    constexpr uint32_t kOnes = ElementPair<Half>::kOnes;
+    uint4 scale[2] = {{kOnes, kOnes, kOnes, kOnes}, {kOnes, kOnes, kOnes, kOnes}};
     if (from_.scale != nullptr) {
 #pragma unroll
       for (int p = 0; p < 2; ++p) scale[p] = Load(reinterpret_cast<const uint4*>(from_.scale + column) + p);
