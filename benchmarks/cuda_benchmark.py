@@ -19,13 +19,14 @@ from typing import Any
 
 import numpy as np
 from cuda_build import Nvcc
-from cuda_check import cases, check
+from cuda_check import TYPE_BOUNDS, cases, check
 from cuda_contenders import Contender, Dense, NBits, Packed, why_no_nbits
 from cuda_device import Device, Gpu, Kernels
 from cuda_library import CudaLibrary
 from cuda_speed import Row, read_bandwidth, take_turns
 
 from skim_export.measure.random_linear import random_linear
+from skim_runtime.errors import UserError
 from skim_runtime.measure.options import at_least, parse_shape
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import markdown_table, number, say, write_markdown
@@ -111,7 +112,11 @@ def measure(
     markdown: Path | None,
     widths: Collection[str] = WIDTHS.keys(),
 ) -> None:
-    """Time every shape with `widths`, and print and write the tables as they are ready."""
+    """Time every shape with `widths`, and print and write the tables as they are ready.
+
+    Raises:
+        UserError: products were off by more than rounding explains; all figures are written all the same.
+    """
     bandwidth = read_bandwidth(device)
     report: dict[str, Any] = {
         **report_head(),
@@ -121,6 +126,7 @@ def measure(
         "seconds": CONTENDER_SECONDS,
         "rows": [],
     }
+    wrong: list[Row] = []
     no_nbits = why_no_nbits(device.provider)
     text = [f"{device.name}: {bandwidth.bytes_per_second / 1e9:.0f} GB/s read by {bandwidth.way}."]
     if no_nbits is not None:
@@ -128,16 +134,21 @@ def measure(
     say(*text)
     for name, shape in shapes.items():
         contenders = list(_contenders(shape, widths, kernels, device, with_nbits=no_nbits is None))
-        rows = [
-            row
-            for m in dict.fromkeys(tokens)
-            for row in take_turns(contenders, shape, m, device, bandwidth, rounds, CONTENDER_SECONDS)
-        ]
-        report["rows"] += [asdict(row) for row in rows]
+        rows: list[Row] = []
+        for m in dict.fromkeys(tokens):
+            found = take_turns(contenders, shape, m, device, bandwidth, rounds, CONTENDER_SECONDS)
+            rows += found
+            report["rows"] += [asdict(row) for row in found]
+            save_json(json, report)
+        wrong += [row for row in rows if row.contender in WIDTHS and not row.error < TYPE_BOUNDS["float16"]]
         text.append(_table(f"{name} ({SHAPES[name]})" if name in SHAPES else name, rows))
         say(text[-1])
-        save_json(json, report)
         write_markdown(markdown, text)
+    if wrong:  # the figures of a wrong result are worth nothing
+        row = wrong[0]
+        raise UserError(
+            f"{len(wrong)} products are wrong: {row.shape}, {row.contender}, M = {row.tokens}: off by {row.error:.2g}"
+        )
 
 
 def _contenders(

@@ -101,8 +101,8 @@ def cases() -> Iterator[Case]:
         yield replace(many, classes=classes, extras=extras)
 
 
-def check(case: Case, kernels: Kernels, device: Device, seed: int = 0) -> Finding:
-    """Run a case and compare it."""
+def check(case: Case, kernels: Kernels, device: Device, seed: int = 0, *, replay: bool = True) -> Finding:
+    """Run a case and compare it; without `replay` no CUDA graph is captured of it."""
     random = np.random.default_rng(seed)
     shares = dict.fromkeys(case.classes, 1 / len(case.classes))
     packed = random_linear(
@@ -124,7 +124,9 @@ def check(case: Case, kernels: Kernels, device: Device, seed: int = 0) -> Findin
         want = _with_epilogue(products, case.epilogue, before)
         x = activations.to(device.place)
         launch = lambda y: kernels.matmul(layer, x, y, case.epilogue)  # noqa: E731
-    return _compare(case, want, before if case.epilogue == "multiply" else np.full_like(before, np.nan), launch, device)
+    return _compare(
+        case, want, before if case.epilogue == "multiply" else np.full_like(before, np.nan), launch, device, replay
+    )
 
 
 def _of_type(values: npt.NDArray[np.float64], case: Case) -> torch.Tensor:
@@ -146,6 +148,7 @@ def _compare(
     before: npt.NDArray[np.float64],
     launch: Callable[[torch.Tensor], None],
     device: Device,
+    replay: bool,
 ) -> Finding:
     """Launch on outputs that hold `before`, and look at what they and their surroundings hold then."""
     start = _of_type(np.pad(before.reshape(-1), MARGIN, constant_values=np.nan), case).to(device.place)
@@ -158,7 +161,7 @@ def _compare(
         return whole.clone().cpu()
 
     first, second = (again(lambda: launch(y)) for _ in range(2))
-    replayed = again(device.captured(lambda: launch(y))) if case.tokens else first
+    replayed = again(device.captured(lambda: launch(y))) if case.tokens and replay else first
     got = first[MARGIN : MARGIN + before.size].view(want.shape).double().numpy()
     exists = ~np.isnan(want)
     error = _relative(got[exists], want[exists])

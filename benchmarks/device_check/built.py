@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 
 __all__ = ["OPERATORS", "SOLVER", "built", "use_built"]
 
 OPERATORS = ("skim_runtime", "lib/libskim_ops.so")
-SOLVER = ("skim_export", "quantize/libskim_solver.so")
+SOLVER = ("skim_export.quantize", "libskim_solver.so")
 
 
 def built(directory: Path, library: tuple[str, str]) -> Path:
@@ -18,10 +19,8 @@ def built(directory: Path, library: tuple[str, str]) -> Path:
 
 def use_built(directory: Path) -> None:
     """Let the packages look there first (`skim_runtime.installed.installed_file`)."""
-    import skim_export
-    import skim_runtime
-
-    for package in (skim_runtime, skim_export):
-        place = str(directory / "built" / package.__name__)
+    for name, _ in (OPERATORS, SOLVER):
+        package = import_module(name)
+        place = str(directory / "built" / name)
         if place not in package.__path__:
             package.__path__.insert(0, place)

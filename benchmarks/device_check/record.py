@@ -49,7 +49,10 @@ class Record:
         return found
 
     def add(self, step: str, status: str, seconds: float, result: Mapping[str, Any] | None) -> None:
-        """What a step came to."""
+        """What a step came to; what an earlier run has found of it stays if this one has found less."""
+        before = self.result(step)
+        if len(json.dumps(before)) > len(json.dumps(result or {})):
+            result = before
         self.content["steps"][step] = {"status": status, "seconds": round(seconds, 1), "result": result}
         save_json(self._path, self.content)
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1]
 SITE = "site"  # below the output directory: what `unpack` installs
 ENDED_IN = 5  # seconds that a step has to end after it was asked to
 REASON_LENGTH = 300
+OF_TOOL = "====="  # with which lines of a tool begin
 
 
 class Runner:
@@ -49,7 +51,8 @@ class Runner:
             started = time.monotonic()
             status, result = (obstacle, None) if obstacle else self._process(step)
             seconds = time.monotonic() - started
-            self._record.add(step.name, status, seconds, result)
+            if obstacle is None or not self._record.result(step.name):
+                self._record.add(step.name, status, seconds, result)
             self._say(step, status, seconds)
 
     def _obstacle(self, step: Step) -> str | None:
@@ -66,17 +69,26 @@ class Runner:
     def _command(self, step: Step) -> list[str]:
         return [*step.tool, sys.executable, str(BENCHMARKS), "device-check", "--step", step.name, *self._options]
 
+    def _environment(self, step: Step) -> dict[str, str]:
+        found = {**os.environ, "PYTHONUNBUFFERED": "1", **dict(step.environment)}
+        if step.with_site:
+            _put_first(found, "PYTHONPATH", str(self._directory / SITE))
+            # What is installed there looks for CUDA's libraries beside itself.
+            _put_first(found, "LD_LIBRARY_PATH", *_cuda_libraries())
+        return found
+
     def _process(self, step: Step) -> tuple[str, dict[str, Any] | None]:
         """Run a step; its status, and what it has written, be it only a part."""
-        paths = [str(self._directory / SITE)] if step.with_site else []
-        paths += [path for path in [os.environ.get("PYTHONPATH")] if path]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
         written, log = self._directory / f"{step.name}.json", self._directory / f"{step.name}.log"
         written.unlink(missing_ok=True)
         limit = min(step.limit, self._end - time.monotonic())
         with log.open("wb") as output:
             process = subprocess.Popen(
-                self._command(step), stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+                self._command(step),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=self._environment(step),
+                start_new_session=True,
             )
             try:
                 code: int | None = process.wait(limit)
@@ -109,4 +121,17 @@ def _reason(log: Path, code: int) -> str:
     """The last line of a log that says something of an error, or else its last line."""
     lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
     errors = [line for line in lines if "rror" in line or "wrong" in line]
-    return ((errors or lines or [f"exit code {code}"])[-1])[:REASON_LENGTH]
+    own = [line for line in errors if not line.startswith(OF_TOOL)]
+    return ((own or errors or lines or [f"exit code {code}"])[-1])[:REASON_LENGTH]
+
+
+def _put_first(environment: dict[str, str], name: str, *paths: str) -> None:
+    """Put paths in front of what a variable has."""
+    environment[name] = os.pathsep.join(filter(None, [*paths, environment.get(name)]))
+
+
+def _cuda_libraries() -> list[str]:
+    """Directories of the libraries that torch brings as packages."""
+    torch = find_spec("torch")
+    origin = Path(torch.origin) if torch is not None and torch.origin else None
+    return [] if origin is None else sorted(map(str, origin.parents[1].glob("nvidia/*/lib")))

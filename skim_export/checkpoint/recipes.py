@@ -9,6 +9,7 @@ import tomllib
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from skim_runtime.errors import UserError
@@ -18,7 +19,6 @@ from .wheel import WheelSource, checkpoint_from_wheel
 
 __all__ = ["HubSource", "Recipe", "cache_directory", "default_bits", "load_recipes", "resolve"]
 
-RECIPES = files("skim_export.models")
 DEFAULT_BITS = 3.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
@@ -26,6 +26,17 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]
 # The same weights once more in the vendors' own layouts.
 HUB_DUPLICATES = ["consolidated*", "*/*"]
+
+
+def _recipes() -> Traversable:
+    """The directory of the recipe files, which a source tree that is not installed has beside the package."""
+    try:
+        return files("skim_export.models")
+    except ModuleNotFoundError:
+        return Path(__file__).parents[2] / "models"
+
+
+RECIPES = _recipes()
 
 
 @dataclass(frozen=True)

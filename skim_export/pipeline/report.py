@@ -84,7 +84,14 @@ class ExportReport:
 
 def versions() -> dict[str, str]:
     """The versions of the packages that an export depends on."""
-    return {name: metadata.version(name) for name in RECORDED_PACKAGES}
+    return {name: _version(name) for name in RECORDED_PACKAGES}
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"  # but run from a source tree
 
 
 def write_report(

@@ -2,16 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import tables
 import torch
 from device_check.parcels import LIST, pack, unpack
-from device_check.plan import PLAN, Step, named
+from device_check.plan import PLAN, Step
 from device_check.record import DONE, Record
 from device_check.runner import Runner
 from device_check.steps import counters
@@ -22,6 +25,7 @@ from device_check.target import REAL
 from skim_runtime.errors import UserError
 from skim_runtime.measure.report import report_head
 
+from ..custom_ops.native import ROOT
 from .command import BENCHMARKS, refusal
 
 HEAD = {"commit": "abc", "stand_in": False}
@@ -130,6 +134,24 @@ def test_another_run_goes_on(tmp_path):
     again.run(steps("first", "second"))
     assert again.statuses() == {"first": DONE, "second": DONE}
     assert [again.record.result(name) for name in ("first", "second")] == [{"run": 1}, {"run": 2}]
+
+
+def test_what_was_found_stays(tmp_path):
+    """Whatever keeps a step from being done again."""
+    more, less = {"rows": [1, 2, 3]}, {"rows": [1]}
+    Scripted(tmp_path, {"cut": write(tmp_path / "cut.json", more) + "raise ValueError('cut')"}).run(steps("cut"))
+    for again, seconds in (("raise ValueError('at once')", 60), ("", 0), (write(tmp_path / "cut.json", less), 60)):
+        runner = Scripted(tmp_path, {"cut": again + "; raise ValueError('cut')"}, seconds)
+        runner.run(steps("cut"))
+        assert runner.record.result("cut") == more
+        assert json.loads((tmp_path / "record.json").read_text())["steps"]["cut"]["result"] == more
+
+
+def test_what_a_tool_says_last_is_no_reason(tmp_path):
+    program = "print('error: 3 cases are wrong'); print('========= ERROR SUMMARY: 0 errors'); raise SystemExit(9)"
+    runner = Scripted(tmp_path, {"checked": program})
+    runner.run(steps("checked"))
+    assert runner.statuses() == {"checked": "failed: error: 3 cases are wrong"}
 
 
 def test_records_that_do_not_fit(tmp_path):
@@ -281,7 +303,7 @@ def test_a_short_rehearsal(tmp_path):
 
 TOOLS = {
     "compute-sanitizer": '#!/bin/sh\nwhile [ "${1#-}" != "$1" ]; do\n'
-    "case $1 in --error-exitcode|--print-limit|--tool) shift;; esac\nshift\ndone\n"
+    "case $1 in --error-exitcode|--print-limit|--report-api-errors|--tool) shift;; esac\nshift\ndone\n"
     '"$@"\n',
     "ncu": f"""#!{sys.executable}
 import subprocess, sys
@@ -292,21 +314,44 @@ sys.exit(subprocess.run(sys.argv[at + 2:]).returncode)
 }
 
 
+@pytest.fixture
+def bare(tmp_path):
+    """A source tree without git, and a Python in which nothing of it is installed."""
+    tree, site = tmp_path / "tree", tmp_path / "site"
+    names = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in names:
+        if (ROOT / name).is_file():
+            (tree / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tree / name)
+    site.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if not entry.name.startswith(("skim", "_", "matplotlib")) and entry.suffix != ".pth":
+            (site / entry.name).symlink_to(entry)
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "python"], check=True)
+    return tree, tmp_path / "python/bin/python", os.pathsep.join([".", "runtime", str(site)])
+
+
 @pytest.mark.slow
-def test_the_whole_rehearsal(tmp_path):
+def test_the_whole_rehearsal(tmp_path, bare):
+    tree, python, path = bare
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in TOOLS.items():
         (tools / name).write_text(text)
         (tools / name).chmod(0o755)
     pack([tools], tmp_path / "parts", 1000)
-    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
-    options = ("--stand-in", "--output", tmp_path / "out", "--parts", tmp_path / "parts")
-    done = device_check(*options, PATH=path)
+    options = ["--stand-in", "--output", tmp_path / "out", "--parts", tmp_path / "parts", "--commit", "abc"]
+    done = subprocess.run(
+        [python, "benchmarks", "device-check", *options],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"},
+    )
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "out" / "record.json").read_text())
+    assert record["commit"] == "abc"
     assert {name: step["status"] for name, step in record["steps"].items()} == {step.name: DONE for step in PLAN}
     assert len(record["steps"]["counters"]["result"]["rows"]) == counters.COUNT
     for name in ("small_model", "large_model", "bfloat16_model"):
         assert all(0 < error < 0.01 for error in record["steps"][name]["result"]["errors"].values())
-    assert named("machine").expected < 60

@@ -36,12 +36,15 @@ def run(work: Work) -> None:
     """Profile the slowest.
 
     Raises:
-        UserError: the profiler is missing, or gives no counters.
+        UserError: the profiler is missing, or gives no counters for a layer.
     """
     if shutil.which(PROFILER[0]) is None:
         raise UserError(f"{PROFILER[0]} is missing")
     found: list[dict[str, Any]] = []
-    for row in slowest(work.record.result("decode").get("rows", [])):
+    rows = slowest(work.record.result("decode").get("rows", []))
+    if not rows:
+        raise UserError("decode has found nothing: which are the slowest?")
+    for row in rows:
         log = work.directory / "counters.csv"
         log.unlink(missing_ok=True)
         product = ["product", "--shape", row["shape"], "--width", row["contender"], "--tokens", str(row["tokens"])]
@@ -51,11 +54,11 @@ def run(work: Work) -> None:
         text = log.read_text("utf-8", "replace") if log.exists() else ""
         say(" ".join(command), done.stdout + done.stderr, text)
         counters = read_counters(text.splitlines())
-        if not counters:
-            raise UserError(f"{PROFILER[0]} gives no counters for {row['shape']}, {row['contender']}: see the log")
         of_row = {key: row[key] for key in ("shape", "contender", "tokens", "bandwidth_share")}
         found.append({**of_row, "headline": headline(counters), "counters": counters})
         work.save({"rows": found})
+    if without := [f"{row['shape']}, {row['contender']}" for row in found if not row["counters"]]:
+        raise UserError(f"{PROFILER[0]} gives no counters for {' and '.join(without)}: see the log")
 
 
 def slowest(rows: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

@@ -32,6 +32,7 @@ BOUNDS = {
     "bfloat16": 0.1,
 }  # of the logits: activations are rounded at other places, or to fewer digits
 RUNS = 3
+CACHES = 2  # times the cache: smaller weights do not all come from memory
 TINY = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
 
 
@@ -71,13 +72,14 @@ def run(work: Work) -> None:
     runs = [generate(session, tokens, max_new_tokens=sizes.new, stop=()) for _ in range(RUNS)]
     speed = max(run.decode_speed for run in runs)
     bandwidth = read_bandwidth(work.target.device)
+    share = speed * session.weight_bytes / bandwidth.bytes_per_second
     found |= {
         "prompt": sizes.prompt,
         "new": sizes.new,
         "prompt_speeds": [run.prompt_speed for run in runs],
         "decode_speeds": [run.decode_speed for run in runs],
         "bandwidth": bandwidth.bytes_per_second,
-        "bandwidth_share": speed * session.weight_bytes / bandwidth.bytes_per_second,
+        "bandwidth_share": share if session.weight_bytes > CACHES * work.target.device.cache_bytes else None,
         "device_megabytes": (free - _free_memory(work)) / 1e6,
     }
     work.save(found)

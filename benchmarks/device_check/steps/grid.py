@@ -21,8 +21,14 @@ def run(work: Work) -> None:
     check_cases(work, work.target.cases())
 
 
-def check_cases(work: Work, cases: Iterable[Case]) -> None:
+def check_cases(work: Work, cases: Iterable[Case], *, every: int = EVERY, replay: bool = True) -> None:
     """Check cases, and fail if any is wrong.
+
+    Args:
+        work: the step's.
+        cases: to check.
+        every: so many of them what was found is written.
+        replay: see `check`.
 
     Raises:
         UserError: how many are wrong.
@@ -36,14 +42,14 @@ def check_cases(work: Work, cases: Iterable[Case]) -> None:
         work.save({"cases": count, "largest_error": largest, "wrong": wrong, "seconds": seconds})
 
     for case in cases:
-        finding = check(case, work.target.kernels, work.target.device)
+        finding = check(case, work.target.kernels, work.target.device, replay=replay)
         count += 1
         if not finding.error <= largest.get(case.dtype, 0):  # also where it is not a number
             largest[case.dtype] = finding.error
         if finding.complaint is not None:
             say(f"{case}: {finding.complaint}")
             wrong.append({"case": str(case), "complaint": finding.complaint})
-        if count % EVERY == 0:
+        if count % every == 0:
             save()
     save()
     if wrong:

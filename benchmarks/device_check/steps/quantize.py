@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from quantizer import random_layer
 
+from device_check.built import use_built
 from device_check.work import Work
 from skim_export.quantize import DEFAULT_METHOD, METHODS, QuantizedLinear, quantize_linear
 from skim_export.work.device import synchronize
@@ -28,6 +29,7 @@ def run(work: Work) -> None:
     Raises:
         UserError: the small one lost more than it may.
     """
+    use_built(work.directory)
     rows, columns = work.target.sizes.compared
     small = random_layer(rows, columns)
     errors = {}

@@ -25,5 +25,5 @@ def short_grid() -> Iterator[Case]:
 
 
 def run(work: Work) -> None:
-    """Check them."""
-    check_cases(work, short_grid())
+    """Check them, without CUDA graphs."""
+    check_cases(work, short_grid(), every=1, replay=False)

@@ -101,7 +101,10 @@ def _caches() -> dict[str, int]:
     """Bytes of the first core's caches for data, such as "L2"."""
     found = {}
     for path in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
-        level, kind, size = ((path / name).read_text("utf-8").strip() for name in ("level", "type", "size"))
+        try:
+            level, kind, size = ((path / name).read_text("utf-8").strip() for name in ("level", "type", "size"))
+        except OSError:  # a virtual machine may not tell all of it
+            continue
         match = re.fullmatch(r"(\d+)([KMG]?)", size)
         if match and kind != "Instruction":
             found[f"L{level}"] = int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30}[match[2]]
