@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CUDA = ROOT / "custom_ops" / "cuda"
 INCLUDES = (ROOT / "custom_ops" / "include", CUDA, CUDA / "gpu")
 OPTIONS = ("-O3", "-std=c++17", "--expt-relaxed-constexpr", *(f"-I{path}" for path in INCLUDES))
-HOPPER = CUDA / "prefill_hopper.cu"
+HOPPER = "_hopper"  # in the names of those that use its own instructions
 CUDA_BUILD = ROOT / "build" / "cuda"
 
 
@@ -28,14 +28,14 @@ def kernel_sources() -> list[Path]:
 
 
 def is_for(source: Path, architecture: str) -> bool:
-    """Whether a translation unit is compiled for an architecture ("sm_90"): one of them is for Hopper only."""
-    return source != HOPPER or architecture == "sm_90"
+    """Whether a translation unit is compiled for an architecture ("sm_90"): some are for Hopper only."""
+    return HOPPER not in source.stem or architecture == "sm_90"
 
 
 def target(source: Path, architecture: str) -> str:
     """The option that compiles for an architecture by way of the PTX that the operator library takes, too."""
     number = architecture.removeprefix("sm_")
-    if source == HOPPER:
+    if HOPPER in source.stem:
         number = "90a"
     if number == "90a":
         return "-gencode=arch=compute_90a,code=sm_90a"
@@ -63,7 +63,7 @@ class Nvcc:
             UserError: nvcc refuses.
         """
         sources = [s for s in (*kernel_sources(), *sorted(CUDA.glob("*.cpp"))) if is_for(s, architecture)]
-        options = ("-c", "-Xcompiler", "-fPIC", *(["-DSKIM_CUDA_HOPPER"] if HOPPER in sources else []), *OPTIONS)
+        options = ("-c", "-Xcompiler", "-fPIC", *(["-DSKIM_CUDA_HOPPER"] if architecture == "sm_90" else []), *OPTIONS)
 
         def compiled(source: Path) -> Path:
             return self._compiled(f"{source.name}.o", [source], (target(source, architecture), *options))

@@ -95,10 +95,12 @@ def cases() -> Iterator[Case]:
                 yield replace(of_type, rows=rows, columns=columns, classes=(0, 1, 2, 3, 4, 7, 10, 15), tokens=tokens)
         for epilogue, tokens, extras in product(EPILOGUES, (1, 7, 16, 100), (False, True)):
             yield replace(of_type, columns=640, tokens=tokens, epilogue=epilogue, extras=extras)
-    # So many blocks that Hopper's are the large ones, whose order is one of its own from 1025 tokens on.
-    many = replace(base, rows=4100, columns=1000, tokens=1100, dtype="float16")
-    for classes, extras in product(((2,), (1, 4, 7, 11)), (False, True)):
-        yield replace(many, classes=classes, extras=extras)
+    # So many rows of 16 bits that Hopper's tiles have 128 tokens; then the large ones, which have an order of their own
+    # from 1025 tokens on.
+    many = replace(base, columns=1000)
+    for (rows, tokens), dtype in product(((9000, 100), (6000, 1100)), FLOATS[:2]):
+        for classes, extras in (((2,), False), ((1, 4, 7, 11), True)):
+            yield replace(many, rows=rows, tokens=tokens, dtype=dtype, classes=classes, extras=extras)
 
 
 def check(case: Case, kernels: Kernels, device: Device, seed: int = 0, *, replay: bool = True) -> Finding:

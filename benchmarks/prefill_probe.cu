@@ -26,10 +26,10 @@ __global__ void __launch_bounds__(Prefill<kTable>::kThreads, 2)
   Kernel::Store(tile, device, Kernel::kTokens, shared, epilogue, y);
 }
 
-template <LevelKind kTable, int kClass, int kRowTiles>
-__global__ void __launch_bounds__(HopperPrefill<kRowTiles>::kThreads, 1)
+template <LevelKind kTable, int kClass, int kRowTiles, int kTokenTiles>
+__global__ void __launch_bounds__(HopperPrefill<Half, kRowTiles, kTokenTiles>::kThreads, 1)
     WarpgroupProbe(const DeviceLayer device, const Half* x, int K, Epilogue epilogue, Half* y) {
-  using Kernel = HopperPrefill<kRowTiles>;
+  using Kernel = HopperPrefill<Half, kRowTiles, kTokenTiles>;
   __builtin_assume(K > 0 && K % kSuperblockColumns == 0);
   const RowRun run = OnlyRun<kClass>(device);
   const RowTile tile{run, static_cast<int>(blockIdx.x) * Kernel::kRows};
@@ -50,10 +50,11 @@ __global__ void __launch_bounds__(HopperPrefill<kRowTiles>::kThreads, 1)
   Kernel::Store(Kernel::RowsOf(group, tile), device, Kernel::kTokens, sums, shared, group, epilogue, y);
 }
 
-#define SKIM_PROBE(table, row_class)                                                                            \
-  template __global__ void MmaProbe<table, row_class>(DeviceLayer, const Half*, int, Epilogue, Half*);          \
-  template __global__ void WarpgroupProbe<table, row_class, 1>(DeviceLayer, const Half*, int, Epilogue, Half*); \
-  template __global__ void WarpgroupProbe<table, row_class, 2>(DeviceLayer, const Half*, int, Epilogue, Half*);
+#define SKIM_PROBE(table, row_class)                                                                                \
+  template __global__ void MmaProbe<table, row_class>(DeviceLayer, const Half*, int, Epilogue, Half*);              \
+  template __global__ void WarpgroupProbe<table, row_class, 1, 8>(DeviceLayer, const Half*, int, Epilogue, Half*);  \
+  template __global__ void WarpgroupProbe<table, row_class, 1, 16>(DeviceLayer, const Half*, int, Epilogue, Half*); \
+  template __global__ void WarpgroupProbe<table, row_class, 2, 16>(DeviceLayer, const Half*, int, Epilogue, Half*);
 SKIM_PROBE(LevelKind::kTableInt8, 1)
 SKIM_PROBE(LevelKind::kTableInt8, 2)
 SKIM_PROBE(LevelKind::kTableInt8, 3)

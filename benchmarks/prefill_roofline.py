@@ -41,7 +41,7 @@ __all__ = ["Prediction", "add_arguments", "predict", "run"]
 PROBE = Path(__file__).with_name("prefill_probe.cu")
 H100 = next(gpu for gpu in GPUS if gpu.architecture == "sm_90")
 STAGE_COLUMNS = 128
-GROUP_TOKENS = 8 * 128  # that Hopper's kernel multiplies together (FindTileNearOthers)
+GROUP_TILES = 8  # of tokens, that Hopper's kernel multiplies together (FindTileNearOthers)
 TENSOR_PRODUCTS = 2048  # multiply-adds of a multiprocessor in a clock: 989 TFLOP/s; half of it for mma.sync
 L2_BYTES_PER_CLOCK = 5120  # of all multiprocessors together (A100 whitepaper; the H100's is not published)
 WAIT = 2000  # clocks: three times from memory to a multiprocessor, one after the other
@@ -79,19 +79,19 @@ class Kernel:
 
 MMA = Kernel("mma.sync", 128, 64, 4, 0, "HMMA", 16 * 8 * 16, TENSOR_PRODUCTS / 2, 0, 2)
 WARPGROUP = {
-    tiles: Kernel(
-        f"wgmma, {128 * tiles} rows",
-        128 * tiles,
-        128,
+    (rows, tokens): Kernel(
+        f"wgmma, {rows} rows, {tokens} tokens",
+        rows,
+        tokens,
         8,
         4,
         "HGMMA",
-        16 * 128 * 16,
+        16 * tokens * 16,
         TENSOR_PRODUCTS,
-        128 * 16 * 2 // 4,
+        tokens * 16 * 2 // 4,
         1,
     )
-    for tiles in (1, 2)
+    for rows, tokens in ((128, 64), (128, 128), (256, 128))
 }
 
 
@@ -128,7 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("--shape", default="14336x4096", metavar="NxK", help="default: 14336x4096")
     parser.add_argument(
-        "--tokens", nargs="+", type=int, default=[128, 512, 2048], metavar="M", help="default: 128 512 2048"
+        "--tokens", nargs="+", type=int, default=[32, 128, 512, 2048], metavar="M", help="default: 32 128 512 2048"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write everything to a JSON file")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table to a Markdown file")
@@ -154,9 +154,8 @@ def predict(probe: Function, gpu: Gpu, rows: int, columns: int, tokens: int) -> 
     """What a probe can reach on a GPU; None if another one's tiles are taken for so many tokens."""
     name, parameters = demangled(probe.name).rstrip(">").split("<", 1)
     table, row_class, *tiles = (parameter.rsplit(")", 1)[-1].strip(" >()") for parameter in parameters.split(","))
-    kernel = WARPGROUP[int(tiles[0])] if name == "WarpgroupProbe" else MMA
-    few = _blocks(WARPGROUP[2], rows, tokens) < gpu.multiprocessors  # prefill_hopper.cu
-    if kernel is WARPGROUP[2 if few else 1]:
+    kernel = WARPGROUP[128 * int(tiles[0]), 8 * int(tiles[1])] if name == "WarpgroupProbe" else MMA
+    if kernel is not MMA and kernel is not _fastest_tiles(gpu, rows, tokens):
         return None
     codebook, number = LEVEL_KINDS[table].split()[0], int(row_class)
     width = class_bits(number)
@@ -168,12 +167,12 @@ def predict(probe: Function, gpu: Gpu, rows: int, columns: int, tokens: int) -> 
     limit = max(clocks, key=lambda of: clocks[of])
     block = columns / STAGE_COLUMNS * clocks[limit]
     end = _end(probe, kernel) / gpu.rates["issue"]
-    rounds = -(-_blocks(kernel, rows, tokens) // gpu.multiprocessors)
+    rounds = _rounds(kernel, gpu, rows, tokens)
     # Blocks that share a multiprocessor hide each other's begin and end, but for the first and the last.
     seconds = (rounds * block + (rounds if kernel.resident == 1 else 1) * (end + WAIT)) / gpu.clock
 
     weights = rows * row_bytes(width, columns)
-    together = GROUP_TOKENS if kernel is not MMA else tokens
+    together = GROUP_TILES * kernel.tokens if kernel is not MMA else tokens
     moved = 2 * tokens * (columns + rows) + weights * -(-tokens // together)
     if moved / gpu.bandwidth > seconds:
         seconds, limit = moved / gpu.bandwidth, "memory"
@@ -186,8 +185,18 @@ def predict(probe: Function, gpu: Gpu, rows: int, columns: int, tokens: int) -> 
     )
 
 
-def _blocks(kernel: Kernel, rows: int, tokens: int) -> int:
-    return -(-rows // kernel.rows) * -(-tokens // kernel.tokens)
+def _fastest_tiles(gpu: Gpu, rows: int, tokens: int) -> Kernel:
+    """As LaunchFastestTiles takes them (prefill_hopper.cuh)."""
+    times = {(128, 64): 10, (128, 128): 17, (256, 128): 29}
+    return min(
+        (WARPGROUP[tiles] for tiles in reversed(times)),
+        key=lambda kernel: _rounds(kernel, gpu, rows, tokens) * times[kernel.rows, kernel.tokens],
+    )
+
+
+def _rounds(kernel: Kernel, gpu: Gpu, rows: int, tokens: int) -> int:
+    """How often the multiprocessors take a block each."""
+    return -(-(-(-rows // kernel.rows) * -(-tokens // kernel.tokens)) // gpu.multiprocessors)
 
 
 def _stage(probe: Function, kernel: Kernel, gpu: Gpu) -> dict[str, float]:

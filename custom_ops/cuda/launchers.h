@@ -22,5 +22,6 @@ MatmulLauncher Decode16Bfloat16;
 MatmulLauncher PrefillBfloat16;
 MatmulLauncher MatmulFloat32;  // float32, up to 8 tokens a block
 MatmulLauncher PrefillHopper;  // float16, up to 128 tokens a block; in libraries that have it (SKIM_CUDA_HOPPER)
+MatmulLauncher PrefillHopperBfloat16;
 
 }  // namespace skim::cuda

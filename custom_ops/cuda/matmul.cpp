@@ -14,7 +14,7 @@ MatmulLauncher& LauncherFor(FloatType type, int64_t M) {
   if (M <= kFewTokens) return half ? Decode8 : Decode8Bfloat16;
   if (M <= kDecodeTokens) return half ? Decode16 : Decode16Bfloat16;
 #ifdef SKIM_CUDA_HOPPER
-  if (half && CurrentGpu().capability == kHopperCapability) return PrefillHopper;
+  if (CurrentGpu().capability == kHopperCapability) return half ? PrefillHopper : PrefillHopperBfloat16;
 #endif
   return half ? PrefillFloat16 : PrefillBfloat16;
 }

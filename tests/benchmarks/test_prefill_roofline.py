@@ -7,10 +7,10 @@ from sass import Function, Instruction
 from ..tools import require
 from .command import measured
 
-MANGLED = "_ZN4skim4cuda14WarpgroupProbeILNS0_9LevelKindE0ELi2ELi2EEEvv"  # 3 bits, 256 rows
+MANGLED = "_ZN4skim4cuda14WarpgroupProbeILNS0_9LevelKindE0ELi2ELi{}ELi{}EEEvv"  # 3 bits
 
 
-def probe(arithmetic, products=16):
+def probe(arithmetic, products=16, row_tiles=2, token_tiles=16):
     """A multiplying loop with so much arithmetic, a filling loop of two batches, and a loop that stores."""
     lines = [
         *(["HGMMA"] * products + ["PRMT"] * arithmetic + ["@P0 BRA 0x0"]),
@@ -32,12 +32,12 @@ def probe(arithmetic, products=16):
         words = line.split()
         predicate = words.pop(0) if words[0].startswith("@") else ""
         code.append(Instruction(words[0], words[1] if len(words) > 1 else "", predicate))
-    return Function(MANGLED, tuple(code))
+    return Function(MANGLED.format(row_tiles, token_tiles), tuple(code))
 
 
 def test_clocks_of_a_stage():
     found = predict(probe(500), H100, 14336, 4096, 2048)
-    assert (found.row_class, found.codebook, found.kernel) == (2, "int8", "wgmma, 256 rows")
+    assert (found.row_class, found.codebook, found.kernel) == (2, "int8", "wgmma, 256 rows, 128 tokens")
     # 256 rows, 128 tokens and 128 columns at 2048 products a clock.
     assert found.clocks["tensor"] == 2048
     assert found.clocks["ALU"] == 8 * 500 / 2
@@ -62,8 +62,22 @@ def test_whatever_takes_longest_is_the_limit():
     assert (found.limit, found.clocks["ALU"]) == ("ALU", 8000)
 
 
-def test_few_tokens_have_small_tiles():
-    assert predict(probe(500), H100, 14336, 4096, 128) is None
+@pytest.mark.parametrize(
+    ("rows", "tokens", "tiles"),
+    [
+        (4096, 17, (1, 8)),
+        (14336, 64, (1, 8)),
+        (14336, 128, (1, 16)),  # 112 blocks at once, where tiles of 64 tokens would be two rounds
+        (4096, 256, (1, 8)),
+        (14336, 256, (2, 16)),
+        (128256, 64, (1, 8)),
+        (128256, 128, (2, 16)),
+    ],
+)
+def test_the_tiles_that_are_fastest(rows, tokens, tiles):
+    for row_tiles, token_tiles in ((1, 8), (1, 16), (2, 16)):
+        found = predict(probe(500, 16 * row_tiles, row_tiles, token_tiles), H100, rows, 4096, tokens)
+        assert (found is not None) == ((row_tiles, token_tiles) == tiles)
 
 
 def test_products_that_are_missing():
@@ -76,8 +90,9 @@ def test_the_command(tmp_path):
     require("nvcc", "nvdisasm")
     report, printed = measured(tmp_path / "a.json", "prefill-roofline", "--markdown", tmp_path / "a.md")
     assert printed.strip() == (tmp_path / "a.md").read_text().strip()
-    assert {row["kernel"] for row in report["rows"]} == {"mma.sync", "wgmma, 128 rows", "wgmma, 256 rows"}
+    tiles = ("128 rows, 64 tokens", "128 rows, 128 tokens", "256 rows, 128 tokens")
+    assert {row["kernel"] for row in report["rows"]} == {"mma.sync", *(f"wgmma, {of}" for of in tiles)}
     # Of int8 tables of 3 bits, 2048 tokens.
     rows = [row for row in report["rows"] if (row["row_class"], row["codebook"], row["tokens"]) == (2, "int8", 2048)]
     shares = {row["kernel"]: row["cublas_share"] for row in rows}
-    assert shares["wgmma, 256 rows"] > 1 > 0.7 > shares["mma.sync"]
+    assert shares["wgmma, 256 rows, 128 tokens"] > 1 > 0.7 > shares["mma.sync"]

@@ -24,6 +24,7 @@ constexpr bool kIsSupported = kHasBfloat16 || !std::is_same_v<Float, Bfloat16>;
 //   CenteredBytes(two): two bytes, each beside zeros, less 128.
 //   FromHalves(two): two halves, rounded.
 //   Scaled(two, scale): times two halves.
+//   Sum(two): of both.
 //   MultiplyAdd(d, a, b): see device.cuh.
 template <typename Element>
 struct ElementPair;
@@ -43,6 +44,10 @@ struct ElementPair<Half> {
   static SKIM_DEVICE uint32_t FromHalves(uint32_t two) { return two; }
 
   static SKIM_DEVICE uint32_t Scaled(uint32_t two, uint32_t scale) { return MultiplyHalf2(two, scale); }
+
+  static SKIM_DEVICE float Sum(uint32_t two) {
+    return HalfToFloat(static_cast<Half>(two)) + HalfToFloat(static_cast<Half>(two >> 16));
+  }
 
   static SKIM_DEVICE void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     cuda::MultiplyAdd(d, a, b);
@@ -74,6 +79,8 @@ struct ElementPair<Bfloat16> {
     return FloatsToBfloat2(BitsToFloat(two << 16) * HalfToFloat(static_cast<Half>(scale)),
                            BitsToFloat(two & 0xffff0000) * HalfToFloat(static_cast<Half>(scale >> 16)));
   }
+
+  static SKIM_DEVICE float Sum(uint32_t two) { return BitsToFloat(two << 16) + BitsToFloat(two & 0xffff0000); }
 
   static SKIM_DEVICE void MultiplyAdd(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
     MultiplyAddBfloat16(d, a, b);

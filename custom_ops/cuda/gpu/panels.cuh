@@ -6,15 +6,16 @@
 #include <warpgroup.cuh>
 
 #include "activations.cuh"
+#include "element.cuh"
 #include "skim/packed.h"
 
 namespace skim::cuda {
 
-constexpr int kWarpgroup = 128;                             // threads
-constexpr int kWarpgroupRows = 64, kWarpgroupTokens = 128;  // of one multiplication
+constexpr int kWarpgroup = 128;     // threads
+constexpr int kWarpgroupRows = 64;  // of one multiplication
 
 // A panel holds 64 columns of each token: 128 bytes.
-constexpr int kPanelColumns = 64, kPanelBytes = kWarpgroupTokens * kPanelColumns * 2;
+constexpr int kPanelColumns = 64;
 constexpr int kPanelAlignment = 1024;  // bytes: of eight tokens
 
 // Where the 16 bytes `chunk` (of 0..7) of a token lie in a panel. Chunks of one number of eight tokens lie in different
@@ -32,37 +33,44 @@ SKIM_DEVICE uint64_t PanelOperand(const char* panel) {
 constexpr int kStageLanes = 16;                           // words of four threads
 constexpr int kStageCodes = 8;                            // of each lane
 constexpr int kPanelCodes = kPanelColumns / kStageLanes;  // of a stage's codes
-constexpr int kStageBytes = kStageCodes / kPanelCodes * kPanelBytes;
 
 static constexpr int CountStages(int K) {
   return 2 * (K / kSuperblockColumns) + static_cast<int>(CeilDiv(TailLanes(K), kStageLanes));
 }
 
-// The part of a stage's panels for code j.
-SKIM_DEVICE uint64_t CodeOperand(uint64_t stage, int j) {
-  return stage + j / kPanelCodes * (kPanelBytes / 16) + j % kPanelCodes * kNextColumns;
-}
+// The panels of a stage of so many tokens.
+template <int kTokens>
+struct StagePanels {
+  static constexpr int kPanelBytes = kTokens * kPanelColumns * 2;
+  static constexpr int kBytes = kStageCodes / kPanelCodes * kPanelBytes;
 
-// A warpgroup that fills stages one after the other. Each thread does one code for some of the tokens, kBatch of which
-// are on their way at once. With kSums it adds up what it writes, in shared memory: it has few registers.
+  // The part of a stage for code j.
+  static SKIM_DEVICE uint64_t CodeOperand(uint64_t stage, int j) {
+    return stage + j / kPanelCodes * (kPanelBytes / 16) + j % kPanelCodes * kNextColumns;
+  }
+};
+
+// A warpgroup that fills stages of kTokens one after the other. Each thread does one code for some of the tokens,
+// kBatch of which are on their way at once. With kSums it adds up what it writes, in shared memory: it has few
+// registers.
 //
 // Thread c of a row has lanes 4 c to 4 c + 3, so that of a code's 16 columns 4 c and 4 c + 1 are multiplied as numbers
 // 2 c and 2 c + 1, and 4 c + 2, 4 c + 3 as 2 c + 8, 2 c + 9: pairs of columns are stored in the order 0 2 4 6 1 3 5 7.
-template <int kBatch, bool kSums>
+template <typename Element, int kTokens, int kBatch, bool kSums>
 class PanelFiller {
  public:
-  static constexpr int kSumBytes = kWarpgroupTokens * kStageCodes * 4;
+  static constexpr int kSumBytes = kTokens * kStageCodes * 4;
 
   // `sums`: room for kSumBytes. A lane has code lane % 4 + 4 (warp % 2): with eight lanes beside each other 16 bytes go
   // to all banks.
-  SKIM_DEVICE PanelFiller(const Activations<Half>& from, int thread, float* sums)
+  SKIM_DEVICE PanelFiller(const Activations<Element>& from, int thread, float* sums)
       : from_(from),
         code_(thread % 4 + kPanelCodes * (thread / 32 % 2)),
         token_(thread % 32 / 4 + 8 * (thread / 64)),
-        to_(code_ / kPanelCodes * kPanelBytes + PanelOffset(token_, code_ % kPanelCodes * 2)),
+        to_(code_ / kPanelCodes * StagePanels<kTokens>::kPanelBytes + PanelOffset(token_, code_ % kPanelCodes * 2)),
         sums_(sums + token_ * kStageCodes + code_) {
 #pragma unroll
-    for (int i = 0; kSums && i < kTokens; ++i) sums_[i * kDistance * kStageCodes] = 0;
+    for (int i = 0; kSums && i < kThreadTokens; ++i) sums_[i * kDistance * kStageCodes] = 0;
   }
 
   // Fills stage `number`; calls wait() before it writes.
@@ -87,12 +95,14 @@ class PanelFiller {
   }
 
  private:
-  static constexpr int kTokens = kWarpgroupTokens * kStageCodes / kWarpgroup;  // of a thread
-  static constexpr int kDistance = kWarpgroupTokens / kTokens;                 // of a thread's tokens
+  using Two = ElementPair<Element>;
+  static constexpr int kDistance = kWarpgroup / kStageCodes;  // of a thread's tokens
+  static constexpr int kThreadTokens = kTokens / kDistance;
+  static_assert(kThreadTokens % kBatch == 0);
 
   // A column of a thread's token i. What is multiplied for tokens that do not exist does not matter: the last one once
   // more.
-  SKIM_DEVICE const Half* At(int i, int column) const {
+  SKIM_DEVICE const Element* At(int i, int column) const {
     const int token = token_ + i * kDistance < from_.count ? token_ + i * kDistance : from_.count - 1;
     return from_.x + (static_cast<uint32_t>(token) * from_.K + column);
   }
@@ -114,7 +124,7 @@ class PanelFiller {
       for (int p = 0; p < 2; ++p) scale[p] = Load(reinterpret_cast<const uint4*>(from_.scale + column) + p);
     }
 #pragma unroll 1
-    for (int first = 0; first < kTokens; first += kBatch) {
+    for (int first = 0; first < kThreadTokens; first += kBatch) {
       uint4 x[kBatch][2];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
@@ -124,10 +134,10 @@ class PanelFiller {
       if (first == 0) wait();
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const uint4 a = Multiply(x[i][0], scale[0]), b = Multiply(x[i][1], scale[1]);
+        const uint4 a = Scaled(x[i][0], scale[0]), b = Scaled(x[i][1], scale[1]);
         *reinterpret_cast<uint4*>(Chunk(stage, first + i, 0)) = {a.x, a.z, b.x, b.z};
         *reinterpret_cast<uint4*>(Chunk(stage, first + i, 1)) = {a.y, a.w, b.y, b.w};
-        Add(first + i, SumHalves(a) + SumHalves(b));
+        Add(first + i, Sum(a) + Sum(b));
       }
     }
   }
@@ -135,36 +145,33 @@ class PanelFiller {
   // Columns of a superblock that has so many lanes, one by one; those that do not exist are 0.
   SKIM_DEVICE void CopyColumns(char* stage, int first, int lanes, int first_lane) const {
 #pragma unroll 1
-    for (int i = 0; i < kTokens; ++i) {
+    for (int i = 0; i < kThreadTokens; ++i) {
       float sum = 0;
 #pragma unroll 1
       for (int k = 0; k < kStageLanes; ++k) {
         const int lane = first_lane + k, column = first + code_ * lanes + lane;
-        Half value = 0;
+        float value = 0;
         if (lane < lanes && column < from_.K) {
-          value = Load(At(i, column));
-          if (from_.scale != nullptr) value = FloatToHalf(HalfToFloat(value) * LoadFloat(from_.scale + column));
+          value = LoadFloat(At(i, column));
+          if (from_.scale != nullptr) value *= LoadFloat(from_.scale + column);
         }
-        reinterpret_cast<Half*>(Chunk(stage, i, k / 2 % 2))[k / 4 * 2 + k % 2] = value;
-        sum += HalfToFloat(value);
+        Element* to = reinterpret_cast<Element*>(Chunk(stage, i, k / 2 % 2)) + (k / 4 * 2 + k % 2);
+        StoreFloat(to, value);
+        sum += ReadBack(to);
       }
       Add(i, sum);
     }
   }
 
-  static SKIM_DEVICE uint4 Multiply(const uint4& x, const uint4& scale) {
-    return {MultiplyHalf2(x.x, scale.x), MultiplyHalf2(x.y, scale.y), MultiplyHalf2(x.z, scale.z),
-            MultiplyHalf2(x.w, scale.w)};
+  static SKIM_DEVICE uint4 Scaled(const uint4& x, const uint4& scale) {
+    return {Two::Scaled(x.x, scale.x), Two::Scaled(x.y, scale.y), Two::Scaled(x.z, scale.z), Two::Scaled(x.w, scale.w)};
   }
 
-  static SKIM_DEVICE float SumHalves(uint32_t x) {
-    return HalfToFloat(static_cast<Half>(x)) + HalfToFloat(static_cast<Half>(x >> 16));
-  }
-  static SKIM_DEVICE float SumHalves(const uint4& x) {
-    return (SumHalves(x.x) + SumHalves(x.y)) + (SumHalves(x.z) + SumHalves(x.w));
+  static SKIM_DEVICE float Sum(const uint4& x) {
+    return (Two::Sum(x.x) + Two::Sum(x.y)) + (Two::Sum(x.z) + Two::Sum(x.w));
   }
 
-  const Activations<Half>& from_;
+  const Activations<Element>& from_;
   int code_, token_;
   int to_;       // of the first token's chunk 0, in a stage
   float* sums_;  // of the first token

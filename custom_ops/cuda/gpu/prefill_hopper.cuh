@@ -1,17 +1,29 @@
 // The product of many tokens on Hopper. Two warpgroups of a block have rows of their own: they turn codes into
-// fragments in registers, once for 128 tokens, and multiply them with activations in shared memory while they decode
-// the next ones. A third one fills a ring of stages with activations.
+// fragments in registers, once for up to 128 tokens, and multiply them with activations in shared memory while they
+// decode the next ones. A third one fills a ring of stages with activations.
 #pragma once
 
 #include <device.cuh>
+#include <type_traits>
 #include <warpgroup.cuh>
 
 #include "activations.cuh"
 #include "levels.cuh"
 #include "panels.cuh"
+#include "skim/cuda.h"
 #include "tile.cuh"
 
 namespace skim::cuda {
+
+// MultiplyAddAsync of elements.
+template <typename Element, int kTokenTiles>
+SKIM_DEVICE void MultiplyAddAsync(float (&d)[kTokenTiles][4], const uint32_t (&a)[4], uint64_t b) {
+  if constexpr (std::is_same_v<Element, Half>) {
+    cuda::MultiplyAddAsync(d, a, b);
+  } else {
+    MultiplyAddAsyncBfloat16(d, a, b);
+  }
+}
 
 // A stage's word of each vector of rows g and g + 8 of a warp's 16; those that do not exist are 0. `offsets`: where the
 // thread's first words of these rows lie. Two stages share each sector, so these loads leave it in the L1 cache.
@@ -32,11 +44,11 @@ SKIM_DEVICE void LoadStageCodes(const uint8_t* codes, const uint32_t (&offsets)[
 }
 
 // kRowTiles: of 64 rows, that each of the two warpgroups has.
-template <int kRowTiles>
+template <typename Element, int kRowTiles, int kTokenTiles>
 struct HopperPrefill {
   static constexpr int kGroups = 2, kThreads = (kGroups + 1) * kWarpgroup;
   static constexpr int kGroupRows = kWarpgroupRows * kRowTiles, kRows = kGroups * kGroupRows;
-  static constexpr int kTokens = kWarpgroupTokens;
+  static constexpr int kTokens = kMmaTokens * kTokenTiles;
   static constexpr int kStages = 3;
 
   // Registers of a thread that fills stages, and of one that multiplies: together as many as three warpgroups are
@@ -45,11 +57,12 @@ struct HopperPrefill {
   static constexpr int kFillerRegisters = kRowTiles == 1 ? 104 : 72;
   static constexpr int kMultiplierRegisters = kRowTiles == 1 ? 200 : 216;
   static_assert(kFillerRegisters + kGroups * kMultiplierRegisters <= (kGroups + 1) * kLaunchRegisters);
-  static constexpr int kBatch = kRowTiles == 1 ? 8 : 4;
+  static constexpr int kBatch = kRowTiles == 1 && kTokenTiles == 16 ? 8 : 4;
 
+  using Panels = StagePanels<kTokens>;
   using Products = ProductTile<kWarpgroupRows>;
   static constexpr int kProductBytes = Products::Floats(kTokens) * 4;  // of a warpgroup
-  static constexpr int kTokenSums = kStages * kStageBytes;             // behind the stages
+  static constexpr int kTokenSums = kStages * Panels::kBytes;          // behind the stages
   static constexpr int kSumBytes = kTokens * kStageCodes * 4;          // of their parts, which come last
   static constexpr int kTile = kTokenSums + kTokens * 4 + kSumBytes;
   static_assert(kGroups * kProductBytes <= kTokenSums);
@@ -62,7 +75,7 @@ struct HopperPrefill {
   };
   static constexpr int kBytes = kTile + static_cast<int>(sizeof(KeptTile));
 
-  using Sums = float[kRowTiles][kTokens / kMmaTokens][4];
+  using Sums = float[kRowTiles][kTokenTiles][4];
 
   // Barriers: `Full` of each stage and multiplying warpgroup, `Free` of each stage.
   static SKIM_DEVICE int Full(int buffer, int group) { return 1 + kGroups * buffer + group; }
@@ -75,8 +88,8 @@ struct HopperPrefill {
   }
 
   template <bool kSums>
-  static SKIM_DEVICE void Fill(const Activations<Half>& x, char* shared) {
-    using Filler = PanelFiller<kBatch, kSums>;
+  static SKIM_DEVICE void Fill(const Activations<Element>& x, char* shared) {
+    using Filler = PanelFiller<Element, kTokens, kBatch, kSums>;
     static_assert(Filler::kSumBytes == kSumBytes);
     const int thread = threadIdx.x % kWarpgroup;
     auto* sums = reinterpret_cast<float*>(shared + kTokenSums);
@@ -85,7 +98,7 @@ struct HopperPrefill {
     int buffer = 0;
 #pragma unroll 1
     for (int stage = 0; stage < stages; ++stage) {
-      filler.Fill(shared + buffer * kStageBytes, stage, [&] {
+      filler.Fill(shared + buffer * Panels::kBytes, stage, [&] {
         if (stage >= kStages) WaitAtBarrier(Free(buffer), kThreads);
       });
       FenceForMultiplies();
@@ -94,7 +107,7 @@ struct HopperPrefill {
       if (++buffer == kStages) buffer = 0;
     }
     WaitAtBarrier(OfGroup(kGroups), kWarpgroup);  // for what the others have added up
-    sums[thread] = Filler::Sum(sums + kTokens, thread);
+    if (thread < kTokens) sums[thread] = Filler::Sum(sums + kTokens, thread);
   }
 
   // A warpgroup's place among the stages that it multiplies.
@@ -103,7 +116,7 @@ struct HopperPrefill {
     int group, stages;
     int stage = 0, buffer = 0;
 
-    SKIM_DEVICE uint64_t Operand() const { return PanelOperand(shared + buffer * kStageBytes); }
+    SKIM_DEVICE uint64_t Operand() const { return PanelOperand(shared + buffer * Panels::kBytes); }
     SKIM_DEVICE void WaitUntilFull() const { WaitAtBarrier(Full(buffer, group), 2 * kWarpgroup); }
     // The stage before this one is not needed any more.
     SKIM_DEVICE void FreePrevious() const {
@@ -129,7 +142,7 @@ struct HopperPrefill {
   template <LevelKind kKind, int kBits>
   static SKIM_DEVICE void Multiply(const RowTile& rows, int K, Ring ring, Sums& sums) {
     const RowRun& run = rows.run;
-    using RowLevels = Levels<kKind, kBits, Place::kCache>;
+    using RowLevels = Levels<kKind, kBits, Place::kCache, Element>;
     const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     RowLevels levels[kRowTiles][2];
     const uint8_t* codes = run.codes + rows.first * RowBytes(kBits, K);
@@ -182,7 +195,7 @@ struct HopperPrefill {
           FenceMultiplies();
 #pragma unroll
           for (int k = 0; k < kTogether; ++k) {
-            MultiplyAddAsync(sums[r], a[k], CodeOperand(b, CodeOfStep(kBits, kTogether, i, k)));
+            MultiplyAddAsync<Element>(sums[r], a[k], Panels::CodeOperand(b, CodeOfStep(kBits, kTogether, i, k)));
           }
           CommitMultiplies();
         }
@@ -200,20 +213,20 @@ struct HopperPrefill {
 
   // Stores a warpgroup's products, by way of shared memory that only it uses.
   static SKIM_DEVICE void Store(const RowTile& rows, const DeviceLayer& device, int count, const Sums& sums,
-                                char* shared, int group, Epilogue epilogue, Half* y) {
+                                char* shared, int group, Epilogue epilogue, Element* y) {
     const int thread = threadIdx.x % kWarpgroup, warp = thread / 32;
     auto* products = reinterpret_cast<float*>(shared + group * kProductBytes);
     const auto* token_sums = reinterpret_cast<const float*>(shared + kTokenSums);
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
 #pragma unroll
-      for (int t = 0; t < kTokens / kMmaTokens; ++t) {
+      for (int t = 0; t < kTokenTiles; ++t) {
         Products(products).Write(kMmaRows * warp, kMmaTokens * t, sums[r][t]);
       }
       WaitAtBarrier(OfGroup(group), kWarpgroup);
       const int row = thread % kWarpgroupRows, in_run = rows.first + kWarpgroupRows * r + row;
       if (in_run < rows.run.count) {
-        const RowOutput<Half> output(device, rows.run, in_run, epilogue, y);
+        const RowOutput<Element> output(device, rows.run, in_run, epilogue, y);
 #pragma unroll 2
         for (int token = thread / kWarpgroupRows; token < count; token += kWarpgroup / kWarpgroupRows) {
           output.Store(token, Products::Read(products, row, token), token_sums[token]);
@@ -236,10 +249,11 @@ SKIM_DEVICE BlockTile FindTileNearOthers(const Layer& layer, int64_t M, int rows
   return TileAt(layer, M, rows, tokens, block / together, first + block % together);
 }
 
-template <LevelKind kTable, int kRowTiles>
-__global__ void __launch_bounds__(HopperPrefill<kRowTiles>::kThreads, 1)
-    HopperPrefillKernel(const DeviceLayer device, const Half* x, int64_t M, int row_tiles, Epilogue epilogue, Half* y) {
-  using Kernel = HopperPrefill<kRowTiles>;
+template <LevelKind kTable, typename Element, int kRowTiles, int kTokenTiles>
+__global__ void __launch_bounds__(HopperPrefill<Element, kRowTiles, kTokenTiles>::kThreads, 1)
+    HopperPrefillKernel(const DeviceLayer device, const Element* x, int64_t M, int row_tiles, Epilogue epilogue,
+                        Element* y) {
+  using Kernel = HopperPrefill<Element, kRowTiles, kTokenTiles>;
   const auto K = static_cast<int>(device.layer.weights.K);
   const BlockTile tile = FindTileNearOthers(device.layer, M, Kernel::kRows, Kernel::kTokens, row_tiles);
   char* shared = AlignedSharedMemory();
@@ -248,7 +262,7 @@ __global__ void __launch_bounds__(HopperPrefill<kRowTiles>::kThreads, 1)
   if (group == Kernel::kGroups) {
     GiveRegisters<Kernel::kFillerRegisters>();
     if (threadIdx.x % kWarpgroup == 0) *kept = {tile.rows.run, tile.rows.first, tile.tokens, tile.first_token};
-    const Activations<Half> x_tile{x + tile.first_token * K, device.layer.weights.column_scale.data, tile.tokens, K};
+    const Activations<Element> x_tile{x + tile.first_token * K, device.layer.weights.column_scale.data, tile.tokens, K};
     if (IsAffine(tile.rows.run.row_class)) {
       Kernel::template Fill<true>(x_tile, shared);
     } else {
@@ -273,20 +287,49 @@ __global__ void __launch_bounds__(HopperPrefill<kRowTiles>::kThreads, 1)
                 y + kept->first_token * device.layer.weights.N);
 }
 
-template <int kRowTiles>
-int64_t CountHopperBlocks(const Layer& layer, int64_t M) {
-  using Kernel = HopperPrefill<kRowTiles>;
-  return CountTiles(layer, Kernel::kRows) * CeilDiv(M, Kernel::kTokens);
+// A size of tiles. kTime: what a block takes, in proportion to those of other sizes (benchmarks/prefill_roofline.py).
+// `kTable`: the kind of the layer's codebooks.
+template <LevelKind kTable, typename Element, int kRowTiles, int kTokenTiles, int kTime>
+struct HopperTiles {
+  using Kernel = HopperPrefill<Element, kRowTiles, kTokenTiles>;
+
+  static int64_t CountBlocks(const Layer& layer, int64_t M) {
+    return CountTiles(layer, Kernel::kRows) * CeilDiv(M, Kernel::kTokens);
+  }
+
+  static int64_t Time(const Layer& layer, int64_t M, int multiprocessors) {
+    return CeilDiv(CountBlocks(layer, M), multiprocessors) * kTime;
+  }
+
+  static int Launch(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
+    const auto row_tiles = static_cast<int>(CountTiles(layer.layer, Kernel::kRows));
+    return cuda::Launch(HopperPrefillKernel<kTable, Element, kRowTiles, kTokenTiles>, CountBlocks(layer.layer, M),
+                        Kernel::kThreads, Kernel::kBytes, stream, layer, static_cast<const Element*>(x), M, row_tiles,
+                        epilogue, static_cast<Element*>(y));
+  }
+};
+
+template <LevelKind kTable, typename Element>
+int LaunchFastestTiles(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
+  using Small = HopperTiles<kTable, Element, 1, 8, 10>;
+  using Medium = HopperTiles<kTable, Element, 1, 16, 17>;
+  using Large = HopperTiles<kTable, Element, 2, 16, 29>;
+  const int multiprocessors = CurrentGpu().multiprocessors;
+  const int64_t small = Small::Time(layer.layer, M, multiprocessors);
+  const int64_t medium = Medium::Time(layer.layer, M, multiprocessors);
+  const int64_t large = Large::Time(layer.layer, M, multiprocessors);
+  const auto launch = large <= small && large <= medium ? Large::Launch
+                      : medium <= small                 ? Medium::Launch
+                                                        : Small::Launch;
+  return launch(layer, x, M, epilogue, y, stream);
 }
 
-// `kTable`: the kind of the layer's codebooks.
-template <LevelKind kTable, int kRowTiles>
+template <typename Element>
 int LaunchHopperPrefill(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
-  using Kernel = HopperPrefill<kRowTiles>;
-  const auto row_tiles = static_cast<int>(CountTiles(layer.layer, Kernel::kRows));
-  return Launch(HopperPrefillKernel<kTable, kRowTiles>, CountHopperBlocks<kRowTiles>(layer.layer, M), Kernel::kThreads,
-                Kernel::kBytes, stream, layer, static_cast<const Half*>(x), M, row_tiles, epilogue,
-                static_cast<Half*>(y));
+  const auto launch = layer.layer.weights.codebook_type == CodebookType::kInt8
+                          ? LaunchFastestTiles<LevelKind::kTableInt8, Element>
+                          : LaunchFastestTiles<LevelKind::kTableFloat16, Element>;
+  return launch(layer, x, M, epilogue, y, stream);
 }
 
 }  // namespace skim::cuda

@@ -114,22 +114,28 @@ enum class Fault {
   kAbsentWarp,
 };
 
-// d [64, 128] += a [64, 64] b [64, 128] by one warpgroup: [thread][64] of d, [step][thread][4] of a, a panel of b. The
-// four steps are two groups.
+// d [64, N] += a [64, 64] b [64, N] by one warpgroup, for N tokens: [thread][N / 2] of d, [step][thread][4] of a, a
+// panel of b. The four steps are two groups.
+template <bool kBfloat16, int kTokens>
 __global__ void WarpgroupKernel(const uint32_t* a, const uint4* b, uint64_t descriptor, float* d, Fault fault) {
+  constexpr int kSums = kTokens / 2, kPieces = kTokens * 8 / 128;
   const unsigned thread = threadIdx.x;
   const auto panel = reinterpret_cast<uint4*>(SharedMemory());
-  for (int i = 0; i < 8; ++i) panel[8 * thread + i] = Load(b + 8 * thread + i);
+  for (int i = 0; i < kPieces; ++i) panel[kPieces * thread + i] = Load(b + kPieces * thread + i);
   if (fault != Fault::kNoFenceForMultiplies) FenceForMultiplies();
   __syncthreads();
   if (fault == Fault::kAbsentWarp && thread / 32 == 3) return;
-  float sums[16][4];
+  float sums[kTokens / 8][4];
   uint32_t fragments[4][4];
-  for (int i = 0; i < 64; ++i) sums[i / 4][i % 4] = d[64 * thread + i];
+  for (int i = 0; i < kSums; ++i) sums[i / 4][i % 4] = d[kSums * thread + i];
   for (int i = 0; i < 16; ++i) fragments[i / 4][i % 4] = Load(a + 512 * (i / 4) + 4 * thread + i % 4);
   if (fault != Fault::kNoFence) FenceMultiplies();
   for (int step = 0; step < 4; ++step) {
-    MultiplyAddAsync(sums, fragments[step], descriptor + 2 * step);
+    if constexpr (kBfloat16) {
+      MultiplyAddAsyncBfloat16(sums, fragments[step], descriptor + 2 * step);
+    } else {
+      MultiplyAddAsync(sums, fragments[step], descriptor + 2 * step);
+    }
     if (step % 2 == 1 && fault != Fault::kNoCommit) CommitMultiplies();
   }
   WaitForMultiplies<1>();
@@ -137,14 +143,14 @@ __global__ void WarpgroupKernel(const uint32_t* a, const uint4* b, uint64_t desc
     fragments[0][0] ^= 1;
     MultiplyAddAsync(sums, fragments[0], descriptor);
   }
-  if (fault == Fault::kSumsReadEarly) d[64 * thread] = sums[0][0];
+  if (fault == Fault::kSumsReadEarly) d[kSums * thread] = sums[0][0];
   if (fault == Fault::kSumsChanged && thread == 77) sums[3][1] = 1;
   if (fault == Fault::kRegistersChanged && thread == 77) fragments[2][3] ^= 1;
   fragments[0][0] = 0;  // its multiplication is done
-  if (fault == Fault::kPanelChanged && thread == 77) panel[1000].x ^= 1;
+  if (fault == Fault::kPanelChanged && thread == 77) panel[kPieces * 125].x ^= 1;
   if (fault == Fault::kNoWait) return;
   WaitForMultiplies<0>();
-  for (int i = fault == Fault::kSumsReadEarly; i < 64; ++i) d[64 * thread + i] = sums[i / 4][i % 4];
+  for (int i = fault == Fault::kSumsReadEarly; i < kSums; ++i) d[kSums * thread + i] = sums[i / 4][i % 4];
 }
 
 // Warp 0 tells the others a number by way of barrier 1, `count` of the threads; they do not wait for each other.
@@ -224,8 +230,13 @@ TRY TryRound(unsigned blocks, const float* x, uint32_t* y) { return Launch(Round
 
 TRY TryPermute(uint32_t selector, uint32_t* y) { return Launch(PermuteKernel, 1, 32, 0, nullptr, selector, y); }
 
-TRY TryWarpgroup(const uint32_t* a, const uint4* b, uint64_t descriptor, float* d, int fault) {
-  return Launch(WarpgroupKernel, 1, 128, 16384, nullptr, a, b, descriptor, d, static_cast<Fault>(fault));
+TRY TryWarpgroup(bool bfloat16, int tokens, const uint32_t* a, const uint4* b, uint64_t descriptor, float* d,
+                 int fault) {
+  void (*const kernels[2][2])(const uint32_t*, const uint4*, uint64_t, float*, Fault) = {
+      {WarpgroupKernel<false, 64>, WarpgroupKernel<false, 128>},
+      {WarpgroupKernel<true, 64>, WarpgroupKernel<true, 128>}};
+  return Launch(kernels[bfloat16][tokens / 128], 1, 128, 128 * tokens, nullptr, a, b, descriptor, d,
+                static_cast<Fault>(fault));
 }
 
 TRY TryNumbered(int number, int count, int last_count, bool waits, unsigned* y) {

@@ -7,16 +7,14 @@
 #include <map>
 #include <vector>
 
-#include "../../cpu/half.h"
 #include "grid.h"
 
 namespace skim::on_cpu {
 namespace {
 
-constexpr int kSums = kMultiplyRows * kMultiplyTokens / kWarpgroup;  // of a thread
-constexpr int kPairs = 4;                                            // of a thread's part of a
-constexpr size_t kChunk = 16;                                        // bytes: of shared memory that stay together
-constexpr size_t kGroupBytes = 1024;                                 // of eight rows of 128 bytes
+constexpr int kPairs = 4;             // of a thread's part of a
+constexpr size_t kChunk = 16;         // bytes: of shared memory that stay together
+constexpr size_t kGroupBytes = 1024;  // of eight rows of 128 bytes
 
 // A matrix descriptor of K-major tokens: 14 bits of the address, of the leading and of the stride offset, in units of
 // 16 bytes; 3 bits of base offset; 2 of swizzle.
@@ -42,11 +40,11 @@ struct Descriptor {
 };
 
 using Columns = std::array<uint16_t, kMultiplyColumns>;
-using Operand = std::array<Columns, kMultiplyTokens>;
+using Operand = std::vector<Columns>;  // of each token
 
-Operand ReadOperand(const Descriptor& descriptor, unsigned first) {
-  Operand operand;
-  for (int token = 0; token < kMultiplyTokens; ++token) {
+Operand ReadOperand(const Descriptor& descriptor, int tokens, unsigned first) {
+  Operand operand(tokens);
+  for (int token = 0; token < tokens; ++token) {
     for (int chunk = 0; chunk < 2; ++chunk) {
       const size_t offset = descriptor.Offset(token, chunk);
       RecordAsyncRead(first, offset, kChunk);
@@ -58,6 +56,8 @@ Operand ReadOperand(const Descriptor& descriptor, unsigned first) {
 
 // What one thread calls MultiplyAddAsync with.
 struct Part {
+  float (*to_float)(uint16_t);
+  int tokens;
   float* d;
   const uint32_t* a;
   uint64_t b;
@@ -67,12 +67,15 @@ struct Product {
   std::array<Part, kWarpgroup> parts;
   std::array<std::array<uint32_t, kPairs>, kWarpgroup> a;  // as it was in the beginning
   Operand b;
+
+  int tokens() const { return parts[0].tokens; }
+  int sums() const { return kMultiplyRows * tokens() / static_cast<int>(kWarpgroup); }  // of a thread
 };
 
 // Sums that multiplications are on their way to; meanwhile the threads' own are poisoned.
 struct Sums {
   int pending = 0;
-  float values[kMultiplyRows][kMultiplyTokens];
+  float values[kMultiplyRows][kMaxMultiplyTokens];
 };
 
 class Warpgroup {
@@ -90,7 +93,7 @@ class Warpgroup {
       std::memcpy(product.a[i].data(), product.parts[i].a, sizeof product.a[i]);
       CheckFence(first + i, product.parts[i].a, product.a[i]);
     }
-    product.b = ReadOperand(Descriptor(product.parts[0].b), first);
+    product.b = ReadOperand(Descriptor(product.parts[0].b), product.tokens(), first);
     Take(product);
     open_.push_back(product);
   }
@@ -133,43 +136,46 @@ class Warpgroup {
     if (sums.pending++ > 0) return;
     for (unsigned i = 0; i < kWarpgroup; ++i) {
       float* d = product.parts[i].d;
-      for (int j = 0; j < kSums; ++j) sums.values[Row(i, j)][Token(i, j)] = d[j];
-      std::memset(d, kPoison, kSums * sizeof *d);
+      for (int j = 0; j < product.sums(); ++j) sums.values[Row(i, j)][Token(i, j)] = d[j];
+      std::memset(d, kPoison, product.sums() * sizeof *d);
     }
   }
 
   void Do(unsigned first, const Product& product) {
-    float a[kMultiplyRows][kMultiplyColumns], b[kMultiplyColumns][kMultiplyTokens];
+    float a[kMultiplyRows][kMultiplyColumns], b[kMultiplyColumns][kMaxMultiplyTokens];
+    const auto to_float = product.parts[0].to_float;
+    const int tokens = product.tokens();
     for (unsigned i = 0; i < kWarpgroup; ++i) {
       const Part& part = product.parts[i];
       if (std::memcmp(part.a, product.a[i].data(), sizeof product.a[i]) != 0) {
         Abort("thread %u has changed registers that are multiplied", first + i);
       }
       const auto* bytes = reinterpret_cast<const unsigned char*>(part.d);
-      if (!std::all_of(bytes, bytes + kSums * sizeof(float), [](unsigned char byte) { return byte == kPoison; })) {
+      if (!std::all_of(bytes, bytes + product.sums() * sizeof(float),
+                       [](unsigned char byte) { return byte == kPoison; })) {
         Abort("thread %u has changed sums that are on their way", first + i);
       }
       for (int j = 0; j < 2 * kPairs; ++j) {  // as MultiplyAdd's
         const int row = static_cast<int>(i / kWarp * 16 + i % kWarp / 4) + (j & 2 ? 8 : 0);
         const int column = static_cast<int>(i % 4) * 2 + j % 2 + (j >= 4 ? 8 : 0);
-        a[row][column] = HalfToFloat(static_cast<uint16_t>(product.a[i][j / 2] >> j % 2 * 16));
+        a[row][column] = to_float(static_cast<uint16_t>(product.a[i][j / 2] >> j % 2 * 16));
       }
     }
-    if (ReadOperand(Descriptor(product.parts[0].b), first) != product.b) {
+    if (ReadOperand(Descriptor(product.parts[0].b), product.tokens(), first) != product.b) {
       Abort("block %u: shared memory that threads %u and on multiply has changed", block_index.x, first);
     }
-    for (int token = 0; token < kMultiplyTokens; ++token) {
-      for (int k = 0; k < kMultiplyColumns; ++k) b[k][token] = HalfToFloat(product.b[token][k]);
+    for (int token = 0; token < tokens; ++token) {
+      for (int k = 0; k < kMultiplyColumns; ++k) b[k][token] = to_float(product.b[token][k]);
     }
     Sums& sums = sums_.at(product.parts[0].d);
     for (int row = 0; row < kMultiplyRows; ++row) {
       for (int k = 0; k < kMultiplyColumns; ++k) {
-        for (int token = 0; token < kMultiplyTokens; ++token) sums.values[row][token] += a[row][k] * b[k][token];
+        for (int token = 0; token < tokens; ++token) sums.values[row][token] += a[row][k] * b[k][token];
       }
     }
     if (--sums.pending > 0) return;
     for (unsigned i = 0; i < kWarpgroup; ++i) {
-      for (int j = 0; j < kSums; ++j) product.parts[i].d[j] = sums.values[Row(i, j)][Token(i, j)];
+      for (int j = 0; j < product.sums(); ++j) product.parts[i].d[j] = sums.values[Row(i, j)][Token(i, j)];
     }
     sums_.erase(product.parts[0].d);
   }
@@ -190,8 +196,8 @@ void FenceMultiplies() {
                 [](unsigned first, void* const(&)[kWarpgroup]) { warpgroups[first].Fence(); });
 }
 
-void MultiplyAddAsync(float* d, const uint32_t* a, uint64_t b) {
-  Part part{d, a, b};
+void MultiplyAddAsync(float (*to_float)(uint16_t), int tokens, float* d, const uint32_t* a, uint64_t b) {
+  Part part{to_float, tokens, d, a, b};
   MeetWarpgroup(Barrier::kMultiplyAddAsync, &part,
                 [](unsigned first, void* const(&parts)[kWarpgroup]) { warpgroups[first].Start(first, parts); });
 }

@@ -7,12 +7,12 @@
 
 namespace skim::on_cpu {
 
-constexpr int kMultiplyRows = 64, kMultiplyTokens = 128, kMultiplyColumns = 16;
+constexpr int kMultiplyRows = 64, kMultiplyColumns = 16, kMaxMultiplyTokens = 128;
 
-// All of these are called by all threads of a warpgroup. `d`: 64 floats, `a`: 4 pairs of halves, `b`: a matrix
-// descriptor.
+// All of these are called by all threads of a warpgroup. `to_float`: of an element's bits, `d`: a float for every two
+// tokens, `a`: 4 pairs of elements, `b`: a matrix descriptor.
 void FenceMultiplies();
-void MultiplyAddAsync(float* d, const uint32_t* a, uint64_t b);
+void MultiplyAddAsync(float (*to_float)(uint16_t), int tokens, float* d, const uint32_t* a, uint64_t b);
 void CommitMultiplies();
 void WaitForMultiplies(int pending);
 

@@ -12,8 +12,16 @@ SKIM_DEVICE char* AlignedSharedMemory() { return SharedMemory(); }
 
 SKIM_DEVICE uint32_t SharedAddress(const char* shared) { return static_cast<uint32_t>(shared - SharedMemory()); }
 
-SKIM_DEVICE void MultiplyAddAsync(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b) {
-  on_cpu::MultiplyAddAsync(d[0], a, b);
+template <int kTokenTiles>
+SKIM_DEVICE void MultiplyAddAsync(float (&d)[kTokenTiles][4], const uint32_t (&a)[4], uint64_t b) {
+  static_assert(kTokenTiles == 8 || kTokenTiles == 16);
+  on_cpu::MultiplyAddAsync(HalfToFloat, 8 * kTokenTiles, d[0], a, b);
+}
+
+template <int kTokenTiles>
+SKIM_DEVICE void MultiplyAddAsyncBfloat16(float (&d)[kTokenTiles][4], const uint32_t (&a)[4], uint64_t b) {
+  static_assert(kTokenTiles == 8 || kTokenTiles == 16);
+  on_cpu::MultiplyAddAsync(BfloatToFloat, 8 * kTokenTiles, d[0], a, b);
 }
 
 SKIM_DEVICE void FenceMultiplies() { on_cpu::FenceMultiplies(); }

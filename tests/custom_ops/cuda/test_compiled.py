@@ -41,10 +41,11 @@ KERNELS = {
     "read_memory": Expected(256, 0, (4, 4, 4, 4)),
 }
 BFLOAT16 = "_bfloat16"  # is compiled from the same templates, and takes no more
-KERNELS |= {name + BFLOAT16: KERNELS[name] for name in ("decode_8", "decode_16", "prefill")}
+KERNELS |= {name + BFLOAT16: KERNELS[name] for name in ("decode_8", "decode_16", "prefill", "prefill_hopper")}
 SHARED = (64 << 10, 100 << 10, 164 << 10, 228 << 10)
+HOPPER = ("prefill_hopper", "prefill_hopper_bfloat16")
 LONGEST_FIRST = (
-    *("decode_16", "decode_16_bfloat16", "prefill", "prefill_bfloat16", "prefill_hopper"),
+    *("decode_16", "decode_16_bfloat16", "prefill", "prefill_bfloat16", *HOPPER),
     *("decode_8", "decode_8_bfloat16", "float32", "gather", "read_memory"),
 )
 FAST = ("decode_8", "decode_8_bfloat16", "gather")  # are always tested, for one architecture
@@ -59,7 +60,7 @@ of_every_architecture = pytest.mark.parametrize(
 )
 
 of_hopper = pytest.mark.parametrize(
-    "compiled", [pytest.param(("sm_90", ("prefill_hopper",)), marks=pytest.mark.slow, id="sm_90")], indirect=True
+    "compiled", [pytest.param(("sm_90", HOPPER), marks=pytest.mark.slow, id="sm_90")], indirect=True
 )
 
 
@@ -136,14 +137,14 @@ def test_instructions(compiled):
 @of_hopper
 def test_warpgroups_multiply_while_they_decode(compiled):
     """The compiler serializes multiplications that it can't follow, and says so."""
-    report = compiled.cubins["prefill_hopper"].with_suffix(".txt").read_text()
-    assert "wgmma" not in report
-    # What warpgroups give and take sums up to this.
-    assert {found.registers for found in compiled.resources("prefill_hopper")} == {65536 // 384 // 8 * 8}
-    for code in compiled.code("prefill_hopper"):
-        waits = [i.operands.split(",")[-1].strip() for i in code if i.opcode.startswith("WARPGROUP.DEPBAR")]
-        assert waits.count("0x1") > waits.count("0x0") > 0  # only at the end for all of them
-        assert sum(i.opcode.startswith("USETMAXREG") for i in code) == 2
+    for name, cubin in compiled.cubins.items():
+        assert "wgmma" not in cubin.with_suffix(".txt").read_text()
+        # What warpgroups give and take sums up to this.
+        assert {found.registers for found in compiled.resources(name)} == {65536 // 384 // 8 * 8}
+        for code in compiled.code(name):
+            waits = [i.operands.split(",")[-1].strip() for i in code if i.opcode.startswith("WARPGROUP.DEPBAR")]
+            assert waits.count("0x1") > waits.count("0x0") > 0  # only at the end for all of them
+            assert sum(i.opcode.startswith("USETMAXREG") for i in code) == 2
 
 
 @pytest.mark.parametrize(

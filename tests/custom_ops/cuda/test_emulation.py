@@ -192,39 +192,46 @@ def hopper(monkeypatch):
 
 
 def panel_of(b):
-    """[64, 128] halves as a warpgroup's multiplication reads them with a swizzle of 128 bytes, and the descriptor.
+    """[64, tokens] as a warpgroup's multiplication reads them with a swizzle of 128 bytes, and the descriptor.
 
     Bits of the descriptor: 0-13 address, 16-29 leading offset (not used), 32-45 stride offset, from eight tokens to the
     next, all of them over 16; 62-63 swizzle.
     """
-    panel = np.empty((128, 64), np.float16)
-    for token in range(128):
+    panel = np.empty(b.T.shape, b.dtype)
+    for token in range(len(panel)):
         for chunk in range(8):
             place = 8 * (chunk ^ token % 8)
             panel[token, place : place + 8] = b[8 * chunk : 8 * chunk + 8, token]
     return panel, 1 << 16 | (1024 >> 4) << 32 | 1 << 62
 
 
-def warpgroup_operands():
+def warpgroup_operands(tokens=128, dtype=np.float16):
     """a, b, d; a and d as the threads hold them, with the places that their parts have in d."""
     rng = np.random.default_rng(0)
-    a = rng.normal(size=(64, 64)).astype(np.float16)
-    b = rng.normal(size=(64, 128)).astype(np.float16)
-    d = rng.normal(size=(64, 128)).astype(np.float32)
+    a = rng.normal(size=(64, 64)).astype(dtype)
+    b = rng.normal(size=(64, tokens)).astype(dtype)
+    d = rng.normal(size=(64, tokens)).astype(np.float32)
     warp, lane = np.divmod(np.arange(128), 32)
     row, c = 16 * warp + lane // 4, lane % 4
     rows = np.stack([row, row + 8, row, row + 8], axis=1)[:, :, None]
     pair = 2 * c[:, None] + [0, 1]
     columns = np.stack([pair, pair, pair + 8, pair + 8], axis=1)
     a_parts = np.stack([a[rows, columns + 16 * step] for step in range(4)])
-    places = rows[:, None, :2], (8 * np.arange(16)[:, None, None] + pair[:, None, None])
+    places = rows[:, None, :2], (8 * np.arange(tokens // 8)[:, None, None] + pair[:, None, None])
     return a, b, d, np.ascontiguousarray(a_parts), np.ascontiguousarray(d[places]), places
 
 
-def test_warpgroup(kernels, order, hopper):
-    a, b, d, a_parts, d_parts, places = warpgroup_operands()
+def try_warpgroup(kernels, a_parts, b, d_parts, fault):
     panel, descriptor = panel_of(b)
-    assert kernels.TryWarpgroup(pointer(a_parts), pointer(panel), ctypes.c_uint64(descriptor), pointer(d_parts), 0) == 0
+    operands = pointer(a_parts), pointer(panel), ctypes.c_uint64(descriptor), pointer(d_parts)
+    return kernels.TryWarpgroup(b.dtype != np.float16, b.shape[1], *operands, fault)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("tokens", [64, 128])
+def test_warpgroup(kernels, order, hopper, tokens, dtype):
+    a, b, d, a_parts, d_parts, places = warpgroup_operands(tokens, dtype)
+    assert try_warpgroup(kernels, a_parts, b, d_parts, 0) == 0
     got = np.empty_like(d)
     got[places] = d_parts
     np.testing.assert_allclose(got, d + a.astype(np.float64) @ b.astype(np.float64), rtol=0, atol=1e-4)
@@ -234,7 +241,7 @@ def warpgroup_call(fault=0, descriptor=None):
     descriptor = panel_of(np.zeros((64, 128)))[1] if descriptor is None else descriptor
     return (
         "a, b, d = np.zeros((4, 128, 4), np.uint32), np.zeros((64, 128), np.float16), np.zeros((64, 128), np.float32);"
-        f"kernels.TryWarpgroup(a.ctypes, b.ctypes, ctypes.c_uint64({descriptor}), d.ctypes, {fault})"
+        f"kernels.TryWarpgroup(False, 128, a.ctypes, b.ctypes, ctypes.c_uint64({descriptor}), d.ctypes, {fault})"
     )
 
 
@@ -264,8 +271,7 @@ def test_races_of_a_warpgroup(path, order, hopper, fault, message):
 
 def test_sums_that_are_read_early(kernels, order, hopper):
     _, b, _, a_parts, d_parts, _ = warpgroup_operands()
-    panel, descriptor = panel_of(b)
-    assert kernels.TryWarpgroup(pointer(a_parts), pointer(panel), ctypes.c_uint64(descriptor), pointer(d_parts), 4) == 0
+    assert try_warpgroup(kernels, a_parts, b, d_parts, 4) == 0
     assert np.isnan(d_parts[:, 0, 0, 0]).all()
     assert np.isfinite(d_parts[:, 1:]).all()
 
