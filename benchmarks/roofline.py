@@ -1,10 +1,10 @@
 """How close the CUDA kernels can come to the speed of memory, by the instructions in their machine code: without a GPU.
 
 Each class of rows is compiled as a decode kernel of its own (roofline_probe.cu), for one token. What a warp runs of it
-is the shortest way through all tensor core instructions and loads of weights, their loops as often as K asks for and
-others once; one warp of a block goes on to store the result. A multiprocessor takes for a block of 16 rows at least
+for a tile of 16 rows is the shortest way through all tensor core instructions and copies of weights, their loops as
+often as K asks for and others once; one warp of a block goes on to store the result. A multiprocessor takes at least
 
-- what its share of the memory's bandwidth takes to bring the block's codes and levels, and
+- what its share of the memory's bandwidth takes to bring the tile's codes and levels, and
 - for each pipe, the instructions of the block's warps over the pipe's rate (gpus.py).
 
 The longest of these is the limit; the first one over it is the share of the bandwidth that the kernel can reach. The
@@ -35,6 +35,8 @@ __all__ = ["Prediction", "add_arguments", "pipe", "predict", "run"]
 PROBE = Path(__file__).with_name("roofline_probe.cu")
 BLOCK_WARPS, BLOCK_ROWS = 8, 16  # of a block (custom_ops/cuda/gpu/decode.cuh)
 WEIGHTS_OF_MMA = 16 * 16  # of a tensor core instruction
+UNIT_WEIGHTS = 16 * 512  # that a warp multiplies at a time (custom_ops/cuda/gpu/code_stream.cuh)
+REGISTER_BITS = 4  # up to which codebooks are copied with the codes
 SHARED_BYTES_PER_CLOCK = 128  # that a multiprocessor moves between registers and shared memory or L1 cache
 COUNTED = GPUS[1]  # whose instructions the table shows: they hardly differ
 LEVEL_KINDS = {"0": "int8 table", "1": "float16 table", "2": "affine"}  # skim::cuda::LevelKind
@@ -115,7 +117,7 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     name = LEVEL_KINDS[kind.rsplit(")", 1)[-1]]
     counts: dict[str, float] = defaultdict(float)
     moved = 0.0
-    for at, times in _block(probe, int(bits), columns).items():
+    for at, times in _block(probe, name, int(bits), columns).items():
         instruction = probe.instructions[at]
         counts["issue"] += times
         if (of := pipe(instruction)) == "memory":
@@ -140,26 +142,41 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     )
 
 
-def _block(probe: Function, bits: int, columns: int) -> dict[int, float]:
-    """How often the warps of a block run each instruction, all together."""
+def _block(probe: Function, kind: str, bits: int, columns: int) -> dict[int, float]:
+    """How often the warps of a block run each instruction for a tile of rows, all together."""
     code = probe.instructions
 
     def count(what: Callable[[Instruction], bool], loop: range) -> int:
         return sum(what(code[at]) for at in loop)
 
-    loops = list(probe.loops())
-    columns_loop = max((loop for loop in loops if count(_loads_codes, loop)), key=len)
-    weights = 8 * WARP * sum(_bytes(code[at]) for at in columns_loop if _loads_codes(code[at])) // bits
-    # Wide tables have a loop over words inside of it: as often as it takes to multiply what was loaded.
-    words_loop, words = range(0), 1
-    for loop in loops:
-        if loop.start > columns_loop.start and loop.stop < columns_loop.stop and count(_multiplies, loop):
-            words_loop, words = loop, weights // WEIGHTS_OF_MMA // count(_multiplies, loop)
-    turns = BLOCK_ROWS * columns / weights / BLOCK_WARPS
+    # Each loop once, the longest first: several jumps may end at the same place.
+    loops = sorted({loop.start: loop for loop in sorted(probe.loops(), key=len)}.values(), key=len, reverse=True)
+    multiplying = [loop for loop in loops if count(_multiplies, loop)]
+    of_tiles = [loop for loop in multiplying if count(_stores, loop)][-1]
+    inner = [loop for loop in multiplying if of_tiles.start < loop.start and loop.stop < of_tiles.stop]
+    of_units = next(loop for loop in inner if count(_copies, loop))
+    # Wide tables have loops over words inside: each as often as it takes to multiply a unit.
+    of_words = [loop for loop in inner if of_units.start < loop.start and loop.stop < of_units.stop]
+    words = (UNIT_WEIGHTS / WEIGHTS_OF_MMA / count(_multiplies, inner[-1])) ** (1 / max(1, len(of_words)))
+    # Of the copies in no loop of their own, which is one of activations, as many are run as there are vectors of codes;
+    # the last of them is of codebooks.
+    copying = [loop for loop in loops if count(_copies, loop) and not count(_multiplies, loop)]
+    copies = [at for at in of_units if _copies(code[at]) and not any(at in loop for loop in copying)]
+    run = {*copies[: 2 * bits], *(copies[16:] if bits <= REGISTER_BITS and kind != "affine" else ())}
+
+    def worth(at: int) -> int:
+        return (1 if at in run else -1) if _copies(code[at]) else int(_multiplies(code[at]))
+
+    turns = BLOCK_ROWS * columns / UNIT_WEIGHTS / BLOCK_WARPS
     times: dict[int, float] = {}
-    for warps, path in ((BLOCK_WARPS - 1, probe.path(_is_needed)), (1, probe.path(_is_needed_to_store))):
-        for at in path:
-            of_warp = (turns if at in columns_loop else 1) * (words if at in words_loop else 1)
+    ways = (probe.path(worth), probe.path(lambda at: worth(at) + _stores(code[at])))
+    for warps, way in zip((BLOCK_WARPS - 1, 1), ways, strict=True):
+        for at in way:
+            if at not in of_tiles:
+                continue  # runs once, whatever the number of tiles
+            of_warp = turns if at in of_units else 1
+            for loop in of_words:
+                of_warp *= words if at in loop else 1
             times[at] = times.get(at, 0) + warps * of_warp
     return times
 
@@ -168,19 +185,13 @@ def _multiplies(instruction: Instruction) -> bool:
     return instruction.operation == "HMMA"
 
 
-def _is_needed(instruction: Instruction) -> bool:
-    """Whether every warp must come by it. Other loads may be those of a last superblock that is not full."""
-    return instruction.operation in ("HMMA", "LDGSTS") or _loads_codes(instruction)
+def _copies(instruction: Instruction) -> bool:
+    return instruction.operation == "LDGSTS"
 
 
-def _is_needed_to_store(instruction: Instruction) -> bool:
-    """Whether the warp that stores must come by it."""
-    return _is_needed(instruction) or instruction.operation == "STG"
-
-
-def _loads_codes(instruction: Instruction) -> bool:
-    """Whether it is the kernels' LoadOnce."""
-    return instruction.operation == "LDG" and "NA" in instruction.modifiers
+def _stores(instruction: Instruction) -> bool:
+    """Whether it stores outputs."""
+    return instruction.operation == "STG"
 
 
 def _bytes(instruction: Instruction) -> int:

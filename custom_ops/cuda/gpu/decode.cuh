@@ -1,11 +1,13 @@
-// The product of few tokens: a block has a tile of rows, and its warps share the columns. Weights are read once, up to
-// 16 bytes a thread, and go from codes to tensor core fragments in registers.
+// The product of few tokens: a block has tiles of rows, one after the other, and its warps share the columns. Weights
+// are read once, are on their way to shared memory ahead of their use, and go from codes to tensor core fragments in
+// registers.
 #pragma once
 
 #include <device.cuh>
 #include <type_traits>
 
 #include "activations.cuh"
+#include "code_stream.cuh"
 #include "codes.cuh"
 #include "levels.cuh"
 #include "product.cuh"
@@ -14,16 +16,11 @@
 
 namespace skim::cuda {
 
-constexpr int kDecodeWarps = 8;  // 4096 columns are on their way at once
+constexpr int kDecodeWarps = 8;
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
 
-// Words of each vector that a thread loads at once: as many as fit into 64 bytes of registers for each row, or 32
-// beside the largest tables, of float16 or of bytes that become bfloat16.
-template <typename Element>
-static constexpr int LoadedWords(int row_tiles, LevelKind kind, int bits) {
-  const bool few = kind != LevelKind::kAffine && (kind == LevelKind::kTableFloat16 || !std::is_same_v<Element, Half>);
-  return row_tiles == 1 && bits <= (few ? 3 : 4) ? 4 : 2;
-}
+// Words of each vector that a thread has in registers at once: as many as fit into 48 bytes for each row.
+static constexpr int WordsAtOnce(int row_tiles, int bits) { return row_tiles == 1 && bits <= 3 ? 4 : 2; }
 
 // Where levels are looked up that do not fit into registers, and what their tables take. Those of 16 rows have entries
 // that lie apart only where that is cheap.
@@ -32,147 +29,289 @@ static constexpr Place TablePlace(int row_tiles, int bits) {
 }
 static constexpr int TableBytes(int row_tiles, int bits) { return EntryDistance(TablePlace(row_tiles, bits)) << bits; }
 
-// For up to 8 kTokenTiles tokens a block.
-template <typename Element, int kRowTiles, int kTokenTiles>
+// How a launch divides its work, and the shared memory of a block. It begins with the tables.
+struct DecodePlan {
+  StreamPlan codes;
+  int tokens;        // of a block
+  int table_bytes;   // of levels that do not fit into registers
+  int units;         // whose activations a warp has room for: all of its units, or one
+  int shared_bytes;  // in all
+};
+
+// For up to 8 kTokenTiles tokens a block. Units of kWords words of each vector for a thread: 4 are copied faster, 2
+// take half of the room.
+template <typename Element, LevelKind kTable, int kRowTiles, int kTokenTiles, int kWords>
 struct Decode {
   static constexpr int kRows = kMmaRows * kRowTiles, kTokens = kMmaTokens * kTokenTiles;
+  static constexpr int kBlocks = 2 / kRowTiles;  // of a multiprocessor
 
-  using Parts = WarpParts<Element, kRows, kTokens, kDecodeWarps>;
+  using Stream = CodeStream<kRowTiles, kWords, kDecodeWarps>;
+  using Parts = WarpParts<Element, kRows, kDecodeWarps>;
   using Tile = ActivationTile<Element>;
+  using Sums = Product<kRowTiles, kTokenTiles, Element>;
 
-  // Bytes of shared memory: for tables and the warps' activations, then for what the warps leave.
-  static int64_t SharedBytes(const Layer& layer, int64_t tokens) {
-    int64_t bytes = Parts::kBytes;
-    for (int i = 0; i < layer.run_count; ++i) {
-      const int bits = ClassBits(layer.runs[i].row_class);
-      const LevelKind kind = KindOf(layer.runs[i].row_class, layer.weights.codebook_type);
-      const bool in_memory = bits > kMaxRegisterBits && kind != LevelKind::kAffine;
-      const int64_t needed =
-          (in_memory ? TableBytes(kRowTiles, bits) : 0) +
-          kDecodeWarps * LoadedWords<Element>(kRowTiles, kind, bits) / 2 * tokens * Tile::kTokenBytes;
-      if (needed > bytes) bytes = needed;
-    }
-    return bytes;
+  // Units that a warp has of a tile, at most.
+  static constexpr int WarpUnits(int64_t K) {
+    return static_cast<int>(CeilDiv(Stream::Units(static_cast<int>(K)), kDecodeWarps));
   }
 
-  // The products of a warp's columns, to its part of the shared memory.
-  template <LevelKind kKind, int kBits>
-  static SKIM_DEVICE void Multiply(const RowTile& tile, const Activations<Element>& x, char* shared) {
-    using RowLevels = Levels<kKind, kBits, TablePlace(kRowTiles, kBits), Element>;
-    using Sums = Product<kRowTiles, kTokenTiles, kKind == LevelKind::kAffine, Element>;
-    constexpr int kWords = LoadedWords<Element>(kRowTiles, kKind, kBits);
-    constexpr int kStep = kWords / 2;  // superblocks that the four threads of a row load together
-    constexpr int kTableBytes = RowLevels::kInMemory ? TableBytes(kRowTiles, kBits) : 0;
-    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
+  // A plan that takes at most `limit` bytes of shared memory. Activations stay there if they fit; otherwise they are
+  // copied again for each tile, from the L2 cache. Fewer tokens than kTokens where there is no room for all, or none.
+  static DecodePlan Plan(const Layer& layer, int64_t M, int limit) {
+    constexpr int kMaxSlots = 3;
+    DecodePlan plan{};
+    plan.codes = Stream::Plan(layer);
+    for (int i = 0; i < layer.run_count; ++i) {
+      const RowRun& run = layer.runs[i];
+      const int bits = ClassBits(run.row_class);
+      const bool in_memory = bits > kMaxRegisterBits && !IsAffine(run.row_class);
+      const int table_bytes = in_memory ? TableBytes(kRowTiles, bits) : 0;
+      if (table_bytes > plan.table_bytes) plan.table_bytes = table_bytes;
+    }
+    const auto bytes = [&](int tokens, int units, int slots) {
+      const int64_t of_warp =
+          int64_t{units} * Stream::kSuperblocks * tokens * Tile::kTokenBytes + slots * plan.codes.slot_bytes;
+      return plan.table_bytes + Parts::Bytes(tokens, 2) + kDecodeWarps * of_warp;
+    };
+    plan.tokens = static_cast<int>(M < kTokens ? M : kTokens);
+    while (plan.tokens > 0 && bytes(plan.tokens, 1, 1) > limit) --plan.tokens;
+    if (plan.tokens == 0) return plan;
+    plan.codes.slots = 1;
+    plan.units = WarpUnits(layer.weights.K);
+    if (bytes(plan.tokens, plan.units, 1) > limit) {
+      plan.units = 1;
+    } else {
+      while (plan.codes.slots < kMaxSlots && bytes(plan.tokens, plan.units, plan.codes.slots + 1) <= limit)
+        ++plan.codes.slots;
+    }
+    plan.shared_bytes = static_cast<int>(bytes(plan.tokens, plan.units, plan.codes.slots));
+    return plan;
+  }
 
+  // For a GPU: as many blocks as a multiprocessor can have share its memory, unless tokens are left out then.
+  static DecodePlan Plan(const Layer& layer, int64_t M, const Gpu& gpu) {
+    constexpr int kReserved = 1024;  // that the system takes for each block
+    const int share = gpu.shared_bytes / kBlocks - kReserved;
+    const int64_t wanted = M < kTokens ? M : kTokens;
+    DecodePlan plan = Plan(layer, M, share < gpu.block_shared_bytes ? share : gpu.block_shared_bytes);
+    int blocks = kBlocks;
+    if (plan.tokens < wanted || plan.shared_bytes > share) plan = Plan(layer, M, gpu.block_shared_bytes), blocks = 1;
+    if (plan.tokens == 0) return plan;
+    const int64_t tiles = CountTiles(layer, kRows), places = int64_t{blocks} * gpu.multiprocessors;
+    const int64_t token_tiles = CeilDiv(M, plan.tokens), of_tokens = CeilDiv(places, token_tiles);
+    plan.codes.row_blocks = static_cast<int>(tiles < of_tokens ? tiles : of_tokens);
+    return plan;
+  }
+
+  // Tables in shared memory, for classes that have such.
+  template <LevelKind kKind, int kBits>
+  static SKIM_DEVICE void FillTables(const RowTile& tile, char* tables) {
+    using RowLevels = Levels<kKind, kBits, TablePlace(kRowTiles, kBits), Element>;
+    if constexpr (RowLevels::kInMemory) {
+      for (int r = 0; r < kRowTiles; ++r) {
+        int64_t rows[2];
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          rows[h] = tile.first + kMmaRows * r + 8 * h + threadIdx.x % 32 / 4;
+          if (rows[h] >= tile.run.count) rows[h] = tile.run.count - 1;
+        }
+        RowLevels::template Fill<kDecodeWarps>(tile.run, rows, tables + 128 * r);
+      }
+      __syncthreads();
+    }
+  }
+
+  // Adds the products of a unit. `activations`: of its superblocks, the first of which is `first`.
+  template <LevelKind kKind, int kBits>
+  static SKIM_DEVICE void Multiply(const RowTile& tile, Stream& stream, const char* slot, const char* tables,
+                                   char* activations, int first, int tokens, Sums& sums) {
+    using RowLevels = Levels<kKind, kBits, TablePlace(kRowTiles, kBits), Element>;
+    constexpr int kMost = WordsAtOnce(kRowTiles, kBits), kAtOnce = kMost < kWords ? kMost : kWords;
+    const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     RowLevels levels[kRowTiles][2];
-    const uint8_t* codes[kRowTiles][2];
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
-      int64_t rows[2];
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        rows[h] = tile.first + kMmaRows * r + 8 * h + g;
-        if (rows[h] >= tile.run.count) rows[h] = tile.run.count - 1;  // computed once more, never stored
-        levels[r][h].Prepare(tile.run, rows[h], shared + 128 * r, h);
-        codes[r][h] = tile.run.codes + rows[h] * RowBytes(kBits, x.K);
+        const int last = static_cast<int>(tile.run.count) - 1 - tile.first;
+        int row = kMmaRows * r + 8 * h + g;
+        if (row > last) row = last;  // computed once more, never stored
+        levels[r][h].template Prepare<FromShared>(slot + Stream::CodeBytes(kBits), row, tables + 128 * r, h);
       }
-      if constexpr (RowLevels::kInMemory) RowLevels::template Fill<kDecodeWarps>(tile.run, rows, shared + 128 * r);
     }
-    if (RowLevels::kInMemory) __syncthreads();
-
-    Sums sums;
-    const int tile_bytes = x.count * Tile::kTokenBytes;
-    char* of_warp = shared + kTableBytes + warp * kStep * tile_bytes;
-    const int blocks = (x.K + kSuperblockColumns - 1) / kSuperblockColumns;
-#pragma unroll 1
-    for (int first = warp * kStep; first < blocks; first += kDecodeWarps * kStep) {
-      const int block = first + c * kWords / 8, word = c * kWords % 8;
-      uint32_t words[kRowTiles][2][kBits][kWords];
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-        for (int h = 0; h < 2; ++h) LoadCodes<kBits>(codes[r][h], x.K, block, word, words[r][h]);
+    const int block = first + c * kWords / 8, word = c * kWords % 8;
+    const Tile of_block(activations + (block - first) * tokens * Tile::kTokenBytes, block);
+#pragma unroll(kBits <= kMaxRegisterBits ? kWords : 1)
+    for (int i = 0; i < kWords; i += kAtOnce) {
+      uint32_t words[kRowTiles][2][kBits][kAtOnce];
+      Stream::template Read<kBits>(slot, i, words);
+      if (i + kAtOnce == kWords) {
+        __syncwarp();
+        stream.Refill();
       }
-      // A superblock that does not exist too: its activations are 0, its levels are not.
 #pragma unroll
-      for (int i = 0; i < kStep; ++i) {
-        Tile(of_warp + i * tile_bytes, first + i).Stage(x, lane, 32);
-      }
-      CommitCopies();
-      WaitForCopies<0>();
-      __syncwarp();
-      const Tile activations(of_warp + (block - first) * tile_bytes, block);
-#pragma unroll
-      for (int i = 0; i < kWords; i += Sums::Reader::kWords) {
+      for (int k = 0; k < kAtOnce; k += Sums::Reader::kWords) {
         uint32_t some[Sums::Reader::kWords][kRowTiles][2][kBits];
-        SortByWord(words, i, some);
-        AddWords(levels, some, typename Sums::Reader(activations, word + i, x.count), sums);
+        SortByWord(words, k, some);
+        AddWords(levels, some, typename Sums::Reader(of_block, word + i + k, tokens), sums);
       }
-      __syncwarp();
     }
+  }
 
-    __syncthreads();  // the room of tables and activations is used again
-    const Parts parts(shared);
-#pragma unroll
-    for (int t = 0; t < kTokenTiles; ++t) {
-#pragma unroll
-      for (int r = 0; r < kRowTiles; ++r) parts.WriteProducts(kMmaRows * r, kMmaTokens * t, sums.Finish(r, t));
-#pragma unroll
-      for (int i = 0; g == 0 && i < 2; ++i) {
-        parts.WriteTokenSum(kMmaTokens * t + 2 * c + i, kKind == LevelKind::kAffine ? sums.TokenSum(t, i) : 0.0f);
+  // `with(row_class, body)` calls body(kind, bits), both as constants.
+  template <typename With>
+  static SKIM_DEVICE void Run(const DeviceLayer& device, const Element* x, int64_t M, const DecodePlan& plan,
+                              Epilogue epilogue, Element* y, With&& with) {
+    const Layer& layer = device.layer;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, c = lane % 4;
+    const int K = static_cast<int>(layer.weights.K), units = Stream::Units(K);
+    const auto first = static_cast<int>(blockIdx.x) % plan.codes.row_blocks;
+    const int64_t first_token = int64_t{blockIdx.x / plan.codes.row_blocks} * plan.tokens;
+    const int tokens = static_cast<int>(M - first_token < plan.tokens ? M - first_token : plan.tokens);
+    const Activations<Element> of_tokens{x + first_token * K, layer.weights.column_scale.data, tokens, K};
+    y += first_token * layer.weights.N;
+
+    char* tables = SharedMemory();
+    char* parts = tables + plan.table_bytes;
+    const int unit_bytes = Stream::kSuperblocks * tokens * Tile::kTokenBytes, warp_bytes = plan.units * unit_bytes;
+    char* of_warps = parts + Parts::Bytes(plan.tokens, 2);
+    char* activations = of_warps + warp * warp_bytes;
+    char* slots = of_warps + kDecodeWarps * warp_bytes + warp * plan.codes.slots * plan.codes.slot_bytes;
+    const auto stage = [&](int unit, char* to) {
+#pragma unroll 1
+      for (int i = 0; i < Stream::kSuperblocks; ++i) {
+        Tile(to + i * tokens * Tile::kTokenBytes, unit * Stream::kSuperblocks + i).Stage(of_tokens, lane, 32);
       }
+    };
+    // The activations of one of the warp's units; those of another one are gone then.
+    const auto stage_alone = [&](int unit) {
+      __syncwarp();
+      stage(unit, activations);
+      CommitCopies();
+    };
+    const bool stay = plan.units == WarpUnits(K);
+    const int next_bytes = stay ? unit_bytes : 0;  // from a unit to the warp's next one
+    if (stay) {
+      for (int unit = warp, i = 0; unit < units; unit += kDecodeWarps, ++i) stage(unit, activations + i * unit_bytes);
+    }
+    Stream stream(plan.codes, first, slots);
+    if (IsAffine(layer.runs[layer.run_count - 1].row_class)) {
+      TokenSums<kTokenTiles, Element> sums;
+      char* of_unit = activations;
+#pragma unroll 1
+      for (int unit = warp; unit < units; unit += kDecodeWarps, of_unit += next_bytes) {
+        if (!stay) stage_alone(unit);
+        WaitForCopies<0>();
+        __syncwarp();
+#pragma unroll 1
+        for (int i = 0; i < Stream::kSuperblocks; ++i) {
+          sums.Add(Tile(of_unit + i * tokens * Tile::kTokenBytes, unit * Stream::kSuperblocks + i), tokens);
+        }
+      }
+#pragma unroll
+      for (int i = 0; g == 0 && i < 2 * kTokenTiles; ++i) {
+        Parts(parts, tokens, 0).WriteTokenSum(kMmaTokens * (i / 2) + 2 * c + i % 2, sums.Sum(i / 2, i % 2));
+      }
+    }
+    TileCursor cursor(plan.codes.tiles, plan.codes.run_count, first);
+    const auto rows = [&] { return RowTile{layer.runs[cursor.Run()], cursor.Tile() * kRows}; };
+    const auto row_to_store = [](const RowTile& tile) {
+      const int row = tile.first + Parts::Row(), last = static_cast<int>(tile.run.count) - 1;
+      return row < last ? row : last;
+    };
+    int n = cursor.AtEnd() ? 0 : OriginalRow(layer, rows().run, row_to_store(rows()));
+#pragma unroll 1
+    for (unsigned turn = 0; !cursor.AtEnd(); ++turn) {
+      const RowTile tile = rows();
+      cursor.Skip(plan.codes.row_blocks);
+      const RowOutput<Element> output(device, tile.run, row_to_store(tile), n, epilogue, y);
+      if (!cursor.AtEnd()) n = OriginalRow(layer, rows().run, row_to_store(rows()));  // for the next tile
+      with(tile.run.row_class,
+           [&](auto kind, auto bits) { FillTables<decltype(kind)::value, decltype(bits)::value>(tile, tables); });
+      Sums sums;
+      char* of_unit = activations;
+#pragma unroll 1
+      for (int unit = warp; unit < units; unit += kDecodeWarps, of_unit += next_bytes) {
+        if (!stay) stage_alone(unit);
+        const char* slot = stream.Next();
+        __syncwarp();
+        with(tile.run.row_class, [&](auto kind, auto bits) {
+          Multiply<decltype(kind)::value, decltype(bits)::value>(tile, stream, slot, tables, of_unit,
+                                                                 unit * Stream::kSuperblocks, tokens, sums);
+        });
+      }
+      const Parts of_tile(parts, tokens, turn % 2);
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) of_tile.WriteProducts(kMmaRows * r, kMmaTokens * t, sums.Finish(r, t));
+      }
+      __syncthreads();  // those who store read the other half of `parts` before the next one
+      if (tile.first + Parts::Row() < static_cast<int>(tile.run.count))
+        of_tile.Store(output, IsAffine(tile.run.row_class), turn);
     }
   }
 };
 
-// `tokens`: of a block.
-template <typename Element, LevelKind kTable, int kRowTiles, int kTokenTiles>
+template <typename Element, LevelKind kTable, int kRowTiles, int kTokenTiles, int kWords>
 __global__ void __launch_bounds__(kDecodeThreads, 2 / kRowTiles)
-    DecodeKernel(const DeviceLayer device, const Element* x, int64_t M, int tokens, Epilogue epilogue, Element* y) {
+    DecodeKernel(const DeviceLayer device, const Element* x, int64_t M, const DecodePlan plan, Epilogue epilogue,
+                 Element* y) {
   if constexpr (kIsSupported<Element>) {
-    using Kernel = Decode<Element, kRowTiles, kTokenTiles>;
-    const PackedLinear& weights = device.layer.weights;
-    const BlockTile tile = FindTile(device.layer, M, Kernel::kRows, tokens);
-    const Activations<Element> activations{x + tile.first_token * weights.K, weights.column_scale.data, tile.tokens,
-                                           static_cast<int>(weights.K)};
-    char* shared = SharedMemory();
-    WithLevels<kTable>(tile.rows.run.row_class, [&](auto kind, auto bits) {
-      Kernel::template Multiply<decltype(kind)::value, decltype(bits)::value>(tile.rows, activations, shared);
-    });
-    __syncthreads();
-    typename Kernel::Parts(shared).Store(tile.rows, device, tile.tokens, epilogue, y + tile.first_token * weights.N);
+    Decode<Element, kTable, kRowTiles, kTokenTiles, kWords>::Run(
+        device, x, M, plan, epilogue, y, [](int row_class, auto&& body) { WithLevels<kTable>(row_class, body); });
   }
 }
 
-// Tokens of a block: as many as fit, at least one.
-template <typename Element, int kRowTiles, int kTokenTiles>
-int TokensThatFit(const Layer& layer, int64_t M) {
-  using Kernel = Decode<Element, kRowTiles, kTokenTiles>;
-  int tokens = M < Kernel::kTokens ? static_cast<int>(M) : Kernel::kTokens;
-  while (tokens > 1 && Kernel::SharedBytes(layer, tokens) > kSharedBytes) --tokens;
-  return tokens;
+// A way to launch the kernel for a layer, or none if the plan has no tokens.
+template <typename Element>
+struct Decoder {
+  DecodePlan plan;
+  void (*kernel)(DeviceLayer, const Element*, int64_t, DecodePlan, Epilogue, Element*);
+};
+
+template <typename Element, int kRowTiles, int kTokenTiles, int kWords>
+Decoder<Element> FindDecoder(const Layer& layer, int64_t M) {
+  const Gpu gpu = CurrentGpu();
+  constexpr LevelKind kInt8 = LevelKind::kTableInt8, kFloat16 = LevelKind::kTableFloat16;
+  if (layer.weights.codebook_type == CodebookType::kInt8) {
+    return {Decode<Element, kInt8, kRowTiles, kTokenTiles, kWords>::Plan(layer, M, gpu),
+            DecodeKernel<Element, kInt8, kRowTiles, kTokenTiles, kWords>};
+  }
+  return {Decode<Element, kFloat16, kRowTiles, kTokenTiles, kWords>::Plan(layer, M, gpu),
+          DecodeKernel<Element, kFloat16, kRowTiles, kTokenTiles, kWords>};
 }
 
-template <typename Element, int kRowTiles, int kTokenTiles>
-int LaunchDecode(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
-  using Kernel = Decode<Element, kRowTiles, kTokenTiles>;
-  const int tokens = TokensThatFit<Element, kRowTiles, kTokenTiles>(layer.layer, M);
-  const auto kernel = layer.layer.weights.codebook_type == CodebookType::kInt8
-                          ? DecodeKernel<Element, LevelKind::kTableInt8, kRowTiles, kTokenTiles>
-                          : DecodeKernel<Element, LevelKind::kTableFloat16, kRowTiles, kTokenTiles>;
-  return Launch(kernel, CountTiles(layer.layer, Kernel::kRows) * CeilDiv(M, tokens), kDecodeThreads,
-                Kernel::SharedBytes(layer.layer, tokens), stream, layer, static_cast<const Element*>(x), M, tokens,
-                epilogue, static_cast<Element*>(y));
+template <typename Element>
+int LaunchDecoder(const Decoder<Element>& decoder, const DeviceLayer& layer, const void* x, int64_t M,
+                  Epilogue epilogue, void* y, void* stream) {
+  const DecodePlan& plan = decoder.plan;
+  return Launch(decoder.kernel, plan.codes.row_blocks * CeilDiv(M, plan.tokens), kDecodeThreads, plan.shared_bytes,
+                stream, layer, static_cast<const Element*>(x), M, plan, epilogue, static_cast<Element*>(y));
 }
 
-// Blocks of 32 rows; where tables of that many rows leave too little room, of 16, as `of_16_rows` launches them.
+using DecodeLauncher = int(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y,
+                           void* stream);
+
+// Blocks of 16 rows. Where there is no room for one token, `otherwise` launches something else.
+template <typename Element>
+int LaunchDecode8(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream,
+                  DecodeLauncher& otherwise) {
+  Decoder<Element> decoder = FindDecoder<Element, 1, 1, 4>(layer.layer, M);
+  const Decoder<Element> smaller = FindDecoder<Element, 1, 1, 2>(layer.layer, M);
+  if (smaller.plan.tokens > decoder.plan.tokens) decoder = smaller;
+  if (decoder.plan.tokens == 0) return otherwise(layer, x, M, epilogue, y, stream);
+  return LaunchDecoder(decoder, layer, x, M, epilogue, y, stream);
+}
+
+// Blocks of 32 rows. Where there is no room for all tokens, `otherwise` launches something else.
 template <typename Element>
 int LaunchDecode16(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream,
-                   int (*of_16_rows)(const DeviceLayer&, const void*, int64_t, Epilogue, void*, void*)) {
-  const int64_t wanted = M < kMmaTokens ? M : kMmaTokens;
-  const bool fits = TokensThatFit<Element, 2, 2>(layer.layer, M) >= wanted;
-  return (fits ? LaunchDecode<Element, 2, 2> : of_16_rows)(layer, x, M, epilogue, y, stream);
+                   DecodeLauncher& otherwise) {
+  constexpr int kTokens = 2 * kMmaTokens;
+  const Decoder<Element> decoder = FindDecoder<Element, 2, 2, 2>(layer.layer, M);
+  if (decoder.plan.tokens < (M < kTokens ? M : kTokens)) return otherwise(layer, x, M, epilogue, y, stream);
+  return LaunchDecoder(decoder, layer, x, M, epilogue, y, stream);
 }
 
 }  // namespace skim::cuda

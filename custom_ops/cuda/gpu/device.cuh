@@ -132,13 +132,23 @@ SKIM_DEVICE void AddAtomically(uint64_t* to, uint64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
 }
 
-// Starts to copy 16 bytes to shared memory; both addresses are multiples of 16.
+// Starts to copy 16 or 8 bytes to shared memory; both addresses are multiples of as many.
+template <int kBytes = 16>
 SKIM_DEVICE void CopyAsync(void* shared, const void* global) {
+  static_assert(kBytes == 16 || kBytes == 8);
 #if __CUDA_ARCH__ >= 800
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  if constexpr (kBytes == 16) {  // past the L1 cache, which is not allowed for fewer
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
+  }
 #else
-  *static_cast<uint4*>(shared) = __ldg(static_cast<const uint4*>(global));
+  if constexpr (kBytes == 16) {
+    *static_cast<uint4*>(shared) = __ldg(static_cast<const uint4*>(global));
+  } else {
+    *static_cast<uint2*>(shared) = __ldg(static_cast<const uint2*>(global));
+  }
 #endif
 }
 

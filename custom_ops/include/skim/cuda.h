@@ -33,6 +33,8 @@ enum class Epilogue {
 struct Gpu {
   int capability;  // such as 75 for compute capability 7.5; 0 if there is no device
   int multiprocessors;
+  int shared_bytes;        // of shared memory, in a multiprocessor
+  int block_shared_bytes;  // that a block may have of them
 };
 
 Gpu CurrentGpu();

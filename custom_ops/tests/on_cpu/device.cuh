@@ -179,7 +179,10 @@ SKIM_DEVICE T Load(const T* from) {
 
 SKIM_DEVICE void AddAtomically(uint64_t* to, uint64_t value) { *to += value; }
 
-SKIM_DEVICE void CopyAsync(void* shared, const void* global) { on_cpu::StartCopy(shared, global); }
+template <int kBytes = 16>
+SKIM_DEVICE void CopyAsync(void* shared, const void* global) {
+  on_cpu::StartCopy(shared, global, kBytes);
+}
 
 SKIM_DEVICE void CommitCopies() { on_cpu::CommitCopies(); }
 
