@@ -46,6 +46,7 @@ PIPES = {
     "FMA": "IMAD FFMA FADD FMUL FFMA32I IDP",
     "half": "HADD2 HMUL2 HFMA2 HSETP2 HMNMX2",
     "tensor": "HMMA",
+    "integer tensor": "IMMA",
     "XU": "MUFU I2F F2I F2F FRND POPC FLO BREV",
     "memory": "LDG STG LDS STS LDGSTS LDSM LDC LDL STL SHFL",
 }
@@ -58,7 +59,7 @@ class Prediction:
 
     Attributes:
         gpu: its name.
-        kind: of the rows' levels.
+        kind: of the rows' levels, and whether activations are integers.
         bits: their width.
         columns: K.
         instructions: of a thread for a weight, by pipe, and in sum ("issue").
@@ -113,8 +114,9 @@ def pipe(instruction: Instruction) -> str | None:
 
 def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     """What a probe's rows can reach on a GPU."""
-    kind, bits = (part.strip() for part in demangled(probe.name).split("<")[1].split(">")[0].rsplit(",", 1))
-    name = LEVEL_KINDS[kind.rsplit(")", 1)[-1]]
+    parameters = demangled(probe.name).split("<")[1].split(">")[0]
+    kind, bits, integers = (part.strip().rsplit(")", 1)[-1] for part in parameters.split(","))
+    name = LEVEL_KINDS[kind]
     counts: dict[str, float] = defaultdict(float)
     moved = 0.0
     for at, times in _block(probe, name, int(bits), columns).items():
@@ -132,7 +134,7 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     weights = BLOCK_ROWS * columns
     return Prediction(
         gpu=gpu.name,
-        kind=name,
+        kind=name + (", integers" if integers == "true" else ""),
         bits=int(bits),
         columns=columns,
         instructions={of: WARP * count / weights for of, count in counts.items()},
@@ -182,7 +184,7 @@ def _block(probe: Function, kind: str, bits: int, columns: int) -> dict[int, flo
 
 
 def _multiplies(instruction: Instruction) -> bool:
-    return instruction.operation == "HMMA"
+    return instruction.operation in ("HMMA", "IMMA")
 
 
 def _copies(instruction: Instruction) -> bool:
@@ -201,7 +203,7 @@ def _bytes(instruction: Instruction) -> int:
 
 def _table(predictions: Sequence[Prediction]) -> str:
     """One K: a line for each kind and width of rows, a column for each GPU."""
-    pipes = ("issue", "ALU", "FMA", "half", "tensor")
+    pipes = ("issue", "ALU", "FMA", "half", "tensor", "integer tensor")
     headings = ("rows", "instructions", *pipes[1:], *(gpu.name for gpu in GPUS))
     of_gpu = {(found.gpu, found.kind, found.bits): found for found in predictions}
     lines = []

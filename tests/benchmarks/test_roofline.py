@@ -75,13 +75,13 @@ def probe(bits, products, arithmetic, words=()):
     tail = ["@P1 BRA 0x20", "BAR.SYNC", "@P2 BRA 0x{:x}", "STG.E", "@P3 BRA 0x10", "EXIT"]
     lines = [*head, "LDGSTS.E.BYPASS.128", *inner, *tail]
     lines = [line.format(16 * (len(lines) - 2)) if "{" in line else line for line in lines]
-    return Function(f"_ZN4skim4cuda5ProbeILNS0_9LevelKindE0ELi{bits}EEEvv", code(*lines).instructions)
+    return Function(f"_ZN4skim4cuda5ProbeILNS0_9LevelKindE0ELi{bits}ELb0EEEvv", code(*lines).instructions)
 
 
 def test_a_prediction():
     a100 = GPUS[0]
     assert a100.name == "A100 SXM 80 GB"
-    # 16 rows of 4096 columns are a unit for each of 8 warps: 32 products. Of 4 bits 8 copies of codes, one of codebooks.
+    # 16 rows of 4096 columns are a unit for each of 8 warps: 32 products. 8 copies of codes, one of codebooks.
     found = roofline.predict(probe(4, 32, 1000), a100, 4096)
     assert (found.kind, found.bits) == ("int8 table", 4)
     issued = 8 * (1 + 1 + 8 + 4 + 1 + 32 + 1000 + 1 + 1 + 1 + 1) + 1
@@ -123,11 +123,11 @@ def test_the_command(tmp_path):
     report, printed = measured(tmp_path / "a.json", "roofline", "--columns", 4096, "--markdown", tmp_path / "a.md")
     assert printed.strip() == (tmp_path / "a.md").read_text().strip()
     assert {row["gpu"] for row in report["rows"]} == {gpu.name for gpu in GPUS}
-    assert len(report["rows"]) == 24 * len(GPUS)
+    assert len(report["rows"]) == (24 + 12) * len(GPUS)
     for row in report["rows"]:
         assert 0 < row["bandwidth_share"] <= 1
         assert 1 < row["instructions"]["issue"] < 20
-        tensor = row["instructions"]["tensor"]
+        tensor = row["instructions"]["integer tensor" if "integers" in row["kind"] else "tensor"]
         assert tensor == pytest.approx(32 / 256)
 
 

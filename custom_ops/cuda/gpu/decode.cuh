@@ -11,6 +11,7 @@
 #include "codes.cuh"
 #include "levels.cuh"
 #include "product.cuh"
+#include "quantized.cuh"
 #include "tile.cuh"
 #include "warp_parts.cuh"
 
@@ -40,15 +41,18 @@ struct DecodePlan {
 
 // For up to 8 kTokenTiles tokens a block. Units of kWords words of each vector for a thread: 4 are copied faster, 2
 // take half of the room.
-template <typename Element, LevelKind kTable, int kRowTiles, int kTokenTiles, int kWords>
+template <typename Element, LevelKind kTable, int kRowTiles, int kTokenTiles, int kWords, bool kIntegers>
 struct Decode {
   static constexpr int kRows = kMmaRows * kRowTiles, kTokens = kMmaTokens * kTokenTiles;
   static constexpr int kBlocks = 2 / kRowTiles;  // of a multiprocessor
 
   using Stream = CodeStream<kRowTiles, kWords, kDecodeWarps>;
-  using Parts = WarpParts<Element, kRows, kDecodeWarps>;
-  using Tile = ActivationTile<Element>;
-  using Sums = Product<kRowTiles, kTokenTiles, Element>;
+  // Facts about integers: sums of upper and lower bytes, and the bits of the largest magnitude.
+  using Parts = std::conditional_t<kIntegers, WarpParts<int32_t, kRows, kDecodeWarps, 2, 3>,
+                                   WarpParts<float, kRows, kDecodeWarps>>;
+  using Tile = std::conditional_t<kIntegers, QuantizedTile<Element, Stream::kSuperblocks>, ActivationTile<Element>>;
+  using Sums =
+      std::conditional_t<kIntegers, ByteProducts<kRowTiles, kTokenTiles>, Product<kRowTiles, kTokenTiles, Element>>;
 
   // Units that a warp has of a tile, at most.
   static constexpr int WarpUnits(int64_t K) {
@@ -64,7 +68,7 @@ struct Decode {
     for (int i = 0; i < layer.run_count; ++i) {
       const RowRun& run = layer.runs[i];
       const int bits = ClassBits(run.row_class);
-      const bool in_memory = bits > kMaxRegisterBits && !IsAffine(run.row_class);
+      const bool in_memory = !kIntegers && bits > kMaxRegisterBits && !IsAffine(run.row_class);
       const int table_bytes = in_memory ? TableBytes(kRowTiles, bits) : 0;
       if (table_bytes > plan.table_bytes) plan.table_bytes = table_bytes;
     }
@@ -125,7 +129,8 @@ struct Decode {
   template <LevelKind kKind, int kBits>
   static SKIM_DEVICE void Multiply(const RowTile& tile, Stream& stream, const char* slot, const char* tables,
                                    char* activations, int first, int tokens, Sums& sums) {
-    using RowLevels = Levels<kKind, kBits, TablePlace(kRowTiles, kBits), Element>;
+    using RowLevels = std::conditional_t<kIntegers, ByteLevels<kKind, kBits>,
+                                         Levels<kKind, kBits, TablePlace(kRowTiles, kBits), Element>>;
     constexpr int kMost = WordsAtOnce(kRowTiles, kBits), kAtOnce = kMost < kWords ? kMost : kWords;
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     RowLevels levels[kRowTiles][2];
@@ -136,7 +141,12 @@ struct Decode {
         const int last = static_cast<int>(tile.run.count) - 1 - tile.first;
         int row = kMmaRows * r + 8 * h + g;
         if (row > last) row = last;  // computed once more, never stored
-        levels[r][h].template Prepare<FromShared>(slot + Stream::CodeBytes(kBits), row, tables + 128 * r, h);
+        const char* codebooks = slot + Stream::CodeBytes(kBits);
+        if constexpr (kIntegers) {
+          levels[r][h].Prepare(codebooks, row);
+        } else {
+          levels[r][h].template Prepare<FromShared>(codebooks, row, tables + 128 * r, h);
+        }
       }
     }
     const int block = first + c * kWords / 8, word = c * kWords % 8;
@@ -149,12 +159,114 @@ struct Decode {
         __syncwarp();
         stream.Refill();
       }
+      if constexpr (kIntegers) {
 #pragma unroll
-      for (int k = 0; k < kAtOnce; k += Sums::Reader::kWords) {
-        uint32_t some[Sums::Reader::kWords][kRowTiles][2][kBits];
-        SortByWord(words, k, some);
-        AddWords(levels, some, typename Sums::Reader(of_block, word + i + k, tokens), sums);
+        for (int k = 0; k < kAtOnce; ++k) {
+          uint32_t some[1][kRowTiles][2][kBits];
+          SortByWord(words, k, some);
+          sums.Add(levels, some[0], of_block, word + i + k, tokens);
+        }
+      } else {
+        constexpr int kTogether = Sums::Reader::kWords;
+#pragma unroll
+        for (int k = 0; k < kAtOnce; k += kTogether) {
+          uint32_t some[kTogether][kRowTiles][2][kBits];
+          SortByWord(words, k, some);
+          AddWords(levels, some, typename Sums::Reader(of_block, word + i + k, tokens), sums);
+        }
       }
+    }
+  }
+
+  // Calls body(superblock, its activations) for all that are a warp's.
+  template <typename Body>
+  static SKIM_DEVICE void ForSuperblocks(int K, int tokens, char* activations, Body&& body) {
+#pragma unroll 1
+    for (int unit = threadIdx.x / 32; unit < Stream::Units(K); unit += kDecodeWarps) {
+#pragma unroll 1
+      for (int i = 0; i < Stream::kSuperblocks; ++i, activations += tokens * Tile::kTokenBytes) {
+        body(unit * Stream::kSuperblocks + i, activations);
+      }
+    }
+  }
+
+  // Makes a warp's activations integers, which stay.
+  static SKIM_DEVICE void Quantize(const Activations<Element>& x, char* activations, const Parts& parts) {
+#pragma unroll 1
+    for (int token = 0; token < x.count; ++token) {
+      uint32_t largest = 0;
+      ForSuperblocks(x.K, x.count, activations, [&](int block, char* of_block) {
+        const uint32_t of_lane = Tile(of_block, block).Largest(x, token);
+        if (of_lane > largest) largest = of_lane;
+      });
+#pragma unroll
+      for (int distance = 16; distance > 0; distance /= 2) {
+        const uint32_t other = __shfl_xor_sync(0xffffffff, largest, distance);
+        if (other > largest) largest = other;
+      }
+      if (threadIdx.x % 32 == 0) parts.WriteFact(token, static_cast<int32_t>(largest), 2);
+    }
+    __syncthreads();
+#pragma unroll 1
+    for (int token = 0; token < x.count; ++token) {
+      const float inverse = InverseUnit(UnitOf(parts, token));
+      int32_t sums[2] = {};
+      ForSuperblocks(x.K, x.count, activations,
+                     [&](int block, char* of_block) { Tile(of_block, block).Fill(x, token, inverse, sums); });
+#pragma unroll
+      for (int k = 0; k < 2; ++k) {
+#pragma unroll
+        for (int distance = 16; distance > 0; distance /= 2) {
+          sums[k] += __shfl_xor_sync(0xffffffff, sums[k], distance);
+        }
+        if (threadIdx.x % 32 == 0) parts.WriteFact(token, sums[k], k);
+      }
+    }
+  }
+
+  static SKIM_DEVICE float UnitOf(const Parts& parts, int token) {
+    int32_t largest = 0;  // as bits of numbers that are not negative, they compare as integers
+#pragma unroll
+    for (int i = 0; i < kDecodeWarps; ++i) {
+      const int32_t of_warp = parts.Fact(i, token, 2);
+      if (of_warp > largest) largest = of_warp;
+    }
+    return TokenUnit(static_cast<uint32_t>(largest));
+  }
+
+  static SKIM_DEVICE void Write(Sums& sums, const Parts& parts) {
+#pragma unroll
+    for (int t = 0; t < kTokenTiles; ++t) {
+#pragma unroll
+      for (int r = 0; r < kRowTiles; ++r) {
+        if constexpr (kIntegers) {
+          for (int k = 0; k < 2; ++k) parts.WriteProducts(kMmaRows * r, kMmaTokens * t, sums.sums[k][r][t], k);
+        } else {
+          parts.WriteProducts(kMmaRows * r, kMmaTokens * t, sums.Finish(r, t));
+        }
+      }
+    }
+  }
+
+  static SKIM_DEVICE void Store(const Parts& parts, int row_class, const RowOutput<Element>& output, unsigned turn) {
+    const bool affine = IsAffine(row_class);
+    if constexpr (kIntegers) {
+      const uint32_t middle = affine ? 1u << (ClassBits(row_class) - 1) : 0;  // that codes have been multiplied with
+      parts.Store(affine, turn, [&](int token, const int32_t (&products)[2], const int32_t (&sums)[2]) {
+        int64_t digits[2];
+#pragma unroll
+        for (int k = 0; k < 2; ++k) {  // fit into 32 bits less that, whatever has wrapped around
+          digits[k] =
+              static_cast<int32_t>(static_cast<uint32_t>(products[k]) - middle * static_cast<uint32_t>(sums[k]));
+        }
+        const float unit = UnitOf(parts, token);
+        output.Store(token, static_cast<float>(256 * digits[0] + digits[1]),
+                     unit * static_cast<float>(256 * sums[0] + sums[1]), unit);
+      });
+    } else {
+      parts.Store(affine, turn, [&](int token, const float (&product)[1], const float (&sum)[1]) {
+        output.Store(token, product[0], sum[0]);
+      });
     }
   }
 
@@ -178,9 +290,11 @@ struct Decode {
     char* activations = of_warps + warp * warp_bytes;
     char* slots = of_warps + kDecodeWarps * warp_bytes + warp * plan.codes.slots * plan.codes.slot_bytes;
     const auto stage = [&](int unit, char* to) {
+      if constexpr (!kIntegers) {
 #pragma unroll 1
-      for (int i = 0; i < Stream::kSuperblocks; ++i) {
-        Tile(to + i * tokens * Tile::kTokenBytes, unit * Stream::kSuperblocks + i).Stage(of_tokens, lane, 32);
+        for (int i = 0; i < Stream::kSuperblocks; ++i) {
+          Tile(to + i * tokens * Tile::kTokenBytes, unit * Stream::kSuperblocks + i).Stage(of_tokens, lane, 32);
+        }
       }
     };
     // The activations of one of the warp's units; those of another one are gone then.
@@ -189,13 +303,15 @@ struct Decode {
       stage(unit, activations);
       CommitCopies();
     };
-    const bool stay = plan.units == WarpUnits(K);
+    const bool stay = kIntegers || plan.units == WarpUnits(K);
     const int next_bytes = stay ? unit_bytes : 0;  // from a unit to the warp's next one
     if (stay) {
       for (int unit = warp, i = 0; unit < units; unit += kDecodeWarps, ++i) stage(unit, activations + i * unit_bytes);
     }
     Stream stream(plan.codes, first, slots);
-    if (IsAffine(layer.runs[layer.run_count - 1].row_class)) {
+    if constexpr (kIntegers) {
+      Quantize(of_tokens, activations, Parts(parts, tokens, 0));
+    } else if (IsAffine(layer.runs[layer.run_count - 1].row_class)) {
       TokenSums<kTokenTiles, Element> sums;
       char* of_unit = activations;
 #pragma unroll 1
@@ -210,7 +326,7 @@ struct Decode {
       }
 #pragma unroll
       for (int i = 0; g == 0 && i < 2 * kTokenTiles; ++i) {
-        Parts(parts, tokens, 0).WriteTokenSum(kMmaTokens * (i / 2) + 2 * c + i % 2, sums.Sum(i / 2, i % 2));
+        Parts(parts, tokens, 0).WriteFact(kMmaTokens * (i / 2) + 2 * c + i % 2, sums.Sum(i / 2, i % 2));
       }
     }
     TileCursor cursor(plan.codes.tiles, plan.codes.run_count, first);
@@ -226,8 +342,10 @@ struct Decode {
       cursor.Skip(plan.codes.row_blocks);
       const RowOutput<Element> output(device, tile.run, row_to_store(tile), n, epilogue, y);
       if (!cursor.AtEnd()) n = OriginalRow(layer, rows().run, row_to_store(rows()));  // for the next tile
-      with(tile.run.row_class,
-           [&](auto kind, auto bits) { FillTables<decltype(kind)::value, decltype(bits)::value>(tile, tables); });
+      if constexpr (!kIntegers) {
+        with(tile.run.row_class,
+             [&](auto kind, auto bits) { FillTables<decltype(kind)::value, decltype(bits)::value>(tile, tables); });
+      }
       Sums sums;
       char* of_unit = activations;
 #pragma unroll 1
@@ -241,25 +359,32 @@ struct Decode {
         });
       }
       const Parts of_tile(parts, tokens, turn % 2);
-#pragma unroll
-      for (int t = 0; t < kTokenTiles; ++t) {
-#pragma unroll
-        for (int r = 0; r < kRowTiles; ++r) of_tile.WriteProducts(kMmaRows * r, kMmaTokens * t, sums.Finish(r, t));
-      }
+      Write(sums, of_tile);
       __syncthreads();  // those who store read the other half of `parts` before the next one
-      if (tile.first + Parts::Row() < static_cast<int>(tile.run.count))
-        of_tile.Store(output, IsAffine(tile.run.row_class), turn);
+      if (tile.first + Parts::Row() < static_cast<int>(tile.run.count)) {
+        Store(of_tile, tile.run.row_class, output, turn);
+      }
     }
   }
 };
 
-template <typename Element, LevelKind kTable, int kRowTiles, int kTokenTiles, int kWords>
+// Of integers there are only levels that are bytes in registers.
+template <LevelKind kTable, bool kIntegers, typename Body>
+SKIM_DEVICE void WithDecodeLevels(int row_class, Body&& body) {
+  WithLevels<kTable>(row_class, [&](auto kind, auto bits) {
+    constexpr bool kAffine = decltype(kind)::value == LevelKind::kAffine;
+    if constexpr (!kIntegers || kAffine || decltype(bits)::value <= kMaxRegisterBits) body(kind, bits);
+  });
+}
+
+template <typename Element, LevelKind kTable, int kRowTiles, int kTokenTiles, int kWords, bool kIntegers>
 __global__ void __launch_bounds__(kDecodeThreads, 2 / kRowTiles)
     DecodeKernel(const DeviceLayer device, const Element* x, int64_t M, const DecodePlan plan, Epilogue epilogue,
                  Element* y) {
-  if constexpr (kIsSupported<Element>) {
-    Decode<Element, kTable, kRowTiles, kTokenTiles, kWords>::Run(
-        device, x, M, plan, epilogue, y, [](int row_class, auto&& body) { WithLevels<kTable>(row_class, body); });
+  if constexpr (kIsSupported<Element> && (kHasWideBytes || !kIntegers)) {
+    Decode<Element, kTable, kRowTiles, kTokenTiles, kWords, kIntegers>::Run(
+        device, x, M, plan, epilogue, y,
+        [](int row_class, auto&& body) { WithDecodeLevels<kTable, kIntegers>(row_class, body); });
   }
 }
 
@@ -270,16 +395,39 @@ struct Decoder {
   void (*kernel)(DeviceLayer, const Element*, int64_t, DecodePlan, Epilogue, Element*);
 };
 
+template <typename Element, LevelKind kTable, int kRowTiles, int kTokenTiles, int kWords, bool kIntegers>
+Decoder<Element> PlanDecoder(const Layer& layer, int64_t M, const Gpu& gpu) {
+  return {Decode<Element, kTable, kRowTiles, kTokenTiles, kWords, kIntegers>::Plan(layer, M, gpu),
+          DecodeKernel<Element, kTable, kRowTiles, kTokenTiles, kWords, kIntegers>};
+}
+
 template <typename Element, int kRowTiles, int kTokenTiles, int kWords>
 Decoder<Element> FindDecoder(const Layer& layer, int64_t M) {
+  const auto plan = layer.weights.codebook_type == CodebookType::kInt8
+                        ? PlanDecoder<Element, LevelKind::kTableInt8, kRowTiles, kTokenTiles, kWords, false>
+                        : PlanDecoder<Element, LevelKind::kTableFloat16, kRowTiles, kTokenTiles, kWords, false>;
+  return plan(layer, M, CurrentGpu());
+}
+
+// The same with integers: none where they are not allowed, or levels are not bytes in registers, or activations do not
+// stay, which are costly to make.
+template <typename Element, int kRowTiles, int kTokenTiles, int kWords>
+Decoder<Element> FindIntegerDecoder(const DeviceLayer& device, int64_t M) {
+  const Layer& layer = device.layer;
   const Gpu gpu = CurrentGpu();
-  constexpr LevelKind kInt8 = LevelKind::kTableInt8, kFloat16 = LevelKind::kTableFloat16;
-  if (layer.weights.codebook_type == CodebookType::kInt8) {
-    return {Decode<Element, kInt8, kRowTiles, kTokenTiles, kWords>::Plan(layer, M, gpu),
-            DecodeKernel<Element, kInt8, kRowTiles, kTokenTiles, kWords>};
+  bool possible = device.integers && layer.weights.K <= kMaxIntegerColumns && gpu.capability >= kBfloat16Capability;
+  for (int i = 0; i < layer.run_count; ++i) {
+    const int row_class = layer.runs[i].row_class;
+    if (IsAffine(row_class)) continue;
+    if (layer.weights.codebook_type != CodebookType::kInt8 || ClassBits(row_class) > kMaxRegisterBits) possible = false;
   }
-  return {Decode<Element, kFloat16, kRowTiles, kTokenTiles, kWords>::Plan(layer, M, gpu),
-          DecodeKernel<Element, kFloat16, kRowTiles, kTokenTiles, kWords>};
+  if (!possible) return {};
+  using Kernel = Decode<Element, LevelKind::kTableInt8, kRowTiles, kTokenTiles, kWords, true>;
+  Decoder<Element> found =
+      PlanDecoder<Element, LevelKind::kTableInt8, kRowTiles, kTokenTiles, kWords, true>(layer, M, gpu);
+  const int64_t wanted = M < Kernel::kTokens ? M : Kernel::kTokens;
+  if (found.plan.tokens < wanted || found.plan.units < Kernel::WarpUnits(layer.weights.K)) return {};
+  return found;
 }
 
 template <typename Element>
@@ -297,9 +445,12 @@ using DecodeLauncher = int(const DeviceLayer& layer, const void* x, int64_t M, E
 template <typename Element>
 int LaunchDecode8(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream,
                   DecodeLauncher& otherwise) {
-  Decoder<Element> decoder = FindDecoder<Element, 1, 1, 4>(layer.layer, M);
-  const Decoder<Element> smaller = FindDecoder<Element, 1, 1, 2>(layer.layer, M);
-  if (smaller.plan.tokens > decoder.plan.tokens) decoder = smaller;
+  Decoder<Element> decoder = FindIntegerDecoder<Element, 1, 1, 4>(layer, M);
+  if (decoder.plan.tokens == 0) {
+    decoder = FindDecoder<Element, 1, 1, 4>(layer.layer, M);
+    const Decoder<Element> smaller = FindDecoder<Element, 1, 1, 2>(layer.layer, M);
+    if (smaller.plan.tokens > decoder.plan.tokens) decoder = smaller;
+  }
   if (decoder.plan.tokens == 0) return otherwise(layer, x, M, epilogue, y, stream);
   return LaunchDecoder(decoder, layer, x, M, epilogue, y, stream);
 }
@@ -309,7 +460,8 @@ template <typename Element>
 int LaunchDecode16(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream,
                    DecodeLauncher& otherwise) {
   constexpr int kTokens = 2 * kMmaTokens;
-  const Decoder<Element> decoder = FindDecoder<Element, 2, 2, 2>(layer.layer, M);
+  Decoder<Element> decoder = FindIntegerDecoder<Element, 2, 2, 2>(layer, M);
+  if (decoder.plan.tokens == 0) decoder = FindDecoder<Element, 2, 2, 2>(layer.layer, M);
   if (decoder.plan.tokens < (M < kTokens ? M : kTokens)) return otherwise(layer, x, M, epilogue, y, stream);
   return LaunchDecoder(decoder, layer, x, M, epilogue, y, stream);
 }

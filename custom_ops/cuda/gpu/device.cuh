@@ -16,6 +16,7 @@ constexpr bool kHasBfloat16 = false;
 #else
 constexpr bool kHasBfloat16 = true;
 #endif
+constexpr bool kHasWideBytes = kHasBfloat16;  // MultiplyAddBytes, which came with it
 
 // The bytes of (a, b), numbered 0..7 from a's lowest, that the four low nibbles of `selector` name. Bit 3 of these
 // nibbles must be 0; the selector's high half does not matter.
@@ -100,6 +101,36 @@ SKIM_DEVICE void MultiplyAddBfloat16(float (&d)[4], const uint32_t (&a)[4], cons
       : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
+
+// d [16, 8] += a [16, 32] b [32, 8], bytes with sums of 32 bits that wrap around, by a warp (mma.m16n8k32). a is signed
+// or not, and so is b. A thread holds
+//   a: rows g and g + 8 of columns 4c to 4c + 3 (a[0], a[1]), then of columns 4c + 16 to 4c + 19 (a[2], a[3]);
+//   b: rows 4c to 4c + 3 of column g, then rows 4c + 16 to 4c + 19;
+//   d: as MultiplyAdd's.
+template <bool kSignedA, bool kSignedB>
+SKIM_DEVICE void MultiplyAddBytes(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#define SKIM_MULTIPLY_BYTES(a_type, b_type)                      \
+  asm("mma.sync.aligned.m16n8k32.row.col.s32." a_type "." b_type \
+      ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "      \
+      "{%0, %1, %2, %3};"                                        \
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])           \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (kSignedA && kSignedB) {
+    SKIM_MULTIPLY_BYTES("s8", "s8");
+  } else if constexpr (kSignedA) {
+    SKIM_MULTIPLY_BYTES("s8", "u8");
+  } else if constexpr (kSignedB) {
+    SKIM_MULTIPLY_BYTES("u8", "s8");
+  } else {
+    SKIM_MULTIPLY_BYTES("u8", "u8");
+  }
+#undef SKIM_MULTIPLY_BYTES
+}
+
+// The integer next to x, ties to even, modulo 2^16; |x| is less than 2^22.
+SKIM_DEVICE uint32_t RoundToInteger(float x) { return __float_as_uint(__fadd_rn(x, 12582912.0f)) & 0xffff; }
+
+SKIM_DEVICE uint32_t FloatToBits(float value) { return __float_as_uint(value); }
 
 // A vector of codes, which a launch reads once: it does not displace activations from the L1 cache.
 SKIM_DEVICE uint4 LoadOnce(const uint4* from) {

@@ -97,7 +97,7 @@ struct Float32 {
     }
     parts.WriteProducts(0, 0, products);
     token_sum = SumOfRow(token_sum);
-    if (c == 0) parts.WriteTokenSum(g, token_sum);
+    if (c == 0) parts.WriteFact(g, token_sum);
   }
 
  private:
@@ -146,7 +146,10 @@ __global__ void __launch_bounds__(Float32<kTable>::kThreads, 1)
   if (row >= tile.rows.run.count) return;
   const int n = OriginalRow(device.layer, tile.rows.run, row);
   const RowOutput<float> output(device, tile.rows.run, row, n, epilogue, y + tile.first_token * weights.N);
-  typename Kernel::Parts(shared, tile.tokens, 0).Store(output, IsAffine(tile.rows.run.row_class), 0);
+  typename Kernel::Parts(shared, tile.tokens, 0)
+      .Store(IsAffine(tile.rows.run.row_class), 0, [&](int token, const float (&product)[1], const float (&sum)[1]) {
+        output.Store(token, product[0], sum[0]);
+      });
 }
 
 // `kTable`: the kind of the layer's codebooks.

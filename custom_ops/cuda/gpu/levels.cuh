@@ -48,11 +48,17 @@ SKIM_DEVICE uint32_t CodeBytes(const uint32_t (&word)[kBits], int j, int shift =
   return codes;
 }
 
-// Both codes of a pair, for widths up to 4: the first in the low nibbles of the bytes.
+// Two codes, for widths up to 4: the first in the low nibbles of the bytes.
+template <int kBits>
+SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[kBits], int first, int second) {
+  return CodeBytes(word, first) | CodeBytes(word, second, 4);
+}
+
+// Both codes of a pair.
 template <int kBits>
 SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[kBits], int pair) {
   const int first = PairFirst(kBits, pair);
-  return CodeBytes(word, first) | CodeBytes(word, first + PairDistance(kBits), 4);
+  return CodeNibbles(word, first, first + PairDistance(kBits));
 }
 
 // Up to 16 bytes in registers, looked up by byte permutation.

@@ -97,10 +97,10 @@ class RowOutput {
         epilogue_(epilogue),
         y_(y + n) {}
 
-  // `product`: of a token with the row's levels, `sum`: of the token's x.
-  SKIM_DEVICE void Store(int token, float product, float sum) const {
+  // `product`: of a token with the row's levels, in units of `token_unit`; `sum`: of the token's x.
+  SKIM_DEVICE void Store(int token, float product, float sum, float token_unit = 1) const {
     const RowScale scale = ToRowScale(kind_, scale_, unit_);
-    float value = product * scale.scale + (scale.offset * sum + (has_bias_ ? bias_ : 0.0f));
+    float value = product * (scale.scale * token_unit) + (scale.offset * sum + (has_bias_ ? bias_ : 0.0f));
     Float* y = y_ + token * N_;
     if (epilogue_ == Epilogue::kSilu) value /= 1.0f + expf(-value);
     if (epilogue_ == Epilogue::kMultiply) value *= ReadBack(y);
@@ -118,19 +118,19 @@ class RowOutput {
   Float* y_;
 };
 
-// A tile of products in shared memory: [tokens][kRows], so that a warp stores to rows beside each other. Its stride
-// spreads what a warp writes of a tensor core's result over all banks.
-template <int kRows>
+// A tile of products in shared memory, float or int32_t: [tokens][kRows], so that a warp stores to rows beside each
+// other. Its stride spreads what a warp writes of a tensor core's result over all banks.
+template <int kRows, typename Number = float>
 class ProductTile {
  public:
   static constexpr int kStride = kRows + 4;
   static constexpr int Floats(int tokens) { return tokens * kStride; }
 
-  SKIM_DEVICE explicit ProductTile(float* shared) : tile_(shared) {}
+  SKIM_DEVICE explicit ProductTile(Number* shared) : tile_(shared) {}
 
   // A thread's part of a tensor core's result (see MultiplyAdd) whose first row and token these are; of tokens before
   // `end`.
-  SKIM_DEVICE void Write(int row, int token, const float (&d)[4], int end = INT32_MAX) const {
+  SKIM_DEVICE void Write(int row, int token, const Number (&d)[4], int end = INT32_MAX) const {
     const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -139,10 +139,10 @@ class ProductTile {
     }
   }
 
-  static SKIM_DEVICE float Read(const float* tile, int row, int token) { return tile[token * kStride + row]; }
+  static SKIM_DEVICE Number Read(const Number* tile, int row, int token) { return tile[token * kStride + row]; }
 
  private:
-  float* tile_;
+  Number* tile_;
 };
 
 }  // namespace skim::cuda
