@@ -9,6 +9,7 @@ often as K asks for and others once; one warp of a block goes on to store the re
 
 The longest of these is the limit; the first one over it is the share of the bandwidth that the kernel can reach. The
 model knows nothing of waiting: latencies, barriers, banks, caches and clocks below boost make it slower than predicted.
+A second table (decode_latency.py) says what latencies and a scheduler with few warps make of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cuda_build import Nvcc
+from decode_latency import flight
 from gpus import GPUS, WARP, Gpu
 from ptxas_report import demangled
 from sass import Function, Instruction, disassemble, find_nvdisasm
@@ -99,7 +101,10 @@ def run(args: argparse.Namespace) -> None:
         functions = disassemble(nvcc.cubin(PROBE, gpu.architecture)).values()
         probes = [function for function in functions if "Probe<" in demangled(function.name)]
         predictions += [predict(probe, gpu, columns) for columns in args.columns for probe in probes]
-    tables = [_table([found for found in predictions if found.columns == columns]) for columns in args.columns]
+    tables = []
+    for columns in args.columns:
+        of_columns = [found for found in predictions if found.columns == columns]
+        tables += [_table(of_columns), _latency_table(of_columns)]
     say(*tables)
     save_json(args.json, {**report_head(), "rows": [asdict(prediction) for prediction in predictions]})
     write_markdown(args.markdown, tables)
@@ -219,4 +224,34 @@ def _table(predictions: Sequence[Prediction]) -> str:
         )
     columns = predictions[0].columns
     title = f"K = {columns}: instructions for a weight on {COUNTED.name}, shares of the bandwidth, and what limits them"
+    return f"{title}\n\n{markdown_table(headings, lines)}"
+
+
+def _latency_table(predictions: Sequence[Prediction]) -> str:
+    """One K on the GPU whose instructions are counted: a line for each kind and width in registers."""
+    (gpu,) = (gpu for gpu in GPUS if gpu.name == COUNTED.name)
+    lines = []
+    for found in sorted((found for found in predictions if found.gpu == gpu.name), key=lambda of: (of.kind, of.bits)):
+        affine = found.kind.startswith("affine")
+        if found.bits > REGISTER_BITS and not affine:
+            continue
+        table_bytes = 0 if affine else (1 if found.kind.startswith("int8") else 2) << found.bits
+        of = flight(gpu, found.bits, found.columns, table_bytes, found.clocks)
+        lines.append(
+            (
+                f"{found.kind}, {found.bits} bit{'s' * (found.bits > 1)}",
+                f"{of.needed / 1024:.0f}",
+                f"{of.streamed / 1024:.0f}",
+                f"{of.one_by_one:.0f}",
+                f"{of.one_by_one_share:.0%}",
+                f"{found.clocks['bandwidth']:.0f}",
+                f"{of.tile:.0f}",
+                f"{of.share:.0%}",
+            )
+        )
+    headings = (
+        *("rows", "KiB needed", "KiB on their way", "clocks, one by one", "share of bandwidth"),
+        *("clocks of transfer", "clocks of a tile", "share of the bandwidth"),
+    )
+    title = f"K = {predictions[0].columns}: latency on {gpu.name}, as decode_latency.py assumes"
     return f"{title}\n\n{markdown_table(headings, lines)}"

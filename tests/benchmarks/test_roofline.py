@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 import roofline
+from decode_latency import flight
 from gpus import GPUS
 from ptxas_report import Resources, demangled, read_report
 from sass import Function, Instruction, find_nvdisasm
@@ -108,6 +109,22 @@ def test_a_loop_over_words_runs_as_often_as_there_are_products():
     found = roofline.predict(wide, GPUS[0], 4096)
     assert found.clocks["ALU"] == 8 * 4 * 100 / 2
     assert found.clocks["tensor"] == 8 * 4 * 8 / 0.5
+
+
+def test_latency():
+    h100 = GPUS[1]
+    clocks = {"issue": 700.0, "ALU": 500.0, "bandwidth": 1800.0}
+    found = flight(h100, 3, 4096, 8, clocks)
+    assert found.needed == pytest.approx(900 * 3352e9 / 132 / 1.83e9)
+    assert found.streamed == 2 * 8 * 3 * 3072  # two blocks of eight warps with three slots
+    assert found.one_by_one == pytest.approx(200 + 900 + 1800 + 1000 + 1000)
+    assert found.one_by_one_share == pytest.approx(3600 / 4900)
+    assert (found.tile, found.share) == (1800, 1)
+    slow = flight(h100, 3, 4096, 8, {**clocks, "issue": 1400.0})
+    assert slow.tile == pytest.approx(2000)
+    assert slow.share == pytest.approx(0.9)
+    # Of activations that leave no room for a second unit, one is on its way.
+    assert flight(h100, 3, 40960, 8, clocks).streamed == 2 * 8 * 3072
 
 
 def test_every_instruction_of_the_pipes_is_in_one():

@@ -47,6 +47,9 @@ struct Decode {
   static constexpr int kBlocks = 2 / kRowTiles;  // of a multiprocessor
 
   using Stream = CodeStream<kRowTiles, kWords, kDecodeWarps>;
+  // Tiles whose products have room: with two of them those of one are stored while the next ones come.
+  static constexpr int kPartTiles = kRowTiles == 1 ? 2 : 1;
+
   // Facts about integers: sums of upper and lower bytes, and the bits of the largest magnitude.
   using Parts = std::conditional_t<kIntegers, WarpParts<int32_t, kRows, kDecodeWarps, 2, 3>,
                                    WarpParts<float, kRows, kDecodeWarps>>;
@@ -75,7 +78,7 @@ struct Decode {
     const auto bytes = [&](int tokens, int units, int slots) {
       const int64_t of_warp =
           int64_t{units} * Stream::kSuperblocks * tokens * Tile::kTokenBytes + slots * plan.codes.slot_bytes;
-      return plan.table_bytes + Parts::Bytes(tokens, 2) + kDecodeWarps * of_warp;
+      return plan.table_bytes + Parts::Bytes(tokens, kPartTiles) + kDecodeWarps * of_warp;
     };
     plan.tokens = static_cast<int>(M < kTokens ? M : kTokens);
     while (plan.tokens > 0 && bytes(plan.tokens, 1, 1) > limit) --plan.tokens;
@@ -286,7 +289,7 @@ struct Decode {
     char* tables = SharedMemory();
     char* parts = tables + plan.table_bytes;
     const int unit_bytes = Stream::kSuperblocks * tokens * Tile::kTokenBytes, warp_bytes = plan.units * unit_bytes;
-    char* of_warps = parts + Parts::Bytes(plan.tokens, 2);
+    char* of_warps = parts + Parts::Bytes(plan.tokens, kPartTiles);
     char* activations = of_warps + warp * warp_bytes;
     char* slots = of_warps + kDecodeWarps * warp_bytes + warp * plan.codes.slots * plan.codes.slot_bytes;
     const auto stage = [&](int unit, char* to) {
@@ -358,12 +361,13 @@ struct Decode {
                                                                  unit * Stream::kSuperblocks, tokens, sums);
         });
       }
-      const Parts of_tile(parts, tokens, turn % 2);
+      const Parts of_tile(parts, tokens, turn % kPartTiles);
       Write(sums, of_tile);
-      __syncthreads();  // those who store read the other half of `parts` before the next one
+      __syncthreads();
       if (tile.first + Parts::Row() < static_cast<int>(tile.run.count)) {
         Store(of_tile, tile.run.row_class, output, turn);
       }
+      if (kPartTiles == 1) __syncthreads();  // else the next tile's barrier comes before these parts are written again
     }
   }
 };
