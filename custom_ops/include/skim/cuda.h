@@ -48,7 +48,7 @@ constexpr int kHopperCapability = 90;    // which has instructions that no other
 // are rounded to it; cudaErrorNotSupported on devices without it. float32: float32 throughout.
 // Where the layer allows for it, up to 16 tokens of 16 bits are multiplied as integers from Ampere on, if all rows are
 // affine or have int8 codebooks of up to 4 bits, K is at most kMaxIntegerColumns and there is room for the activations.
-// The order of additions depends on the shapes alone: the same input gives the same bits.
+// The order of additions depends on the shapes and the kind of GPU alone: the same input gives the same bits there.
 // `stream` is a cudaStream_t. Returns a cudaError_t: 0, or why the kernel could not be launched.
 int Matmul(const DeviceLayer& layer, const void* x, FloatType type, int64_t M, Epilogue epilogue, void* y,
            void* stream);
