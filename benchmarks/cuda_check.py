@@ -26,6 +26,7 @@ __all__ = ["TYPE_BOUNDS", "Case", "Finding", "cases", "check"]
 TYPE_BOUNDS = {"float16": 1e-3, "bfloat16": 3**0.5 * 2**-8, "float32": 1e-5}
 MARGIN = 64  # elements around an output that must stay as they are
 ALL_CLASSES = tuple(range(CLASSES))
+INTEGER_CLASSES = (0, 1, 2, 3, *range(8, CLASSES))  # that decoding multiplies as integers
 TABLES = ALL_CLASSES[:8]
 
 
@@ -50,6 +51,7 @@ class Case:
         dtype: of activations and outputs.
         epilogue: what becomes of the product, or "gather".
         extras: whether there are a column scale and a bias.
+        integers: whether activations may be rounded to integers.
     """
 
     rows: int
@@ -60,6 +62,7 @@ class Case:
     dtype: Float = "float16"
     epilogue: Epilogue = "store"
     extras: bool = False
+    integers: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,17 @@ def cases() -> Iterator[Case]:
                 yield replace(of_type, rows=rows, columns=columns, classes=(0, 1, 2, 3, 4, 7, 10, 15), tokens=tokens)
         for epilogue, tokens, extras in product(EPILOGUES, (1, 7, 16, 100), (False, True)):
             yield replace(of_type, columns=640, tokens=tokens, epilogue=epilogue, extras=extras)
+        if dtype == "float32":
+            continue
+        whole = replace(of_type, integers=True)
+        for row_class, tokens in product(INTEGER_CLASSES, (1, 6, 11)):
+            yield replace(whole, rows=45, columns=768, classes=(row_class,), tokens=tokens, extras=tokens > 1)
+        for tokens in (*range(1, 18), 64):
+            yield replace(whole, tokens=tokens, classes=INTEGER_CLASSES)
+        for columns, tokens in product((1, 31, 100, 256, 640, 1000, 4096, 14336), (1, 4, 16)):
+            yield replace(whole, rows=130, columns=columns, classes=(0, 1, 2, 3, 10, 15), tokens=tokens)
+        for epilogue, tokens in product(EPILOGUES, (1, 16)):
+            yield replace(whole, columns=640, classes=(2, 9), tokens=tokens, epilogue=epilogue, extras=True)
     # So many rows of 16 bits that Hopper's tiles have 128 tokens; then the large ones, which have an order of their own
     # from 1025 tokens on.
     many = replace(base, columns=1000)
@@ -110,7 +124,7 @@ def check(case: Case, kernels: Kernels, device: Device, seed: int = 0, *, replay
     packed = random_linear(
         random, case.rows, case.columns, shares, case.codebook, column_scale=case.extras, bias=case.extras
     )
-    layer, weight = Layer(packed, device), packed.dequantize().astype(np.float64)
+    layer, weight = Layer(packed, device, case.integers), packed.dequantize().astype(np.float64)
     if case.epilogue == "gather":
         ids = random.integers(0, case.rows, case.tokens)
         ids[1::5] = random.choice([-1, case.rows, 1 << 40], len(ids[1::5]))

@@ -130,24 +130,29 @@ class Gpu:
 class Layer:
     """A packed linear on a device.
 
+    Args:
+        packed: the packed linear.
+        device: where it shall be.
+        integers: whether activations may be rounded to integers.
+
     Attributes:
         shape: N and K.
         nbytes: of its tensors, without the padding that alignment takes.
     """
 
-    def __init__(self, packed: PackedLinear, device: Device) -> None:
-        self._placed = PlacedLayer(packed)
+    def __init__(self, packed: PackedLinear, device: Device, integers: bool = False) -> None:
+        self._placed, self._integers = PlacedLayer(packed), integers
         self._content = torch.from_numpy(self._placed.content).to(device.place)
         self.shape = packed.out_features, packed.in_features
         self.nbytes = packed.nbytes
-        self.fields: LayerFields = self._placed.fields(self._content.data_ptr())
+        self.fields: LayerFields = self._placed.fields(self._content.data_ptr(), integers)
 
     def copy(self) -> Layer:
         """The same weights at another address."""
         other = object.__new__(Layer)
         other.__dict__.update(self.__dict__)
         other._content = self._content.clone()
-        other.fields = self._placed.fields(other._content.data_ptr())
+        other.fields = self._placed.fields(other._content.data_ptr(), self._integers)
         return other
 
 

@@ -33,6 +33,7 @@ class LayerFields(ctypes.Structure):
         ("column_scale", ctypes.c_void_p),
         ("bias", ctypes.c_void_p),
         ("column_unit", ctypes.c_double),
+        ("integers", ctypes.c_int64),
     )
 
 
@@ -64,8 +65,8 @@ class PlacedLayer:
         for start, tensor in self.tensors.items():
             self.content[start : start + len(tensor)] = tensor
 
-    def fields(self, address: int) -> LayerFields:
-        """The layer, if its content is at an address."""
+    def fields(self, address: int, integers: bool = False) -> LayerFields:
+        """The layer, if its content is at an address; whether activations may be rounded to integers."""
         packed = self._packed
         return LayerFields(
             packed.out_features,
@@ -81,6 +82,7 @@ class PlacedLayer:
             address + self._column_scale if packed.column_scale.size else None,
             address + self._bias if packed.bias.size else None,
             self._unit,
+            integers,
         )
 
     def _add(self, tensor: npt.NDArray[np.generic]) -> int:

@@ -94,10 +94,31 @@ class Gpu:
 _COMMON = {"issue": 4.0, "ALU": 2.0, "XU": 0.5, "uniform": 4.0}
 # An m16n8k16 has 2048 multiply-adds. A100: 1024 a clock (312 TFLOP/s). H100: the same is assumed, half of what it does
 # with warpgroup instructions (989 TFLOP/s), which these kernels do not use. RTX 4090: 256 with float32 sums (165
-# TFLOP/s).
+# TFLOP/s). An m16n8k32 of bytes has 4096, at twice the rate, and on RTX 4090 at four times (660 TOP/s).
 GPUS = (
-    Gpu("A100 SXM 80 GB", "sm_80", 108, 1.410e9, 2039e9, {**_COMMON, "FMA": 2.0, "half": 4.0, "tensor": 0.5}),
+    Gpu(
+        "A100 SXM 80 GB",
+        "sm_80",
+        108,
+        1.410e9,
+        2039e9,
+        {**_COMMON, "FMA": 2.0, "half": 4.0, "tensor": 0.5, "integer tensor": 0.5},
+    ),
     # Its boost clock is 1.98 GHz without tensor cores.
-    Gpu("H100 SXM", "sm_90", 132, 1.830e9, 3352e9, {**_COMMON, "FMA": 4.0, "half": 4.0, "tensor": 0.5}),
-    Gpu("RTX 4090", "sm_89", 128, 2.520e9, 1008e9, {**_COMMON, "FMA": 4.0, "half": 2.0, "tensor": 0.125}),
+    Gpu(
+        "H100 SXM",
+        "sm_90",
+        132,
+        1.830e9,
+        3352e9,
+        {**_COMMON, "FMA": 4.0, "half": 4.0, "tensor": 0.5, "integer tensor": 0.5},
+    ),
+    Gpu(
+        "RTX 4090",
+        "sm_89",
+        128,
+        2.520e9,
+        1008e9,
+        {**_COMMON, "FMA": 4.0, "half": 2.0, "tensor": 0.125, "integer tensor": 0.25},
+    ),
 )

@@ -203,7 +203,7 @@ def _stage(probe: Function, kernel: Kernel, gpu: Gpu) -> dict[str, float]:
     """The clocks of a stage, by what takes them, all warps together."""
     code = probe.instructions
     loop = _longest(probe, kernel.multiplication)
-    path = set(probe.path(lambda i: i.operation in (kernel.multiplication, "LDS", "LDG", "LDGSTS")))
+    path = set(probe.path(lambda at: code[at].operation in (kernel.multiplication, "LDS", "LDG", "LDGSTS")))
     times = {at: float(kernel.multipliers) for at in loop if at in path}
     if kernel.fillers:
         times |= {at: kernel.fillers * often for at, often in _filling(probe, kernel).items()}
@@ -234,7 +234,7 @@ def _filling(probe: Function, kernel: Kernel) -> dict[int, float]:
 
     loops = sorted((loop for loop in probe.loops() if any(map(stores, loop))), key=len)
     whole, batch = loops[-1], loops[0] if len(loops) > 1 else range(0)
-    path = set(probe.path(lambda i: i.operation in ("LDG", "STS") and "128" in i.modifiers))
+    path = set(probe.path(lambda at: code[at].operation in ("LDG", "STS") and "128" in code[at].modifiers))
     of_batch = sum(map(stores, batch))
     batches = 2 * kernel.tokens * STAGE_COLUMNS / (kernel.fillers * WARP * 16 * of_batch) if of_batch else 1.0
     return {at: batches if at in batch else 1.0 for at in whole if at in path}

@@ -1,14 +1,15 @@
 """How close the CUDA kernels can come to the speed of memory, by the instructions in their machine code: without a GPU.
 
 Each class of rows is compiled as a decode kernel of its own (roofline_probe.cu), for one token. What a warp runs of it
-is the shortest way through all tensor core instructions and loads of weights, their loops as often as K asks for and
-others once; one warp of a block goes on to store the result. A multiprocessor takes for a block of 16 rows at least
+for a tile of 16 rows is the shortest way through all tensor core instructions and copies of weights, their loops as
+often as K asks for and others once; one warp of a block goes on to store the result. A multiprocessor takes at least
 
-- what its share of the memory's bandwidth takes to bring the block's codes and levels, and
+- what its share of the memory's bandwidth takes to bring the tile's codes and levels, and
 - for each pipe, the instructions of the block's warps over the pipe's rate (gpus.py).
 
 The longest of these is the limit; the first one over it is the share of the bandwidth that the kernel can reach. The
 model knows nothing of waiting: latencies, barriers, banks, caches and clocks below boost make it slower than predicted.
+A second table (decode_latency.py) says what latencies and a scheduler with few warps make of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cuda_build import Nvcc
+from decode_latency import flight
 from gpus import GPUS, WARP, Gpu
 from ptxas_report import demangled
 from sass import Function, Instruction, disassemble, find_nvdisasm
@@ -35,6 +37,8 @@ __all__ = ["Prediction", "add_arguments", "pipe", "predict", "run"]
 PROBE = Path(__file__).with_name("roofline_probe.cu")
 BLOCK_WARPS, BLOCK_ROWS = 8, 16  # of a block (custom_ops/cuda/gpu/decode.cuh)
 WEIGHTS_OF_MMA = 16 * 16  # of a tensor core instruction
+UNIT_WEIGHTS = 16 * 512  # that a warp multiplies at a time (custom_ops/cuda/gpu/code_stream.cuh)
+REGISTER_BITS = 4  # up to which codebooks are copied with the codes
 SHARED_BYTES_PER_CLOCK = 128  # that a multiprocessor moves between registers and shared memory or L1 cache
 COUNTED = GPUS[1]  # whose instructions the table shows: they hardly differ
 LEVEL_KINDS = {"0": "int8 table", "1": "float16 table", "2": "affine"}  # skim::cuda::LevelKind
@@ -44,6 +48,7 @@ PIPES = {
     "FMA": "IMAD FFMA FADD FMUL FFMA32I IDP",
     "half": "HADD2 HMUL2 HFMA2 HSETP2 HMNMX2",
     "tensor": "HMMA",
+    "integer tensor": "IMMA",
     "XU": "MUFU I2F F2I F2F FRND POPC FLO BREV",
     "memory": "LDG STG LDS STS LDGSTS LDSM LDC LDL STL SHFL",
 }
@@ -56,7 +61,7 @@ class Prediction:
 
     Attributes:
         gpu: its name.
-        kind: of the rows' levels.
+        kind: of the rows' levels, and whether activations are integers.
         bits: their width.
         columns: K.
         instructions: of a thread for a weight, by pipe, and in sum ("issue").
@@ -96,7 +101,10 @@ def run(args: argparse.Namespace) -> None:
         functions = disassemble(nvcc.cubin(PROBE, gpu.architecture)).values()
         probes = [function for function in functions if "Probe<" in demangled(function.name)]
         predictions += [predict(probe, gpu, columns) for columns in args.columns for probe in probes]
-    tables = [_table([found for found in predictions if found.columns == columns]) for columns in args.columns]
+    tables = []
+    for columns in args.columns:
+        of_columns = [found for found in predictions if found.columns == columns]
+        tables += [_table(of_columns), _latency_table(of_columns)]
     say(*tables)
     save_json(args.json, {**report_head(), "rows": [asdict(prediction) for prediction in predictions]})
     write_markdown(args.markdown, tables)
@@ -111,11 +119,12 @@ def pipe(instruction: Instruction) -> str | None:
 
 def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     """What a probe's rows can reach on a GPU."""
-    kind, bits = (part.strip() for part in demangled(probe.name).split("<")[1].split(">")[0].rsplit(",", 1))
-    name = LEVEL_KINDS[kind.rsplit(")", 1)[-1]]
+    parameters = demangled(probe.name).split("<")[1].split(">")[0]
+    kind, bits, integers = (part.strip().rsplit(")", 1)[-1] for part in parameters.split(","))
+    name = LEVEL_KINDS[kind]
     counts: dict[str, float] = defaultdict(float)
     moved = 0.0
-    for at, times in _block(probe, int(bits), columns).items():
+    for at, times in _block(probe, name, int(bits), columns).items():
         instruction = probe.instructions[at]
         counts["issue"] += times
         if (of := pipe(instruction)) == "memory":
@@ -130,7 +139,7 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     weights = BLOCK_ROWS * columns
     return Prediction(
         gpu=gpu.name,
-        kind=name,
+        kind=name + (", integers" if integers == "true" else ""),
         bits=int(bits),
         columns=columns,
         instructions={of: WARP * count / weights for of, count in counts.items()},
@@ -140,47 +149,56 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     )
 
 
-def _block(probe: Function, bits: int, columns: int) -> dict[int, float]:
-    """How often the warps of a block run each instruction, all together."""
+def _block(probe: Function, kind: str, bits: int, columns: int) -> dict[int, float]:
+    """How often the warps of a block run each instruction for a tile of rows, all together."""
     code = probe.instructions
 
     def count(what: Callable[[Instruction], bool], loop: range) -> int:
         return sum(what(code[at]) for at in loop)
 
-    loops = list(probe.loops())
-    columns_loop = max((loop for loop in loops if count(_loads_codes, loop)), key=len)
-    weights = 8 * WARP * sum(_bytes(code[at]) for at in columns_loop if _loads_codes(code[at])) // bits
-    # Wide tables have a loop over words inside of it: as often as it takes to multiply what was loaded.
-    words_loop, words = range(0), 1
-    for loop in loops:
-        if loop.start > columns_loop.start and loop.stop < columns_loop.stop and count(_multiplies, loop):
-            words_loop, words = loop, weights // WEIGHTS_OF_MMA // count(_multiplies, loop)
-    turns = BLOCK_ROWS * columns / weights / BLOCK_WARPS
+    # Each loop once, the longest first: several jumps may end at the same place.
+    loops = sorted({loop.start: loop for loop in sorted(probe.loops(), key=len)}.values(), key=len, reverse=True)
+    multiplying = [loop for loop in loops if count(_multiplies, loop)]
+    of_tiles = [loop for loop in multiplying if count(_stores, loop)][-1]
+    inner = [loop for loop in multiplying if of_tiles.start < loop.start and loop.stop < of_tiles.stop]
+    of_units = next(loop for loop in inner if count(_copies, loop))
+    # Wide tables have loops over words inside: each as often as it takes to multiply a unit.
+    of_words = [loop for loop in inner if of_units.start < loop.start and loop.stop < of_units.stop]
+    words = (UNIT_WEIGHTS / WEIGHTS_OF_MMA / count(_multiplies, inner[-1])) ** (1 / max(1, len(of_words)))
+    # Of the copies in no loop of their own, which is one of activations, as many are run as there are vectors of codes;
+    # the last of them is of codebooks.
+    copying = [loop for loop in loops if count(_copies, loop) and not count(_multiplies, loop)]
+    copies = [at for at in of_units if _copies(code[at]) and not any(at in loop for loop in copying)]
+    run = {*copies[: 2 * bits], *(copies[16:] if bits <= REGISTER_BITS and kind != "affine" else ())}
+
+    def worth(at: int) -> int:
+        return (1 if at in run else -1) if _copies(code[at]) else int(_multiplies(code[at]))
+
+    turns = BLOCK_ROWS * columns / UNIT_WEIGHTS / BLOCK_WARPS
     times: dict[int, float] = {}
-    for warps, path in ((BLOCK_WARPS - 1, probe.path(_is_needed)), (1, probe.path(_is_needed_to_store))):
-        for at in path:
-            of_warp = (turns if at in columns_loop else 1) * (words if at in words_loop else 1)
+    ways = (probe.path(worth), probe.path(lambda at: worth(at) + _stores(code[at])))
+    for warps, way in zip((BLOCK_WARPS - 1, 1), ways, strict=True):
+        for at in way:
+            if at not in of_tiles:
+                continue  # runs once, whatever the number of tiles
+            of_warp = turns if at in of_units else 1
+            for loop in of_words:
+                of_warp *= words if at in loop else 1
             times[at] = times.get(at, 0) + warps * of_warp
     return times
 
 
 def _multiplies(instruction: Instruction) -> bool:
-    return instruction.operation == "HMMA"
+    return instruction.operation in ("HMMA", "IMMA")
 
 
-def _is_needed(instruction: Instruction) -> bool:
-    """Whether every warp must come by it. Other loads may be those of a last superblock that is not full."""
-    return instruction.operation in ("HMMA", "LDGSTS") or _loads_codes(instruction)
+def _copies(instruction: Instruction) -> bool:
+    return instruction.operation == "LDGSTS"
 
 
-def _is_needed_to_store(instruction: Instruction) -> bool:
-    """Whether the warp that stores must come by it."""
-    return _is_needed(instruction) or instruction.operation == "STG"
-
-
-def _loads_codes(instruction: Instruction) -> bool:
-    """Whether it is the kernels' LoadOnce."""
-    return instruction.operation == "LDG" and "NA" in instruction.modifiers
+def _stores(instruction: Instruction) -> bool:
+    """Whether it stores outputs."""
+    return instruction.operation == "STG"
 
 
 def _bytes(instruction: Instruction) -> int:
@@ -190,7 +208,7 @@ def _bytes(instruction: Instruction) -> int:
 
 def _table(predictions: Sequence[Prediction]) -> str:
     """One K: a line for each kind and width of rows, a column for each GPU."""
-    pipes = ("issue", "ALU", "FMA", "half", "tensor")
+    pipes = ("issue", "ALU", "FMA", "half", "tensor", "integer tensor")
     headings = ("rows", "instructions", *pipes[1:], *(gpu.name for gpu in GPUS))
     of_gpu = {(found.gpu, found.kind, found.bits): found for found in predictions}
     lines = []
@@ -206,4 +224,34 @@ def _table(predictions: Sequence[Prediction]) -> str:
         )
     columns = predictions[0].columns
     title = f"K = {columns}: instructions for a weight on {COUNTED.name}, shares of the bandwidth, and what limits them"
+    return f"{title}\n\n{markdown_table(headings, lines)}"
+
+
+def _latency_table(predictions: Sequence[Prediction]) -> str:
+    """One K on the GPU whose instructions are counted: a line for each kind and width in registers."""
+    (gpu,) = (gpu for gpu in GPUS if gpu.name == COUNTED.name)
+    lines = []
+    for found in sorted((found for found in predictions if found.gpu == gpu.name), key=lambda of: (of.kind, of.bits)):
+        affine = found.kind.startswith("affine")
+        if found.bits > REGISTER_BITS and not affine:
+            continue
+        table_bytes = 0 if affine else (1 if found.kind.startswith("int8") else 2) << found.bits
+        of = flight(gpu, found.bits, found.columns, table_bytes, found.clocks)
+        lines.append(
+            (
+                f"{found.kind}, {found.bits} bit{'s' * (found.bits > 1)}",
+                f"{of.needed / 1024:.0f}",
+                f"{of.streamed / 1024:.0f}",
+                f"{of.one_by_one:.0f}",
+                f"{of.one_by_one_share:.0%}",
+                f"{found.clocks['bandwidth']:.0f}",
+                f"{of.tile:.0f}",
+                f"{of.share:.0%}",
+            )
+        )
+    headings = (
+        *("rows", "KiB needed", "KiB on their way", "clocks, one by one", "share of bandwidth"),
+        *("clocks of transfer", "clocks of a tile", "share of the bandwidth"),
+    )
+    title = f"K = {predictions[0].columns}: latency on {gpu.name}, as decode_latency.py assumes"
     return f"{title}\n\n{markdown_table(headings, lines)}"

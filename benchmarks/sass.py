@@ -78,15 +78,19 @@ class Function:
         return (at + 1,) if at + 1 < len(self.instructions) else ()
 
     def loops(self) -> Iterator[range]:
-        """The numbers of the instructions of each loop: what a jump backwards spans."""
-        for end in range(len(self.instructions)):
+        """The numbers of the instructions of each loop: what a jump backwards spans.
+
+        What comes after the last end of the kernel is code that was moved out of the way, and jumps back from there.
+        """
+        ends = [at for at, instruction in enumerate(self.instructions) if instruction.operation == "EXIT"]
+        for end in range(ends[-1] + 1 if ends else len(self.instructions)):
             for target in self.next(end):
                 if target < end:
                     yield range(target, end + 1)
 
-    def path(self, needed: Callable[[Instruction], bool]) -> list[int]:
-        """The shortest way to an end, among those with most of the `needed` instructions; loops run once."""
-        best: dict[int, tuple[int, int, int]] = {}  # instruction -> needed ones from it on, -length, the next one
+    def path(self, worth: Callable[[int], int]) -> list[int]:
+        """The shortest way to an end, among those whose instructions, by number, are worth most; loops run once."""
+        best: dict[int, tuple[int, int, int]] = {}  # instruction -> worth from it on, -length, the next one
         visited = set()
         stack = [0]
         while stack:
@@ -102,7 +106,7 @@ class Function:
                 ways.append((0, 0, END))
             if at not in best and ways:
                 more, length, after = max(ways)
-                best[at] = (more + needed(self.instructions[at]), length - 1, after)
+                best[at] = (more + worth(at), length - 1, after)
         way, at = [], 0
         while at != END:
             way.append(at)

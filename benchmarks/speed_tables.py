@@ -173,7 +173,7 @@ def _roofline(reports: Sequence[Report]) -> str:
     (report,) = reports
     gpus = list(dict.fromkeys(row["gpu"] for row in report["rows"]))
     of = {(row["gpu"], row["kind"], row["bits"]): row for row in report["rows"]}
-    pipes = ("issue", "ALU", "FMA", "half", "tensor")
+    pipes = ("issue", "ALU", "FMA", "half", "tensor", "integer tensor")
     lines = []
     for kind, bits in sorted({(row["kind"], row["bits"]) for row in report["rows"]}):
         shares = []

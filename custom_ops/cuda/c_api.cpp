@@ -17,6 +17,7 @@ struct SkimCudaLayer {
   const uint16_t* column_scale;               // [K] float16, at most 1, in units of column_unit
   const float* bias;                          // [N]
   double column_unit;
+  int64_t integers;  // 1 if activations may be rounded to integers, or 0
 };
 
 namespace {
@@ -39,6 +40,7 @@ skim::cuda::DeviceLayer ToLayer(const SkimCudaLayer& from) {
   to.layer.destination = from.destination;
   to.stored = from.stored;
   to.column_unit = static_cast<float>(from.column_unit);
+  to.integers = from.integers != 0;
   return to;
 }
 

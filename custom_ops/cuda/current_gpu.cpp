@@ -5,12 +5,20 @@
 namespace skim::cuda {
 
 Gpu CurrentGpu() {
-  int device, major, minor, multiprocessors;
-  const bool found = cudaGetDevice(&device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
-                     cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device) == cudaSuccess;
-  if (found) return {10 * major + minor, multiprocessors};
+  int device, major, minor;
+  Gpu gpu{};
+  const auto ask = [&](cudaDeviceAttr attribute, int& value) {
+    return cudaDeviceGetAttribute(&value, attribute, device) == cudaSuccess;
+  };
+  const bool found = cudaGetDevice(&device) == cudaSuccess && ask(cudaDevAttrComputeCapabilityMajor, major) &&
+                     ask(cudaDevAttrComputeCapabilityMinor, minor) &&
+                     ask(cudaDevAttrMultiProcessorCount, gpu.multiprocessors) &&
+                     ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor, gpu.shared_bytes) &&
+                     ask(cudaDevAttrMaxSharedMemoryPerBlockOptin, gpu.block_shared_bytes);
+  if (found) {
+    gpu.capability = 10 * major + minor;
+    return gpu;
+  }
   cudaGetLastError();  // or the next launch would report it
   return {};
 }

@@ -5,7 +5,7 @@
 namespace skim::cuda {
 
 int Decode8(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
-  return LaunchDecode<Half, 1, 1>(layer, x, M, epilogue, y, stream);
+  return LaunchDecode8<Half>(layer, x, M, epilogue, y, stream, PrefillFloat16);
 }
 
 }  // namespace skim::cuda

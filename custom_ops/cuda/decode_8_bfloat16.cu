@@ -5,7 +5,7 @@
 namespace skim::cuda {
 
 int Decode8Bfloat16(const DeviceLayer& layer, const void* x, int64_t M, Epilogue epilogue, void* y, void* stream) {
-  return LaunchDecode<Bfloat16, 1, 1>(layer, x, M, epilogue, y, stream);
+  return LaunchDecode8<Bfloat16>(layer, x, M, epilogue, y, stream, PrefillBfloat16);
 }
 
 }  // namespace skim::cuda

@@ -60,6 +60,7 @@ class CudaProduct {
       : api_(api),
         node_(NodeText(api, info, Operator::kName)),
         type_(CheckType(static_cast<FloatType>(op.activation_type), node_)),
+        integers_(AllowsIntegers(api, info, node_)),
         steps_(ReadSteps(Operator(), api, info, node_)) {}
 
   OrtStatus* Run(OrtKernelContext* context) const {
@@ -76,7 +77,9 @@ class CudaProduct {
     CheckAligned(y, "Y", node_);
     void* stream = ComputeStream(api_, context);
     for (const Step& step : steps_) {
-      const int error = cuda::Matmul(step.weights->layer(), x.data, type_, x.M, step.epilogue, y, stream);
+      cuda::DeviceLayer weights = step.weights->layer();  // which other nodes may have, too
+      weights.integers = integers_;
+      const int error = cuda::Matmul(weights, x.data, type_, x.M, step.epilogue, y, stream);
       CheckCuda(error, node_,
                 "M=" + std::to_string(x.M) + ", N=" + std::to_string(layer.weights.N) +
                     ", K=" + std::to_string(layer.weights.K));
@@ -86,6 +89,7 @@ class CudaProduct {
   const OrtApi* api_;
   std::string node_;
   FloatType type_;
+  bool integers_;
   std::vector<Step> steps_;
 };
 

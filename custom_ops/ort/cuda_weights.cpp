@@ -27,7 +27,7 @@ int64_t Aligned(int64_t bytes) {
 class HostLayer {
  public:
   explicit HostLayer(const PackedLinear& weights) : indexed_(weights), column_scale_(weights.column_scale.size) {
-    layer_ = {indexed_.layer(), 1, indexed_.stored()};
+    layer_ = {indexed_.layer(), 1, indexed_.stored(), false};
     const Tensor<uint16_t>& scale = weights.column_scale;
     float largest = 0;
     for (int64_t k = 0; k < scale.size; ++k) largest = std::max(largest, HalfToFloat(scale.data[k]));

@@ -7,8 +7,7 @@ constexpr int64_t kInt8Accuracy = 4;  // the accuracy level of MatMulNBits that 
 
 }  // namespace
 
-const Arithmetic& ChooseArithmetic(const Kernels& kernels, const PackedLinear& weights, const OrtApi* api,
-                                   const OrtKernelInfo* info, const std::string& node) {
+bool AllowsIntegers(const OrtApi* api, const OrtKernelInfo* info, const std::string& node) {
   int64_t level = 0;
   if (OrtStatus* status = abi::KernelInfoGetAttribute_int64(api, info, "accuracy_level", &level)) {
     abi::ReleaseStatus(api, status);
@@ -18,7 +17,12 @@ const Arithmetic& ChooseArithmetic(const Kernels& kernels, const PackedLinear& w
     throw InvalidArgument(node + ": accuracy_level must be 0.." + std::to_string(kInt8Accuracy) + ", got " +
                           std::to_string(level));
   }
-  return level == kInt8Accuracy && FitsInteger(weights) ? kernels.integer : kernels.exact;
+  return level == kInt8Accuracy;
+}
+
+const Arithmetic& ChooseArithmetic(const Kernels& kernels, const PackedLinear& weights, const OrtApi* api,
+                                   const OrtKernelInfo* info, const std::string& node) {
+  return AllowsIntegers(api, info, node) && FitsInteger(weights) ? kernels.integer : kernels.exact;
 }
 
 Activations ReadActivations(const OrtApi* api, const OrtKernelContext* context, const Layer& layer,

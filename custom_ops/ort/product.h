@@ -29,8 +29,11 @@ static inline int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Tokens that one task prepares.
 constexpr int64_t kTaskTokens = 8;
 
-// The arithmetic that the attribute accuracy_level, which may be missing, allows for. It means what it means for
+// Whether the attribute accuracy_level, which may be missing, allows for integers. It means what it means for
 // MatMulNBits.
+bool AllowsIntegers(const OrtApi* api, const OrtKernelInfo* info, const std::string& node);
+
+// The arithmetic for a layer by that attribute.
 const Arithmetic& ChooseArithmetic(const Kernels& kernels, const PackedLinear& weights, const OrtApi* api,
                                    const OrtKernelInfo* info, const std::string& node);
 

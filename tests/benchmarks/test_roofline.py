@@ -4,6 +4,7 @@ import argparse
 
 import pytest
 import roofline
+from decode_latency import flight
 from gpus import GPUS
 from ptxas_report import Resources, demangled, read_report
 from sass import Function, Instruction, find_nvdisasm
@@ -47,52 +48,83 @@ def test_reports():
 def test_the_shortest_path_runs_loops_once():
     function = code("MOV", "HMMA", "IADD3", "@P0 BRA 0x10", "@P1 BRA 0x70", "IADD3", "IADD3", "EXIT")
     assert list(function.loops()) == [range(1, 4)]
-    assert function.path(lambda i: i.operation == "HMMA") == [0, 1, 2, 3, 4, 7]
+    assert function.path(lambda at: at == 1) == [0, 1, 2, 3, 4, 7]
 
 
-def test_the_path_goes_where_it_is_needed():
+def test_what_was_moved_behind_the_end_is_no_loop():
+    assert list(code("MOV", "@P0 BRA 0x30", "EXIT", "IADD3", "BRA 0x10").loops()) == []
+
+
+def test_the_path_goes_where_it_is_worth_most():
     function = code("@P0 EXIT", "@P1 BRA 0x50", "LDG.E.128", "NOP", "BRA 0x60", "NOP", "EXIT")
-    assert function.path(lambda i: False) == [0]
-    assert function.path(lambda i: i.operation == "LDG") == [0, 1, 2, 3, 4, 6]
+    assert function.path(lambda at: 0) == [0]
+    assert function.path(lambda at: at == 2) == [0, 1, 2, 3, 4, 6]
+    assert function.path(lambda at: {1: 1, 2: -1}.get(at, 0)) == [0, 1, 5, 6]
 
 
 def test_the_path_leaves_a_loop_by_a_jump_that_looks_like_a_call():
     function = code("HMMA", "@P0 CALL.REL.NOINC 0x40", "CALL.REL.NOINC $helper", "BRA 0x0", "STG.E", "EXIT")
-    assert function.path(lambda i: i.operation == "STG") == [0, 1, 4, 5]
+    assert function.path(lambda at: at == 4) == [0, 1, 4, 5]
 
 
-def probe(bits, loads, arithmetic):
-    """A probe's code: a loop of one load of codes and one tensor core instruction, as much arithmetic as given."""
-    body = ["LDG.E.NA.128.CONSTANT"] * loads + ["HMMA.16816.F32"] + ["PRMT"] * arithmetic
-    function = code("S2R", *body, "@P0 BRA 0x10", "@P1 EXIT", "STG.E", "EXIT")
-    return Function(f"_ZN4skim4cuda5ProbeILNS0_9LevelKindE0ELi{bits}EEEvv", function.instructions)
+def probe(bits, products, arithmetic, words=()):
+    """A probe's code: tiles, units in them with all copies that there may be, and the words of a unit."""
+    copies = ["LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.128", "@P0 BRA 0x{:x}"] * 8
+    copies = [line.format(16 * 27) if "BRA" in line else line for line in copies]  # to the copy of codebooks
+    head = ["S2R", "NOP", "NOP", *copies]  # a tile begins at 1, a unit at 2
+    inner = [*["HMMA.16816.F32"] * products, *["PRMT"] * arithmetic, *words]
+    tail = ["@P1 BRA 0x20", "BAR.SYNC", "@P2 BRA 0x{:x}", "STG.E", "@P3 BRA 0x10", "EXIT"]
+    lines = [*head, "LDGSTS.E.BYPASS.128", *inner, *tail]
+    lines = [line.format(16 * (len(lines) - 2)) if "{" in line else line for line in lines]
+    return Function(f"_ZN4skim4cuda5ProbeILNS0_9LevelKindE0ELi{bits}ELb0EEEvv", code(*lines).instructions)
 
 
 def test_a_prediction():
     a100 = GPUS[0]
     assert a100.name == "A100 SXM 80 GB"
-    # Two loads of 16 bytes by 32 threads bring 2048 codes of 4 bits; 16 rows of 4096 columns are 4 turns of 8 warps.
-    found = roofline.predict(probe(4, 2, 500), a100, 4096)
+    # 16 rows of 4096 columns are a unit for each of 8 warps: 32 products. 8 copies of codes, one of codebooks.
+    found = roofline.predict(probe(4, 32, 1000), a100, 4096)
     assert (found.kind, found.bits) == ("int8 table", 4)
-    issued = 8 * (4 * (2 + 1 + 500 + 1) + 2) + 2
-    assert found.instructions["issue"] == pytest.approx(32 * issued / (16 * 4096), rel=1e-3)
-    assert found.clocks["ALU"] == 8 * 4 * 500 / 2
-    assert found.clocks["tensor"] == 8 * 4 / 0.5
-    assert found.clocks["memory"] == pytest.approx((8 * 4 * 2 * 16 * 32 + 4 * 32) / 128)
+    issued = 8 * (1 + 1 + 8 + 4 + 1 + 32 + 1000 + 1 + 1 + 1 + 1) + 1
+    assert found.instructions["issue"] == pytest.approx(32 * issued / (16 * 4096))
+    assert found.clocks["ALU"] == 8 * 1000 / 2
+    assert found.clocks["tensor"] == 8 * 32 / 0.5
+    assert found.clocks["memory"] == pytest.approx((8 * 9 * 16 * 32 + 4 * 32) / 128)
     assert found.clocks["bandwidth"] == pytest.approx(16 * (2048 + 18) / (2039e9 / 108 / 1.41e9))
     assert found.limit == "ALU"
     assert found.bandwidth_share == pytest.approx(found.clocks["bandwidth"] / found.clocks["ALU"])
-    assert roofline.predict(probe(4, 2, 5), a100, 4096).bandwidth_share == 1
+    assert roofline.predict(probe(4, 32, 5), a100, 4096).bandwidth_share == 1
+    # Twice the columns are two units a warp, of one tile.
+    twice = roofline.predict(probe(4, 32, 500), a100, 8192)
+    assert twice.clocks["issue"] == (8 * (2 * (1 + 8 + 4 + 1 + 32 + 500 + 1) + 4) + 1) / 4
+
+
+def test_wide_codebooks_are_not_copied():
+    found = roofline.predict(probe(8, 32, 0), GPUS[0], 4096)
+    assert found.clocks["memory"] == pytest.approx((8 * 16 * 16 * 32 + 4 * 32) / 128, rel=0.1)
 
 
 def test_a_loop_over_words_runs_as_often_as_there_are_products():
-    loads, products, arithmetic = ["LDG.E.NA.64.CONSTANT"] * 16, ["HMMA.16816.F32"] * 8, ["PRMT"] * 100
-    function = code("S2R", *loads, *products, *arithmetic, "@P0 BRA 0x110", "@P1 BRA 0x10", "STG.E", "EXIT")
-    wide = Function("_ZN4skim4cuda5ProbeILNS0_9LevelKindE1ELi8EEEvv", function.instructions)
+    wide = probe(8, 8, 100, words=["@P4 BRA 0x1c0"])  # 8 of 32 products at a time: four times 100 instructions
     found = roofline.predict(wide, GPUS[0], 4096)
-    # 16 loads of 8 bytes by 32 threads bring 4096 codes of 8 bits: 16 products, 8 at a time, and 2 turns of 8 warps.
-    assert found.clocks["ALU"] == 8 * 2 * 2 * 100 / 2
-    assert found.clocks["tensor"] == 8 * 2 * 2 * 8 / 0.5
+    assert found.clocks["ALU"] == 8 * 4 * 100 / 2
+    assert found.clocks["tensor"] == 8 * 4 * 8 / 0.5
+
+
+def test_latency():
+    h100 = GPUS[1]
+    clocks = {"issue": 700.0, "ALU": 500.0, "bandwidth": 1800.0}
+    found = flight(h100, 3, 4096, 8, clocks)
+    assert found.needed == pytest.approx(900 * 3352e9 / 132 / 1.83e9)
+    assert found.streamed == 2 * 8 * 3 * 3072  # two blocks of eight warps with three slots
+    assert found.one_by_one == pytest.approx(200 + 900 + 1800 + 1000 + 1000)
+    assert found.one_by_one_share == pytest.approx(3600 / 4900)
+    assert (found.tile, found.share) == (1800, 1)
+    slow = flight(h100, 3, 4096, 8, {**clocks, "issue": 1400.0})
+    assert slow.tile == pytest.approx(2000)
+    assert slow.share == pytest.approx(0.9)
+    # Of activations that leave no room for a second unit, one is on its way.
+    assert flight(h100, 3, 40960, 8, clocks).streamed == 2 * 8 * 3072
 
 
 def test_every_instruction_of_the_pipes_is_in_one():
@@ -108,13 +140,12 @@ def test_the_command(tmp_path):
     report, printed = measured(tmp_path / "a.json", "roofline", "--columns", 4096, "--markdown", tmp_path / "a.md")
     assert printed.strip() == (tmp_path / "a.md").read_text().strip()
     assert {row["gpu"] for row in report["rows"]} == {gpu.name for gpu in GPUS}
-    assert len(report["rows"]) == 24 * len(GPUS)
+    assert len(report["rows"]) == (24 + 12) * len(GPUS)
     for row in report["rows"]:
         assert 0 < row["bandwidth_share"] <= 1
         assert 1 < row["instructions"]["issue"] < 20
-        tensor = row["instructions"]["tensor"]
-        sums = 2 if row["kind"] == "affine" else 1  # with ones: of the tokens
-        assert tensor == pytest.approx(sums * 32 / 256, rel=0.1)
+        tensor = row["instructions"]["integer tensor" if "integers" in row["kind"] else "tensor"]
+        assert tensor == pytest.approx(32 / 256)
 
 
 @pytest.mark.parametrize(

@@ -235,4 +235,4 @@ def test_roofline():
         for gpu, limit in (("A", "issue"), ("B", "bandwidth"))
     ]
     lines, _ = made("roofline", {**HEAD, "rows": rows})
-    assert lines[1] == ["affine, 1 bit", "3.00", "1.50", "0.00", "0.00", "0.00", "50% issue", "50%"]
+    assert lines[1] == ["affine, 1 bit", "3.00", "1.50", "0.00", "0.00", "0.00", "0.00", "50% issue", "50%"]

@@ -16,6 +16,7 @@ constexpr bool kHasBfloat16 = false;
 #else
 constexpr bool kHasBfloat16 = true;
 #endif
+constexpr bool kHasWideBytes = kHasBfloat16;  // MultiplyAddBytes, which came with it
 
 // The bytes of (a, b), numbered 0..7 from a's lowest, that the four low nibbles of `selector` name. Bit 3 of these
 // nibbles must be 0; the selector's high half does not matter.
@@ -101,6 +102,36 @@ SKIM_DEVICE void MultiplyAddBfloat16(float (&d)[4], const uint32_t (&a)[4], cons
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+// d [16, 8] += a [16, 32] b [32, 8], bytes with sums of 32 bits that wrap around, by a warp (mma.m16n8k32). a is signed
+// or not, and so is b. A thread holds
+//   a: rows g and g + 8 of columns 4c to 4c + 3 (a[0], a[1]), then of columns 4c + 16 to 4c + 19 (a[2], a[3]);
+//   b: rows 4c to 4c + 3 of column g, then rows 4c + 16 to 4c + 19;
+//   d: as MultiplyAdd's.
+template <bool kSignedA, bool kSignedB>
+SKIM_DEVICE void MultiplyAddBytes(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+#define SKIM_MULTIPLY_BYTES(a_type, b_type)                      \
+  asm("mma.sync.aligned.m16n8k32.row.col.s32." a_type "." b_type \
+      ".s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "      \
+      "{%0, %1, %2, %3};"                                        \
+      : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])           \
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+  if constexpr (kSignedA && kSignedB) {
+    SKIM_MULTIPLY_BYTES("s8", "s8");
+  } else if constexpr (kSignedA) {
+    SKIM_MULTIPLY_BYTES("s8", "u8");
+  } else if constexpr (kSignedB) {
+    SKIM_MULTIPLY_BYTES("u8", "s8");
+  } else {
+    SKIM_MULTIPLY_BYTES("u8", "u8");
+  }
+#undef SKIM_MULTIPLY_BYTES
+}
+
+// The integer next to x, ties to even, modulo 2^16; |x| is less than 2^22.
+SKIM_DEVICE uint32_t RoundToInteger(float x) { return __float_as_uint(__fadd_rn(x, 12582912.0f)) & 0xffff; }
+
+SKIM_DEVICE uint32_t FloatToBits(float value) { return __float_as_uint(value); }
+
 // A vector of codes, which a launch reads once: it does not displace activations from the L1 cache.
 SKIM_DEVICE uint4 LoadOnce(const uint4* from) {
   uint4 v;
@@ -132,13 +163,23 @@ SKIM_DEVICE void AddAtomically(uint64_t* to, uint64_t value) {
   atomicAdd(reinterpret_cast<unsigned long long*>(to), static_cast<unsigned long long>(value));
 }
 
-// Starts to copy 16 bytes to shared memory; both addresses are multiples of 16.
+// Starts to copy 16 or 8 bytes to shared memory; both addresses are multiples of as many.
+template <int kBytes = 16>
 SKIM_DEVICE void CopyAsync(void* shared, const void* global) {
+  static_assert(kBytes == 16 || kBytes == 8);
 #if __CUDA_ARCH__ >= 800
   const auto to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  if constexpr (kBytes == 16) {  // past the L1 cache, which is not allowed for fewer
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(to), "l"(global) : "memory");
+  }
 #else
-  *static_cast<uint4*>(shared) = __ldg(static_cast<const uint4*>(global));
+  if constexpr (kBytes == 16) {
+    *static_cast<uint4*>(shared) = __ldg(static_cast<const uint4*>(global));
+  } else {
+    *static_cast<uint2*>(shared) = __ldg(static_cast<const uint2*>(global));
+  }
 #endif
 }
 
@@ -174,6 +215,8 @@ int Launch(void (*kernel)(Parameters...), int64_t blocks, unsigned threads, size
     const cudaError_t error =
         cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
     if (error != cudaSuccess) return error;
+    // A wish: as many blocks as have room, at the cost of the L1 cache.
+    cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
   }
   kernel<<<static_cast<unsigned>(blocks), threads, shared_bytes, static_cast<cudaStream_t>(stream)>>>(arguments...);
   return cudaGetLastError();

@@ -97,6 +97,8 @@ struct ElementPair<Bfloat16> {
   static constexpr uint32_t k128 = 0x43004300, kSigns = 0x80008000;
 };
 
+SKIM_DEVICE float ToFloat(Half value) { return HalfToFloat(value); }
+SKIM_DEVICE float ToFloat(Bfloat16 value) { return BitsToFloat(uint32_t{value.bits} << 16); }
 SKIM_DEVICE float LoadFloat(const float* from) { return Load(from); }
 SKIM_DEVICE float LoadFloat(const Half* from) { return HalfToFloat(Load(from)); }
 SKIM_DEVICE float LoadFloat(const Bfloat16* from) { return BitsToFloat(uint32_t{Load(&from->bits)} << 16); }

@@ -17,11 +17,11 @@ struct Float32 {
   static constexpr int kWarps = 8, kThreads = 32 * kWarps;
   static constexpr int kRows = kMmaRows, kTokens = kMmaTokens;
 
-  using Parts = WarpParts<float, kRows, kTokens, kWarps>;
+  using Parts = WarpParts<float, kRows, kWarps>;
 
   static int SharedBytes(int tokens) {
     const int activations = kWarps * tokens * ActivationTile<float>::kTokenBytes;
-    return activations > Parts::kBytes ? activations : Parts::kBytes;
+    return activations > Parts::Bytes(tokens, 1) ? activations : Parts::Bytes(tokens, 1);
   }
 
   // A word of codes of the thread's two rows: as fragments (see MultiplyAdd) of all eight codes.
@@ -34,7 +34,7 @@ struct Float32 {
       int64_t row = tile.first + 8 * h + threadIdx.x % 32 / 4;
       if (row >= tile.run.count) row = tile.run.count - 1;  // computed once more, never stored
       RowLevels levels;
-      levels.Prepare(tile.run, row, nullptr, h);
+      levels.Prepare(tile.run.codebook, row, nullptr, h);
       uint32_t words[kBits][1], codes[kBits];
       LoadCodes<kBits>(tile.run.codes + row * RowBytes(kBits, K), K, block, word, words);
 #pragma unroll
@@ -85,7 +85,7 @@ struct Float32 {
     }
 
     __syncthreads();  // the room of activations is used again
-    const Parts parts(shared);
+    const Parts parts(shared, x.count, 0);
     float products[4] = {};
 #pragma unroll
     for (int t = 0; t < kTokens; ++t) {
@@ -97,7 +97,7 @@ struct Float32 {
     }
     parts.WriteProducts(0, 0, products);
     token_sum = SumOfRow(token_sum);
-    if (c == 0) parts.WriteTokenSum(g, token_sum);
+    if (c == 0) parts.WriteFact(g, token_sum);
   }
 
  private:
@@ -142,7 +142,14 @@ __global__ void __launch_bounds__(Float32<kTable>::kThreads, 1)
       tile.rows,
       {x + tile.first_token * weights.K, weights.column_scale.data, tile.tokens, static_cast<int>(weights.K)}, shared);
   __syncthreads();
-  typename Kernel::Parts(shared).Store(tile.rows, device, tile.tokens, epilogue, y + tile.first_token * weights.N);
+  const int row = tile.rows.first + Kernel::Parts::Row();
+  if (row >= tile.rows.run.count) return;
+  const int n = OriginalRow(device.layer, tile.rows.run, row);
+  const RowOutput<float> output(device, tile.rows.run, row, n, epilogue, y + tile.first_token * weights.N);
+  typename Kernel::Parts(shared, tile.tokens, 0)
+      .Store(IsAffine(tile.rows.run.row_class), 0, [&](int token, const float (&product)[1], const float (&sum)[1]) {
+        output.Store(token, product[0], sum[0]);
+      });
 }
 
 // `kTable`: the kind of the layer's codebooks.

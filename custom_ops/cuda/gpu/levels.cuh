@@ -48,11 +48,17 @@ SKIM_DEVICE uint32_t CodeBytes(const uint32_t (&word)[kBits], int j, int shift =
   return codes;
 }
 
-// Both codes of a pair, for widths up to 4: the first in the low nibbles of the bytes.
+// Two codes, for widths up to 4: the first in the low nibbles of the bytes.
+template <int kBits>
+SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[kBits], int first, int second) {
+  return CodeBytes(word, first) | CodeBytes(word, second, 4);
+}
+
+// Both codes of a pair.
 template <int kBits>
 SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[kBits], int pair) {
   const int first = PairFirst(kBits, pair);
-  return CodeBytes(word, first) | CodeBytes(word, first + PairDistance(kBits), 4);
+  return CodeNibbles(word, first, first + PairDistance(kBits));
 }
 
 // Up to 16 bytes in registers, looked up by byte permutation.
@@ -78,22 +84,36 @@ struct ByteTable {
   }
 };
 
+// Where the codebooks of register tables are read from.
+struct FromGlobal {
+  template <typename T>
+  static SKIM_DEVICE T Read(const T* from) {
+    return Load(from);
+  }
+};
+struct FromShared {
+  template <typename T>
+  static SKIM_DEVICE T Read(const T* from) {
+    return *from;
+  }
+};
+
 // `kBytes` bytes to registers, the rest of which is 0; `from` is a multiple of the smaller of kBytes and 16.
-template <int kBytes, int kWords>
+template <int kBytes, typename From = FromGlobal, int kWords>
 SKIM_DEVICE void LoadTable(const void* from, uint32_t (&words)[kWords]) {
 #pragma unroll
   for (int i = 0; i < kWords; ++i) words[i] = 0;
   if constexpr (kBytes == 2) {
-    words[0] = Load(static_cast<const uint16_t*>(from));
+    words[0] = From::Read(static_cast<const uint16_t*>(from));
   } else if constexpr (kBytes == 4) {
-    words[0] = Load(static_cast<const uint32_t*>(from));
+    words[0] = From::Read(static_cast<const uint32_t*>(from));
   } else if constexpr (kBytes == 8) {
-    const uint2 v = Load(static_cast<const uint2*>(from));
+    const uint2 v = From::Read(static_cast<const uint2*>(from));
     words[0] = v.x, words[1] = v.y;
   } else {
 #pragma unroll
     for (int i = 0; i < kBytes / 16; ++i) {
-      const uint4 v = Load(static_cast<const uint4*>(from) + i);
+      const uint4 v = From::Read(static_cast<const uint4*>(from) + i);
       words[4 * i] = v.x, words[4 * i + 1] = v.y, words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
     }
   }
@@ -110,7 +130,8 @@ static constexpr int EntryDistance(Place place) {
   return place == Place::kCache ? 0 : place == Place::kShared ? 128 : 256;
 }
 
-// The levels of a thread's row. `Prepare` is called once, then `Decode` for each word of codes.
+// The levels of a thread's row. `Prepare` is called once, with what holds the codebooks of several rows and the row's
+// number there, then `Decode` for each word of codes.
 //   kInMemory: whether they are looked up in memory; if that is shared memory, the warps `Fill` it first.
 //   kTogether: codes of a word that are decoded at once, and words. Two share their work; lookups in memory are so many
 //     that those of one code of one word fill the registers.
@@ -124,8 +145,9 @@ class RegisterBytes {
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
 
-  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char*, int) {
-    LoadTable<(1 << kBits)>(static_cast<const char*>(run.codebook) + (row << kBits), table_.words);
+  template <typename From = FromGlobal>
+  SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char*, int) {
+    LoadTable<(1 << kBits), From>(static_cast<const char*>(codebook) + (row << kBits), table_.words);
 #pragma unroll
     for (uint32_t& word : table_.words) word ^= 0x80808080;  // 128 more, so that no entry is negative
   }
@@ -163,11 +185,12 @@ class RegisterElements {
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
 
-  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char*, int) {
+  template <typename From = FromGlobal>
+  SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char*, int) {
     constexpr int kWords = ByteTable<kBits>::kWords, kOfWord = kInt8 ? 2 : 1;
     constexpr int kBytes = kInt8 ? 1 << kBits : 2 << kBits;
     uint32_t words[2 * kWords / kOfWord], elements[2 * kWords];
-    LoadTable<kBytes>(static_cast<const char*>(run.codebook) + row * kBytes, words);
+    LoadTable<kBytes, From>(static_cast<const char*>(codebook) + row * kBytes, words);
 #pragma unroll
     for (int i = 0; i < 2 * kWords / kOfWord; ++i) {
       uint32_t some[kOfWord];
@@ -227,9 +250,10 @@ class MemoryTable {
   }
 
   // `half`: 0 for row g, 1 for row g + 8.
-  SKIM_DEVICE void Prepare(const RowRun& run, int64_t row, const char* shared, int half) {
+  template <typename From = FromGlobal>
+  SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char* shared, int half) {
     if constexpr (kPlace == Place::kCache) {
-      table_ = static_cast<const char*>(run.codebook);
+      table_ = static_cast<const char*>(codebook);
       first_ = static_cast<uint32_t>(row) << kBits;
     } else {
       table_ = shared + 2 * half;
@@ -305,7 +329,8 @@ class Levels<LevelKind::kAffine, kBits, kPlace, Element> {
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
 
-  SKIM_DEVICE void Prepare(const RowRun&, int64_t, const char*, int) {}
+  template <typename From = FromGlobal>
+  SKIM_DEVICE void Prepare(const void*, int64_t, const char*, int) {}
 
   SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int pair, uint32_t (&halves)[2][2]) const {
 #pragma unroll
@@ -322,11 +347,26 @@ struct RowScale {
   float scale, offset;
 };
 
-SKIM_DEVICE RowScale LoadRowScale(LevelKind kind, const RowRun& run, int64_t row, float column_unit) {
+// The same as it is stored; anything where a kind has none.
+struct StoredScale {
+  uint16_t scale, offset;
+};
+
+SKIM_DEVICE StoredScale LoadStoredScale(LevelKind kind, const RowRun& run, int64_t row) {
+  const bool affine = kind == LevelKind::kAffine;
+  if (kind == LevelKind::kTableFloat16) return {};
+  const uint16_t* from = run.row_scale + (affine ? 2 * row : row);
+  return {Load(from), Load(from + affine)};
+}
+
+SKIM_DEVICE RowScale ToRowScale(LevelKind kind, StoredScale stored, float column_unit) {
   if (kind == LevelKind::kTableFloat16) return {column_unit, 0};
-  if (kind == LevelKind::kTableInt8) return {HalfToFloat(Load(run.row_scale + row)) * column_unit, 0};
-  return {HalfToFloat(Load(run.row_scale + 2 * row)) * column_unit,
-          HalfToFloat(Load(run.row_scale + 2 * row + 1)) * column_unit};
+  return {HalfToFloat(stored.scale) * column_unit,
+          kind == LevelKind::kAffine ? HalfToFloat(stored.offset) * column_unit : 0};
+}
+
+SKIM_DEVICE RowScale LoadRowScale(LevelKind kind, const RowRun& run, int64_t row, float column_unit) {
+  return ToRowScale(kind, LoadStoredScale(kind, run, row), column_unit);
 }
 
 static constexpr LevelKind KindOf(int row_class, CodebookType codebook) {

@@ -45,7 +45,7 @@ struct Prefill {
         int64_t row = tile.first + warp_row + kMmaRows * r + 8 * h + g;
         if (row >= tile.run.count) row = tile.run.count - 1;  // computed once more, never stored
         RowLevels levels;
-        levels.Prepare(tile.run, row, nullptr, h);
+        levels.Prepare(tile.run.codebook, row, nullptr, h);
         uint32_t words[kBits][kWords];
         LoadCodes<kBits>(tile.run.codes + row * RowBytes(kBits, K), K, block, kWords * c, words);
 #pragma unroll
@@ -139,7 +139,8 @@ struct Prefill {
                                 Epilogue epilogue, Element* y) {
     const int row = threadIdx.x;
     if (tile.first + row >= tile.run.count) return;
-    const RowOutput<Element> output(device, tile.run, tile.first + row, epilogue, y);
+    const int n = OriginalRow(device.layer, tile.run, tile.first + row);
+    const RowOutput<Element> output(device, tile.run, tile.first + row, n, epilogue, y);
     const auto* products = reinterpret_cast<const float*>(shared);
     for (int token = 0; token < count; ++token) {
       output.Store(token, ProductTile<kRows>::Read(products, row, token), products[kProductFloats + token]);

@@ -153,7 +153,7 @@ struct HopperPrefill {
       for (int h = 0; h < 2; ++h) {
         int row = rows.first + kWarpgroupRows * r + kMmaRows * (threadIdx.x / 32 % 4) + 8 * h + g;
         if (row >= run.count) row = static_cast<int>(run.count) - 1;  // computed once more, never stored
-        levels[r][h].Prepare(run, row, nullptr, h);
+        levels[r][h].Prepare(run.codebook, row, nullptr, h);
         offsets[r][h] = static_cast<uint32_t>((row - rows.first) * RowBytes(kBits, K)) + 4 * c;
       }
     }
@@ -226,7 +226,8 @@ struct HopperPrefill {
       WaitAtBarrier(OfGroup(group), kWarpgroup);
       const int row = thread % kWarpgroupRows, in_run = rows.first + kWarpgroupRows * r + row;
       if (in_run < rows.run.count) {
-        const RowOutput<Element> output(device, rows.run, in_run, epilogue, y);
+        const int n = OriginalRow(device.layer, rows.run, in_run);
+        const RowOutput<Element> output(device, rows.run, in_run, n, epilogue, y);
 #pragma unroll 2
         for (int token = thread / kWarpgroupRows; token < count; token += kWarpgroup / kWarpgroupRows) {
           output.Store(token, Products::Read(products, row, token), token_sums[token]);

@@ -10,9 +10,8 @@
 
 namespace skim::cuda {
 
-// Sums of kRowTiles * 16 rows with kTokenTiles * 8 tokens, in the fragments of a warp's tensor core. With kSums also
-// the sums of the tokens themselves, as products with ones.
-template <int kRowTiles, int kTokenTiles, bool kSums, typename Element = Half>
+// Sums of kRowTiles * 16 rows with kTokenTiles * 8 tokens, in the fragments of a warp's tensor core.
+template <int kRowTiles, int kTokenTiles, typename Element = Half>
 class Product {
  public:
   using Reader = FragmentReader<kTokenTiles>;
@@ -22,7 +21,6 @@ class Product {
   template <int kSome>
   SKIM_DEVICE void Add(const uint32_t (&a)[kSome][kRowTiles][4], const Reader& reader, int j, int word) {
     using Two = ElementPair<Element>;
-    const uint32_t ones[4] = {Two::kOnes, Two::kOnes, Two::kOnes, Two::kOnes};
 #pragma unroll
     for (int t = 0; t < kTokenTiles; ++t) {
       uint32_t b[kSome][2];
@@ -31,7 +29,6 @@ class Product {
       for (int w = 0; w < kSome; ++w) {
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r) Two::MultiplyAdd(sums_[w % kChains][r][t], a[w][r], b[w]);
-        if (kSums) Two::MultiplyAdd(token_sums_[t], ones, b[w]);
       }
     }
   }
@@ -45,15 +42,40 @@ class Product {
     return sums_[0][row_tile][token_tile];
   }
 
-  // The sum of token 2 c + i of a tile.
-  SKIM_DEVICE float TokenSum(int tile, int i) const { return token_sums_[tile][i]; }
-
  private:
   // With a single sum every instruction would wait for the one before it.
   static constexpr int kChains = kRowTiles * kTokenTiles == 1 ? 2 : 1;
 
   float sums_[kChains][kRowTiles][kTokenTiles][4] = {};
-  float token_sums_[kSums ? kTokenTiles : 1][4] = {};
+};
+
+// Sums of kTokenTiles * 8 tokens themselves, as products with ones.
+template <int kTokenTiles, typename Element = Half>
+class TokenSums {
+ public:
+  // Adds all columns of a superblock.
+  SKIM_DEVICE void Add(const ActivationTile<Element>& tile, int tokens) {
+    using Two = ElementPair<Element>;
+    using Reader = FragmentReader<kTokenTiles>;
+    const uint32_t ones[4] = {Two::kOnes, Two::kOnes, Two::kOnes, Two::kOnes};
+    const Reader reader(tile, Reader::kWords * (threadIdx.x % 4), tokens);
+#pragma unroll 2
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int t = 0; t < kTokenTiles; ++t) {
+        uint32_t b[Reader::kWords][2];
+        reader.Fragments(t, j, 0, b);
+#pragma unroll
+        for (int w = 0; w < Reader::kWords; ++w) Two::MultiplyAdd(sums_[t], ones, b[w]);
+      }
+    }
+  }
+
+  // Of token 2 c + i of a tile.
+  SKIM_DEVICE float Sum(int tile, int i) const { return sums_[tile][i]; }
+
+ private:
+  float sums_[kTokenTiles][4] = {};
 };
 
 // Adds kSome words of codes, [word][row tile][row g or g + 8], times what `reader` reads for its words from `first` on.

@@ -18,6 +18,7 @@ struct DeviceLayer {
   Layer layer;
   float column_unit;
   const int32_t* stored;  // [N] stored row of each original row; null: the same
+  bool integers;          // whether activations may be rounded to integers (docs/format.md, "Arithmetic")
 };
 
 constexpr int64_t kDeviceAlignment = 16;
@@ -33,6 +34,8 @@ enum class Epilogue {
 struct Gpu {
   int capability;  // such as 75 for compute capability 7.5; 0 if there is no device
   int multiprocessors;
+  int shared_bytes;        // of shared memory, in a multiprocessor
+  int block_shared_bytes;  // that a block may have of them
 };
 
 Gpu CurrentGpu();
@@ -43,7 +46,9 @@ constexpr int kHopperCapability = 90;    // which has instructions that no other
 // x [M, K] -> y [M, N], both of `type`, on the device, row after row, aligned to 16 bytes. M may be anything from 0.
 // float16: products of float16 with float32 sums, on tensor cores. bfloat16: the same, and entries of float16 codebooks
 // are rounded to it; cudaErrorNotSupported on devices without it. float32: float32 throughout.
-// The order of additions depends on the shapes alone: the same input gives the same bits.
+// Where the layer allows for it, up to 16 tokens of 16 bits are multiplied as integers from Ampere on, if all rows are
+// affine or have int8 codebooks of up to 4 bits, K is at most kMaxIntegerColumns and there is room for the activations.
+// The order of additions depends on the shapes and the kind of GPU alone: the same input gives the same bits there.
 // `stream` is a cudaStream_t. Returns a cudaError_t: 0, or why the kernel could not be launched.
 int Matmul(const DeviceLayer& layer, const void* x, FloatType type, int64_t M, Epilogue epilogue, void* y,
            void* stream);

@@ -14,12 +14,12 @@ namespace skim::on_cpu {
 
 class Copies {
  public:
-  static constexpr size_t kBytes = 16;
+  static constexpr size_t kMaxBytes = 16;
 
-  void Start(void* to, const void* from) {
-    Copy copy{static_cast<char*>(to), {}};
-    std::memcpy(copy.content.data(), from, kBytes);
-    std::memset(to, kPoison, kBytes);
+  void Start(void* to, const void* from, size_t bytes) {
+    Copy copy{static_cast<char*>(to), bytes, {}};
+    std::memcpy(copy.content.data(), from, bytes);
+    std::memset(to, kPoison, bytes);
     open_.push_back(copy);
   }
 
@@ -31,7 +31,7 @@ class Copies {
   // Does all groups but the newest `pending`.
   void Wait(size_t pending) {
     for (; groups_.size() > pending; groups_.pop_front()) {
-      for (const Copy& copy : groups_.front()) std::memcpy(copy.to, copy.content.data(), kBytes);
+      for (const Copy& copy : groups_.front()) std::memcpy(copy.to, copy.content.data(), copy.bytes);
     }
   }
 
@@ -43,7 +43,8 @@ class Copies {
  private:
   struct Copy {
     char* to;
-    std::array<char, kBytes> content;
+    size_t bytes;
+    std::array<char, kMaxBytes> content;
   };
 
   std::vector<Copy> open_;  // not committed yet

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "../../cpu/half.h"
 #include "grid.h"
@@ -60,6 +61,7 @@ inline float __expf(float x) { return std::exp(x); }
 namespace skim::cuda {
 
 constexpr bool kHasBfloat16 = true;
+constexpr bool kHasWideBytes = true;
 
 SKIM_DEVICE float BitsToFloat(uint32_t bits) {
   float value;
@@ -167,6 +169,51 @@ SKIM_DEVICE void MultiplyAddBfloat16(float (&d)[4], const uint32_t (&a)[4], cons
   on_cpu::MeetWarp(on_cpu::Barrier::kMultiplyAdd, &mine, OfBfloats::MultiplyAll);
 }
 
+// The matrices of a `MultiplyAddBytes`.
+template <typename A, typename B>
+struct ByteFragments {
+  int32_t* d;
+  const uint32_t* a;
+  const uint32_t* b;
+
+  static void MultiplyAll(void* const (&lanes)[on_cpu::kWarp]) {
+    uint32_t a[16][32], b[32][8];
+    for (int lane = 0; lane < 32; ++lane) {
+      const auto& part = *static_cast<const ByteFragments*>(lanes[lane]);
+      const int g = lane / 4, c = lane % 4;
+      for (int i = 0; i < 16; ++i) {
+        const int k = 4 * c + i % 4 + (i >= 8 ? 16 : 0);
+        a[g + (i & 4 ? 8 : 0)][k] = static_cast<uint32_t>(static_cast<A>(part.a[i / 4] >> i % 4 * 8));
+        if (i < 8) b[4 * c + i % 4 + i / 4 * 16][g] = static_cast<uint32_t>(static_cast<B>(part.b[i / 4] >> i % 4 * 8));
+      }
+    }
+    for (int lane = 0; lane < 32; ++lane) {
+      int32_t* d = static_cast<const ByteFragments*>(lanes[lane])->d;
+      for (int i = 0; i < 4; ++i) {
+        auto sum = static_cast<uint32_t>(d[i]);
+        for (int k = 0; k < 32; ++k) sum += a[lane / 4 + i / 2 * 8][k] * b[k][lane % 4 * 2 + i % 2];
+        d[i] = static_cast<int32_t>(sum);
+      }
+    }
+  }
+};
+
+template <bool kSignedA, bool kSignedB>
+SKIM_DEVICE void MultiplyAddBytes(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  using OfBytes =
+      ByteFragments<std::conditional_t<kSignedA, int8_t, uint8_t>, std::conditional_t<kSignedB, int8_t, uint8_t>>;
+  OfBytes mine{d, a, b};
+  on_cpu::MeetWarp(on_cpu::Barrier::kMultiplyAdd, &mine, OfBytes::MultiplyAll);
+}
+
+SKIM_DEVICE uint32_t FloatToBits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+SKIM_DEVICE uint32_t RoundToInteger(float x) { return FloatToBits(x + 12582912.0f) & 0xffff; }
+
 template <typename Vector>
 SKIM_DEVICE Vector LoadOnce(const Vector* from) {
   return *from;
@@ -179,7 +226,10 @@ SKIM_DEVICE T Load(const T* from) {
 
 SKIM_DEVICE void AddAtomically(uint64_t* to, uint64_t value) { *to += value; }
 
-SKIM_DEVICE void CopyAsync(void* shared, const void* global) { on_cpu::StartCopy(shared, global); }
+template <int kBytes = 16>
+SKIM_DEVICE void CopyAsync(void* shared, const void* global) {
+  on_cpu::StartCopy(shared, global, kBytes);
+}
 
 SKIM_DEVICE void CommitCopies() { on_cpu::CommitCopies(); }
 

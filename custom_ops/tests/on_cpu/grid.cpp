@@ -285,20 +285,22 @@ int Capability() {
   return 90;
 }
 
+size_t SharedBytes() { return Capability() == 90 ? 232448 : 65536; }
+
 char* SharedMemory() { return shared.get(); }
 
-void StartCopy(void* to, const void* from) {
+void StartCopy(void* to, const void* from, size_t bytes) {
   const auto offset = static_cast<const char*>(to) - shared.get();
-  if (!IsShared(to, Copies::kBytes)) {
+  if (!IsShared(to, bytes)) {
     Abort("thread %u: CopyAsync to byte %td of %zu of shared memory", thread_index.x, offset, shared_size);
   }
   for (const void* address : {static_cast<const void*>(to), from}) {
-    if (reinterpret_cast<uintptr_t>(address) % Copies::kBytes == 0) continue;
-    Abort("thread %u: CopyAsync %s %p, which is no multiple of 16", thread_index.x, address == to ? "to" : "from",
-          address);
+    if (reinterpret_cast<uintptr_t>(address) % bytes == 0) continue;
+    Abort("thread %u: CopyAsync %s %p, which is no multiple of %zu", thread_index.x, address == to ? "to" : "from",
+          address, bytes);
   }
-  RecordWrite(to, Copies::kBytes);
-  Running().copies.Start(to, from);
+  RecordWrite(to, bytes);
+  Running().copies.Start(to, from, bytes);
 }
 
 void CommitCopies() { Running().copies.Commit(); }
@@ -324,8 +326,7 @@ void RecordAsyncRead(unsigned first, size_t offset, size_t bytes) {
 void RecordFence() { races.Fence(thread_index.x); }
 
 int RunGrid(int64_t blocks, unsigned thread_count, size_t shared_bytes, std::function<void()> kernel) {
-  const size_t most = Capability() == 90 ? 232448 : 65536;
-  if (shared_bytes > most || blocks > kMaxBlocks) return kInvalidValue;
+  if (shared_bytes > SharedBytes() || blocks > kMaxBlocks) return kInvalidValue;
   if (blocks == 0 || blocks > INT32_MAX || thread_count == 0 || thread_count > kMaxThreads) {
     return kInvalidConfiguration;
   }

@@ -21,7 +21,8 @@ constexpr int kPoison = 0xff;  // in every byte: not a number as a float32 or as
 constexpr int64_t kMaxBlocks = 0x7fffffff;
 constexpr int kMultiprocessors = 2;
 
-int Capability();  // 10 times the number
+int Capability();      // 10 times the number
+size_t SharedBytes();  // that a block may have
 
 struct Index {
   unsigned x;
@@ -58,8 +59,8 @@ void ChangeRegisters(int registers, bool more);
 
 char* SharedMemory();  // of the running block
 
-// The running thread's asynchronous copies to shared memory, of 16 bytes each.
-void StartCopy(void* to, const void* from);
+// The running thread's asynchronous copies to shared memory, of up to 16 bytes each.
+void StartCopy(void* to, const void* from, size_t bytes);
 void CommitCopies();
 void WaitForCopies(size_t pending);
 

@@ -16,11 +16,11 @@ BOUNDS = {"float16": 1e-3, "float32": 1e-5, "bfloat16": 3**0.5 * 2**-8}
 class ExactLayer:
     """A packed linear with each tensor in a heap block of exactly its size: AddressSanitizer sees what lies outside."""
 
-    def __init__(self, packed):
+    def __init__(self, packed, integers=False):
         placed = PlacedLayer(packed)
         self._blocks = {start: aligned(tensor) for start, tensor in placed.tensors.items()}
         base = 1 << 40
-        self.fields = placed.fields(base)
+        self.fields = placed.fields(base, integers)
         for name in ("codes", "codebook", "row_scale"):
             pointers = getattr(self.fields, name)
             pointers[:] = [self._address(pointer - base) for pointer in pointers]
@@ -94,7 +94,7 @@ def address(array):
     return array.ctypes.data
 
 
-def check_product(kernels, packed, x, epilogue="store", rng=None):
+def check_product(kernels, packed, x, epilogue="store", rng=None, integers=False):
     """Compare one product with its definition."""
     p = x.astype(np.float64) @ packed.dequantize().astype(np.float64).T
     if packed.bias.size:
@@ -105,7 +105,7 @@ def check_product(kernels, packed, x, epilogue="store", rng=None):
     elif epilogue == "multiply":
         before = rng.normal(size=p.shape).astype(x.dtype)
         p *= before.astype(np.float64)
-    y = kernels.matmul(ExactLayer(packed), x, packed.out_features, epilogue, before)
+    y = kernels.matmul(ExactLayer(packed, integers), x, packed.out_features, epilogue, before)
     assert relative_error(y, p) < BOUNDS[x.dtype.name], (
         f"N, K = {packed.out_features}, {packed.in_features}, M = {len(x)}"
     )

@@ -19,8 +19,10 @@ class Expected:
 
     Attributes:
         threads: of a block.
-        shared_bytes: of a block's dynamic shared memory: for rows of up to 4 bits and as many tokens as there may be.
-        blocks: of one multiprocessor with 64, 100, 164 and 228 KiB of shared memory; 0: not compiled for it.
+        shared_bytes: of a block's dynamic shared memory: for rows of up to 4 bits and as many tokens as there may be;
+            of decode_8 for one token of 4096 columns, which stay there, and of decode_16 if they do not.
+        blocks: of one multiprocessor with 64, 100, 164 and 228 KiB of shared memory; 0: not compiled for it, or never
+            launched there.
         multiplies: the tensor core instruction that it must have.
     """
 
@@ -32,8 +34,8 @@ class Expected:
 
 # By source file, for all kernels in it.
 KERNELS = {
-    "decode_8": Expected(256, 32 << 10, (2, 2, 2, 2), "HMMA"),
-    "decode_16": Expected(256, 64 << 10, (1, 1, 1, 1), "HMMA"),
+    "decode_8": Expected(256, 44 << 10, (1, 2, 2, 2), "HMMA"),
+    "decode_16": Expected(256, 120 << 10, (0, 0, 1, 1), "HMMA"),
     "float32": Expected(256, 64 << 10, (1, 1, 1, 1)),
     "prefill": Expected(128, 34 << 10, (1, 2, 2, 2), "HMMA"),
     "prefill_hopper": Expected(384, 101 << 10, (0, 0, 0, 1), "HGMMA"),
@@ -116,20 +118,30 @@ def test_occupancy(compiled):
 
 @of_every_architecture
 def test_instructions(compiled):
-    """Weights come 16 bytes a thread and go through tensor cores; activations are copied without registers."""
+    """Weights and activations are copied 16 bytes a thread without registers; weights go through tensor cores."""
     require("nvdisasm")
     turing = compiled.architecture == "sm_75"
     for name in compiled.cubins:
         of_bfloat16, expected = name.endswith(BFLOAT16), KERNELS[name].multiplies
         for code in compiled.code(name):
-            multiplies = [i for i in code if i.operation in ("HMMA", "HGMMA")]
+            multiplies = [i for i in code if i.operation in ("HMMA", "HGMMA", "IMMA")]
+            if name.startswith("decode") and {i.operation for i in multiplies} == {"IMMA"}:
+                assert not turing
+                continue
             wanted = {expected} if expected and not (turing and of_bfloat16) else set()  # Turing has no bfloat16
+            if turing and name.startswith("decode") and not multiplies:
+                continue  # nor integers
             assert {i.operation for i in multiplies} == wanted
             assert all(("BF16" in i.modifiers) == of_bfloat16 for i in multiplies)
             if expected == "HMMA":
                 assert turing or any(i.operation == "LDGSTS" for i in code)  # Turing has no such thing
+    for name in (name for name in compiled.cubins if name.startswith("decode")):
+        kinds = [{i.operation for i in code} & {"HMMA", "IMMA"} for code in compiled.code(name)]
+        assert turing or kinds.count({"IMMA"}) == 1
     for code in compiled.code("decode_8"):
-        assert any(i.operation == "LDG" and {"128", "NA"} <= set(i.modifiers) for i in code)
+        if turing:
+            continue
+        assert sum(i.operation == "LDGSTS" and "128" in i.modifiers for i in code) > 16
     for code in compiled.code("float32") if "float32" in compiled.cubins else ():
         assert any(i.operation == "FFMA" for i in code)
 
