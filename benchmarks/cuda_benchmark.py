@@ -31,7 +31,7 @@ from skim_runtime.measure.options import at_least, parse_shape
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import markdown_table, number, say, write_markdown
 
-__all__ = ["WIDTHS", "add_arguments", "check_all", "measure", "run"]
+__all__ = ["WIDTHS", "add_arguments", "check_all", "measure", "packed_contender", "run"]
 
 # Products of a decoder's block; query, key and value are one matrix, gate and up have one shape.
 SHAPES = {
@@ -50,12 +50,14 @@ TOKENS = (1, 2, 4, 8, 16, 128, 512, 2048)
 WIDTHS: dict[str, dict[int, float]] = {
     "2 bits": {1: 1.0},
     "3 bits": {2: 1.0},
+    "3 bits in floats": {2: 1.0},
     "2, 3 and 4 bits": {1: 0.25, 2: 0.5, 3: 0.25},
     "4 bits": {3: 1.0},
     "6 bits": {5: 1.0},
     "8 bits": {7: 1.0},
     "8 bits, even": {15: 1.0},
 }
+IN_FLOATS = " in floats"  # with which names end whose activations stay what they are; exports have integers by default
 CONTENDER_SECONDS = 0.02  # of one contender in a round
 MULTIPLE = 32  # columns must be: the blocks of MatMulNBits
 
@@ -151,12 +153,20 @@ def measure(
         )
 
 
+def packed_contender(
+    name: str, random: np.random.Generator, shape: tuple[int, int], kernels: Kernels, device: Device
+) -> Packed:
+    """A random layer of a width."""
+    layer = random_linear(random, *shape, WIDTHS[name])
+    return Packed(name, layer, kernels, device, integers=not name.endswith(IN_FLOATS))
+
+
 def _contenders(
     shape: tuple[int, int], widths: Collection[str], kernels: Kernels, device: Device, with_nbits: bool
 ) -> Iterator[Contender]:
     random = np.random.default_rng(0)
     for i, name in enumerate(widths):
-        packed = Packed(name, random_linear(random, *shape, WIDTHS[name]), kernels, device)
+        packed = packed_contender(name, random, shape, kernels, device)
         yield packed
         if i == 0:
             yield Dense(packed.weight(), device)

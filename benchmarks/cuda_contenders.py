@@ -52,13 +52,15 @@ def copies_of(nbytes: int, device: Device) -> int:
 
 
 class Packed:
-    """The kernels of this project on float16 activations, with integers where they serve, as exports have it."""
+    """The kernels of this project on float16 activations, which `integers` allows to be rounded to integers."""
 
     capturable = True
 
-    def __init__(self, name: str, packed: PackedLinear, kernels: Kernels, device: Device) -> None:
+    def __init__(
+        self, name: str, packed: PackedLinear, kernels: Kernels, device: Device, *, integers: bool = True
+    ) -> None:
         self.name, self._kernels, self._device = name, kernels, device
-        first = Layer(packed, device, integers=True)
+        first = Layer(packed, device, integers)
         self.nbytes, self.copies, self._shape = first.nbytes, copies_of(first.nbytes, device), first.shape
         self._layers = [first, *(first.copy() for _ in range(self.copies - 1))]
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
-from cuda_benchmark import WIDTHS
-from cuda_contenders import Packed
+from cuda_benchmark import WIDTHS, packed_contender
 
 from device_check.target import Target
-from skim_export.measure.random_linear import random_linear
 from skim_runtime.measure.options import at_least, parse_shape
 
 __all__ = ["add_arguments", "run"]
@@ -30,6 +28,5 @@ def run(args: argparse.Namespace) -> None:
     """Launch; nothing is printed."""
     at_least("--tokens", 1, args.tokens)
     target, shape = Target(stand_in=args.stand_in), parse_shape(args.shape)
-    packed = random_linear(np.random.default_rng(0), *shape, WIDTHS[args.width])
-    contender = Packed(args.width, packed, target.kernels, target.device)
+    contender = packed_contender(args.width, np.random.default_rng(0), shape, target.kernels, target.device)
     target.device.seconds(contender.call(args.tokens), -(-LAUNCHES // contender.copies))

@@ -53,7 +53,7 @@ class Sizes:
 REAL = Sizes(
     every=1,
     shapes=((14336, 4096), (4096, 4096), (4096, 14336), (28672, 8192), (128256, 4096)),
-    widths=("2 bits", "3 bits", "2, 3 and 4 bits", "4 bits", "6 bits", "8 bits"),
+    widths=("2 bits", "3 bits", "3 bits in floats", "2, 3 and 4 bits", "4 bits", "6 bits", "8 bits"),
     decode=(1, 2, 4, 8, 16),
     prefill=(128, 512, 2048),
     beside_nbits=(1, 16, 2048),

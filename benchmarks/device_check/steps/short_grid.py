@@ -12,6 +12,7 @@ from device_check.work import Work
 __all__ = ["run", "short_grid"]
 
 CLASSES = (0, 2, 3, 5, 7, 10, 15)
+INTEGERS = (0, 2, 3, 10, 15)  # of rows that are multiplied as such
 TOKENS = (1, 7, 16, 70)  # of the kernels for few tokens, for up to 16, for more
 
 
@@ -20,6 +21,8 @@ def short_grid() -> Iterator[Case]:
     for dtype in FLOATS:
         for tokens in TOKENS:
             yield Case(rows=77, columns=612, classes=CLASSES, tokens=tokens, dtype=dtype, extras=tokens == TOKENS[1])
+        for tokens in TOKENS[:3]:
+            yield Case(rows=77, columns=612, classes=INTEGERS, tokens=tokens, dtype=dtype, integers=dtype != "float32")
         yield Case(rows=77, columns=512, classes=(2, 5), tokens=3, codebook="float16", dtype=dtype)
         yield Case(rows=77, columns=612, classes=CLASSES, tokens=9, dtype=dtype, epilogue="gather")
 
