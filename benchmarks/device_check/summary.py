@@ -35,8 +35,11 @@ class Goal:
 
 
 def summary(record: Mapping[str, Any]) -> str:
-    """The steps, and the goals."""
-    return f"{text_table(STEP_HEADINGS, step_rows(record))}\n\n{text_table(GOAL_HEADINGS, goal_rows(record))}"
+    """The steps, and the goals; of a rehearsal only the steps."""
+    tables = [text_table(STEP_HEADINGS, step_rows(record))]
+    if not record["stand_in"]:
+        tables.append(text_table(GOAL_HEADINGS, goal_rows(record)))
+    return "\n\n".join(tables)
 
 
 def step_rows(record: Mapping[str, Any]) -> list[tuple[str, ...]]:

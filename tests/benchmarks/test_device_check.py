@@ -240,6 +240,7 @@ def test_the_slowest_are_profiled():
 
 def test_goals():
     record = {
+        "stand_in": False,
         "steps": {
             "decode": {
                 "seconds": 80.0,
@@ -257,7 +258,8 @@ def test_goals():
     assert [goal.measured(record) for goal in GOALS] == [0.85, 3.0, 1.3, 0.875, None, 2.5]
     assert [row[-1] for row in goal_rows(record)] == ["yes", "no", "yes", "yes", "", "yes"]
     assert [row[-2] for row in goal_rows(record)][-2:] == ["not measured", "2.5"]
-    assert "prefill" in summary(record)
+    assert "at least 0.8" in summary(record)
+    assert "at least 0.8" not in summary({**record, "stand_in": True})
     assert all(goal.measured({"steps": {}}) is None for goal in GOALS)
 
 
