@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
         import_module(f"device_check.steps.{named(args.step).module or args.step}").run(work)
         return
     steps = [step for step in PLAN if args.only is None or step.name in args.only]
-    options = ["--output", str(output), *(["--stand-in"] if args.stand_in else [])]
+    options = ["--output", str(args.output), *(["--stand-in"] if args.stand_in else [])]
     options += [f"--{name}={value}" for name in ("parts", "commit") if (value := getattr(args, name)) is not None]
     Runner(output, record, options, 60 * args.minutes).run(steps)
     say(summary(record.content))

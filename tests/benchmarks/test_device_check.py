@@ -253,7 +253,7 @@ def test_goals():
                 "result": {"rows": [row("3 bits", 2048, 400), row("cuBLAS float16", 2048, 350)]},
             },
             "quantize": {"seconds": 3.0, "status": "failed: nothing", "result": {"seconds": [4.5, 2.5]}},
-        }
+        },
     }
     assert [goal.measured(record) for goal in GOALS] == [0.85, 3.0, 1.3, 0.875, None, 2.5]
     assert [row[-1] for row in goal_rows(record)] == ["yes", "no", "yes", "yes", "", "yes"]
