@@ -1,4 +1,4 @@
-"""The tables of docs/results.md and README.md, made from what the measurements wrote to JSON files in docs/results/.
+"""The tables of docs/results.md, docs/cuda.md and README.md, made from what the measurements wrote to JSON files in docs/results/.
 
 A table of the page stands between two comments; the first names the table and the files that it is made of:
 
@@ -31,7 +31,7 @@ from skim_runtime.text_file import read_text
 __all__ = ["PAGES", "ROOT", "add_arguments", "rewritten", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "cuda.md", ROOT / "README.md")
 TABLES: Mapping[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     **speed_tables.TABLES,
     **quality_tables.TABLES,
@@ -45,7 +45,7 @@ MARKED = re.compile(r"<!-- table: (?P<name>\S+) (?P<files>.+?) -->\n.*?<!-- end 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.epilog = f"Tables: {', '.join(TABLES)}. What each is made of stands at its function."
-    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES, metavar="PAGE", help="default: those two")
+    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES, metavar="PAGE", help="default: those three")
     parser.add_argument("--check", action="store_true", help="only find out whether the pages are as the files say")
     parser.set_defaults(run=run)
 
