@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, docs/cuda.md and README.md, made from what the measurements wrote to JSON files in docs/results/.
+"""The tables of the pages, made from what the measurements wrote to JSON files in docs/results/.
 
 A table of the page stands between two comments; the first names the table and the files that it is made of:
 
