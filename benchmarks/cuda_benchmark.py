@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from cuda_build import Nvcc
-from cuda_check import TYPE_BOUNDS, cases, check
+from cuda_check import TYPE_BOUNDS, Tally, cases, check, fits
 from cuda_contenders import Contender, Dense, NBits, Packed, why_no_nbits
 from cuda_device import Device, Gpu, Kernels
 from cuda_library import CudaLibrary
@@ -87,20 +87,14 @@ def run(args: argparse.Namespace) -> None:
 
 def check_all(kernels: Kernels, device: Device) -> None:
     """Run the grid, print what is wrong, and exit with code 1 if anything is."""
-    errors: dict[str, list[float]] = {}
-    wrong = 0
+    tally = Tally()
     for case in cases():
-        if case.dtype == "bfloat16" and not device.has_bfloat16:
-            continue
-        finding = check(case, kernels, device)
-        errors.setdefault(case.dtype, []).append(finding.error)
-        if finding.complaint is not None:
-            wrong += 1
-            say(f"{case}: {finding.complaint}")
-    for dtype, found in errors.items():
-        say(f"{device.name}, {dtype}: {len(found)} cases, largest relative error {max(found):.1e}")
-    if wrong:
-        say(f"{wrong} cases are wrong")
+        if fits(case, device):
+            tally.add(case, check(case, kernels, device))
+    for dtype, count in tally.counts.items():
+        say(f"{device.name}, {dtype}: {count} cases, largest relative error {tally.largest[dtype]:.1e}")
+    if tally.wrong:
+        say(f"{len(tally.wrong)} cases are wrong")
         sys.exit(1)
 
 

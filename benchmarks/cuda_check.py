@@ -7,9 +7,9 @@ nothing else.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +18,9 @@ from cuda_device import Device, Kernels, Layer
 
 from skim_export.measure.random_linear import random_linear
 from skim_export.packed import CLASSES
+from skim_runtime.measure.tables import say
 
-__all__ = ["TYPE_BOUNDS", "Case", "Finding", "cases", "check"]
+__all__ = ["TYPE_BOUNDS", "Case", "Finding", "Tally", "cases", "check", "fits", "relative_error"]
 
 # Of norm(y - reference) / norm(reference). bfloat16: levels of float16, activations times their scale, and outputs are
 # rounded, each off by at most 2^-8 of itself, and their squares add up.
@@ -76,6 +77,34 @@ class Finding:
 
     error: float
     complaint: str | None
+
+
+@dataclass
+class Tally:
+    """What cases gave, all together.
+
+    Attributes:
+        counts: of the cases, by type of activations.
+        largest: relative error, by type; not a number if one is none.
+        wrong: cases, and what is wrong.
+    """
+
+    counts: dict[str, int] = field(default_factory=dict)
+    largest: dict[str, float] = field(default_factory=dict)
+    wrong: list[tuple[Case, str]] = field(default_factory=list)
+
+    def add(self, case: Case, finding: Finding) -> None:
+        """One more case."""
+        self.counts[case.dtype] = self.counts.get(case.dtype, 0) + 1
+        self.largest[case.dtype] = float(np.maximum(self.largest.get(case.dtype, 0.0), finding.error))
+        if finding.complaint is not None:
+            say(f"{case}: {finding.complaint}")
+            self.wrong.append((case, finding.complaint))
+
+
+def fits(case: Case, device: Device) -> bool:
+    """Whether a device has the type of a case."""
+    return case.dtype != "bfloat16" or device.has_bfloat16
 
 
 def cases() -> Iterator[Case]:
@@ -180,7 +209,7 @@ def _compare(
     replayed = again(device.captured(lambda: launch(y))) if case.tokens and replay else first
     got = first[MARGIN : MARGIN + before.size].view(want.shape).double().numpy()
     exists = ~np.isnan(want)
-    error = _relative(got[exists], want[exists])
+    error = relative_error(got[exists], want[exists])
     complaint = None
     if not error < TYPE_BOUNDS[case.dtype]:
         complaint = f"off by {error:.2e}"
@@ -199,5 +228,6 @@ def _same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
 
 
-def _relative(got: npt.NDArray[np.float64], want: npt.NDArray[np.float64]) -> float:
+def relative_error(got: npt.NDArray[np.floating[Any]], want: npt.NDArray[np.floating[Any]]) -> float:
+    """Of all elements together: norm(got - want) / norm(want); 0 if there are none."""
     return float(np.linalg.norm(got - want) / np.linalg.norm(want)) if want.size else 0.0

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import fcntl
-import os
-import shutil
-import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from cmake_build import build
+from cuda_check import Case
 
-from skim_runtime.errors import UserError
-
-__all__ = ["StandIn", "emulated_library", "emulated_operators"]
+__all__ = ["StandIn", "emulated_library", "emulated_operators", "is_quick"]
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "cuda-on-cpu"
@@ -51,6 +48,11 @@ class StandIn:
         return {"name": self.name}
 
 
+def is_quick(case: Case) -> bool:
+    """Whether a processor takes seconds for a case, and not minutes."""
+    return case.rows * case.columns * max(case.tokens, 4) < 600_000
+
+
 def emulated_library() -> Path:
     """The kernels on the CPU, every GPU thread as a fiber (custom_ops/tests/on_cpu).
 
@@ -70,20 +72,8 @@ def emulated_operators() -> Path:
 
 
 def _built(target: str, directory: str) -> Path:
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
-    options = ["-DSKIM_BUILD_TESTS=ON", "-DCMAKE_BUILD_TYPE=Release", "-DCMAKE_CXX_FLAGS_RELEASE=-O1"]
-    jobs = str(len(os.sched_getaffinity(0)))
-    commands = (
-        ["cmake", *generator, "-S", str(ROOT / "custom_ops"), "-B", str(BUILD), *options],
-        ["cmake", "--build", str(BUILD), "--parallel", jobs, "--target", target],
-    )
     BUILD.mkdir(parents=True, exist_ok=True)
     with (BUILD / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # the tests build there, too
-        for command in commands:
-            done = subprocess.run(command, capture_output=True, text=True, check=False)
-            if done.returncode:
-                lines = (done.stderr + done.stdout).splitlines()
-                reason = next((line for line in lines if "error" in line.lower()), "no reason given")
-                raise UserError(f"{target} can't be built: {reason.strip()}")
+        build(ROOT / "custom_ops", BUILD, target, "-DSKIM_BUILD_TESTS=ON", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
     return BUILD / "tests" / directory / f"lib{target}.so"

@@ -17,6 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cmake_build import build
+
 from skim_export.packed import CLASSES, LevelKind, class_bits, class_kind
 from skim_runtime.errors import UserError
 from skim_runtime.measure.options import at_least, parse_shape
@@ -72,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
         if not 0 <= row_class < CLASSES:
             raise UserError(f"--classes {row_class}: must be 0..{CLASSES - 1}")
     valgrind = _program("valgrind", "apt-get install valgrind")
-    loop = _built(_program("cmake", "pip install cmake"))
+    loop = _built()
 
     cases = [(c, a, m) for c in dict.fromkeys(args.classes) for a in ARITHMETICS for m in dict.fromkeys(args.tokens)]
     counts = []
@@ -102,24 +104,9 @@ def _program(name: str, how: str) -> str:
     return path
 
 
-def _built(cmake: str) -> Path:
+def _built() -> Path:
     """The native loop, compiled as the operator library is."""
-    for command in (
-        [
-            cmake,
-            "-S",
-            str(SOURCES),
-            "-B",
-            str(INSTRUCTIONS_BUILD),
-            "-DCMAKE_BUILD_TYPE=Release",
-            "-DSKIM_BUILD_TESTS=ON",
-        ],
-        [cmake, "--build", str(INSTRUCTIONS_BUILD), "--parallel", "2", "--target", TARGET],
-    ):
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = [line for line in (done.stdout + done.stderr).splitlines() if "rror" in line] or ["no reason given"]
-            raise UserError(f"{TARGET} cannot be built: {lines[0].strip()}")
+    build(SOURCES, INSTRUCTIONS_BUILD, TARGET, "-DSKIM_BUILD_TESTS=ON")
     return INSTRUCTIONS_BUILD / TARGET
 
 

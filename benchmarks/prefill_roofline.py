@@ -29,7 +29,7 @@ from cuda_build import Nvcc
 from gpus import GPUS, WARP, Gpu
 from ptxas_report import demangled
 from roofline import LEVEL_KINDS, SHARED_BYTES_PER_CLOCK, pipe
-from sass import Function, Instruction, disassemble, find_nvdisasm
+from sass import Function, disassemble, find_nvdisasm
 
 from skim_export.packed import LevelKind, class_bits, class_kind, row_bytes
 from skim_runtime.measure.options import at_least, parse_shape
@@ -215,7 +215,7 @@ def _stage(probe: Function, kernel: Kernel, gpu: Gpu) -> dict[str, float]:
             counts["tensor"] += often * kernel.products
             moved += often * kernel.operand_bytes
         elif (of := pipe(code[at])) == "memory":
-            moved += often * WARP * _bytes(code[at])
+            moved += often * WARP * code[at].nbytes
         elif of is not None:
             counts[of] += often
     wanted = kernel.rows * kernel.tokens * STAGE_COLUMNS
@@ -256,11 +256,6 @@ def _end(probe: Function, kernel: Kernel) -> float:
 def _longest(probe: Function, operation: str) -> range:
     code = probe.instructions
     return max((loop for loop in probe.loops() if any(code[at].operation == operation for at in loop)), key=len)
-
-
-def _bytes(instruction: Instruction) -> int:
-    """What a thread moves with it."""
-    return next((int(size) // 8 for size in ("128", "64") if size in instruction.modifiers), 4)
 
 
 def _table(predictions: Sequence[Prediction]) -> str:

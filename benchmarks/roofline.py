@@ -128,7 +128,7 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
         instruction = probe.instructions[at]
         counts["issue"] += times
         if (of := pipe(instruction)) == "memory":
-            moved += times * WARP * _bytes(instruction)
+            moved += times * WARP * instruction.nbytes
         elif of is not None:
             counts[of] += times
     clocks = {of: count / gpu.rates[of] for of, count in counts.items()}
@@ -199,11 +199,6 @@ def _copies(instruction: Instruction) -> bool:
 def _stores(instruction: Instruction) -> bool:
     """Whether it stores outputs."""
     return instruction.operation == "STG"
-
-
-def _bytes(instruction: Instruction) -> int:
-    """What a thread moves with it."""
-    return next((int(size) // 8 for size in ("128", "64") if size in instruction.modifiers), 4)
 
 
 def _table(predictions: Sequence[Prediction]) -> str:

@@ -45,6 +45,11 @@ class Instruction:
         return self.modifiers[0]
 
     @property
+    def nbytes(self) -> int:
+        """What a thread moves with it, if it moves anything."""
+        return next((int(size) // 8 for size in ("128", "64") if size in self.modifiers), 4)
+
+    @property
     def is_wide_load(self) -> bool:
         """Whether it loads 16 bytes a thread from global memory."""
         return self.operation == "LDG" and "128" in self.modifiers

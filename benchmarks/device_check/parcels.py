@@ -7,13 +7,13 @@ with their SHA-256 in `parcels.json`; the step `unpack` joins what arrived in a 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from skim_export.work.files import sha256
 from skim_runtime.errors import UserError
 from skim_runtime.measure.tables import say
 
@@ -52,7 +52,7 @@ def pack(files: Sequence[Path], directory: Path, part_bytes: int) -> list[Path]:
         for path in files:
             archive.add(path, path.name)
     parts.close()
-    sums = {path.name: _sum(path) for path in parts.paths}
+    sums = {path.name: sha256(path) for path in parts.paths}
     (directory / LIST).write_text(json.dumps(sums, indent=2) + "\n", "utf-8")
     return parts.paths
 
@@ -71,7 +71,7 @@ def unpack(directory: Path, output: Path) -> None:
     if missing:
         raise UserError(f"{directory}: {len(missing)} of {len(sums)} parts are missing: {', '.join(missing)}")
     for name, expected in sums.items():
-        if _sum(directory / name) != expected:
+        if sha256(directory / name) != expected:
             raise UserError(f"{directory / name}: its SHA-256 is not that of {LIST}: carry it again")
     joined = io.BufferedReader(_Joined([directory / name for name in sums]), 1 << 20)  # type: ignore[type-var]
     with tarfile.open(fileobj=joined, mode="r|") as archive:
@@ -127,8 +127,3 @@ class _Joined(io.RawIOBase):
             with path.open("rb") as file:
                 while piece := file.read(1 << 20):
                     yield piece
-
-
-def _sum(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from device_check.plan import Step
 from device_check.record import DONE, Record
 from skim_runtime.measure.tables import say
 
-__all__ = ["ENDED_IN", "SITE", "Runner"]
+__all__ = ["SITE", "Runner"]
 
 BENCHMARKS = Path(__file__).resolve().parents[1]
 SITE = "site"  # below the output directory: what `unpack` installs
@@ -108,10 +108,9 @@ class Runner:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a process with all that it has started."""
-    kill: Callable[[int], None] = lambda number: os.killpg(process.pid, number)  # noqa: E731
     for number in (signal.SIGTERM, signal.SIGKILL):
         try:
-            kill(number)
+            os.killpg(process.pid, number)
             process.wait(ENDED_IN)
         except (ProcessLookupError, subprocess.TimeoutExpired):
             continue

@@ -7,7 +7,7 @@ namespace skim::cuda {
 
 // Kernels for bfloat16 are empty where the device has none.
 inline bool IsSupported(FloatType type) {
-  return type != FloatType::kBfloat16 || CurrentGpu().capability >= kBfloat16Capability;
+  return type != FloatType::kBfloat16 || CurrentGpu().capability >= kAmpereCapability;
 }
 constexpr int kNotSupported = 801;  // cudaErrorNotSupported
 

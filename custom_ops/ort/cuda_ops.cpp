@@ -30,9 +30,9 @@ void CheckAligned(const void* data, const char* name, const std::string& node) {
 // Returns `type`. Throws std::runtime_error if the GPU has no such type.
 FloatType CheckType(FloatType type, const std::string& node) {
   const int capability = cuda::CurrentGpu().capability;
-  if (type == FloatType::kBfloat16 && capability < cuda::kBfloat16Capability) {
+  if (type == FloatType::kBfloat16 && capability < cuda::kAmpereCapability) {
     const auto text = [](int number) { return std::to_string(number / 10) + "." + std::to_string(number % 10); };
-    throw std::runtime_error(node + ": bfloat16 needs a GPU of compute capability " + text(cuda::kBfloat16Capability) +
+    throw std::runtime_error(node + ": bfloat16 needs a GPU of compute capability " + text(cuda::kAmpereCapability) +
                              " or newer, and this one has " + text(capability) + ": export the model with float16");
   }
   return type;

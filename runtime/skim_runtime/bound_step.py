@@ -86,8 +86,7 @@ class FixedStep:
         self._binding = cache.bound()
         self._options = run_options(graph)
         self._captured = False
-        self._mask = np.zeros((1, capacity), np.int64)
-        self._arrays = {"input_ids": np.zeros((1, 1), np.int64), "attention_mask": self._mask}
+        self._arrays = {"input_ids": np.zeros((1, 1), np.int64), "attention_mask": np.zeros((1, capacity), np.int64)}
         if has_position_ids:
             self._arrays["position_ids"] = np.zeros((1, 1), np.int64)
         self._values = {name: ort_value(array, INT64, device) for name, array in self._arrays.items()}
@@ -99,8 +98,7 @@ class FixedStep:
 
     def run(self, token: int, past: int) -> npt.NDArray[Any]:
         """The logits `[1, V]` of a token that follows `past` others."""
-        self._mask[0, : past + 1] = 1
-        self._mask[0, past + 1 :] = 0
+        self._arrays["attention_mask"][0] = np.arange(self._arrays["attention_mask"].size) <= past
         self._arrays["input_ids"][0, 0] = token
         if "position_ids" in self._arrays:
             self._arrays["position_ids"][0, 0] = past

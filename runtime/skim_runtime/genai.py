@@ -19,7 +19,7 @@ from skim_runtime.interruptible import ends_at_once
 from skim_runtime.load_library import FALLBACK, load, one_line
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.open_session import Kernel, check_for_cpu, check_options
-from skim_runtime.providers import Provider, cuda_obstacle, provider_of, warn_of_cpu
+from skim_runtime.providers import Provider, cpu_instead, cuda_obstacle, provider_of
 from skim_runtime.step import as_batch, finite
 
 __all__ = ["GenaiSession"]
@@ -52,10 +52,8 @@ class GenaiSession:
         self.library, self.kernel = _library(self.directory, kernel, trust_library)
         if provider == "cuda":
             obstacle = cuda_obstacle("onnxruntime-genai", og.is_cuda_available(), self.library)
-            if obstacle is not None and ep is not None:
-                raise UserError(f"{self.directory.model_file}: can't run on the GPU: {obstacle}")
             if obstacle is not None:
-                warn_of_cpu(obstacle)
+                cpu_instead(self.directory, ep, obstacle)
                 provider = "cpu"
             elif self.library is not None:
                 self.kernel = "cuda"

@@ -14,7 +14,7 @@ from skim_runtime.errors import UserError
 from skim_runtime.interruptible import interruptible
 from skim_runtime.load_library import FALLBACK, check_onnxruntime, load, one_line
 from skim_runtime.model_directory import ModelDirectory
-from skim_runtime.providers import PROVIDERS, Provider, cuda_obstacle, provider_of, warn_of_cpu
+from skim_runtime.providers import PROVIDERS, Provider, cpu_instead, cuda_obstacle, provider_of
 
 __all__ = ["Kernel", "Opened", "check_for_cpu", "check_options", "open_session"]
 
@@ -92,9 +92,7 @@ def open_session(
         try:
             session, graphs = _cuda_session(directory, options, library)
         except UserError as error:
-            if ep is not None:
-                raise UserError(f"{directory.model_file}: can't run on the GPU: {error}") from error
-            warn_of_cpu(str(error))
+            cpu_instead(directory, ep, str(error))
         else:
             return Opened(session, name if library is None else "cuda", "cuda", library, graphs)
     check_for_cpu(directory)

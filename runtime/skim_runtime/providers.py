@@ -12,7 +12,7 @@ from skim_runtime.library import cuda_version
 if TYPE_CHECKING:
     from skim_runtime.model_directory import ModelDirectory
 
-__all__ = ["ACTIVATIONS", "PROVIDERS", "Provider", "cuda_obstacle", "provider_of", "warn_of_cpu"]
+__all__ = ["ACTIVATIONS", "PROVIDERS", "Provider", "cpu_instead", "cuda_obstacle", "provider_of"]
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -46,6 +46,12 @@ def cuda_obstacle(package: str, available: bool, library: Path | None) -> str | 
     return None
 
 
-def warn_of_cpu(reason: str) -> None:
-    """Say that a model which was exported for CUDA runs on the CPU."""
+def cpu_instead(directory: ModelDirectory, ep: Provider | None, reason: str) -> None:
+    """Warn that a model which was exported for CUDA runs on the CPU, unless the GPU was asked for.
+
+    Raises:
+        UserError: it was.
+    """
+    if ep is not None:
+        raise UserError(f"{directory.model_file}: can't run on the GPU: {reason}")
     warnings.warn(f"the model was exported for CUDA and runs on the CPU: {reason}", RuntimeWarning, stacklevel=2)

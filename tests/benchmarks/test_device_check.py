@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import tables
 import torch
+from cuda_benchmark import WIDTHS
 from device_check.parcels import LIST, pack, unpack
 from device_check.plan import PLAN, Step
 from device_check.record import DONE, Record
@@ -50,7 +51,7 @@ def test_goals_are_of_what_is_measured():
     assert {1, 16} <= set(REAL.decode)
     assert 2048 in REAL.prefill
     assert REAL.shapes[0] == (14336, 4096)
-    assert {"3 bits", "4 bits"} <= set(REAL.widths)
+    assert {"3 bits", "4 bits"} <= set(REAL.widths) <= WIDTHS.keys()
 
 
 class Scripted(Runner):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from cuda_check import relative_error
 from cuda_speed import read_bandwidth
 from synthetic import COMMON, CONFIGS, make_checkpoint
 
@@ -58,7 +59,7 @@ def run(work: Work) -> None:
     session.reset(len(tokens))
     first = len(tokens) // 2
     steps = np.concatenate([session.step(tokens[:first]), *(session.step([token]) for token in tokens[first:])])
-    errors = {"whole": _relative(logits, expected), "steps": _relative(steps, expected)}
+    errors = {"whole": relative_error(logits, expected), "steps": relative_error(steps, expected)}
     bound = BOUNDS["bfloat16" if work.step == "bfloat16_model" else "float16"]
     found |= {
         "model": model.name,
@@ -134,16 +135,12 @@ def _made(work: Work) -> tuple[Path, dict[str, Any]]:
     return output, found
 
 
-def _relative(got: npt.NDArray[np.float32], want: npt.NDArray[np.float32]) -> float:
-    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
-
-
 def _free_memory(work: Work) -> int:
     """Bytes of the device's memory that nobody has."""
     if work.target.stand_in:
         return 0
     torch.cuda.empty_cache()
-    free: int = torch.cuda.mem_get_info(work.target.place)[0]
+    free: int = torch.cuda.mem_get_info(work.target.device.place)[0]
     return free
 
 

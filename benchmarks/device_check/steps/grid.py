@@ -5,11 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 
-from cuda_check import Case, check
+from cuda_check import Case, Tally, check, fits
 
 from device_check.work import Work
 from skim_runtime.errors import UserError
-from skim_runtime.measure.tables import say
 
 __all__ = ["check_cases", "run"]
 
@@ -33,24 +32,18 @@ def check_cases(work: Work, cases: Iterable[Case], *, every: int = EVERY, replay
     Raises:
         UserError: how many are wrong.
     """
-    largest: dict[str, float] = {}
-    wrong: list[dict[str, str]] = []
-    count, started = 0, time.perf_counter()
+    tally, count, started = Tally(), 0, time.perf_counter()
 
     def save() -> None:
         seconds = round(time.perf_counter() - started, 1)
-        work.save({"cases": count, "largest_error": largest, "wrong": wrong, "seconds": seconds})
+        wrong = [{"case": str(case), "complaint": complaint} for case, complaint in tally.wrong]
+        work.save({"cases": count, "largest_error": tally.largest, "wrong": wrong, "seconds": seconds})
 
-    for case in cases:
-        finding = check(case, work.target.kernels, work.target.device, replay=replay)
-        count += 1
-        if not finding.error <= largest.get(case.dtype, 0):  # also where it is not a number
-            largest[case.dtype] = finding.error
-        if finding.complaint is not None:
-            say(f"{case}: {finding.complaint}")
-            wrong.append({"case": str(case), "complaint": finding.complaint})
+    for count, case in enumerate(filter(lambda case: fits(case, work.target.device), cases), 1):
+        tally.add(case, check(case, work.target.kernels, work.target.device, replay=replay))
         if count % every == 0:
             save()
     save()
-    if wrong:
-        raise UserError(f"{len(wrong)} of {count} cases are wrong: {wrong[0]['case']}: {wrong[0]['complaint']}")
+    if tally.wrong:
+        case, complaint = tally.wrong[0]
+        raise UserError(f"{len(tally.wrong)} of {count} cases are wrong: {case}: {complaint}")

@@ -24,7 +24,6 @@ FIRST_LINES = 4  # of each program's words in the record; all of them are in the
 
 def run(work: Work) -> None:
     """Write down the facts, and everything else to the log."""
-    found: dict[str, object] = {"device": work.target.device.facts(), "programs": {}, "packages": {}}
     programs: dict[str, list[str] | None] = {}
     for program, *arguments in PROGRAMS:
         if shutil.which(program) is None:
@@ -34,4 +33,5 @@ def run(work: Work) -> None:
         say(done.stdout + done.stderr)
         programs[program] = (done.stdout + done.stderr).strip().splitlines()[:FIRST_LINES]
     packages = {item.metadata["Name"]: item.version for item in metadata.distributions() if item.metadata["Name"]}
-    work.save({**found, "programs": programs, "packages": dict(sorted(packages.items()))})
+    facts = work.target.device.facts()
+    work.save({"device": facts, "programs": programs, "packages": dict(sorted(packages.items()))})

@@ -35,7 +35,7 @@ def run(work: Work) -> None:
     errors = {}
     found: dict[str, object] = {"bits": BITS, "method": DEFAULT_METHOD, "bound": BOUND, "compared": [rows, columns]}
     codes = []
-    for name, resources in (("native", Resources()), ("device", Resources(device=work.target.place))):
+    for name, resources in (("native", Resources()), ("device", Resources(device=work.target.device.place))):
         quantized = _quantize(small, resources)
         errors[name] = _error(small, quantized)
         codes.append(quantized.codes)
@@ -52,8 +52,8 @@ def run(work: Work) -> None:
     large, seconds = random_layer(rows, columns), []
     for _ in range(2):
         started = time.perf_counter()
-        _quantize(large, Resources(device=work.target.place))
-        synchronize(work.target.place)
+        _quantize(large, Resources(device=work.target.device.place))
+        synchronize(work.target.device.place)
         seconds.append(round(time.perf_counter() - started, 2))
         work.save({**found, "quantized": [rows, columns], "seconds": seconds})
 

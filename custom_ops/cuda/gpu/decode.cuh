@@ -419,7 +419,7 @@ template <typename Element, int kRowTiles, int kTokenTiles, int kWords>
 Decoder<Element> FindIntegerDecoder(const DeviceLayer& device, int64_t M) {
   const Layer& layer = device.layer;
   const Gpu gpu = CurrentGpu();
-  bool possible = device.integers && layer.weights.K <= kMaxIntegerColumns && gpu.capability >= kBfloat16Capability;
+  bool possible = device.integers && layer.weights.K <= kMaxIntegerColumns && gpu.capability >= kAmpereCapability;
   for (int i = 0; i < layer.run_count; ++i) {
     const int row_class = layer.runs[i].row_class;
     if (IsAffine(row_class)) continue;

@@ -40,8 +40,8 @@ struct Gpu {
 
 Gpu CurrentGpu();
 
-constexpr int kBfloat16Capability = 80;  // from which on there is bfloat16: Ampere
-constexpr int kHopperCapability = 90;    // which has instructions that no other one has, newer ones neither
+constexpr int kAmpereCapability = 80;  // from which on there are bfloat16, and products of bytes by the warp
+constexpr int kHopperCapability = 90;  // which has instructions that no other one has, newer ones neither
 
 // x [M, K] -> y [M, N], both of `type`, on the device, row after row, aligned to 16 bytes. M may be anything from 0.
 // float16: products of float16 with float32 sums, on tensor cores. bfloat16: the same, and entries of float16 codebooks
