@@ -106,7 +106,7 @@ class FullPrecision:
     def __init__(self, model: Model, directory: Path) -> None:
         self._model, self._directory = model, directory
         self._body: Any = None
-        self._head = model.checkpoint.tensor(f"{model.architecture.head_linear.members[0]}.weight")
+        self._head = model.checkpoint.tensor(f"{model.architecture.head_linear.members[0].module}.weight")
 
     def logits(self, input_ids: npt.ArrayLike) -> Float32:
         """Logits, float32 `[S, V]`, of the tokens `[S]`."""

@@ -183,16 +183,14 @@ def _quantized(
             return k_quantize(checkpoint.tensor(f"{name}.weight").numpy(), modules[name])
         linear, layer = layer_of[name]
         fisher = None if importance == "none" else sensitivity(job.work, name)
-        parts, start = [], 0
-        for member in linear.members:
-            weight = checkpoint.tensor(f"{member}.weight").numpy()
-            rows = slice(start, start + len(weight))
-            kind = mixture.of_linear(member.rsplit(".", 1)[-1], layer, len(blocks))
+        parts = []
+        for member, rows in linear.places():
+            weight = checkpoint.tensor(f"{member.module}.weight", member.rows).numpy()
+            kind = mixture.of_linear(member.module.rsplit(".", 1)[-1], layer, len(blocks))
             weights = None if fisher is None else fisher[rows]
             if weights is not None and importance == "columns":
                 weights = weights.mean(axis=0, keepdims=True)
             parts.append(k_quantize(weight, kind, weights))
-            start += len(weight)
         whole = np.concatenate([part.weight for part in parts])
         code_bits = sum(part.code_bits * part.weight.size for part in parts) / whole.size
         return DenseLinear(whole, code_bits, sum(part.bits for part in parts))

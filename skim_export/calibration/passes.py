@@ -121,7 +121,10 @@ class BlockBackward:
     def __init__(
         self, linears: list[Linear], prefix: str, block: nn.Module, trained: Sequence[torch.Tensor] = ()
     ) -> None:
-        self._members = [[name.removeprefix(f"{prefix}.") for name in linear.members] for linear in linears]
+        self._members = [
+            [(member.module.removeprefix(f"{prefix}."), member.rows) for member in linear.members] for linear in linears
+        ]
+        self._names = list(dict.fromkeys(name for members in self._members for name, _ in members))
         self._block = block
         self._trained = list(trained)
         self._seen = threading.local()  # the workers share the block's modules
@@ -150,8 +153,7 @@ class BlockBackward:
 
         handles = [
             self._block.get_submodule(name).register_forward_hook(partial(self._see, name))
-            for names in self._members
-            for name in names
+            for name in self._names
         ]
         below, trained = [], []
         for start in range(0, len(inputs), SEQUENCES_TOGETHER):
@@ -182,15 +184,14 @@ class BlockBackward:
         x = x.to(device, copy=True).requires_grad_()
         seen = self._seen.layers = {}
         output = self._block(x, **arguments)
-        names = [name for names in self._members for name in names]
-        outputs = [seen[name][1] for name in names]
+        outputs = [seen[name][1] for name in self._names]
         below, *gradients = torch.autograd.grad(output, [x, *outputs, *self._trained], gradient.to(device))
-        by_name = dict(zip(names, gradients, strict=False))
+        by_name = dict(zip(self._names, gradients, strict=False))
         factors = []
         for members in self._members:
-            dy = torch.cat([by_name[name][0] for name in members], dim=1)
-            factors.append((seen[members[0]][0][0].detach(), dy))
-        return below.cpu(), gradients[len(names) :], factors
+            dy = torch.cat([by_name[name][0][:, rows] for name, rows in members], dim=1)
+            factors.append((seen[members[0][0]][0][0].detach(), dy))
+        return below.cpu(), gradients[len(self._names) :], factors
 
 
 def add_in_pieces(

@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from skim_export.checkpoint import Model, load_parameters, skeleton
+from skim_export.checkpoint import Model, forget_parameters, load_parameters, skeleton
 
-__all__ = ["StreamedModel"]
+__all__ = ["Head", "StreamedModel"]
+
+
+class Head(nn.Module):
+    """From normed states `[m, hidden]` to logits `[m, V]`: the head and what transformers does to its outputs.
+
+    Args:
+        network: the whole network; its decoder is not run.
+
+    Attributes:
+        linear: the head itself.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.linear: nn.Linear = network.get_output_embeddings()
+        tail = copy.copy(network)
+        tail._modules = {**network._modules, network.base_model_prefix: _Given()}
+        self._tail = [tail]  # in a list, or else its parameters would count as ours twice
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """The logits, float32."""
+        logits: torch.Tensor = self._tail[0](inputs_embeds=states[None]).logits[0]
+        return logits
+
+
+class _Given(nn.Module):
+    """A decoder whose last states are known."""
+
+    def forward(self, inputs_embeds: torch.Tensor, **_: Any) -> BaseModelOutputWithPast:
+        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
 
 
 class StreamedModel:
     """The network of a model; `load_block` brings a decoder block in, `unload_block` lets it go.
 
-    What surrounds the blocks (embedding, masks, rotary embeddings) stays the business of transformers: `enter` runs
-    its own forward pass with the blocks replaced by recorders.
+    What surrounds the blocks (embedding, masks, rotary embeddings, what is done to logits) stays the business of
+    transformers: `enter` runs its own forward pass with the blocks replaced by recorders.
 
     Args:
         model: the model.
@@ -30,7 +62,7 @@ class StreamedModel:
         self._decoder = self._network.base_model
         self._decoder.rotary_emb.to(device=device)
         self._load(self._architecture.norm)
-        self._head = self._architecture.head_linear.members[0]
+        self._head_tensors = self._architecture.head_linear.members[0].module
 
     def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
         """Run everything in front of the blocks.
@@ -60,7 +92,7 @@ class StreamedModel:
                 hidden.append(recorded[0][0].cpu())
         for block in blocks:
             del block.forward
-        embedding.to("meta")
+        forget_parameters(embedding)
         return torch.cat(hidden), [arguments for _, arguments in recorded]
 
     def load_block(self, index: int) -> nn.Module:
@@ -69,17 +101,17 @@ class StreamedModel:
 
     def unload_block(self, index: int) -> None:
         """Forget the weights of one decoder block."""
-        self.module(self._architecture.block_modules[index]).to("meta")
+        forget_parameters(self.module(self._architecture.block_modules[index]))
 
-    def load_head(self) -> tuple[nn.Module, nn.Module]:
-        """The norm and the language model head."""
+    def load_head(self) -> tuple[nn.Module, Head]:
+        """The norm, and the language model head."""
         head = self.module(self._architecture.head)
-        load_parameters(self._checkpoint, head, self._head, self._device)
-        return self.module(self._architecture.norm), head
+        load_parameters(self._checkpoint, head, self._head_tensors, self._device)
+        return self.module(self._architecture.norm), Head(self._network)
 
     def unload_head(self) -> None:
         """Forget the weights of the head."""
-        self.module(self._architecture.head).to("meta")
+        forget_parameters(self.module(self._architecture.head))
 
     def load_all(self) -> Any:
         """Read everything: the network, ready to be called."""

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from .streaming import Head
+
 __all__ = ["embedding_fisher", "head_statistics", "vocabulary_statistics"]
 
 _UNSEEN = 0.1  # part of the mean sensitivity that every token has at least: the text is a sample
 
 
 def head_statistics(
-    pool: ThreadPoolExecutor, norm: nn.Module, head: nn.Module, hidden: torch.Tensor, tokens: torch.Tensor
+    pool: ThreadPoolExecutor, norm: nn.Module, head: Head, hidden: torch.Tensor, tokens: torch.Tensor
 ) -> LinearStatistics:
     """Statistics of the head as a linear layer.
 
@@ -38,7 +40,7 @@ def head_statistics(
     """
     import torch
 
-    weight: torch.Tensor = head.weight  # type: ignore[assignment]
+    weight = head.linear.weight.detach()
     vocabulary, columns = weight.shape
     fisher, moments = weight.new_zeros(vocabulary, columns), weight.new_zeros(columns, columns)
     square = weight.new_zeros(columns)
@@ -47,20 +49,27 @@ def head_statistics(
             for start in range(0, len(labels), HEAD_TOKENS):
                 rows = slice(start, min(start + HEAD_TOKENS, len(labels)))
                 x = norm(sequence[rows].to(weight.device))
-                dy = pool.submit(_logit_gradient, head, x, labels[rows].to(weight.device)).result()
+                dy = pool.submit(_output_gradient, head, x, labels[rows].to(weight.device)).result()
                 add_in_pieces(pool, [fisher], [[(x, dy)]], add_fisher)
                 add_in_pieces(pool, [moments], [[(x, dy)]], add_moments)
                 square += x.square().sum(dim=0)
     return statistics_of(fisher, square, moments, predicted=tokens[:, 1:].numel())
 
 
-def _logit_gradient(head: nn.Module, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def _output_gradient(head: Head, x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Gradient of the summed loss in the outputs of the head's linear layer `[m, V]`."""
     import torch
 
-    with torch.no_grad():
-        gradient: torch.Tensor = torch.softmax(head(x), dim=-1)
-        gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return gradient
+    outputs: list[torch.Tensor] = []
+    handle = head.linear.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+    with torch.enable_grad():
+        logits = head(x.detach().requires_grad_())
+    handle.remove()
+    gradient: torch.Tensor = torch.softmax(logits.detach(), dim=-1)
+    gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
+    (output,) = outputs
+    (below,) = torch.autograd.grad(logits, output, gradient[None].reshape(logits.shape))
+    return below.reshape(logits.shape)
 
 
 def embedding_fisher(tokens: torch.Tensor, gradient: torch.Tensor, vocabulary: int) -> npt.NDArray[np.float32]:

@@ -1,19 +1,21 @@
 """From a model's name to its tensors: recipes, checkpoints read tensor by tensor, architectures, and models."""
 
-from .architecture import Architecture, Linear, architecture_of, linear_bias, linear_weight
+from .architecture import Architecture, Linear, Member, architecture_of, linear_bias, linear_weight
 from .checkpoint import Checkpoint
 from .model import Model
 from .recipes import Recipe, default_bits, load_recipes, resolve
-from .skeleton import load_parameters, skeleton
+from .skeleton import forget_parameters, load_parameters, skeleton
 
 __all__ = [
     "Architecture",
     "Checkpoint",
     "Linear",
+    "Member",
     "Model",
     "Recipe",
     "architecture_of",
     "default_bits",
+    "forget_parameters",
     "linear_bias",
     "linear_weight",
     "load_parameters",

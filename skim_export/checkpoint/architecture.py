@@ -1,9 +1,15 @@
-"""What the quantizer and the graph need to know of an architecture."""
+"""What the quantizer and the graph need to know of an architecture.
+
+It is asked of transformers: linear layers are found in the module tree of its network. What is left to say about an
+architecture is its `Declaration`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,49 +18,19 @@ import numpy.typing as npt
 from skim_runtime.errors import UserError, foreign_errors
 
 from .checkpoint import Checkpoint
+from .declarations import DECLARATIONS, Declaration
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
-__all__ = ["Architecture", "Linear", "architecture_of", "linear_bias", "linear_weight"]
+__all__ = ["Architecture", "Linear", "Member", "architecture_of", "linear_bias", "linear_weight"]
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Where an architecture keeps its parts.
-
-    Attributes:
-        block: module path of a decoder block, with the block's number left open.
-        units: per linear layer of a block as it stands in the graph, its modules; several modules with the same input
-            are fused into one, their rows one after the other.
-        embedding: module of the token embedding.
-        norm: module of the norm in front of the head.
-        head: module of the language model head.
-    """
-
-    block: str
-    units: dict[str, tuple[str, ...]]
-    embedding: str
-    norm: str
-    head: str
-
-
-LLAMA = Layout(
-    block="model.layers.{}",
-    units={
-        "attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "attn.o_proj": ("self_attn.o_proj",),
-        "mlp.gate_proj": ("mlp.gate_proj",),
-        "mlp.up_proj": ("mlp.up_proj",),
-        "mlp.down_proj": ("mlp.down_proj",),
-    },
-    embedding="model.embed_tokens",
-    norm="model.norm",
-    head="lm_head",
-)
-
-LAYOUTS = {"LlamaForCausalLM": LLAMA, "MistralForCausalLM": LLAMA}
+# Linear layers with the same input that the graph multiplies with at once, by the name of what they become.
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
+# Linear layers that the graph takes apart into halves of their rows.
+HALVES = {"gate_up_proj": ("gate_proj", "up_proj")}
 
 COMPARED_ROWS = 4096  # of head and embedding at once
 
@@ -69,9 +45,36 @@ COUNTS = {
     "intermediate_size": 1 << 24,
     "vocab_size": 1 << 24,
 }
+EPSILONS = ("rms_norm_eps", "norm_eps")
+ACTIVATIONS = ("hidden_act", "hidden_activation")
 
 # Tensors that old checkpoints carry along and that transformers computes itself.
 DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
+
+
+@dataclass(frozen=True)
+class Member:
+    """Rows of a module's weight, as a linear layer of the graph holds them.
+
+    Attributes:
+        module: path of the module, e.g. "model.layers.3.self_attn.q_proj".
+        start: the first row.
+        stop: the row behind the last.
+    """
+
+    module: str
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> slice:
+        """The rows in the module's weight."""
+        return slice(self.start, self.stop)
+
+    @property
+    def count(self) -> int:
+        """Number of rows."""
+        return self.stop - self.start
 
 
 @dataclass(frozen=True)
@@ -86,9 +89,22 @@ class Linear:
     """
 
     name: str
-    members: tuple[str, ...]
+    members: tuple[Member, ...]
     in_features: int
     out_features: int
+
+    @classmethod
+    def of(cls, name: str, members: Iterable[Member], in_features: int) -> Linear:
+        """A linear layer with the rows of all `members`."""
+        members = tuple(members)
+        return cls(name, members, in_features, sum(member.count for member in members))
+
+    def places(self) -> Iterator[tuple[Member, slice]]:
+        """Every member with where its rows are in this layer."""
+        first = 0
+        for member in self.members:
+            yield member, slice(first, first + member.count)
+            first += member.count
 
 
 @dataclass(frozen=True)
@@ -97,6 +113,7 @@ class Architecture:
 
     Attributes:
         name: the model class, e.g. "LlamaForCausalLM".
+        declaration: what is to be said about it.
         blocks: the linear layers of every decoder block.
         block_modules: module of every decoder block, e.g. "model.layers.3".
         embedding: module of the token embedding.
@@ -108,6 +125,7 @@ class Architecture:
     """
 
     name: str
+    declaration: Declaration
     blocks: list[list[Linear]]
     block_modules: list[str]
     embedding: str
@@ -126,13 +144,22 @@ class Architecture:
     def vocabulary_linears(self) -> list[Linear]:
         """The embedding, and the head where it is another matrix, as linear layers."""
         names = [self.embedding] if self.tied else [self.embedding, self.head]
-        return [Linear(name, (name,), self.hidden_size, self.vocabulary_size) for name in names]
+        return [Linear.of(name, [self._matrix(name)], self.hidden_size) for name in names]
 
     @property
     def head_linear(self) -> Linear:
         """The head as a linear layer; its member is the embedding if they are tied."""
-        member = self.embedding if self.tied else self.head
-        return Linear(self.head, (member,), self.hidden_size, self.vocabulary_size)
+        member = self._matrix(self.embedding if self.tied else self.head)
+        return Linear.of(self.head, [member], self.hidden_size)
+
+    @cached_property
+    def packed_modules(self) -> frozenset[str]:
+        """The modules whose weights are packed: linear layers, embedding and head."""
+        members = {member.module for linear in self.linears for member in linear.members}
+        return frozenset(members | {self.embedding, self.head})
+
+    def _matrix(self, module: str) -> Member:
+        return Member(module, 0, self.vocabulary_size)
 
 
 def architecture_of(checkpoint: Checkpoint) -> Architecture:
@@ -142,61 +169,101 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
         UserError: the architecture is not supported; a tensor is missing, has another shape, or belongs to nothing.
     """
     name = checkpoint.architecture_name
-    if name not in LAYOUTS:
-        raise UserError(f"architecture {name} is not supported; supported: {', '.join(LAYOUTS)}")
-    layout = LAYOUTS[name]
-    _check_config(checkpoint, layout)
-    parameters = dict(_skeleton(checkpoint).named_parameters(remove_duplicate=False))
-    tied = _is_tied(checkpoint, layout)
-    _check_tensors(checkpoint, parameters, f"{layout.head}.weight" if tied else None)
+    if name not in DECLARATIONS:
+        raise UserError(f"architecture {name} is not supported; supported: {', '.join(DECLARATIONS)}")
+    _check_config(checkpoint)
+    with foreign_errors(f"{checkpoint.path / 'config.json'}: transformers makes no model of it"):
+        network = skeleton(checkpoint)
+    paths = {module: path for path, module in network.named_modules()}
+    head, embedding = paths[network.get_output_embeddings()], paths[network.get_input_embeddings()]
+    tied = _is_tied(checkpoint, head, embedding)
+    _check_tensors(checkpoint, network.state_dict(), f"{head}.weight" if tied else None)
 
-    block_modules = [layout.block.format(i) for i in range(checkpoint.config.num_hidden_layers)]
-    blocks = []
-    for module in block_modules:
-        linears = []
-        for unit, parts in layout.units.items():
-            members = tuple(f"{module}.{part}" for part in parts)
-            shapes = [checkpoint.shape(f"{member}.weight") for member in members]
-            linears.append(Linear(f"{module}.{unit}", members, shapes[0][1], sum(rows for rows, _ in shapes)))
-        blocks.append(linears)
-    rows, columns = checkpoint.shape(f"{layout.embedding}.weight")
-    return Architecture(name, blocks, block_modules, layout.embedding, layout.norm, layout.head, tied, rows, columns)
+    decoder, declaration = network.base_model, DECLARATIONS[name]
+    blocks = [_linears(paths[block], block, declaration) for block in decoder.layers]
+    rows, columns = checkpoint.shape(f"{embedding}.weight")
+    modules = [paths[block] for block in decoder.layers]
+    norm = paths[_last_norm(decoder, columns)]
+    return Architecture(name, declaration, blocks, modules, embedding, norm, head, tied, rows, columns)
+
+
+def _linears(path: str, block: nn.Module, declaration: Declaration) -> list[Linear]:
+    """The linear layers of a decoder block as they stand in the graph."""
+    import torch
+
+    found = {
+        name: module
+        for name, module in block.named_modules()
+        if isinstance(module, torch.nn.Linear) and not declaration.keeps_float(name)
+    }
+    linears: dict[str, Linear] = {}
+
+    def add(name: str, members: list[Member], columns: int) -> None:
+        graph_name = f"{path}.{name}".replace(".self_attn.", ".attn.")  # as the model builder names its nodes
+        linears.setdefault(graph_name, Linear.of(graph_name, members, columns))
+
+    for name, module in found.items():
+        parent, _, last = name.rpartition(".")
+        prefix = f"{parent}." if parent else ""
+        fused = next((whole for whole, parts in FUSED.items() if last in parts), None)
+        parts = [f"{prefix}{part}" for part in FUSED[fused]] if fused else []
+        if fused and all(part in found for part in parts):
+            add(f"{prefix}{fused}", [_whole(path, part, found[part]) for part in parts], module.in_features)
+        elif last in HALVES:
+            half = module.out_features // 2
+            for index, part in enumerate(HALVES[last]):
+                member = Member(f"{path}.{name}", index * half, (index + 1) * half)
+                add(f"{prefix}{part}", [member], module.in_features)
+        else:
+            add(name, [_whole(path, name, module)], module.in_features)
+    return list(linears.values())
+
+
+def _whole(path: str, name: str, module: Any) -> Member:
+    return Member(f"{path}.{name}", 0, module.out_features)
+
+
+def _last_norm(decoder: nn.Module, hidden_size: int) -> nn.Module:
+    """The norm in front of the head: the one part of the decoder with a value for each channel."""
+    (norm,) = (
+        module
+        for module in decoder.children()
+        if [tuple(parameter.shape) for parameter in module.parameters()] == [(hidden_size,)]
+    )
+    return norm
 
 
 def linear_weight(checkpoint: Checkpoint, linear: Linear, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
     """The weight of a linear layer, float32 `[N, K]`: the rows of its members, one after the other; or some rows."""
     start, stop, _ = rows.indices(linear.out_features)
-    parts, first = [], 0
-    for member in linear.members:
-        name = f"{member}.weight"
-        count = checkpoint.shape(name)[0]
-        part = slice(max(start - first, 0), min(stop - first, count))
-        if part.start < part.stop:
-            parts.append(checkpoint.tensor(name, part).numpy())
-        first += count
+    parts = []
+    for member, place in linear.places():
+        first, last = max(start, place.start), min(stop, place.stop)
+        if first < last:
+            offset = member.start - place.start
+            parts.append(checkpoint.tensor(f"{member.module}.weight", slice(first + offset, last + offset)).numpy())
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def linear_bias(checkpoint: Checkpoint, linear: Linear) -> npt.NDArray[np.float32] | None:
     """The bias of a linear layer, float32 `[N]`, zero for members without one; None if no member has one."""
-    names = [f"{member}.bias" for member in linear.members]
-    if not any(checkpoint.has(name) for name in names):
+    if not any(checkpoint.has(f"{member.module}.bias") for member in linear.members):
         return None
-    parts = []
-    for member, name in zip(linear.members, names, strict=True):
-        rows = checkpoint.shape(f"{member}.weight")[0]
-        parts.append(checkpoint.tensor(name).numpy() if checkpoint.has(name) else np.zeros(rows, np.float32))
-    return np.concatenate(parts)
+    bias = np.zeros(linear.out_features, np.float32)
+    for member, place in linear.places():
+        if checkpoint.has(name := f"{member.module}.bias"):
+            bias[place] = checkpoint.tensor(name, member.rows).numpy()
+    return bias
 
 
-def _check_config(checkpoint: Checkpoint, layout: Layout) -> None:
+def _check_config(checkpoint: Checkpoint) -> None:
     """Compare what config.json says with the tensors, as far as a module of absurd size would come of it otherwise.
 
     Raises:
         UserError: a value is out of its range.
     """
     config, file = checkpoint.config, checkpoint.path / "config.json"
-    pattern = re.compile(re.escape(layout.block).replace(re.escape("{}"), "([0-9]{1,9})") + r"\..*")
+    pattern = re.compile(r"model\.layers\.([0-9]{1,9})\..*")
     blocks = {int(match[1]) for match in map(pattern.fullmatch, checkpoint.names) if match}
     if config.num_hidden_layers != len(blocks):
         raise UserError(
@@ -209,23 +276,20 @@ def _check_config(checkpoint: Checkpoint, layout: Layout) -> None:
             raise UserError(f"{file}: {name} must be a whole number from {least} to {most}, is {value!r}")
     from transformers.activations import ACT2FN
 
-    if (activation := getattr(config, "hidden_act", None)) is not None and activation not in ACT2FN:
-        raise UserError(f"{file}: hidden_act is {activation!r}, an activation that transformers does not know")
-    epsilon = getattr(config, "rms_norm_eps", 0)
-    if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
-        raise UserError(f"{file}: rms_norm_eps must be at least 0 and below 1, is {epsilon!r}")
+    for name in ACTIVATIONS:
+        if (activation := getattr(config, name, None)) is not None and activation not in ACT2FN:
+            raise UserError(f"{file}: {name} is {activation!r}, an activation that transformers does not know")
+    for name in EPSILONS:
+        epsilon = getattr(config, name, 0)
+        if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
+            raise UserError(f"{file}: {name} must be at least 0 and below 1, is {epsilon!r}")
 
 
-def _skeleton(checkpoint: Checkpoint) -> Any:
-    with foreign_errors(f"{checkpoint.path / 'config.json'}: transformers makes no model of it"):
-        return skeleton(checkpoint)
-
-
-def _is_tied(checkpoint: Checkpoint, layout: Layout) -> bool:
+def _is_tied(checkpoint: Checkpoint, head_module: str, embedding_module: str) -> bool:
     """As transformers decides it: files that hold two different tensors overrule the configuration."""
     if not checkpoint.config.tie_word_embeddings:
         return False
-    head, embedding = f"{layout.head}.weight", f"{layout.embedding}.weight"
+    head, embedding = f"{head_module}.weight", f"{embedding_module}.weight"
     if not (checkpoint.has(head) and checkpoint.has(embedding)):
         return True
     import torch

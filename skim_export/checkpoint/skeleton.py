@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Checkpoint
@@ -10,30 +12,54 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["load_parameters", "skeleton"]
+__all__ = ["forget_parameters", "load_parameters", "skeleton"]
 
 
 def skeleton(checkpoint: Checkpoint) -> Any:
-    """The transformers model in evaluation mode, its parameters on the meta device: it takes next to no memory."""
+    """The transformers model in evaluation mode, its parameters on the meta device: it takes next to no memory.
+
+    Its buffers, such as the frequencies of rotary embeddings, are computed and not stored, so they are there.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32).eval()
-    # Its buffers are computed, not stored: on the meta device they are lost.
-    decoder = model.base_model
-    decoder.rotary_emb = type(decoder.rotary_emb)(config=checkpoint.config)
-    return model
+    with _parameters_on_meta():
+        return AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32).eval()
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters of modules that are made here take no memory; all other tensors are ordinary ones."""
+    from torch import nn
+
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def load_parameters(checkpoint: Checkpoint, module: nn.Module, name: str, device: torch.device | None = None) -> None:
-    """Read all parameters of a module of the skeleton as float32; `name` is where the checkpoint keeps them.
+    """Read all that is stored of a module of the skeleton as float32; `name` is where the checkpoint keeps it.
 
-    They come to a device, or stay on the CPU if it is None.
-
-    `module.to("meta")` forgets them again.
+    It comes to a device, or stays on the CPU if it is None. `forget_parameters(module)` forgets it again.
     """
-    names = [parameter for parameter, _ in module.named_parameters()]
-    parameters = {part: checkpoint.tensor(f"{name}.{part}").to(device=device) for part in names}
-    module.load_state_dict(parameters, assign=True)
+    tensors = {part: checkpoint.tensor(f"{name}.{part}").to(device=device) for part in module.state_dict()}
+    module.load_state_dict(tensors, assign=True)
     module.requires_grad_(False)
+
+
+def forget_parameters(module: nn.Module) -> None:
+    """Take the memory of all parameters of a module; buffers stay."""
+    import torch
+
+    for part in module.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            setattr(part, name, torch.nn.Parameter(parameter.to("meta"), requires_grad=False))

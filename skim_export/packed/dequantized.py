@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Model
+from skim_export.checkpoint import Member, Model
 from skim_export.checkpoint.skeleton import skeleton
 from skim_export.packed.linear import PackedLinear
 
@@ -31,24 +31,26 @@ class DequantizedTensors(Mapping[str, "torch.Tensor"]):
         self._packed = packed
         self._dequantized = lru_cache(maxsize=1)(self._dequantize)  # members of a unit are asked for one by one
         architecture = model.architecture
-        self._places: dict[str, tuple[str, slice]] = {}
+        self._checkpoint = model.checkpoint
+        self._places: dict[str, list[tuple[Member, str, slice]]] = {}
         for linear in (*architecture.linears, *architecture.vocabulary_linears):
-            first = 0
-            for member in linear.members:
-                rows = model.checkpoint.shape(f"{member}.weight")[0]
-                self._places[f"{member}.weight"] = linear.name, slice(first, first + rows)
-                first += rows
+            for member, rows in linear.places():
+                self._places.setdefault(f"{member.module}.weight", []).append((member, linear.name, rows))
         if architecture.tied:
             self._places[f"{architecture.head}.weight"] = self._places[f"{architecture.embedding}.weight"]
 
     def __getitem__(self, name: str) -> torch.Tensor:
         import torch
 
-        unit, rows = self._places[name]
-        weights = self._dequantized(unit)
-        if weights is None:
-            raise KeyError(name)
-        return torch.from_numpy(np.ascontiguousarray(weights[rows]))
+        parts = []
+        for member, unit, rows in sorted(self._places[name], key=lambda place: place[0].start):
+            weights = self._dequantized(unit)
+            parts.append(
+                self._checkpoint.tensor(name, member.rows)
+                if weights is None
+                else torch.from_numpy(np.ascontiguousarray(weights[rows]))
+            )
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -65,7 +67,7 @@ def dequantized_model(model: Model, packed: Callable[[str], PackedLinear | None]
     """The transformers network with dequantized weights, float32; arguments as for `DequantizedTensors`."""
     checkpoint = model.checkpoint.replacing(DequantizedTensors(model, packed))
     network = skeleton(checkpoint)
-    tensors = {name: checkpoint.tensor(name) for name in checkpoint.names if "rotary_emb" not in name}
+    tensors = {name: checkpoint.tensor(name) for name in network.state_dict() if checkpoint.has(name)}
     network.load_state_dict(tensors, strict=False, assign=True)
     if network.config.tie_word_embeddings:
         network.tie_weights()

@@ -110,8 +110,7 @@ class Budget:
 def unpacked_parameters(model: Model) -> int:
     """Number of parameters that stay float32: norms and biases."""
     checkpoint, architecture = model.checkpoint, model.architecture
-    packed = {f"{member}.weight" for linear in architecture.linears for member in linear.members}
-    packed |= {f"{architecture.embedding}.weight", f"{architecture.head}.weight"}
+    packed = {f"{module}.weight" for module in architecture.packed_modules}
     return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names if name not in packed)
 
 

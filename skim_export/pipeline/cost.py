@@ -86,7 +86,7 @@ def _linear_weights(job: Job) -> int:
 
 
 def _other_bytes(job: Job) -> int:
-    float_bytes = PRECISIONS[job.options.activation_type][1].bitwidth // 8
+    float_bytes = PRECISIONS[job.options.activation_type].bitwidth // 8
     rest = other_bytes(job.model, job.options, float_bytes)
     return rest + graph_bytes(len(job.model.architecture.blocks), len(widths_around(job.budget.bits)))
 

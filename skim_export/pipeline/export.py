@@ -120,7 +120,7 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
     opened.check_tokenizer()
     prove(opened)
     rehearse(opened, options)
-    budget = Budget.of(opened, options, PRECISIONS[options.activation_type][1].bitwidth // 8)
+    budget = Budget.of(opened, options, PRECISIONS[options.activation_type].bitwidth // 8)
     job = Job(model, output, options, opened, budget, resources, executor)
     return job if options.max_memory is None else within_memory(job, options.max_memory)
 

@@ -51,6 +51,7 @@ TOKENIZER = {  # the model builder asks for one
     "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
 }
 ORIGINAL = "original_max_position_embeddings"
+BY_LAYER = ("layer_types", "no_rope_layers")  # entries with a value for each layer
 
 
 def prove(model: Model) -> None:
@@ -79,8 +80,10 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     kv_heads = heads if kv_heads is None else kv_heads
     head_size = _head_size(config)
     few = min(kv_heads, 2)
+    kinds = {name: getattr(config, name) for name in BY_LAYER if getattr(config, name, None) is not None}
+    layers = _unlike_layers(kinds, config.num_hidden_layers)
     raw |= {
-        "num_hidden_layers": min(BLOCKS, config.num_hidden_layers),
+        "num_hidden_layers": len(layers),
         "num_key_value_heads": few,
         "num_attention_heads": few * (heads // kv_heads),
         "hidden_size": few * (heads // kv_heads) * head_size,
@@ -90,8 +93,7 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
         "eos_token_id": 2,
         "pad_token_id": None,
     }
-    if isinstance(raw.get("layer_types"), list):
-        raw["layer_types"] = raw["layer_types"][:BLOCKS]
+    raw |= {name: [of_layers[layer] for layer in layers] for name, of_layers in kinds.items()}
     if isinstance(raw.get("sliding_window"), int):
         raw["sliding_window"] = min(raw["sliding_window"], WINDOW)
     for holder in (
@@ -101,6 +103,16 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
         if isinstance(holder.get(ORIGINAL), int):
             holder[ORIGINAL] = min(holder[ORIGINAL], CONTEXT)
     return raw
+
+
+def _unlike_layers(kinds: dict[str, list[Any]], count: int) -> list[int]:
+    """One layer of each kind, and at least `BLOCKS`, if there are so many."""
+    first: dict[tuple[Any, ...], int] = {}
+    for layer in range(count):
+        first.setdefault(tuple(of_layers[layer] for of_layers in kinds.values()), layer)
+    chosen = set(first.values())
+    chosen |= set([layer for layer in range(count) if layer not in chosen][: max(0, BLOCKS - len(chosen))])
+    return sorted(chosen)
 
 
 def _head_size(config: Any) -> int:
@@ -186,11 +198,11 @@ def _random(random: np.random.Generator, checkpoint: Checkpoint, linear: Linear)
 
 def _logits(session: Any, model: Model, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Logits `[S, V]` of tokens `[S]`."""
-    head_size = _head_size(model.checkpoint.config)
+    sizes = {"batch_size": 1, "past_sequence_length": 0, "kv_cache_dim": _head_size(model.checkpoint.config)}
     feeds = {"input_ids": tokens[None], "attention_mask": np.ones((1, len(tokens)), np.int64)}
     for value in session.get_inputs():
-        if value.name.startswith("past_key_values."):
-            feeds[value.name] = np.zeros((1, value.shape[1], 0, head_size), np.float32)
+        if value.name.startswith("past"):
+            feeds[value.name] = np.zeros([sizes.get(size, size) for size in value.shape], np.float32)
         elif value.name == "position_ids":
             feeds[value.name] = np.arange(len(tokens), dtype=np.int64)[None]
     logits: npt.NDArray[np.float32] = session.run(["logits"], feeds)[0][0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
+from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from skim_export.calibration.streaming import StreamedModel
-from skim_export.checkpoint import Checkpoint, Linear, Model
+from skim_export.checkpoint import Linear, Model
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.work.files import fsync
 from skim_runtime.errors import UserError
@@ -51,14 +52,23 @@ class Student:
     def load_block(self, index: int) -> nn.Module:
         """A block with its present weights."""
         module = self._architecture.block_modules[index]
-        tensors = {name: norm for name, norm in self._norms.items() if name.startswith(f"{module}.")}
-        for linear in self._architecture.blocks[index]:
-            tensors |= _parts(self._checkpoint, linear, self.linears[linear.name].weight())
-        for name in self._checkpoint.names:
-            if name.startswith(f"{module}.") and name.endswith(".bias"):
-                tensors[name] = self._checkpoint.tensor(name)
         block = self.streamed.module(module)
-        return _assigned(block, {name.removeprefix(f"{module}."): tensor for name, tensor in tensors.items()})
+        tensors = self._norms | self._weights(self._architecture.blocks[index])
+        names = {part: f"{module}.{part}" for part in block.state_dict()}
+        return _assigned(
+            block,
+            {part: tensors[n] if n in tensors else self._checkpoint.tensor(n) for part, n in names.items()},
+        )
+
+    def _weights(self, linears: Iterable[Linear]) -> dict[str, torch.Tensor]:
+        """The present weights of the modules that linear layers are made of."""
+        parts: dict[str, list[tuple[int, torch.Tensor]]] = {}
+        for linear in linears:
+            weight = self.linears[linear.name].weight()
+            for member, rows in linear.places():
+                parts.setdefault(f"{member.module}.weight", []).append((member.start, weight[rows]))
+        ordered = {name: [part for _, part in sorted(found, key=itemgetter(0))] for name, found in parts.items()}
+        return {name: found[0] if len(found) == 1 else torch.cat(found) for name, found in ordered.items()}
 
     def norms(self, module: nn.Module, name: str) -> dict[str, torch.Tensor]:
         """The norms in a loaded module of this name, ready to be differentiated in."""
@@ -120,12 +130,6 @@ def _fingerprint(packed: PackedCheckpoint, tokens: npt.NDArray[np.int64]) -> str
     for name in packed.names():
         digest.update(packed.digest(name).encode())
     return digest.hexdigest()
-
-
-def _parts(checkpoint: Checkpoint, linear: Linear, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The weights of a linear layer's members."""
-    rows = [checkpoint.shape(f"{member}.weight")[0] for member in linear.members]
-    return {f"{member}.weight": part for member, part in zip(linear.members, torch.split(weight, rows), strict=True)}
 
 
 def _assigned(module: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:

@@ -59,7 +59,7 @@ def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArr
         model.get_submodule(name).register_forward_hook(hook)
 
     for linear in linears:
-        for name in linear.members:
+        for name in (member.module for member in linear.members):
             see(name)
     ids = torch.from_numpy(tokens)
     logits = model(input_ids=ids).logits[:, :-1]
@@ -67,8 +67,8 @@ def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArr
     predicted = SEQUENCES * (LENGTH - 1)
     expected = []
     for linear in linears:
-        gradient = torch.cat([y[name].grad for name in linear.members], dim=-1)
-        inputs = x[linear.members[0]]
+        gradient = torch.cat([y[member.module].grad for member in linear.members], dim=-1)
+        inputs = x[linear.members[0].module]
         fisher = torch.zeros(linear.out_features, linear.in_features, dtype=torch.float64)
         for s in range(SEQUENCES):
             for t in range(LENGTH):

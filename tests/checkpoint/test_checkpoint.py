@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from skim_export.checkpoint import Checkpoint, architecture_of, linear_bias, linear_weight
+from skim_export.checkpoint import Checkpoint, Member, architecture_of, linear_bias, linear_weight
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -61,7 +61,7 @@ def test_architecture_of_llama(tmp_path: Path) -> None:
     assert shapes == [(128, 64), (64, 64), (160, 64), (160, 64), (64, 160)]
     assert architecture.tied
     assert (architecture.vocabulary_size, architecture.hidden_size) == (320, 64)
-    assert architecture.head_linear.members == ("model.embed_tokens",)
+    assert architecture.head_linear.members == (Member("model.embed_tokens", 0, 320),)
 
 
 def test_weight_and_bias_of_a_fused_linear(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_untied_head(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tiny_mistral(tmp_path / "model"))
     architecture = architecture_of(checkpoint)
     assert not architecture.tied
-    assert architecture.head_linear.members == ("lm_head",)
+    assert architecture.head_linear.members == (Member("lm_head", 0, 320),)
     edit_tensors(checkpoint.path, **{"lm_head.weight": None})
     with pytest.raises(UserError, match=r"no tensor lm_head\.weight"):
         architecture_of(Checkpoint(checkpoint.path))

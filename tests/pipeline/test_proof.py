@@ -39,6 +39,11 @@ def changed(path, **entries):
         # The builder would believe these, if it were let.
         (tiny_llama, {"rope_position_scale": 4.0}),
         (tiny_llama, {"seq_length": 8}),
+        # It would drop these, or fail.
+        (tiny_llama, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
+        (tiny_llama, {"rope_scaling": YARN}),
+        (tiny_llama, {"partial_rotary_factor": 0.5}),
+        (tiny_mistral, {"rope_scaling": YARN}),
     ],
 )
 def test_what_both_read_alike(tmp_path, tiny, entries):
@@ -55,10 +60,7 @@ def test_sizes_of_heads(tmp_path, sizes):
 @pytest.mark.parametrize(
     ("tiny", "entries"),
     [
-        # The builder drops these,
-        (tiny_llama, {"rope_scaling": {"rope_type": "linear", "factor": 4.0}}),
-        (tiny_llama, {"rope_scaling": YARN}),
-        # and honours these, which transformers ignores.
+        # The builder honours what transformers ignores.
         (tiny_llama, {"sliding_window": 8}),
         (tiny_llama, {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}),
         (tiny_llama, {"hidden_activation": "gelu"}),
@@ -73,9 +75,7 @@ def test_what_they_read_differently(tmp_path, tiny, entries):
 @pytest.mark.parametrize(
     ("tiny", "entries"),
     [
-        (tiny_llama, {"partial_rotary_factor": 0.5}),
         (tiny_llama, {"num_local_experts": 4}),
-        (tiny_mistral, {"rope_scaling": YARN}),
     ],
 )
 def test_what_would_fail_after_hours(tmp_path, tiny, entries):

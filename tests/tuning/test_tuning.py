@@ -90,7 +90,7 @@ def test_gradients_are_those_of_the_whole_model(quantized, tmp_path):
 
     student = step_once(model, packed, tokens)
     for linear in model.architecture.linears:
-        gradient = torch.cat([parameters[f"{member}.weight"].grad for member in linear.members]).numpy()
+        gradient = torch.cat([parameters[f"{member.module}.weight"].grad for member in linear.members]).numpy()
         codes, levels = packed.read(linear.name).unpack()
         expected = np.zeros(levels.values().shape)
         for row in range(linear.out_features):

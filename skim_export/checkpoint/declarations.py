@@ -1,0 +1,49 @@
+"""The architectures: everything about each that transformers and the module tree do not say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["DECLARATIONS", "Declaration"]
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """One architecture.
+
+    Attributes:
+        graph: the class that writes its graph: of onnxruntime-genai's model builder, or of `graph.decoders`.
+        genai_type: the type that onnxruntime-genai runs it as, where that isn't the model class's own name.
+        floats: modules of a block, by the end of their path, that stay float: small, and not worth a product on codes.
+    """
+
+    graph: str
+    genai_type: str | None = None
+    floats: tuple[str, ...] = ()
+
+    def keeps_float(self, module: str) -> bool:
+        """Whether a linear layer of a block is one of `floats`."""
+        return any(f".{module}".endswith(f".{end}") for end in self.floats)
+
+
+DECLARATIONS = {
+    "LlamaForCausalLM": Declaration("LlamaModel"),
+    "MistralForCausalLM": Declaration("MistralModel"),
+    "Ministral3ForCausalLM": Declaration("Ministral3", genai_type="mistral3_text"),
+    "Qwen2ForCausalLM": Declaration("QwenModel"),
+    "Qwen3ForCausalLM": Declaration("Qwen3Model"),
+    "GemmaForCausalLM": Declaration("GemmaModel"),
+    "Gemma2ForCausalLM": Declaration("Gemma2Model"),
+    "Gemma3ForCausalLM": Declaration("Gemma3Model", genai_type="gemma3_text"),
+    "Phi3ForCausalLM": Declaration("Phi3MiniModel"),
+    "SmolLM3ForCausalLM": Declaration("LlamaModel"),
+    "GraniteForCausalLM": Declaration("GraniteModel"),
+    "Olmo2ForCausalLM": Declaration("Olmo2"),
+    "Olmo3ForCausalLM": Declaration("Olmo2"),
+    "Ernie4_5ForCausalLM": Declaration("ErnieModel"),
+    "HunYuanDenseV1ForCausalLM": Declaration("HunyuanDenseV1Model"),
+    "Lfm2ForCausalLM": Declaration("LFM2Model"),
+    "Qwen3_5ForCausalLM": Declaration(
+        "Qwen35Text", genai_type="qwen3_5_text", floats=("linear_attn.in_proj_a", "linear_attn.in_proj_b")
+    ),
+}

@@ -1,0 +1,329 @@
+"""What goes in front of the model builder's classes: nodes on packed weights, and what transformers says of a model.
+
+Linear layers and the embedding become `LutMatMul` and `LutGather` nodes; gate and up of a feed-forward network gated by
+SiLU become one `LutSwiglu` node. The weights of linear layers are never loaded, so memory holds the rest only. A node
+finds its packed weights by the module that it stands for, so that architectures may name their modules as they like.
+Rotary tables, scales and windows come from transformers' own modules rather than from a second reading of config.json.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from onnx_ir.tensor_adapters import to_torch_dtype
+
+from skim_export.checkpoint import Linear, Member, Model, skeleton
+from skim_export.packed import CLASSES, PackedLinear
+from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, Operator, tensor_names
+
+from .rotary import is_long_rope, original_positions, rotary_tables
+
+__all__ = ["LIBRARY_NAME", "Context", "PackedModel"]
+
+LIBRARY_NAME = "libskim_ops.so"
+SILU = ("silu", "swish")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a model of the builder gets to know of the packed weights, and what it finds out.
+
+    Attributes:
+        model: what is not packed comes from its checkpoint.
+        weights: returns the packed linear of a name.
+        accuracy_level: of the products.
+        with_library: whether genai_config.json names the operator library.
+        classes: the row classes of the linears so far.
+        codebooks: the types of their codebooks.
+    """
+
+    model: Model
+    weights: Callable[[str], PackedLinear]
+    accuracy_level: int
+    with_library: bool
+    classes: set[int] = field(default_factory=set)
+    codebooks: set[str] = field(default_factory=set)
+
+
+class PackedModel:
+    """Goes in front of one of the builder's model classes.
+
+    The attributes are the builder's but for those that `prepare` sets.
+    """
+
+    config: Any
+    context: Context
+    model: ir.Model
+    weights: Any
+    values: dict[str, ir.Value]
+    io_dtype: ir.DataType
+    input_names: dict[str, str]
+    activation: str
+    layer_id: int
+    layer_types: list[str]
+    ep: str
+    context_length: int
+    q_size: int
+    kv_size: int
+    intermediate_size: int
+    attention_attrs: dict[str, Any]
+    embed_attrs: dict[str, Any]
+    mlp_attrs: dict[str, Any]
+    rope_attrs: dict[str, Any]
+    make_add: Callable[..., None]
+    make_cast: Callable[..., None]
+    make_greater_or_equal: Callable[..., None]
+    make_initializer: Callable[..., None]
+    make_mul: Callable[..., None]
+    make_node: Callable[..., None]
+    make_reduce_max: Callable[..., None]
+    make_split: Callable[..., None]
+    make_value: Callable[..., Any]
+    make_hidden_state_shape: Callable[..., list[int | str]]
+
+    def prepare(self, context: Context) -> None:
+        """What is to be known before the graph is made."""
+        self.context = context
+        architecture = context.model.architecture
+        linears = [*architecture.linears, *architecture.vocabulary_linears, architecture.head_linear]
+        self._linears = {_joined(linear.members): linear for linear in linears}
+        self._members: dict[Any, Member] = {}
+        self._products: set[str] = set()
+
+    def load_weights(self, input_path: str) -> Any:
+        """The network of transformers with all that is not packed; packed weights stay on the meta device."""
+        checkpoint, architecture = self.context.model.checkpoint, self.context.model.architecture
+        network = skeleton(checkpoint)
+        tensors = {
+            name: checkpoint.tensor(name)
+            for name in network.state_dict()
+            if name.removesuffix(".weight") not in architecture.packed_modules
+        }
+        network.load_state_dict(tensors, strict=False, assign=True)
+        network.requires_grad_(False)
+        for path, module in network.named_modules():
+            if path in architecture.packed_modules:
+                self._members[module] = Member(path, 0, module.weight.shape[0])
+        tied = architecture.embedding if architecture.tied else architecture.head
+        self._members[network.get_output_embeddings()] = Member(tied, 0, architecture.vocabulary_size)
+        scale = getattr(network.get_input_embeddings(), "embed_scale", None)
+        if scale is not None:  # the builder would round it
+            self.embed_attrs["scale"] = float(scale)
+        return network
+
+    def _register(self, linear: str) -> PackedLinear:
+        """Register the packed tensors of a linear, once."""
+        context, graph = self.context, self.model.graph
+        packed = context.weights(linear)
+        for tensor, name in tensor_names(linear).items():
+            if name in graph.initializers:
+                continue
+            array = getattr(packed, tensor)
+            value = self.make_value(name, ir.DataType.from_numpy(array.dtype), array.shape)
+            load = partial(self._load, linear, tensor)
+            value.const_value = ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name)
+            graph.register_initializer(value)
+        context.classes.update(c for c in range(CLASSES) if packed.rows_per_class[c])
+        if packed.codebook.size:  # affine rows have none, whatever its type
+            context.codebooks.add(packed.codebook.dtype.name)
+        return packed
+
+    def _load(self, linear: str, tensor: str) -> Any:
+        return ir.tensor(getattr(self.context.weights(linear), tensor))
+
+    def _packed_node(
+        self, operator: Operator, linears: list[str], name: str, value: str, output: str, **own: int
+    ) -> None:
+        """A node on packed linears, which are all of one shape; `own` are the operator's own attributes."""
+        attributes = operator.node_attributes([self._register(linear) for linear in linears], **own)
+        inputs = operator.node_inputs(value, linears)
+        self.make_node(operator.name, inputs=inputs, outputs=[output], name=name, domain=DOMAIN, **attributes)
+
+    def _packed(self, *modules: Any) -> Linear | None:
+        """The packed linear layer that modules are, one after the other; None if they stay float."""
+        members = [self._members.get(module) for module in modules]
+        if None in members:
+            return None
+        return self._linears[_joined(members)]
+
+    def _product(self, linear: Linear, basename: str, root_input: str, **kwargs: Any) -> str:
+        architecture = self.context.model.architecture
+        name = architecture.embedding if linear.name == architecture.head and architecture.tied else linear.name
+        output = "logits" if kwargs.get("logits") else f"{basename}/output_0"
+        level = self.context.accuracy_level
+        self._packed_node(LUT_MATMUL, [name], basename, root_input, output, accuracy_level=level)
+        seq_dim = kwargs.get("seq_dim", "sequence_length")
+        shape = self.make_hidden_state_shape(seq_dim=seq_dim, last_dim=linear.out_features)
+        self.make_value(output, self.io_dtype, shape=shape)
+        self._products.add(output)
+        return basename
+
+    def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
+        if (linear := self._packed(matmul)) is None:
+            return super().make_matmul(matmul, basename, root_input, **kwargs)  # type: ignore[misc,no-any-return]
+        return self._product(linear, basename, root_input, **kwargs)
+
+    def make_packed_matmul(self, q: Any, k: Any, v: Any, basename: str, root_input: str, **kwargs: Any) -> str:
+        linear = self._packed(q, k, v)
+        assert linear is not None  # the architecture fuses what the builder does
+        return self._product(linear, basename, root_input, **kwargs)
+
+    def make_add_bias(self, add: Any, name: str, root_input: str, **kwargs: Any) -> None:
+        if root_input not in self._products:
+            super().make_add_bias(add, name, root_input, **kwargs)  # type: ignore[misc]
+            return
+        # The packed linear adds its bias itself: its output takes the place of the sum's.
+        output = "logits" if kwargs.get("logits") else f"{name}/output_0"
+        value = self.values.pop(root_input)
+        value.name = output
+        self.values[output] = value
+
+    def make_packed_add(self, q: Any, k: Any, v: Any, name: str, root_input: str, **kwargs: Any) -> None:
+        self.make_add_bias(None, name, root_input, **kwargs)
+
+    def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
+        name = f"{basename}/LutGather"
+        output = f"{name}/output_0"
+        ids, dtype = self.input_names["input_ids"], int(self.io_dtype)
+        self._packed_node(LUT_GATHER, [self.context.model.architecture.embedding], name, ids, output, dtype=dtype)
+        return output
+
+    def make_mlp_proj(self, layer_id: int, mlp: Any, root_input: str) -> None:
+        gate, up = self._packed(mlp.gate_proj), self._packed(mlp.up_proj)
+        if self.activation not in SILU or gate is None or up is None:
+            super().make_mlp_proj(layer_id, mlp, root_input)  # type: ignore[misc]
+            return
+        basename = f"/model/layers.{layer_id}/mlp"
+        gated = f"{basename}/LutSwiglu"
+        output = f"{gated}/output_0"
+        level = self.context.accuracy_level
+        self._packed_node(LUT_SWIGLU, [gate.name, up.name], gated, root_input, output, accuracy_level=level)
+        self.make_value(output, self.io_dtype, shape=self.make_hidden_state_shape(last_dim=gate.out_features))
+        down = self.make_matmul(mlp.down_proj, f"{basename}/down_proj/MatMul", output)
+        self.mlp_attrs["output_0"] = f"{down}/output_0"
+        if mlp.down_proj.bias is not None:
+            add = f"{basename}/down_proj/Add"
+            self.make_add_bias(mlp.down_proj.bias, add, f"{down}/output_0")
+            self.mlp_attrs["output_0"] = f"{add}/output_0"
+
+    def make_attention_unpacked_regular(
+        self, layer_id: int, attention: Any, qkv_linear: Any, root_input: str, **kwargs: Any
+    ) -> None:
+        """Query, key and value are rows of one linear layer."""
+        sizes = (self.q_size, self.kv_size, self.kv_size)
+        attention.q_proj, attention.k_proj, attention.v_proj = self._rows_of(qkv_linear, sizes)
+
+    def make_mlp_unpacked_regular(self, layer_id: int, mlp: Any, gate_up_linear: Any, root_input: str) -> None:
+        """Gate and up are rows of one linear layer."""
+        half = gate_up_linear.weight.shape[0] // 2
+        mlp.gate_proj, mlp.up_proj = self._rows_of(gate_up_linear, (half, half))
+
+    def _rows_of(self, linear: Any, counts: tuple[int, ...]) -> list[Any]:
+        """Runs of rows of a linear layer, as the builder takes linear layers."""
+        parts, start = [], 0
+        for count in counts:
+            rows = slice(start, start + count)
+            part = _Rows(linear.weight[rows], None if linear.bias is None else linear.bias[rows])
+            if (member := self._members.get(linear)) is not None:
+                self._members[part] = Member(member.module, rows.start, rows.stop)
+            parts.append(part)
+            start += count
+        return parts
+
+    def make_rope_init(self, config: Any) -> None:
+        """Nothing: the tables are transformers' own."""
+
+    def is_fused_rope_supported(self) -> bool:
+        """Not where positions choose between two tables."""
+        return super().is_fused_rope_supported() and not is_long_rope(self.config)  # type: ignore[misc]
+
+    def make_rotary_embedding_multi_cache(self, **_: Any) -> None:
+        """Nothing: tables are made when the first layer asks for them."""
+
+    def make_rotary_embedding_caches(self, **_: Any) -> tuple[str, str]:
+        layer_type = self.layer_types[self.layer_id]
+        rope = getattr(self.weights.config, "rope_parameters", None) or {}
+        kind = f"_{layer_type.removesuffix('_attention')}" if isinstance(rope.get(layer_type), dict) else ""
+        names = f"cos_cache{kind}", f"sin_cache{kind}"
+        if names[0] not in self.model.graph.initializers:
+            tables = rotary_tables(self.weights, layer_type, self.context_length)
+            for name, table in zip(names, tables, strict=True):
+                self.make_initializer(table.to(to_torch_dtype(self.io_dtype)), name)
+        return names
+
+    def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
+        attrs = self.attention_attrs
+        before = attrs["rope"], attrs["use_rope_in_attn"]
+        attrs["scale"] = getattr(attention, "scaling", attrs["scale"])
+        if is_long_rope(self.config):
+            kwargs["position_ids"] = self._table_rows()
+        if not getattr(attention, "use_rope", True):
+            attrs["rope"] = attrs["use_rope_in_attn"] = False
+        super().make_attention(layer_id, attention, root_input, **kwargs)  # type: ignore[misc]
+        attrs["rope"], attrs["use_rope_in_attn"] = before
+
+    def _table_rows(self) -> str:
+        """Positions as rows of two tables, one below the other: a text beyond the original context uses the second."""
+        name, positions = "/model/table_rows", self.input_names["position_ids"]
+        rows = f"{name}/Add/output_0"
+        if rows in self.values:
+            return rows
+        kind, shape = ir.DataType.INT64, ["batch_size", "sequence_length"]
+        original = f"/model/constants/INT64/{original_positions(self.config)}"
+        self.make_reduce_max(f"{name}/ReduceMax", [positions], kind, [])
+        self.make_greater_or_equal(f"{name}/GreaterOrEqual", [f"{name}/ReduceMax/output_0", original], [])
+        self.make_cast(f"{name}/Cast", f"{name}/GreaterOrEqual/output_0", kind, [])
+        self.make_mul(f"{name}/Mul", [f"{name}/Cast/output_0", original], kind, [])
+        self.make_add(f"{name}/Add", [positions, f"{name}/Mul/output_0"], kind, shape)
+        return rows
+
+    def make_attention_qk_rope_and_norm(self, layer_id: int, attention: Any, **kwargs: Any) -> Any:
+        attrs = self.attention_attrs
+        if attrs["use_packed_matmul"] and attrs["rope"] and not attrs["use_rope_in_attn"] and not attrs["q_norm"]:
+            self._split_qkv(layer_id)
+        return super().make_attention_qk_rope_and_norm(layer_id, attention, **kwargs)  # type: ignore[misc]
+
+    def _split_qkv(self, layer_id: int) -> None:
+        """Take a fused product apart, for rotary embeddings that are nodes of their own."""
+        name, sizes = f"/model/layers.{layer_id}/attn/qkv_proj/Split", [self.q_size, self.kv_size, self.kv_size]
+        outputs = [f"{name}/output_{i}" for i in range(3)]
+        self.make_split(
+            name,
+            inputs=[self.attention_attrs["q_path"], f"/model/constants/INT64/{sizes}"],
+            outputs=outputs,
+            dtypes=[self.io_dtype] * 3,
+            shapes=[self.make_hidden_state_shape(last_dim=size) for size in sizes],
+        )
+        for path, output in zip(("q_path", "k_path", "v_path"), outputs, strict=True):
+            self.attention_attrs[path] = output
+
+    def update_genai_config(self, genai_config: dict[str, Any]) -> None:
+        super().update_genai_config(genai_config)  # type: ignore[misc]
+        if self.context.with_library:
+            genai_config["model"]["decoder"]["session_options"]["custom_ops_library"] = LIBRARY_NAME
+
+
+class _Rows(SimpleNamespace):
+    """Some rows of a linear layer: the attributes that the builder looks at."""
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
+        super().__init__(weight=weight, bias=bias, out_features=len(weight))
+
+    __hash__ = object.__hash__
+
+
+def _joined(members: Any) -> tuple[Member, ...]:
+    """Members in which runs of rows that follow each other in one module are one."""
+    joined: list[Member] = []
+    for member in members:
+        if joined and joined[-1].module == member.module and joined[-1].stop == member.start:
+            joined[-1] = Member(member.module, joined[-1].start, member.stop)
+        else:
+            joined.append(member)
+    return tuple(joined)

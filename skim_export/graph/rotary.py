@@ -1,0 +1,58 @@
+"""Rotary tables, as transformers computes them: whatever form a model's rotary embedding has, it is asked for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+__all__ = ["is_long_rope", "original_positions", "rotary_tables"]
+
+TOGETHER = 1 << 16  # positions, which bounds the memory beside the tables
+
+
+def is_long_rope(config: Any) -> bool:
+    """Whether there are two sets of frequencies, for texts within the original context and beyond."""
+    return _parameters(config).get("rope_type") == "longrope"
+
+
+def original_positions(config: Any) -> int:
+    """The original context, which the second set of frequencies begins behind."""
+    return int(_parameters(config)["original_max_position_embeddings"])
+
+
+def _parameters(config: Any) -> dict[str, Any]:
+    return getattr(config, "rope_parameters", None) or {}
+
+
+def rotary_tables(network: Any, layer_type: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, float32 `[rows, rotary dimensions / 2]`.
+
+    There is a row for each position. With two sets of frequencies there are the original context's rows by the first
+    set, and behind them all rows by the second.
+
+    Args:
+        network: of transformers, its buffers loaded.
+        layer_type: of the layers that the tables are for, as the configuration names it.
+        positions: number of them.
+    """
+    rotary = network.base_model.rotary_emb
+    by_type = isinstance(_parameters(network.config).get(layer_type), dict)
+
+    def rows(start: int, stop: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of some positions of a text whose last position is `last`."""
+        ids = torch.tensor([[*range(start, stop), last]])
+        cos, sin = rotary(torch.zeros(1), ids, layer_type) if by_type else rotary(torch.zeros(1), ids)
+        half = cos.shape[-1] // 2
+        return cos[0, :-1, :half], sin[0, :-1, :half]
+
+    def table(count: int, last: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return [rows(start, min(start + TOGETHER, count), last) for start in range(0, count, TOGETHER)]
+
+    if is_long_rope(network.config):
+        original = original_positions(network.config)
+        parts = table(original, original - 1) + table(positions, max(original, positions - 1))
+    else:
+        parts = table(positions, positions - 1)
+    cos, sin = zip(*parts, strict=True)
+    return torch.cat(cos), torch.cat(sin)

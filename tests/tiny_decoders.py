@@ -1,0 +1,147 @@
+"""Tiny random checkpoints of every supported architecture, with the features that its real models have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from tests.tiny_models import VOCABULARY, tiny_tokenizer
+
+SIZES = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": VOCABULARY,
+    "max_position_embeddings": 256,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+    "initializer_range": 0.15,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+LONG = {
+    "rope_type": "longrope",
+    "rope_theta": 10000.0,
+    "short_factor": [1.0 + 0.1 * i for i in range(6)],
+    "long_factor": [1.0 + 0.7 * i for i in range(6)],
+    "partial_rotary_factor": 0.75,
+    "original_max_position_embeddings": 32,
+}
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+# By name of the case: the model class, and what its configuration has beside `SIZES`.
+DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {"tie_word_embeddings": True, "rope_parameters": LLAMA3}),
+    "mistral": ("MistralForCausalLM", {"sliding_window": 24, "head_dim": 32}),
+    "ministral3": (
+        "Ministral3ForCausalLM",
+        {
+            "head_dim": 32,
+            "rope_parameters": {**YARN, "llama_4_scaling_beta": 0.1, "mscale": 1.0, "mscale_all_dim": 1.0},
+            "tie_word_embeddings": True,
+        },
+    ),
+    "qwen2": ("Qwen2ForCausalLM", {"tie_word_embeddings": True, "rope_parameters": YARN}),
+    "qwen2-window": (
+        "Qwen2ForCausalLM",
+        {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1, "tie_word_embeddings": False},
+    ),
+    "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32, "num_key_value_heads": 1}),
+    "gemma": ("GemmaForCausalLM", {"head_dim": 32, "hidden_activation": "gelu_pytorch_tanh"}),
+    "gemma2": (
+        "Gemma2ForCausalLM",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 24,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+        },
+    ),
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        {
+            "head_dim": 32,
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 24,
+            "layer_types": [SLIDING, SLIDING, FULL],
+            "rope_parameters": {
+                SLIDING: {"rope_type": "default", "rope_theta": 10000.0},
+                FULL: {"rope_type": "linear", "rope_theta": 1000000.0, "factor": 8.0},
+            },
+        },
+    ),
+    "phi3": ("Phi3ForCausalLM", {"sliding_window": 24}),
+    "phi3-long": (
+        "Phi3ForCausalLM",
+        {"rope_parameters": LONG, "original_max_position_embeddings": 32, "tie_word_embeddings": True},
+    ),
+    "smollm3": ("SmolLM3ForCausalLM", {"num_hidden_layers": 4, "tie_word_embeddings": True}),
+    "granite": (
+        "GraniteForCausalLM",
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "olmo2": ("Olmo2ForCausalLM", {}),
+    "olmo3": (
+        "Olmo3ForCausalLM",
+        {"sliding_window": 24, "layer_types": [SLIDING, SLIDING, FULL], "num_key_value_heads": 4},
+    ),
+    "ernie4_5": ("Ernie4_5ForCausalLM", {"head_dim": 32, "tie_word_embeddings": True}),
+    "hunyuan": (
+        "HunYuanDenseV1ForCausalLM",
+        {"head_dim": 32, "rope_parameters": DYNAMIC},
+    ),
+    "lfm2": (
+        "Lfm2ForCausalLM",
+        {"layer_types": ["conv", FULL, "conv"], "block_auto_adjust_ff_dim": True, "block_multiple_of": 32},
+    ),
+    "qwen3_5": (
+        "Qwen3_5ForCausalLM",
+        {
+            "head_dim": 32,
+            "layer_types": ["linear_attention", "linear_attention", FULL],
+            "linear_key_head_dim": 32,
+            "linear_value_head_dim": 32,
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+}
+
+
+def tiny_decoder(name: str, path: Path, seed: int = 0, **entries: Any) -> Path:
+    """Save the random checkpoint of a case with its tokenizer, and return `path`."""
+    architecture, more = DECODERS[name]
+    model_class = getattr(transformers, architecture)
+    torch.manual_seed(seed)
+    network = model_class(model_class.config_class(**{**SIZES, **more, **entries}))
+    with torch.no_grad():  # norms and biases start as ones and zeros: random ones show if they get lost
+        for parameter_name, parameter in network.named_parameters():
+            if "norm" in parameter_name:
+                parameter.uniform_(0.5, 1.5)
+            elif parameter_name.endswith("bias"):
+                parameter.normal_(0, 0.3)
+    network.save_pretrained(path)
+    tiny_tokenizer(path)
+    return path
