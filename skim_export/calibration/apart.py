@@ -127,6 +127,5 @@ def traced_vocabulary_statistics(
         output = torch.cat([trace.input(len(architecture.blocks)) for trace in traces])
         of_head = head_statistics(pool, norm, head, output, ids)
     gradient = torch.cat([trace.gradient(0) for trace in traces])
-    yield from vocabulary_statistics(
-        architecture, of_head, embedding_fisher(ids, gradient, architecture.vocabulary_size)
-    )
+    fisher = embedding_fisher(ids, gradient, architecture.vocabulary_size, streamed.embedding_scale())
+    yield from vocabulary_statistics(architecture, of_head, fisher)

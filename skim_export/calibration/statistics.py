@@ -106,7 +106,8 @@ def calibrate(
                 activations.remove_input(index + 1)
         progress.step(f"block {index} backward")
     if of_head is not None:
-        fisher = embedding_fisher(ids, activations.gradient(0), architecture.vocabulary_size)
+        scale = streamed.embedding_scale()
+        fisher = embedding_fisher(ids, activations.gradient(0), architecture.vocabulary_size, scale)
         yield from vocabulary_statistics(architecture, of_head, fisher)
     progress.finish()
 

@@ -13,6 +13,8 @@ from skim_export.checkpoint import Model, forget_parameters, load_parameters, sk
 
 __all__ = ["Head", "StreamedModel"]
 
+SCALED_TOKENS = 16  # whose rows tell the scale
+
 
 class Head(nn.Module):
     """From normed states `[m, hidden]` to logits `[m, V]`: the head and what transformers does to its outputs.
@@ -94,6 +96,13 @@ class StreamedModel:
             del block.forward
         forget_parameters(embedding)
         return torch.cat(hidden), [arguments for _, arguments in recorded]
+
+    def embedding_scale(self) -> float:
+        """How much larger the first block's input is than the rows of the embedding: architectures multiply them."""
+        tokens = torch.arange(min(SCALED_TOKENS, self._architecture.vocabulary_size))
+        hidden, _ = self.enter(tokens[None])
+        rows = self._checkpoint.tensor(f"{self._architecture.embedding}.weight", slice(0, len(tokens)))
+        return float(hidden.norm() / rows.norm())
 
     def load_block(self, index: int) -> nn.Module:
         """Read the weights of one decoder block."""

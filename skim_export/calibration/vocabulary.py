@@ -72,19 +72,22 @@ def _output_gradient(head: Head, x: torch.Tensor, labels: torch.Tensor) -> torch
     return below.reshape(logits.shape)
 
 
-def embedding_fisher(tokens: torch.Tensor, gradient: torch.Tensor, vocabulary: int) -> npt.NDArray[np.float32]:
+def embedding_fisher(
+    tokens: torch.Tensor, gradient: torch.Tensor, vocabulary: int, scale: float
+) -> npt.NDArray[np.float32]:
     """Fisher information of the embedding, float32 `[vocabulary, hidden]`.
 
     Args:
         tokens: int64 `[S, T]`.
         gradient: of the loss in the first block's input, float32 `[S, T, hidden]`.
         vocabulary: number of tokens.
+        scale: what rows of the embedding are multiplied by on their way to the first block.
     """
     import torch
 
     fisher = torch.zeros(vocabulary, gradient.shape[-1])
     fisher.index_add_(0, tokens.flatten(), gradient.flatten(0, 1).square())
-    result: npt.NDArray[np.float32] = fisher.div_(tokens[:, 1:].numel()).numpy()
+    result: npt.NDArray[np.float32] = fisher.mul_(scale**2).div_(tokens[:, 1:].numel()).numpy()
     return result
 
 

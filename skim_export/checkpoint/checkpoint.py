@@ -17,6 +17,8 @@ from skim_runtime.errors import UserError, foreign_errors
 from skim_runtime.model_files import is_file_name
 from skim_runtime.progress import Progress
 
+from .text_part import has_text_part, text_config, text_tensor
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,6 +47,7 @@ class _Stored:
     """Where a tensor lies, and what it is."""
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
 
@@ -79,6 +82,9 @@ class Checkpoint:
         if packed is not None:
             raise UserError(f"model {path} is already quantized (tensor {packed}): give the full-precision checkpoint")
         self._replaced: tuple[Mapping[str, torch.Tensor], ...] = ()
+        if has_text_part(self.raw_config):
+            self.raw_config = text_config(self.raw_config, str(path / "config.json"))
+            self._stored = {text: s for name, s in self._stored.items() if (text := text_tensor(name)) is not None}
 
     def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path]]:
         """Another process opens the directory for itself."""
@@ -106,7 +112,10 @@ class Checkpoint:
         from transformers import AutoConfig
 
         with foreign_errors(f"{self.path / 'config.json'} is no configuration that transformers reads"):
-            return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+            if has_text_part(_read_json(self.path / "config.json")):
+                config = type(config.get_text_config()).from_dict(self.raw_config)
+            return config
 
     @cached_property
     def parameter_count(self) -> int:
@@ -142,7 +151,7 @@ class Checkpoint:
             expected = ", ".join(FLOAT_TYPES)
             raise UserError(f"tensor {name} in {stored.file} has type {stored.dtype}; expected {expected}")
         # Copied even where it is float32, or else the tensor would keep the file mapped.
-        tensor: torch.Tensor = _open(stored.file).get_slice(name)[rows].to(torch.float32, copy=True)
+        tensor: torch.Tensor = _open(stored.file).get_slice(stored.name)[rows].to(torch.float32, copy=True)
         if tensor.numel() and not (largest := tensor.abs().max().item()) <= LARGEST:
             what = f"a value of {largest:.3g}; {LARGEST:g} at most" if math.isfinite(largest) else "NaN or infinity"
             raise UserError(f"tensor {name} in {stored.file} holds {what}")
@@ -267,7 +276,7 @@ def _safetensors(path: Path) -> list[Path]:
 def _contents(file: Path) -> dict[str, _Stored]:
     opened = _open(file)
     slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-    return {name: _Stored(file, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    return {name: _Stored(file, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
 def _open(file: Path) -> Any:

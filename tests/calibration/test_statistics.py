@@ -21,9 +21,11 @@ from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
+from ..tiny_decoders import tiny_decoder
 from ..tiny_models import VOCABULARY, tiny_llama, tiny_mistral
 
 SEQUENCES, LENGTH = 18, 60  # more than one group of sequences; longer than the sliding window
+ROUNDING = 1e-4  # float32 against float64, through blocks whose random weights amplify what is rounded
 
 
 def calibrate(model: Model, tokens: npt.NDArray[np.int64], **options: Any) -> Iterator[tuple[Linear, LinearStatistics]]:
@@ -40,8 +42,10 @@ def tokens() -> npt.NDArray[np.int64]:
 def build(path: Path, kind: str) -> Model:
     if kind == "llama":
         tiny_llama(path, attention_bias=True, mlp_bias=True)
-    else:
+    elif kind == "mistral":
         tiny_mistral(path, sliding_window=24)
+    else:
+        tiny_decoder(kind, path)
     return Model.open(path)
 
 
@@ -67,7 +71,7 @@ def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArr
     predicted = SEQUENCES * (LENGTH - 1)
     expected = []
     for linear in linears:
-        gradient = torch.cat([y[member.module].grad for member in linear.members], dim=-1)
+        gradient = torch.cat([y[member.module].grad[..., member.rows] for member in linear.members], dim=-1)
         inputs = x[linear.members[0].module]
         fisher = torch.zeros(linear.out_features, linear.in_features, dtype=torch.float64)
         for s in range(SEQUENCES):
@@ -88,9 +92,10 @@ def relative_error(actual: npt.NDArray[np.float32], expected: npt.NDArray[np.flo
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "phi3", "lfm2", "qwen3_5"])
 def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[np.int64]) -> None:
     model = build(tmp_path / "model", kind)
+    rounding = 1e-3 if kind == "qwen3_5" else ROUNDING  # transformers' recurrence is in float32 in any case
     results = list(calibrate(model, tokens, resources=Resources(2), progress=Progress()))
     linears = [linear for linear, _ in results]
     assert linears == [linear for block in reversed(model.architecture.blocks) for linear in block]
@@ -100,13 +105,15 @@ def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[
         for field in ("fisher", "input_square", "correlation"):
             one, other = getattr(actual, field), getattr(expected, field)
             assert one.dtype == np.float32
-            assert relative_error(one, other) < 1e-5, (linear.name, field)
+            assert relative_error(one, other) < rounding, (linear.name, field)
 
 
-@pytest.mark.parametrize("tie", [True, False])
-def test_embedding_and_head(tmp_path: Path, tie: bool, tokens: npt.NDArray[np.int64]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "tie"), [("llama", True), ("llama", False), ("gemma2", True), ("gemma2", False), ("granite", False)]
+)
+def test_embedding_and_head(tmp_path: Path, kind: str, tie: bool, tokens: npt.NDArray[np.int64]) -> None:
     """Against one token after the other, in float64; what no token touched has a little of the mean."""
-    model = Model.open(tiny_llama(tmp_path / "model", tie=tie))
+    model = Model.open(tiny_decoder(kind, tmp_path / "model", tie_word_embeddings=tie))
     architecture = model.architecture
     results = list(calibrate(model, tokens, vocabulary=True, resources=Resources(2), progress=Progress()))
     found = {linear.name: statistics for linear, statistics in results[-len(architecture.vocabulary_linears) :]}
@@ -116,10 +123,13 @@ def test_embedding_and_head(tmp_path: Path, tie: bool, tokens: npt.NDArray[np.in
 
     network = AutoModelForCausalLM.from_pretrained(model.checkpoint.path, dtype=torch.float64)
     ids = torch.from_numpy(tokens)
-    embedded = network.get_input_embeddings()(ids).detach().requires_grad_()
-    hidden = network.model(inputs_embeds=embedded).last_hidden_state
-    logits = network.lm_head(hidden)[:, :-1]
-    logits.retain_grad()
+    embedding = network.get_input_embeddings()
+    embedded = embedding.weight[ids].detach().requires_grad_()
+    seen: list[torch.Tensor] = []
+    network.lm_head.register_forward_hook(lambda _, inputs, output: seen.extend((inputs[0], output)))
+    logits = network(inputs_embeds=embedded * getattr(embedding, "embed_scale", 1)).logits[:, :-1]
+    hidden, outputs = seen
+    outputs.retain_grad()
     nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
     predicted = SEQUENCES * (LENGTH - 1)
     of_head, of_embedding = (torch.zeros(VOCABULARY, hidden.shape[-1], dtype=torch.float64) for _ in range(2))
@@ -127,11 +137,11 @@ def test_embedding_and_head(tmp_path: Path, tie: bool, tokens: npt.NDArray[np.in
         for t in range(LENGTH):
             of_embedding[ids[s, t]] += embedded.grad[s, t] ** 2 / predicted
             if t < LENGTH - 1:
-                of_head += torch.outer(logits.grad[s, t], hidden[s, t].detach()) ** 2 / predicted
+                of_head += torch.outer(outputs.grad[s, t], hidden[s, t].detach()) ** 2 / predicted
     expected = [of_head + of_embedding] if tie else [of_embedding, of_head]
     for statistics, fisher in zip(found.values(), expected, strict=True):
         smoothed = fisher + 0.1 * fisher.mean(dim=0)
-        assert relative_error(statistics.fisher, smoothed.numpy()) < 1e-5
+        assert relative_error(statistics.fisher, smoothed.numpy()) < ROUNDING
         assert statistics.correlation.shape == (hidden.shape[-1],) * 2
         np.testing.assert_allclose(np.diag(statistics.correlation), 1)
 
