@@ -1,0 +1,41 @@
+"""Every architecture against transformers with the same weights: past windows and original contexts, and step by step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from skim_runtime import GenaiSession, Session
+
+from ..tiny_decoders import DECODERS
+from ..tiny_models import VOCABULARY
+
+TOKENS = np.random.default_rng(3).integers(2, VOCABULARY, 72)
+BOUND = 2e-3
+ALL = pytest.mark.parametrize("name", DECODERS)
+
+
+def distance(found, wanted):
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+@ALL
+def test_logits(exported, name):
+    case = exported(name)
+    session = Session(case.directory, threads=1)
+    for length in (1, 20, len(TOKENS)):
+        tokens = TOKENS[:length]
+        assert distance(session.logits(tokens), case.reference(tokens)) < BOUND
+
+
+@ALL
+@pytest.mark.parametrize("kind", [Session, GenaiSession])
+def test_steps(exported, name, kind):
+    """A prompt, single tokens and some more at once, against all of it at once."""
+    case = exported(name)
+    session, start = kind(case.directory, threads=1), 0
+    session.reset(len(TOKENS))
+    for length in (14, *[1] * 12, 9, *[1] * 20, len(TOKENS) - 55):
+        found = session.step(TOKENS[start : start + length])
+        start += length
+        assert distance(found[-1], case.reference(TOKENS[:start])[-1]) < BOUND, start
