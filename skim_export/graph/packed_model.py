@@ -22,7 +22,7 @@ from skim_export.checkpoint import Linear, Member, Model, skeleton
 from skim_export.packed import CLASSES, PackedLinear
 from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, Operator, tensor_names
 
-from .rotary import is_long_rope, original_positions, rotary_tables
+from .rotary import is_long_rope, original_positions, rotary_tables, table_kind
 
 __all__ = ["LIBRARY_NAME", "Context", "PackedModel"]
 
@@ -248,14 +248,13 @@ class PackedModel:
 
     def make_rotary_embedding_caches(self, **_: Any) -> tuple[str, str]:
         layer_type = self.layer_types[self.layer_id]
-        rope = getattr(self.weights.config, "rope_parameters", None) or {}
-        kind = f"_{layer_type.removesuffix('_attention')}" if isinstance(rope.get(layer_type), dict) else ""
-        names = f"cos_cache{kind}", f"sin_cache{kind}"
+        kind = table_kind(self.config, layer_type).removesuffix("_attention")
+        names = tuple(f"{table}_cache_{kind}" if kind else f"{table}_cache" for table in ("cos", "sin"))
         if names[0] not in self.model.graph.initializers:
             tables = rotary_tables(self.weights, layer_type, self.context_length)
             for name, table in zip(names, tables, strict=True):
                 self.make_initializer(table.to(to_torch_dtype(self.io_dtype)), name)
-        return names
+        return names[0], names[1]
 
     def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
         attrs = self.attention_attrs
