@@ -1,4 +1,4 @@
-"""Every architecture against transformers with the same weights: past windows and original contexts, and step by step."""
+"""Every architecture against transformers: beyond windows and original contexts, and step by step."""
 
 from __future__ import annotations
 
