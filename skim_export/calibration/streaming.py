@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any
 
 import torch
@@ -43,7 +44,14 @@ class _Given(nn.Module):
     """A decoder whose last states are known."""
 
     def forward(self, inputs_embeds: torch.Tensor, **_: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+        return _States(last_hidden_state=inputs_embeds)
+
+
+class _States(BaseModelOutputWithPast):  # type: ignore[misc,unused-ignore]
+    """Nothing but the last states, whatever else a model's decoder returns."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 class StreamedModel:
@@ -80,8 +88,10 @@ class StreamedModel:
         blocks = [self.module(name) for name in self._architecture.block_modules]
         recorded: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
-        def record(hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
-            recorded.append((hidden, arguments))
+        _, *names = inspect.signature(blocks[0].forward).parameters
+
+        def record(hidden: torch.Tensor, *further: Any, **arguments: Any) -> torch.Tensor:
+            recorded.append((hidden, dict(zip(names, further, strict=False)) | arguments))
             return hidden
 
         hidden = []

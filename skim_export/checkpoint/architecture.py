@@ -176,6 +176,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
         network = skeleton(checkpoint)
     paths = {module: path for path, module in network.named_modules()}
     head, embedding = paths[network.get_output_embeddings()], paths[network.get_input_embeddings()]
+    _check_parts(checkpoint, network, embedding)
     tied = _is_tied(checkpoint, head, embedding)
     _check_tensors(checkpoint, network.state_dict(), f"{head}.weight" if tied else None)
 
@@ -270,10 +271,11 @@ def _check_config(checkpoint: Checkpoint) -> None:
             f"{file}: num_hidden_layers is {config.num_hidden_layers}, the tensors are of {len(blocks)} blocks"
         )
     for name, most in COUNTS.items():
-        value = getattr(config, name, None)
         least = LEAST_POSITIONS if name == "max_position_embeddings" else 1
-        if value is not None and not (isinstance(value, int) and least <= value <= most):
-            raise UserError(f"{file}: {name} must be a whole number from {least} to {most}, is {value!r}")
+        for layer in config.per_layer_config:
+            value = getattr(layer, name, None)
+            if value is not None and not (isinstance(value, int) and least <= value <= most):
+                raise UserError(f"{file}: {name} must be a whole number from {least} to {most}, is {value!r}")
     from transformers.activations import ACT2FN
 
     for name in ACTIVATIONS:
@@ -283,6 +285,23 @@ def _check_config(checkpoint: Checkpoint) -> None:
         epsilon = getattr(config, name, 0)
         if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
             raise UserError(f"{file}: {name} must be at least 0 and below 1, is {epsilon!r}")
+
+
+def _check_parts(checkpoint: Checkpoint, network: nn.Module, embedding: str) -> None:
+    """Refuse what some models of an architecture have and others have not.
+
+    Raises:
+        UserError: there is a mixture of experts, or an embedding of its own for each layer.
+    """
+    import torch
+
+    file = checkpoint.path / "config.json"
+    experts = next((name for name, _ in network.named_parameters() if ".experts." in name), None)
+    if experts is not None:
+        raise UserError(f"{file}: the model has experts ({experts}); mixtures of experts are not supported")
+    for path, module in network.named_modules():
+        if isinstance(module, torch.nn.Embedding) and path != embedding:
+            raise UserError(f"{file}: the model has a second embedding ({path}), for each layer; it is not supported")
 
 
 def _is_tied(checkpoint: Checkpoint, head_module: str, embedding_module: str) -> bool:

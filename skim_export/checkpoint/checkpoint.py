@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
@@ -116,6 +117,13 @@ class Checkpoint:
             if has_text_part(_read_json(self.path / "config.json")):
                 config = type(config.get_text_config()).from_dict(self.raw_config)
             return config
+
+    @property
+    def uniform_config(self) -> Any:
+        """A copy of the configuration, without what single layers have of their own: sizes of heads, for example."""
+        config = copy.deepcopy(self.config)
+        config.per_layer_config = None
+        return config
 
     @cached_property
     def parameter_count(self) -> int:

@@ -75,7 +75,7 @@ def prove(model: Model) -> None:
 
 def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     """The configuration of a small model of the same kind."""
-    config, raw = checkpoint.config, copy.deepcopy(checkpoint.raw_config)
+    config, raw = checkpoint.uniform_config, copy.deepcopy(checkpoint.raw_config)
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     kv_heads = heads if kv_heads is None else kv_heads
     head_size = _head_size(config)
@@ -94,6 +94,8 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
         "pad_token_id": None,
     }
     raw |= {name: [of_layers[layer] for layer in layers] for name, of_layers in kinds.items()}
+    if checkpoint.config.is_heterogeneous:
+        raw["per_layer_config"] = _own_values(checkpoint.config, layers, few)
     if isinstance(raw.get("sliding_window"), int):
         raw["sliding_window"] = min(raw["sliding_window"], WINDOW)
     for holder in (
@@ -113,6 +115,15 @@ def _unlike_layers(kinds: dict[str, list[Any]], count: int) -> list[int]:
     chosen = set(first.values())
     chosen |= set([layer for layer in range(count) if layer not in chosen][: max(0, BLOCKS - len(chosen))])
     return sorted(chosen)
+
+
+def _own_values(config: Any, layers: list[int], kv_heads: int) -> dict[str, dict[str, Any]]:
+    """What single layers have of their own, by the number that they get among `layers`."""
+    own = {int(layer): dict(values) for layer, values in config.to_dict()["per_layer_config"].items()}
+    for values in own.values():
+        if "num_key_value_heads" in values:
+            values["num_key_value_heads"] = min(values["num_key_value_heads"], kv_heads)
+    return {str(number): own[layer] for number, layer in enumerate(layers) if layer in own}
 
 
 def _head_size(config: Any) -> int:
@@ -147,9 +158,10 @@ def _compare(directory: Path) -> list[float]:
     random = np.random.default_rng(0)
     with foreign_errors(f"{directory / 'config.json'}"), torch.device("meta"):
         network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    buffers = {name: buffer for name, buffer in network.named_buffers() if name in network.state_dict()}
     tensors = {
-        name: torch.from_numpy(random.uniform(0.5, 1.5, tuple(parameter.shape)).astype(np.float32))
-        for name, parameter in network.named_parameters()
+        name: torch.from_numpy(random.uniform(0.5, 1.5, tuple(tensor.shape)).astype(np.float32))
+        for name, tensor in (*network.named_parameters(), *buffers.items())
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     model = Model.open(directory)
@@ -198,7 +210,7 @@ def _random(random: np.random.Generator, checkpoint: Checkpoint, linear: Linear)
 
 def _logits(session: Any, model: Model, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Logits `[S, V]` of tokens `[S]`."""
-    sizes = {"batch_size": 1, "past_sequence_length": 0, "kv_cache_dim": _head_size(model.checkpoint.config)}
+    sizes = {"batch_size": 1, "past_sequence_length": 0, "kv_cache_dim": _head_size(model.checkpoint.uniform_config)}
     feeds = {"input_ids": tokens[None], "attention_mask": np.ones((1, len(tokens)), np.int64)}
     for value in session.get_inputs():
         if value.name.startswith("past"):

@@ -92,7 +92,7 @@ def relative_error(actual: npt.NDArray[np.float32], expected: npt.NDArray[np.flo
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "phi3", "lfm2", "qwen3_5"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "gemma4", "phi3", "lfm2", "qwen3_5"])
 def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[np.int64]) -> None:
     model = build(tmp_path / "model", kind)
     rounding = 1e-3 if kind == "qwen3_5" else ROUNDING  # transformers' recurrence is in float32 in any case
@@ -109,7 +109,8 @@ def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[
 
 
 @pytest.mark.parametrize(
-    ("kind", "tie"), [("llama", True), ("llama", False), ("gemma2", True), ("gemma2", False), ("granite", False)]
+    ("kind", "tie"),
+    [("llama", True), ("llama", False), ("gemma2", True), ("gemma2", False), ("gemma4", True), ("granite", False)],
 )
 def test_embedding_and_head(tmp_path: Path, kind: str, tie: bool, tokens: npt.NDArray[np.int64]) -> None:
     """Against one token after the other, in float64; what no token touched has a little of the mean."""
