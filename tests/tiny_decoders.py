@@ -109,6 +109,22 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             "num_hidden_layers": 4,
         },
     ),
+    "gemma4-e": (
+        "Gemma4ForCausalLM",
+        {
+            "num_hidden_layers": 6,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "num_key_value_heads": 1,
+            "sliding_window": 24,
+            "layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL, FULL],
+            "final_logit_softcapping": 3.0,
+            "hidden_size_per_layer_input": 24,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "num_kv_shared_layers": 3,
+            "use_double_wide_mlp": True,
+        },
+    ),
     "phi3": ("Phi3ForCausalLM", {"sliding_window": 24}),
     "phi3-long": (
         "Phi3ForCausalLM",

@@ -119,6 +119,7 @@ class Architecture:
         embedding: module of the token embedding.
         norm: module of the norm in front of the head.
         head: module of the language model head.
+        others: embeddings and linear layers outside the blocks beside these.
         tied: whether the head is the embedding; its tensor may then be missing from the files.
         vocabulary_size: rows of the embedding.
         hidden_size: columns of the embedding.
@@ -131,6 +132,7 @@ class Architecture:
     embedding: str
     norm: str
     head: str
+    others: list[Linear]
     tied: bool
     vocabulary_size: int
     hidden_size: int
@@ -142,9 +144,9 @@ class Architecture:
 
     @property
     def vocabulary_linears(self) -> list[Linear]:
-        """The embedding, and the head where it is another matrix, as linear layers."""
+        """The embedding, the head where it is another matrix, and `others`, as linear layers."""
         names = [self.embedding] if self.tied else [self.embedding, self.head]
-        return [Linear.of(name, [self._matrix(name)], self.hidden_size) for name in names]
+        return [Linear.of(name, [self._matrix(name)], self.hidden_size) for name in names] + self.others
 
     @property
     def head_linear(self) -> Linear:
@@ -155,7 +157,7 @@ class Architecture:
     @cached_property
     def packed_modules(self) -> frozenset[str]:
         """The modules whose weights are packed: linear layers, embedding and head."""
-        members = {member.module for linear in self.linears for member in linear.members}
+        members = {member.module for linear in (*self.linears, *self.others) for member in linear.members}
         return frozenset(members | {self.embedding, self.head})
 
     def _matrix(self, module: str) -> Member:
@@ -176,7 +178,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
         network = skeleton(checkpoint)
     paths = {module: path for path, module in network.named_modules()}
     head, embedding = paths[network.get_output_embeddings()], paths[network.get_input_embeddings()]
-    _check_parts(checkpoint, network, embedding)
+    _check_parts(checkpoint, network)
     tied = _is_tied(checkpoint, head, embedding)
     _check_tensors(checkpoint, network.state_dict(), f"{head}.weight" if tied else None)
 
@@ -185,7 +187,21 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     rows, columns = checkpoint.shape(f"{embedding}.weight")
     modules = [paths[block] for block in decoder.layers]
     norm = paths[_last_norm(decoder, columns)]
-    return Architecture(name, declaration, blocks, modules, embedding, norm, head, tied, rows, columns)
+    others = _others(network, {head, embedding}, modules)
+    return Architecture(name, declaration, blocks, modules, embedding, norm, head, others, tied, rows, columns)
+
+
+def _others(network: nn.Module, known: set[str], blocks: list[str]) -> list[Linear]:
+    """Embeddings and linear layers that are neither `known` nor in blocks."""
+    import torch
+
+    return [
+        Linear.of(path, [Member(path, 0, len(module.weight))], module.weight.shape[1])
+        for path, module in network.named_modules()
+        if isinstance(module, torch.nn.Embedding | torch.nn.Linear)
+        and path not in known
+        and not path.startswith(tuple(f"{block}." for block in blocks))
+    ]
 
 
 def _linears(path: str, block: nn.Module, declaration: Declaration) -> list[Linear]:
@@ -287,21 +303,16 @@ def _check_config(checkpoint: Checkpoint) -> None:
             raise UserError(f"{file}: {name} must be at least 0 and below 1, is {epsilon!r}")
 
 
-def _check_parts(checkpoint: Checkpoint, network: nn.Module, embedding: str) -> None:
+def _check_parts(checkpoint: Checkpoint, network: nn.Module) -> None:
     """Refuse what some models of an architecture have and others have not.
 
     Raises:
-        UserError: there is a mixture of experts, or an embedding of its own for each layer.
+        UserError: there is a mixture of experts.
     """
-    import torch
-
     file = checkpoint.path / "config.json"
     experts = next((name for name, _ in network.named_parameters() if ".experts." in name), None)
     if experts is not None:
         raise UserError(f"{file}: the model has experts ({experts}); mixtures of experts are not supported")
-    for path, module in network.named_modules():
-        if isinstance(module, torch.nn.Embedding) and path != embedding:
-            raise UserError(f"{file}: the model has a second embedding ({path}), for each layer; it is not supported")
 
 
 def _is_tied(checkpoint: Checkpoint, head_module: str, embedding_module: str) -> bool:

@@ -6,50 +6,13 @@ from typing import Any
 
 import torch
 from onnxruntime_genai.models.builders import (  # type: ignore[import-not-found,unused-ignore]
-    Gemma4Model,
     MistralModel,
     Qwen35TextModel,
 )
 
+from .gemma4 import Gemma4
+
 __all__ = ["Gemma4", "Ministral3", "Olmo2", "Qwen35Text"]
-
-
-class Gemma4(Gemma4Model):  # type: ignore[misc,unused-ignore]
-    """Gemma 4: sizes of heads differ by layer, values are normed, and in some layers are the keys before their norm."""
-
-    attention_k_eq_v = False  # to the builder, which would compute those keys twice
-
-    def make_attention_init(self, config: Any) -> None:
-        """Queries and keys have norms."""
-        config.query_pre_attn_scalar = 1  # Gemma 2 reads it, although the scale is transformers' own
-        super().make_attention_init(config)
-
-    def layer_head_dim(self, layer_id: int) -> int:
-        """Channels of a head."""
-        return int(self._layer(layer_id).head_dim)
-
-    def layer_num_kv_heads(self, layer_id: int) -> int:
-        """Number of heads of keys and values."""
-        return int(self._layer(layer_id).num_key_value_heads)
-
-    def _layer(self, layer_id: int) -> Any:
-        return self.context.model.checkpoint.config.per_layer_config[layer_id]
-
-    def make_attention_input_proj(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
-        """Queries, keys and normed values."""
-        if attention.v_proj is not None:
-            super().make_attention_input_proj(layer_id, attention, root_input, **kwargs)
-            return
-        attrs = self.attention_attrs
-        for part, linear in (("q", attention.q_proj), ("k", attention.k_proj)):
-            name = f"/model/layers.{layer_id}/attn/{part}_proj"
-            path = f"{self.make_matmul(linear, f'{name}/MatMul', root_input)}/output_0"
-            if linear.bias is not None:
-                self.make_add_bias(linear.bias, f"{name}/Add", path)
-                path = f"{name}/Add/output_0"
-            attrs[f"{part}_path"] = path
-        attrs["v_path"] = attrs["k_path"]
-        self.make_v_norm(layer_id)
 
 
 class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]

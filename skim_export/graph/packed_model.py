@@ -190,11 +190,14 @@ class PackedModel:
         self.make_add_bias(None, name, root_input, **kwargs)
 
     def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
-        """Rows of the packed embedding."""
-        name = f"{basename}/LutGather"
+        """Rows of the token embedding."""
+        return self.make_packed_gather(self.weights.get_input_embeddings(), f"{basename}/LutGather")
+
+    def make_packed_gather(self, embedding: Any, name: str) -> str:
+        """Rows of a packed embedding; the name of the value."""
         output = f"{name}/output_0"
         ids, dtype = self.input_names["input_ids"], int(self.io_dtype)
-        self._packed_node(LUT_GATHER, [self.context.model.architecture.embedding], name, ids, output, dtype=dtype)
+        self._packed_node(LUT_GATHER, [self._members[embedding].module], name, ids, output, dtype=dtype)
         return output
 
     def make_mlp_proj(self, layer_id: int, mlp: Any, root_input: str) -> None:

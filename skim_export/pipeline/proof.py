@@ -81,7 +81,8 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     head_size = _head_size(config)
     few = min(kv_heads, 2)
     kinds = {name: getattr(config, name) for name in BY_LAYER if getattr(config, name, None) is not None}
-    layers = _unlike_layers(kinds, config.num_hidden_layers)
+    sharing = getattr(config, "kv_sharing_modes", [])
+    layers = _unlike_layers([*kinds.values(), *([sharing] if sharing else [])], config.num_hidden_layers)
     raw |= {
         "num_hidden_layers": len(layers),
         "num_key_value_heads": few,
@@ -94,6 +95,10 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
         "pad_token_id": None,
     }
     raw |= {name: [of_layers[layer] for layer in layers] for name, of_layers in kinds.items()}
+    if sharing:
+        raw["num_kv_shared_layers"] = sum(sharing[layer] == "reuse" for layer in layers)
+    if hasattr(config, "vocab_size_per_layer_input"):
+        raw["vocab_size_per_layer_input"] = VOCABULARY
     if checkpoint.config.is_heterogeneous:
         raw["per_layer_config"] = _own_values(checkpoint.config, layers, few)
     if isinstance(raw.get("sliding_window"), int):
@@ -107,11 +112,11 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     return raw
 
 
-def _unlike_layers(kinds: dict[str, list[Any]], count: int) -> list[int]:
+def _unlike_layers(kinds: list[list[Any]], count: int) -> list[int]:
     """One layer of each kind, and at least `BLOCKS`, if there are so many."""
     first: dict[tuple[Any, ...], int] = {}
     for layer in range(count):
-        first.setdefault(tuple(of_layers[layer] for of_layers in kinds.values()), layer)
+        first.setdefault(tuple(of_layers[layer] for of_layers in kinds), layer)
     chosen = set(first.values())
     chosen |= set([layer for layer in range(count) if layer not in chosen][: max(0, BLOCKS - len(chosen))])
     return sorted(chosen)

@@ -165,7 +165,7 @@ def finished(output: Path, checkpoint: str, text: str | None, options: dict[str,
 
 def model_parts(model: Model, linears: list[dict[str, Any]], path: Path) -> list[Part]:
     """What the linear layers, the embeddings, the rest and the whole model take, from the files themselves."""
-    embeddings = {model.architecture.embedding, model.architecture.head}
+    embeddings = {linear.name for linear in model.architecture.vocabulary_linears}
     total = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
     parts = []
     for name, chosen in (
