@@ -99,7 +99,7 @@ class Gemma4(Gemma4Model):  # type: ignore[misc,unused-ignore]
     def _part_norm(self, name: str, root_input: str, norm: Any, width: int) -> str:
         """Norms of the parts of rows of some `width`, each part as long as the weight of the norm."""
         size = len(norm.weight)
-        shape = ["batch_size", f"sequence_length * {width // size}", size]
+        shape: list[int | str] = ["batch_size", f"sequence_length * {width // size}", size]
         self.make_reshape(
             f"{name}/Reshape_1", [root_input, f"/model/constants/INT64/[0, -1, {size}]"], self.io_dtype, shape
         )

@@ -92,7 +92,7 @@ def relative_error(actual: npt.NDArray[np.float32], expected: npt.NDArray[np.flo
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "gemma4", "phi3", "lfm2", "qwen3_5"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "gemma3", "gemma4", "gemma4-e", "phi3", "lfm2", "qwen3_5"])
 def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[np.int64]) -> None:
     model = build(tmp_path / "model", kind)
     rounding = 1e-3 if kind == "qwen3_5" else ROUNDING  # transformers' recurrence is in float32 in any case
