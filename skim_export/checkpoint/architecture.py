@@ -22,7 +22,6 @@ from .declarations import DECLARATIONS, Declaration
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 __all__ = ["Architecture", "Linear", "Member", "architecture_of", "linear_bias", "linear_weight"]
@@ -49,7 +48,7 @@ EPSILONS = ("rms_norm_eps", "norm_eps")
 ACTIVATIONS = ("hidden_act", "hidden_activation")
 
 # Tensors that old checkpoints carry along and that transformers computes itself.
-DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
+DERIVED = r"\.rotary_emb\.inv_freq$"
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     head, embedding = paths[network.get_output_embeddings()], paths[network.get_input_embeddings()]
     _check_parts(checkpoint, network)
     tied = _is_tied(checkpoint, head, embedding)
-    _check_tensors(checkpoint, network.state_dict(), f"{head}.weight" if tied else None)
+    _check_tensors(checkpoint, network, f"{head}.weight" if tied else None)
 
     decoder, declaration = network.base_model, DECLARATIONS[name]
     blocks = [_linears(paths[block], block, declaration) for block in decoder.layers]
@@ -330,7 +329,9 @@ def _is_tied(checkpoint: Checkpoint, head_module: str, embedding_module: str) ->
     return all(torch.equal(checkpoint.tensor(head, run), checkpoint.tensor(embedding, run)) for run in runs)
 
 
-def _check_tensors(checkpoint: Checkpoint, parameters: dict[str, torch.Tensor], optional: str | None) -> None:
+def _check_tensors(checkpoint: Checkpoint, network: Any, optional: str | None) -> None:
+    parameters = network.state_dict()
+    unused = [DERIVED, *(getattr(network.base_model, "_keys_to_ignore_on_load_unexpected", None) or [])]
     for name, parameter in parameters.items():
         if name == optional and not checkpoint.has(name):
             continue
@@ -338,5 +339,5 @@ def _check_tensors(checkpoint: Checkpoint, parameters: dict[str, torch.Tensor], 
         if shape != expected:
             raise UserError(f"tensor {name} of model {checkpoint.path} has shape {shape}; config.json means {expected}")
     for name in checkpoint.names:
-        if name not in parameters and name != optional and not DERIVED.fullmatch(name):
+        if name not in parameters and name != optional and not any(re.search(pattern, name) for pattern in unused):
             raise UserError(f"model {checkpoint.path} has the tensor {name}, which is no part of its architecture")

@@ -129,7 +129,7 @@ class Gemma4(Gemma4Model):  # type: ignore[misc,unused-ignore]
         if embedding is not self.weights.get_input_embeddings().weight:  # that of layers, which the builder finds, too
             return
         super().make_embedding(embedding)
-        if self.config.hidden_size_per_layer_input:
+        if hasattr(self.weights.model, "embed_tokens_per_layer"):
             self._make_layer_inputs(self.weights.model)
 
     def _make_layer_inputs(self, decoder: Any) -> None:
@@ -165,8 +165,9 @@ class Gemma4(Gemma4Model):  # type: ignore[misc,unused-ignore]
 
     def make_layer(self, layer_id: int, layer: Any) -> None:
         """Attention and feed-forward network, the layer's own input, and the scale of all that."""
+        self.intermediate_size = layer.mlp.intermediate_size  # twice as large in some
         super(Gemma4Model, self).make_layer(layer_id, layer)  # the builder's Gemma 4 scales before the input is added
-        if self.config.hidden_size_per_layer_input:
+        if hasattr(layer, "per_layer_input_gate"):
             self._add_layer_input(layer_id, layer)
         attrs, shape = self.layernorm_attrs, self.make_hidden_state_shape()
         for part in ("root_input", "skip_input"):  # their sum is what leaves the layer

@@ -110,9 +110,9 @@ class Budget:
 
 def unpacked_parameters(model: Model) -> int:
     """Number of parameters that stay float32: norms and biases."""
-    checkpoint, architecture = model.checkpoint, model.architecture
-    packed = {f"{module}.weight" for module in architecture.packed_modules}
-    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names if name not in packed)
+    packed = {f"{module}.weight" for module in model.architecture.packed_modules}
+    tensors = skeleton(model.checkpoint).state_dict()
+    return sum(tensor.numel() for name, tensor in tensors.items() if name not in packed)
 
 
 def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: CodebookType, method: Method) -> int:

@@ -117,6 +117,7 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
         _check_existing(output, options)
     opened = Model.open(model, progress=progress)
     _check_context(opened, options)
+    _check_head_bits(opened, options)
     opened.check_tokenizer()
     prove(opened)
     rehearse(opened, options)
@@ -252,6 +253,16 @@ def _check_output(output: Path) -> None:
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file in it")
     check_directory("--output", output.parent)
+
+
+def _check_head_bits(model: Model, options: ExportOptions) -> None:
+    """Raises: UserError: the sensitivities that an allocation needs are not known."""
+    if options.head_bits is None and model.architecture.others:
+        module = model.architecture.others[0].name
+        raise UserError(
+            f"--head-bits auto: how sensitive {module} is, which the model has beside embedding and head, is not "
+            "measured; give a width from 1 to 8"
+        )
 
 
 def _check_context(model: Model, options: ExportOptions) -> None:
