@@ -182,10 +182,8 @@ class Gemma4(Gemma4Model):  # type: ignore[misc,unused-ignore]
             self.make_hidden_state_shape(),
         )
         narrow = self.make_hidden_state_shape(last_dim=self.config.hidden_size_per_layer_input)
-        root = attrs["root_input"]
-        dtype = self.values[root].dtype
-        skip = self._cast(f"{name}/skip/Cast", attrs["skip_input"], dtype, rows)
-        self.make_add(f"{name}/Add", [root, skip], dtype, rows)
+        dtype = self.values[attrs["root_input"]].dtype
+        self.make_add(f"{name}/Add", [attrs["root_input"], attrs["skip_input"]], dtype, rows)
         attrs["root_input"] = f"{name}/Add/output_0"
 
         states = self._in_io_type(f"{name}/Cast", attrs["root_input"])
@@ -196,7 +194,8 @@ class Gemma4(Gemma4Model):  # type: ignore[misc,unused-ignore]
         self.make_mul(f"{name}/Mul", [f"{gelu}/output_0", self._layer_input(layer_id)], self.io_dtype, narrow)
         product = self.make_matmul(layer.per_layer_projection, f"{name}/projection/MatMul", f"{name}/Mul/output_0")
         norm = layer.post_per_layer_input_norm
-        attrs["skip_input"] = self._norm(f"{name}/norm", f"{product}/output_0", norm, rows)
+        normed = self._norm(f"{name}/norm", f"{product}/output_0", norm, rows)
+        attrs["skip_input"] = self._cast(f"{name}/norm/Cast", normed, dtype, rows)
 
     def _scaled(self, name: str, value: str, scale: float, shape: list[int | str]) -> str:
         dtype = self.values[value].dtype
