@@ -105,6 +105,8 @@ class Architecture:
         tied: whether the head is the embedding; its tensor may then be missing from the files.
         vocabulary_size: rows of the embedding.
         hidden_size: columns of the embedding.
+        excluded: names of the linear layers, embedding and head among them, that are not packed: their weights stay
+            floats, like norms.
     """
 
     name: str
@@ -116,15 +118,35 @@ class Architecture:
     tied: bool
     vocabulary_size: int
     hidden_size: int
+    excluded: frozenset[str] = frozenset()
+
+    @property
+    def packed_blocks(self) -> list[list[Linear]]:
+        """The linear layers of every decoder block that are packed."""
+        return [[linear for linear in block if linear.name not in self.excluded] for block in self.blocks]
 
     @property
     def linears(self) -> list[Linear]:
-        """The linear layers of all blocks, in order."""
-        return [linear for block in self.blocks for linear in block]
+        """The linear layers of all blocks that are packed, in order."""
+        return [linear for block in self.packed_blocks for linear in block]
 
     @property
     def vocabulary_linears(self) -> list[Linear]:
-        """The embedding, and the head where it is another matrix, as linear layers."""
+        """The embedding, and the head where it is another matrix, as linear layers, unless they are excluded."""
+        return [linear for linear in self._vocabulary if linear.name not in self.excluded]
+
+    @property
+    def all_linears(self) -> list[Linear]:
+        """The linear layers of all blocks, embedding and head, packed or not."""
+        return [*(linear for block in self.blocks for linear in block), *self._vocabulary]
+
+    @property
+    def excluded_linears(self) -> list[Linear]:
+        """Those that are not packed."""
+        return [linear for linear in self.all_linears if linear.name in self.excluded]
+
+    @property
+    def _vocabulary(self) -> list[Linear]:
         names = [self.embedding] if self.tied else [self.embedding, self.head]
         return [Linear(name, (name,), self.hidden_size, self.vocabulary_size) for name in names]
 

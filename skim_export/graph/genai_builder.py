@@ -3,7 +3,8 @@
 This is the only module that touches the builder, which is no stable interface: it is tied to one version. What the
 subclass changes: linear layers and the embedding become `LutMatMul` and `LutGather` nodes on packed weights, and the
 weights of linear layers are never loaded, so memory holds the norms and biases only; gate and up of a feed-forward
-network gated by SiLU become one `LutSwiglu` node.
+network gated by SiLU become one `LutSwiglu` node. Layers that are excluded from all that become `MatMul` and `Gather`
+nodes on floats, which are read one layer at a time when the graph is written.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 
 import onnx_ir as ir
 import torch
+from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
-from skim_export.checkpoint import Model
+from skim_export.checkpoint import Linear, Model, linear_weight
 from skim_export.checkpoint.skeleton import skeleton
 from skim_export.graph.function import lut_functions
 from skim_export.packed import CLASSES, PackedLinear
@@ -72,7 +74,7 @@ def check_builder() -> None:
 
 def _linear_name(node_name: str) -> str:
     """`/model/layers.0/attn/qkv_proj/MatMul` multiplies with the linear `model.layers.0.attn.qkv_proj`."""
-    return node_name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
+    return node_name.removeprefix("/").removesuffix("/MatMul").removesuffix("/Add").replace("/", ".")
 
 
 @dataclass(frozen=True)
@@ -153,38 +155,80 @@ class _LutModel:
         inputs = operator.node_inputs(value, linears)
         self.make_node(operator.name, inputs=inputs, outputs=[output], name=name, domain=DOMAIN, **attributes)
 
+    def _excluded(self, name: str) -> Linear | None:
+        """The linear of this name if it is not packed."""
+        excluded = self.context.model.architecture.excluded_linears
+        return next((linear for linear in excluded if linear.name == name), None)
+
+    def _register_floats(self, linear: Linear, *, transposed: bool) -> str:
+        """Register the weight of a linear that is not packed, `[N, K]` or transposed, once; the name of the tensor."""
+        name = f"{linear.name}.weight"
+        if name not in self.model.graph.initializers:
+            shape = (linear.out_features, linear.in_features)
+            value = self.make_value(name, self.io_dtype, shape[::-1] if transposed else shape)
+            load = partial(self._load_floats, linear, transposed)
+            value.const_value = ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name)
+            self.model.graph.register_initializer(value)
+        return name
+
+    def _load_floats(self, linear: Linear, transposed: bool) -> Any:
+        weight = torch.from_numpy(linear_weight(self.context.model.checkpoint, linear)).to(
+            to_torch_dtype(self.io_dtype)
+        )
+        return TorchTensor((weight.T if transposed else weight).contiguous())
+
+    def _float_product(self, linear: Linear, name: str, value: str, output: str) -> None:
+        if linear.name == self.context.model.architecture.embedding:  # a head that shares the embedding's rows
+            weight = self._register_floats(linear, transposed=False)
+            inputs, domain = [value, weight], "com.microsoft"
+            self.make_node("FusedMatMul", inputs=inputs, outputs=[output], name=name, domain=domain, transB=1)
+        else:
+            weight = self._register_floats(linear, transposed=True)
+            self.make_node("MatMul", inputs=[value, weight], outputs=[output], name=name)
+
     def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
         linear, architecture = _linear_name(basename), self.context.model.architecture
         if linear == architecture.head and architecture.tied:
             linear = architecture.embedding
         output = "logits" if kwargs.get("logits") else f"{basename}/output_0"
-        level = self.context.accuracy_level
-        self._packed_node(LUT_MATMUL, [linear], basename, root_input, output, accuracy_level=level)
+        if (excluded := self._excluded(linear)) is not None:
+            self._float_product(excluded, basename, root_input, output)
+        else:
+            level = self.context.accuracy_level
+            self._packed_node(LUT_MATMUL, [linear], basename, root_input, output, accuracy_level=level)
         seq_dim = kwargs.get("seq_dim", "sequence_length")
         shape = self.make_hidden_state_shape(seq_dim=seq_dim, last_dim=matmul.weight.shape[0])
         self.make_value(output, self.io_dtype, shape=shape)
         return basename
 
     def make_add_bias(self, add: Any, name: str, root_input: str, **kwargs: Any) -> None:
-        """The packed linear adds its bias itself: its output takes the place of the sum's."""
+        """A packed linear adds its bias itself: its output takes the place of the sum's."""
+        if self._excluded(_linear_name(name)) is not None:
+            super().make_add_bias(add, name, root_input, **kwargs)  # type: ignore[misc]
+            return
         output = "logits" if kwargs.get("logits") else f"{name}/output_0"
         value = self.values.pop(root_input)
         value.name = output
         self.values[output] = value
 
     def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
-        name = f"{basename}/LutGather"
+        linear, ids = self.context.model.architecture.embedding, self.input_names["input_ids"]
+        excluded = self._excluded(linear)
+        name = f"{basename}/{LUT_GATHER.name if excluded is None else 'Gather'}"
         output = f"{name}/output_0"
-        ids, dtype = self.input_names["input_ids"], int(self.io_dtype)
-        self._packed_node(LUT_GATHER, [self.context.model.architecture.embedding], name, ids, output, dtype=dtype)
+        if excluded is None:
+            self._packed_node(LUT_GATHER, [linear], name, ids, output, dtype=int(self.io_dtype))
+        else:
+            weight = self._register_floats(excluded, transposed=False)
+            self.make_node("Gather", inputs=[weight, ids], outputs=[output], name=name)
         return output
 
     def make_mlp_proj(self, layer_id: int, mlp: Any, root_input: str) -> None:
-        if self.activation not in SILU:
-            super().make_mlp_proj(layer_id, mlp, root_input)  # type: ignore[misc]
-            return
         basename = f"/model/layers.{layer_id}/mlp"
         linears = [_linear_name(f"{basename}/{part}_proj/MatMul") for part in ("gate", "up")]
+        if self.activation not in SILU or any(map(self._excluded, linears)):
+            super().make_mlp_proj(layer_id, mlp, root_input)  # type: ignore[misc]
+            return
         gated = f"{basename}/LutSwiglu"
         output = f"{gated}/output_0"
         level = self.context.accuracy_level

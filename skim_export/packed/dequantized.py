@@ -38,7 +38,7 @@ class DequantizedTensors(Mapping[str, "torch.Tensor"]):
                 rows = model.checkpoint.shape(f"{member}.weight")[0]
                 self._places[f"{member}.weight"] = linear.name, slice(first, first + rows)
                 first += rows
-        if architecture.tied:
+        if architecture.tied and architecture.embedding not in architecture.excluded:
             self._places[f"{architecture.head}.weight"] = self._places[f"{architecture.embedding}.weight"]
 
     def __getitem__(self, name: str) -> torch.Tensor:

@@ -52,8 +52,11 @@ class Student:
         """A block with its present weights."""
         module = self._architecture.block_modules[index]
         tensors = {name: norm for name, norm in self._norms.items() if name.startswith(f"{module}.")}
-        for linear in self._architecture.blocks[index]:
+        for linear in self._architecture.packed_blocks[index]:
             tensors |= _parts(self._checkpoint, linear, self.linears[linear.name].weight())
+        for linear in self._architecture.excluded_linears:
+            names = [f"{member}.weight" for member in linear.members if member.startswith(f"{module}.")]
+            tensors |= {name: self._checkpoint.tensor(name) for name in names}
         for name in self._checkpoint.names:
             if name.startswith(f"{module}.") and name.endswith(".bias"):
                 tensors[name] = self._checkpoint.tensor(name)
