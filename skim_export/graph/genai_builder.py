@@ -23,7 +23,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
-from skim_export.checkpoint import Linear, Model, linear_weight
+from skim_export.checkpoint import Linear, Model, linear_bias, linear_weight
 from skim_export.checkpoint.skeleton import skeleton
 from skim_export.graph.function import lut_functions
 from skim_export.packed import CLASSES, PackedLinear
@@ -74,7 +74,7 @@ def check_builder() -> None:
 
 def _linear_name(node_name: str) -> str:
     """`/model/layers.0/attn/qkv_proj/MatMul` multiplies with the linear `model.layers.0.attn.qkv_proj`."""
-    return node_name.removeprefix("/").removesuffix("/MatMul").removesuffix("/Add").replace("/", ".")
+    return node_name.removeprefix("/").removesuffix("/MatMul").replace("/", ".")
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ class _LutModel:
     mlp_attrs: dict[str, Any]
     make_node: Callable[..., None]
     make_value: Callable[..., Any]
+    make_initializer: Callable[..., None]
     make_hidden_state_shape: Callable[..., list[int | str]]
 
     def load_weights(self, input_path: str) -> Any:
@@ -178,13 +179,19 @@ class _LutModel:
         return TorchTensor((weight.T if transposed else weight).contiguous())
 
     def _float_product(self, linear: Linear, name: str, value: str, output: str) -> None:
-        if linear.name == self.context.model.architecture.embedding:  # a head that shares the embedding's rows
+        """A product with the weight of a linear that is not packed, and its bias; the head may be the embedding."""
+        bias = linear_bias(self.context.model.checkpoint, linear)
+        product = output if bias is None else f"{name}/product"
+        if linear.name == self.context.model.architecture.embedding:
             weight = self._register_floats(linear, transposed=False)
             inputs, domain = [value, weight], "com.microsoft"
-            self.make_node("FusedMatMul", inputs=inputs, outputs=[output], name=name, domain=domain, transB=1)
+            self.make_node("FusedMatMul", inputs=inputs, outputs=[product], name=name, domain=domain, transB=1)
         else:
             weight = self._register_floats(linear, transposed=True)
-            self.make_node("MatMul", inputs=[value, weight], outputs=[output], name=name)
+            self.make_node("MatMul", inputs=[value, weight], outputs=[product], name=name)
+        if bias is not None:
+            self.make_initializer(torch.from_numpy(bias), f"{linear.name}.bias", to=self.io_dtype)
+            self.make_node("Add", inputs=[product, f"{linear.name}.bias"], outputs=[output], name=f"{name}/Add")
 
     def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
         linear, architecture = _linear_name(basename), self.context.model.architecture
@@ -202,10 +209,7 @@ class _LutModel:
         return basename
 
     def make_add_bias(self, add: Any, name: str, root_input: str, **kwargs: Any) -> None:
-        """A packed linear adds its bias itself: its output takes the place of the sum's."""
-        if self._excluded(_linear_name(name)) is not None:
-            super().make_add_bias(add, name, root_input, **kwargs)  # type: ignore[misc]
-            return
+        """A linear adds its bias itself: its output takes the place of the sum's."""
         output = "logits" if kwargs.get("logits") else f"{name}/output_0"
         value = self.values.pop(root_input)
         value.name = output

@@ -51,7 +51,7 @@ class FreeRows:
             kept = options.kept.get(linear.name, np.zeros(0, np.uint8))
             kept = kept[kept > 0]
             taken += int(cost[kept - 1].sum())
-            above += linear.in_features * float(kept.sum() - budget.bits * kept.size)
+            above += linear.in_features * (int(kept.sum()) - budget.bits * kept.size)
             counts.append(linear.out_features - kept.size)
             costs.append(cost)
         least = sum(count * int(cost[0]) for count, cost in zip(counts, costs, strict=True))

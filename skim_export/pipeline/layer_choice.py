@@ -54,17 +54,19 @@ def kept_widths(model: Model, keep: Mapping[str, int]) -> dict[str, npt.NDArray[
         keep: widths by pattern.
 
     Raises:
-        UserError: a pattern matches nothing, or a module that is excluded; or two give the same rows different widths.
+        UserError: a pattern matches nothing but what is excluded; or two give the same rows different widths.
     """
     places = _places(model)
     kept: dict[str, npt.NDArray[np.uint8]] = {}
     given: dict[tuple[str, int], str] = {}  # by layer and first row: the option
     for pattern, bits in keep.items():
         option = f"--keep {pattern}={bits}"
-        for module in _matches(places, pattern, option):
+        found = _matches(places, pattern, option)
+        packed = [module for module in found if places[module][0].name not in model.architecture.excluded]
+        if not packed:
+            raise UserError(f"{option}: {found[0]} is excluded by --exclude, and has no width")
+        for module in packed:
             linear, rows = places[module]
-            if linear.name in model.architecture.excluded:
-                raise UserError(f"{option}: {module} is excluded by --exclude, and has no width")
             widths = kept.setdefault(linear.name, np.zeros(linear.out_features, np.uint8))
             if widths[rows.start] not in (0, bits):
                 raise UserError(f"{option}: {module} has another width by {given[linear.name, rows.start]}")
