@@ -101,12 +101,13 @@ def export_bundle(
     Raises:
         UserError: something given is wrong; nothing was written.
     """
-    check_target(target)
-    from skim_export.pipeline.export import export
     from skim_export.pipeline.options import ExportOptions
 
     options = replace(options or ExportOptions(), **keywords)
     check_bundle_options(options)
+    check_target(target)
+    from skim_export.pipeline.export import export
+
     exported = place_for(output, "model")  # where a tuning that was interrupted finds its state again
     try:
         report = export(model, exported / "model.onnx", options, force=True, progress=progress)

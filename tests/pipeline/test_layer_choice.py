@@ -10,6 +10,7 @@ import torch
 
 from skim_export import export
 from skim_export.bundle.build import export_bundle
+from skim_export.bundle.lowering import read_program
 from skim_export.calibration.calibrate_model import gather_statistics, spread_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Model
@@ -333,6 +334,8 @@ def test_excluded_layers_have_the_type_of_the_graph(tied, calib, tmp_path):
     assert Session(tmp_path / "out").directory.graph.activations == "float16"
     assert report.parts[-1].nbytes <= 1_200_000
     assert estimate_cost(job).output > 0
+    with pytest.raises(UserError, match=r"Gather .*: the runtime of bundles has no such operator"):
+        read_program(tmp_path / "out" / "model.onnx")
 
 
 @pytest.mark.parametrize("budget", [{"size": 1_600_000}, {"effective_bits": 5}])
