@@ -94,7 +94,7 @@ def _output_bytes(job: Job) -> int:
     if not job.budget.stored:
         free, codebook, levels = job.free_rows, job.options.codebook, job.method.levels
         for linear in job.budgeted:
-            widths = np.maximum(free.kept.get(linear.name, 0), math.ceil(free.average) * free.mask(linear))
+            widths = np.where(free.mask(linear), math.ceil(free.average), job.quantizing.given(linear))
             for width, rows in zip(*np.unique(widths, return_counts=True), strict=True):
                 even = levels.even(int(width), linear.in_features, codebook)
                 stored += int(rows) * (level_bytes(int(width), codebook, even) + ROW_CLASS_BYTES)

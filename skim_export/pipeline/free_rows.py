@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,13 +26,13 @@ class FreeRows:
 
     Attributes:
         linears: the layers, in order.
-        kept: the widths that were given, uint8 `[N]` by layer, 0 for free rows.
+        options: which widths were given.
         bits: bits that the free rows may take together.
         average: the widest average, at most 8, that this allows if it is the same in every layer.
     """
 
     linears: list[Linear]
-    kept: Mapping[str, npt.NDArray[np.uint8]]
+    options: QuantizeOptions
     bits: int
     average: float
 
@@ -48,8 +48,8 @@ class FreeRows:
         counts, costs, taken, above = [], [], 0, 0.0
         for linear in linears:
             cost = budget.row_costs(range(1, 9), linear.in_features, options.codebook, options.method)
-            kept = options.kept.get(linear.name, np.zeros(0, np.uint8))
-            kept = kept[kept > 0]
+            given = options.given(linear)
+            kept = given[given > 0]
             taken += int(cost[kept - 1].sum())
             above += linear.in_features * (int(kept.sum()) - budget.bits * kept.size)
             counts.append(linear.out_features - kept.size)
@@ -58,25 +58,15 @@ class FreeRows:
         left, weights = total - taken, sum(rows * columns for rows, columns in shapes)
         free = sum(count * linear.in_features for count, linear in zip(counts, linears, strict=True))
         if left + 1 < least:  # a budget is rounded down to a bit
-            if not taken:
-                raise UserError(f"{budget.bits:.3g} effective bits per weight are too few: codes of 1 bit take more")
-            others = "and they are all that there is"
-            if free:
-                left_over = f"{left / free:.3g} bits" if left > 0 else "nothing"
-                others = f"which leaves {left_over} for each of the other weights; they need {least / free:.3g}"
-            raise UserError(
-                f"--keep: its layers take {taken / (weights - free):.3g} bits a weight of a budget of "
-                f"{budget.bits:.3g} for all layers, {others}"
-            )
+            raise UserError(_too_little(budget, taken, weights - free, left, least, free))
         average = 8.0
         if free:
             average = _average(counts, costs, max(left, least)) if budget.stored else budget.bits - above / free
-        return cls(linears, options.kept, max(left, least), min(8.0, max(1.0, average)))
+        return cls(linears, options, max(left, least), min(8.0, max(1.0, average)))
 
     def mask(self, linear: Linear) -> npt.NDArray[np.bool_]:
         """Which rows of a layer are free, bool `[N]`."""
-        kept = self.kept.get(linear.name, np.zeros(linear.out_features, np.uint8))
-        return np.equal(kept, 0)
+        return np.equal(self.options.given(linear), 0)
 
     @property
     def searched(self) -> list[Linear]:
@@ -89,12 +79,23 @@ class FreeRows:
 
     def filled(self, widths: Sequence[npt.NDArray[np.uint8]]) -> dict[str, npt.NDArray[np.uint8]]:
         """The width of every row, uint8 `[N]` by layer, from those of the free rows of each layer of `searched`."""
-        found = {linear.name: self.kept.get(linear.name, np.zeros(0, np.uint8)) for linear in self.linears}
+        found = {linear.name: self.options.given(linear).copy() for linear in self.linears}
         for linear, of_free in zip(self.searched, widths, strict=True):
-            rows = np.zeros(linear.out_features, np.uint8)
-            rows[self.mask(linear)] = of_free
-            found[linear.name] = np.maximum(rows, self.kept.get(linear.name, rows))
+            found[linear.name][self.mask(linear)] = of_free
         return found
+
+
+def _too_little(budget: Budget, taken: int, kept: int, left: int, least: int, free: int) -> str:
+    """What is wrong with a budget of which rows with so many kept weights take too much."""
+    if not kept:
+        return f"{budget.bits:.3g} effective bits per weight are too few: codes of 1 bit take more"
+    others = "and they are all that there is"
+    if free:
+        remains = f"{left / free:.3g} bits" if left > 0 else "nothing"
+        others = f"which leaves {remains} for each of the other weights; they need {least / free:.3g}"
+    return (
+        f"--keep: its layers take {taken / kept:.3g} bits a weight of a budget of {budget.bits:.3g} for all, {others}"
+    )
 
 
 def _average(counts: Sequence[int], costs: Sequence[npt.NDArray[np.int64]], left: int) -> float:

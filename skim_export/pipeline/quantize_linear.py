@@ -47,6 +47,10 @@ class QuantizeOptions:
     codebook: CodebookType = "int8"
     kept: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
+    def given(self, linear: Linear) -> npt.NDArray[np.uint8]:
+        """The widths that the rows of a layer were given, uint8 `[N]`, 0 for rows without one."""
+        return self.kept.get(linear.name, np.zeros(linear.out_features, np.uint8))
+
     def budgeted(self, architecture: Architecture) -> list[Linear]:
         """The linear layers that the budget is for."""
         return architecture.linears + (architecture.vocabulary_linears if self.head_bits is None else [])
@@ -55,10 +59,8 @@ class QuantizeOptions:
         """Embedding and head, unless the budget is for them, and the width of every row, uint8 `[N]`."""
         if self.head_bits is None:
             return {}
-        return {
-            linear: self.kept.get(linear.name, np.full(linear.out_features, self.head_bits, np.uint8))
-            for linear in architecture.vocabulary_linears
-        }
+        given = {linear: self.given(linear) for linear in architecture.vocabulary_linears}
+        return {linear: np.where(bits > 0, bits, np.uint8(self.head_bits)) for linear, bits in given.items()}
 
 
 @dataclass(frozen=True)

@@ -141,16 +141,16 @@ EXAMPLES = "there are model.layers.0.self_attn.q_proj, model.layers.0.self_attn.
         ({"exclude": ["*_proj"]}, "--exclude *_proj: leaves no linear layer to quantize"),
         (
             {"bits": 3, "keep": {"layers.0.*": 6}},
-            "--keep: its layers take 6 bits a weight of a budget of 3 for all layers, which leaves nothing for each of "
+            "--keep: its layers take 6 bits a weight of a budget of 3 for all, which leaves nothing for each of "
             "the other weights; they need 1",
         ),
         (
             {"bits": 3, "keep": {"*_proj": 4}},
-            "--keep: its layers take 4 bits a weight of a budget of 3 for all layers, and they are all that there is",
+            "--keep: its layers take 4 bits a weight of a budget of 3 for all, and they are all that there is",
         ),
         (
             {"effective_bits": 5, "keep": {"layers.0.*": 6}},
-            "--keep: its layers take 13.2 bits a weight of a budget of 5 for all layers, which leaves nothing for "
+            "--keep: its layers take 13.2 bits a weight of a budget of 5 for all, which leaves nothing for "
             "each of the other weights; they need 1.54",
         ),
     ],
@@ -280,7 +280,9 @@ EXPORTS = {
 }
 
 
-@pytest.mark.parametrize("name", EXPORTS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=pytest.mark.slow) if x in ("head", "embedding") else x for x in EXPORTS]
+)
 def test_an_export_is_what_was_asked_for(calib, tmp_path, name):
     make, config, options = EXPORTS[name]
     path, out = make(tmp_path / "hf", **config), tmp_path / "out"
@@ -338,7 +340,7 @@ def test_excluded_layers_have_the_type_of_the_graph(tied, calib, tmp_path):
         read_program(tmp_path / "out" / "model.onnx")
 
 
-@pytest.mark.parametrize("budget", [{"size": 1_600_000}, {"effective_bits": 5}])
+@pytest.mark.parametrize("budget", [{"size": 1_600_000}, pytest.param({"effective_bits": 5}, marks=pytest.mark.slow)])
 def test_budgets_over_everything_count_what_is_kept(calib, tmp_path, budget):
     path = tiny_llama(tmp_path / "hf", hidden_size=128, intermediate_size=256)
     options = {"keep": {"layers.0.mlp.*": 6, "*.k_proj": 2}, "exclude": ["layers.1.self_attn.*"], "calib": calib}
@@ -387,7 +389,7 @@ class Interrupt(Progress):
                 raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("stage", ["calibrating", "quantizing"])
+@pytest.mark.parametrize("stage", [pytest.param("calibrating", marks=pytest.mark.slow), "quantizing"])
 def test_an_interrupted_export_goes_on_with_the_same_wishes_only(tied, calib, tmp_path, stage):
     options = {"bits": 3, "calib": calib, "keep": {"*.k_proj": 6}, "exclude": ["layers.1.mlp.*"]}
     export(str(tied), tmp_path / "through" / "model.onnx", **options)
