@@ -119,6 +119,7 @@ EXAMPLES = "there are model.layers.0.self_attn.q_proj, model.layers.0.self_attn.
     ("options", "line"),
     [
         ({"keep": {"layers.2.*": 4}}, f"--keep layers.2.*=4: matches no layer; {EXAMPLES}"),
+        ({"exclude": ["proj"]}, f"--exclude proj: matches no layer; {EXAMPLES}"),
         ({"exclude": ["norm"]}, f"--exclude norm: matches no layer; {EXAMPLES}"),
         (
             {"keep": {"*.k_proj": 4, "layers.0.*": 5}},
@@ -206,7 +207,7 @@ def convex(rng, rows):
 @pytest.mark.parametrize(
     ("bits", "keep"),
     [
-        (2.6, {}),
+        (2.7, {}),
         (2.6, {"*.k_proj": 6, "layers.0.mlp.*": 2}),
         (3, {"*.down_proj": 1, "q_proj": 7}),
         (6.5, {"layers.1.*": 8}),
@@ -218,8 +219,13 @@ def test_widths_are_those_of_a_slow_allocation(tmp_path, bits, keep):
     model, rng = Model.open(path), np.random.default_rng(0)
     options = QuantizeOptions(METHODS["skim+"], kept=kept_widths(model, keep))
     linears = model.architecture.linears
-    free_rows = FreeRows.of(linears, options, Budget(bits))
-    low, high = max(1, math.floor(free_rows.average) - 2), min(8, math.ceil(free_rows.average) + 2)
+    total = int(bits * sum(linear.out_features * linear.in_features for linear in linears))
+    left, weights = total, 0
+    for linear in linears:
+        given = options.given(linear)
+        left -= int(given.sum()) * linear.in_features
+        weights += int((given == 0).sum()) * linear.in_features
+    low, high = max(1, math.floor(left / weights) - 2), min(8, math.ceil(left / weights) + 2)
     curves, columns, free = {}, {}, {}
     for linear in linears:
         errors = convex(rng, linear.out_features)[:, low - 1 : high]
@@ -228,9 +234,7 @@ def test_widths_are_those_of_a_slow_allocation(tmp_path, bits, keep):
         curves[linear.name], columns[linear.name] = errors[free[linear.name]], linear.in_features
     found = allocate(model, StatisticsStore(tmp_path), options, Budget(bits), curves=tmp_path, **COMMON)
 
-    total = int(bits * sum(linear.out_features * linear.in_features for linear in linears))
-    kept = sum(int(rows.sum()) * columns[name] for name, rows in options.kept.items())
-    want = slowly_allocated(curves, columns, low, total - kept)
+    want = slowly_allocated(curves, columns, low, left)
     for name, rows in found.items():
         np.testing.assert_array_equal(rows[free[name]], want[name])
         np.testing.assert_array_equal(rows[~free[name]], options.kept.get(name, rows)[~free[name]])
