@@ -232,7 +232,7 @@ class DecoderBuilder:
         with _quiet():
             from onnxruntime_genai.models import builder, builders  # type: ignore[import-not-found,unused-ignore]
 
-            directory, self._target = str(model.checkpoint.path), str(output.parent)
+            directory, self._target = str(model.checkpoint.plain_directory), str(output.parent)
             extra = [
                 "fuse_qkv=true",  # rows of one fused matrix are quantized together
                 "shared_embeddings=false",  # LutGather and LutMatMul share their tensors instead

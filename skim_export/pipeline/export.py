@@ -115,7 +115,7 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
     _check_output(output)
     if options_of(output.parent) != json.loads(json.dumps({"model": model, **options.recorded()})):
         _check_existing(output, options)
-    opened = Model.open(model, progress=progress)
+    opened = Model.open(model, adapter=options.adapter, progress=progress)
     _check_context(opened, options)
     opened.check_tokenizer()
     prove(opened)

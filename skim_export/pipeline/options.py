@@ -93,6 +93,10 @@ class ExportOptions:
         UserError: a value, or a combination of them, is wrong.
     """
 
+    adapter: str | Path | None = field(
+        default=None,
+        metadata=_metadata("directory of a LoRA adapter of the model, merged into its weights", parse=Path),
+    )
     bits: float | None = field(
         default=None,
         metadata=_metadata(
@@ -272,15 +276,18 @@ class ExportOptions:
         return None if self.calib is None else Path(self.calib)
 
     def recorded(self) -> dict[str, Any]:
-        """The options that the result depends on, as plain data: what was chosen for defaults, the name of a file."""
+        """The options that the result depends on, as plain data: what was chosen for defaults, the names of files."""
         found = {name: getattr(self, name) for name, option in OPTIONS.items() if option.recorded}
         calib = None if self.calibration_file is None else self.calibration_file.name
-        return {**found, "method": self.chosen.name, "activations": self.activation_type, "calib": calib}
+        adapter = None if self.adapter is None else Path(self.adapter).name
+        chosen = {"method": self.chosen.name, "activations": self.activation_type}
+        return {**found, **chosen, "adapter": adapter, "calib": calib}
 
 
 class PlanKeywords(TypedDict, total=False):
     """The options that a plan has, too; see `ExportKeywords`."""
 
+    adapter: str | Path | None
     head_bits: int | None
     codebook: CodebookType
     context: int | None
