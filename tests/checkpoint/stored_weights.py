@@ -19,6 +19,14 @@ from safetensors.torch import load_file, save_file
 
 from ..tiny_models import tiny_llama
 
+ADAPTER_PREFIX = "base_model.model."
+ADAPTER_CONFIG = {
+    "peft_type": "LORA",
+    "r": 4,
+    "lora_alpha": 16,
+    "bias": "none",
+    "base_model_name_or_path": "some/model",
+}
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -295,3 +303,16 @@ def edit_quantization(path: Path, **entries: Any) -> None:
     config = json.loads((path / "config.json").read_text())
     config["quantization_config"] = {**config.get("quantization_config", {}), **entries}
     (path / "config.json").write_text(json.dumps(config))
+
+
+def save_adapter(path: Path, tensors: dict[str, torch.Tensor], **config: Any) -> Path:
+    """Save a LoRA adapter as PEFT does; `config` overrides entries of its configuration."""
+    path.mkdir(exist_ok=True)
+    (path / "adapter_config.json").write_text(json.dumps({**ADAPTER_CONFIG, **config}))
+    save_file({ADAPTER_PREFIX + name: tensor for name, tensor in tensors.items()}, path / "adapter_model.safetensors")
+    return path
+
+
+def factors(name: str, rows: int, columns: int, rank: int = 4) -> dict[str, torch.Tensor]:
+    """Random matrices of a change of a module."""
+    return {f"{name}.lora_A.weight": torch.randn(rank, columns), f"{name}.lora_B.weight": torch.randn(rows, rank)}

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from skim_export import ExportOptions, TorchReference, export
 from skim_export.checkpoint import Checkpoint, Model
@@ -17,29 +17,17 @@ from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
 from ..tiny_models import tiny_llama
-from .stored_weights import awq, stored_llama
+from .stored_weights import ADAPTER_PREFIX as PREFIX
+from .stored_weights import awq, factors, save_adapter, stored_llama
 from .test_checkpoint import edit_tensors
 
 BLOCK = "model.layers.0."
 Q, DOWN, EMBEDDING, HEAD = f"{BLOCK}self_attn.q_proj", f"{BLOCK}mlp.down_proj", "model.embed_tokens", "lm_head"
-PREFIX = "base_model.model."
-CONFIG = {"peft_type": "LORA", "r": 4, "lora_alpha": 16, "bias": "none", "base_model_name_or_path": "some/model"}
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     return tiny_llama(tmp_path_factory.mktemp("base") / "model", layers=1, tie=False, intermediate_size=1200)
-
-
-def save_adapter(path, tensors, **config):
-    path.mkdir(exist_ok=True)
-    (path / "adapter_config.json").write_text(json.dumps({**CONFIG, **config}))
-    save_file({PREFIX + name: tensor for name, tensor in tensors.items()}, path / "adapter_model.safetensors")
-    return path
-
-
-def factors(name, rows, columns, rank=4):
-    return {f"{name}.lora_A.weight": torch.randn(rank, columns), f"{name}.lora_B.weight": torch.randn(rows, rank)}
 
 
 def change(tensors, name, scaling):

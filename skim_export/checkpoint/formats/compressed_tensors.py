@@ -8,7 +8,6 @@ Which modules have what is said by groups in config.json.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from skim_export.checkpoint.tensors import FLOAT_TYPES
@@ -26,6 +25,7 @@ FORMATS = (PACKED, "int-quantized", "float-quantized", "naive-quantized")
 PACKED_WIDTHS = (4, 8)
 TYPES = {"int": "I8", "float": "F8_E4M3"}
 COMPRESSED = "compressed"
+PATTERN = "re:"  # before targets that are regular expressions
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,15 @@ class _Scheme:
     format: str
     weights: Settings
 
-    def named(self, module: str) -> bool:
-        """Whether it is for this module by its name."""
+    def rank(self, module: str) -> int | None:
+        """How it is for a module: 0 by its name, 1 by a pattern, 2 by a kind, such as "Linear"; None if it is not."""
+        ranks = [0] * (module in self.targets)
         for target in self.targets:
-            if target.startswith("re:"):
-                if re.match(target.removeprefix("re:"), module):
-                    return True
-            elif target == module:
-                return True
-        return False
-
-    @property
-    def of_kinds(self) -> bool:
-        """Whether it is for all modules of a kind, such as "Linear"."""
-        return any("." not in target and not target.startswith("re:") for target in self.targets)
+            if target.startswith(PATTERN):
+                ranks += [1] * bool(re.match(target.removeprefix(PATTERN), module))
+            elif "." not in target:
+                ranks.append(2)
+        return min(ranks, default=None)
 
     def blocks(self, rows: int, columns: int) -> tuple[int, int]:
         """Rows and columns that share a scale."""
@@ -60,10 +55,7 @@ class _Scheme:
         if strategy == "group":
             return 1, self.weights.whole("group_size")
         if strategy == "block":
-            block = self.weights.get("block_structure")
-            if not isinstance(block, list) or len(block) != 2 or any(type(b) is not int or b < 1 for b in block):
-                raise self.weights.error("block_structure", block, "expected two whole numbers from 1")
-            return block[0], block[1]
+            return self.weights.pair("block_structure")
         return 1 if strategy == "channel" else rows, columns
 
 
@@ -88,50 +80,41 @@ def _described(settings: Settings) -> str:
 def _weight(module: StoredModule, settings: Settings) -> QuantizedTensor:
     """The weight of a module."""
     scheme = _scheme_of(module, settings)
-    symmetric = scheme.weights.one_of("symmetric", choices=(True, False), default=True)
-    zeros: Numbers | None = None
-    if scheme.format != PACKED:
-        codes = module.part("weight", (TYPES[_type(scheme)],))
-        rows, columns = codes.shape
-        blocks = scheme.blocks(rows, columns)
-        grid = -(-rows // blocks[0]), -(-columns // blocks[1])
-        numbers: Numbers = Plain(codes)
-        if not symmetric:
-            zeros = Plain(module.grid("weight_zero_point", ("I8", *FLOAT_TYPES), *grid))
-        offset = 0
-    else:
-        bits = scheme.weights.one_of("num_bits", choices=PACKED_WIDTHS)
+    packed, bits = scheme.format == PACKED, scheme.weights.whole("num_bits", default=8)
+    if packed:
+        scheme.weights.one_of("num_bits", choices=PACKED_WIDTHS)
         rows, columns = _shape(module)
         codes = module.part("weight_packed", ("I32",), (rows, -(-columns * bits // WORD)))
-        blocks = scheme.blocks(rows, columns)
-        grid = -(-rows // blocks[0]), -(-columns // blocks[1])
-        numbers = PackedColumns(codes, bits, columns)
-        offset = 1 << (bits - 1)  # signed numbers are stored from 0 on
-        if not symmetric:
-            packed = (-(-grid[0] * bits // WORD), grid[1])
-            zeros = PackedRows(module.part("weight_zero_point", ("I32",), packed), bits)
-            offset = 0  # that of the zero points is the same
+    else:
+        codes = module.part("weight", (TYPES[_type(scheme)],))
+        rows, columns = codes.shape
+    block_rows, block_columns = scheme.blocks(rows, columns)
+    grid = -(-rows // block_rows), -(-columns // block_columns)
     scales = module.grid("weight_scale", FLOAT_TYPES, *grid)
+    symmetric = scheme.weights.one_of("symmetric", choices=(True, False), default=True)
+    zeros: Numbers | None = None
+    if not symmetric and packed:
+        zeros = PackedRows(module.part("weight_zero_point", ("I32",), (-(-grid[0] * bits // WORD), grid[1])), bits)
+    elif not symmetric:
+        zeros = Plain(module.grid("weight_zero_point", ("I8", *FLOAT_TYPES), *grid))
     ordered = module.has("weight_g_idx")
     return QuantizedTensor(
         codes.file,
         (rows, columns),
-        numbers,
+        PackedColumns(codes, bits, columns) if packed else Plain(codes),
         Plain(scales),
-        *blocks,
+        block_rows,
+        block_columns,
         zeros=zeros,
-        offset=offset,
+        # Signed numbers are packed from 0 on; zero points, too, and then it makes no difference.
+        offset=1 << (bits - 1) if packed and symmetric else 0,
         groups=module.part("weight_g_idx", ("I32", "I64"), (columns,)) if ordered else None,
     )
 
 
 def _schemes(settings: Settings) -> list[_Scheme]:
     """Those that say something of weights, in order."""
-    return list(_read_schemes(settings))
-
-
-def _read_schemes(settings: Settings) -> Iterator[_Scheme]:
-    groups = settings.within("config_groups")
+    schemes, groups = [], settings.within("config_groups")
     for name in groups.entries:
         group = groups.within(name)
         targets = group.get("targets")
@@ -139,7 +122,7 @@ def _read_schemes(settings: Settings) -> Iterator[_Scheme]:
             raise group.error("targets", targets, "expected a list of names")
         for target in targets:
             try:
-                re.compile(target.removeprefix("re:"))
+                re.compile(target.removeprefix(PATTERN) if target.startswith(PATTERN) else "")
             except re.error as error:
                 raise group.error("targets", target, f"is no regular expression: {error}") from error
         weights = group.within("weights")
@@ -148,7 +131,8 @@ def _read_schemes(settings: Settings) -> Iterator[_Scheme]:
             scheme = _Scheme(tuple(targets), formats.one_of("format", choices=FORMATS), weights)
             if _type(scheme) == "float":
                 weights.one_of("num_bits", choices=(8,))
-            yield scheme
+            schemes.append(scheme)
+    return schemes
 
 
 def _type(scheme: _Scheme) -> str:
@@ -158,15 +142,11 @@ def _type(scheme: _Scheme) -> str:
 
 
 def _scheme_of(module: StoredModule, settings: Settings) -> _Scheme:
-    """That of a module: by its name, or else by its kind, as the package decides."""
-    schemes = _schemes(settings)
-    for scheme in schemes:
-        if scheme.named(module.name):
-            return scheme
-    for scheme in schemes:
-        if scheme.of_kinds:
-            return scheme
-    raise UserError(f"{settings.file}: no group of {settings.name}.config_groups is for {module.name}")
+    """That which is for a module most closely."""
+    ranked = [(rank, scheme) for scheme in _schemes(settings) if (rank := scheme.rank(module.name)) is not None]
+    if not ranked:
+        raise UserError(f"{settings.file}: no group of {settings.name}.config_groups is for {module.name}")
+    return min(ranked, key=lambda one: one[0])[1]
 
 
 def _shape(module: StoredModule) -> tuple[int, int]:

@@ -37,21 +37,15 @@ def _weight(module: StoredModule, settings: Settings) -> QuantizedTensor:
     rows, columns = codes.shape
     if block is None:
         scale = module.stored.get(f"{module.name}.weight_scale_inv")
-        block = [1 if scale is not None and rows in scale.shape else rows, columns]
+        block = 1 if scale is not None and rows in scale.shape else rows, columns
     scales = module.grid("weight_scale_inv", SCALES, -(-rows // block[0]), -(-columns // block[1]))
-    return QuantizedTensor(
-        codes.file, (rows, columns), Plain(codes), Plain(scales), block_rows=block[0], block_columns=block[1]
-    )
+    return QuantizedTensor(codes.file, (rows, columns), Plain(codes), Plain(scales), *block)
 
 
-def _block(settings: Settings) -> list[int] | None:
+def _block(settings: Settings) -> tuple[int, int] | None:
     """Rows and columns that share a scale; None if a row or a tensor does."""
-    block: object = settings.entries.get("weight_block_size", BLOCK)
-    if block is None:
-        return None
-    if not isinstance(block, list) or len(block) != 2 or any(type(size) is not int or size < 1 for size in block):
-        raise settings.error("weight_block_size", block, "expected two whole numbers from 1, or null")
-    return block
+    whole = settings.entries.get("weight_block_size", BLOCK) is None
+    return None if whole else settings.pair("weight_block_size", default=BLOCK)
 
 
 FP8 = Format(

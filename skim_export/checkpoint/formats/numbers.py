@@ -90,7 +90,9 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     per_period, numbers = _period(bits)
     rows, width = words.shape
     periods = -(-width // per_period)
-    padded = torch.nn.functional.pad(words, (0, periods * per_period - width)).reshape(rows, periods, per_period)
+    padded = torch.nn.functional.pad(words.contiguous(), (0, periods * per_period - width)).reshape(
+        rows, periods, per_period
+    )
     found = torch.empty(rows, periods, numbers, dtype=torch.uint8)
     for number in range(numbers):
         word, offset = divmod(number * bits, WORD)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["QuantizedTensor"]
 
+ROWS = 256  # whose scales are spread over all columns at once
+
 
 @dataclass(frozen=True)
 class QuantizedTensor:
@@ -47,7 +49,7 @@ class QuantizedTensor:
     groups: StoredTensor | None = None
 
     def read(self, rows: slice) -> torch.Tensor:
-        """Some rows, float32.
+        """Some rows, float32; beside them and the codes next to nothing is in memory.
 
         Raises:
             UserError: a column is of a group that is not there.
@@ -56,33 +58,34 @@ class QuantizedTensor:
 
         start, stop, _ = rows.indices(self.shape[0])
         stop = max(start, stop)
+        weight = self.codes.read(start, stop).to(torch.float32, copy=True).contiguous()
+        scales = self._of_rows(self.scales, start, stop)
+        zeros = torch.zeros_like(scales) if self.zeros is None else self._of_rows(self.zeros, start, stop)
+        zeros += self.offset
         groups = self._groups()
-        weight = self.codes.read(start, stop).to(torch.float32, copy=True)
-        if self.offset:
-            weight -= self.offset
-        if self.zeros is not None:
-            weight -= self._spread(self.zeros, start, stop, groups)
-        weight *= self._spread(self.scales, start, stop, groups)
-        return weight.contiguous()
+        for first in range(0, stop - start, ROWS):
+            run = slice(first, first + ROWS)
+            weight[run] -= zeros[run].index_select(1, groups)
+            weight[run] *= scales[run].index_select(1, groups)
+        return weight
+
+    def _of_rows(self, grid: Numbers, start: int, stop: int) -> torch.Tensor:
+        """The values of some rows, float32 `[stop - start, J]`."""
+        import torch
+
+        first = start // self.block_rows
+        found = grid.read(first, -(-stop // self.block_rows)).to(torch.float32)
+        return found[torch.arange(start, stop) // self.block_rows - first]
 
     def _groups(self) -> torch.Tensor:
         """Of each column its j, int64 `[K]`."""
         import torch
 
         columns, stored = self.shape[1], self.groups
-        if stored is not None:
-            found = stored.read_stored(slice(None)).to(torch.int64)
-            if not (found == 0).all() and not (found == -1).all():
-                last = -(-columns // self.block_columns) - 1
-                for wrong in found[(found < 0) | (found > last)][:1].tolist():
-                    raise UserError(f"tensor {stored.name} in {stored.file} names group {wrong}; there are 0 to {last}")
-                return found
-        return torch.arange(columns) // self.block_columns
-
-    def _spread(self, grid: Numbers, start: int, stop: int, groups: torch.Tensor) -> torch.Tensor:
-        """A value for each number of some rows, float32 `[stop - start, K]`."""
-        import torch
-
-        first = start // self.block_rows
-        found = grid.read(first, -(-stop // self.block_rows)).to(torch.float32)
-        return found[torch.arange(start, stop) // self.block_rows - first][:, groups]
+        count = -(-columns // self.block_columns)
+        found = None if stored is None else stored.read_stored(slice(None)).to(torch.int64)
+        if stored is None or found is None or (found == 0).all() or (found == -1).all():
+            return torch.arange(columns) // self.block_columns
+        for wrong in found[(found < 0) | (found >= count)][:1].tolist():
+            raise UserError(f"tensor {stored.name} in {stored.file} names group {wrong}; there are 0 to {count - 1}")
+        return found

@@ -46,6 +46,13 @@ class Settings:
             raise self.error(names[0], found, "expected a whole number from 1")
         return found
 
+    def pair(self, name: str, default: object = None) -> tuple[int, int]:
+        """An entry that is two whole numbers, at least 1; a `UserError` if it is something else."""
+        found: object = self.get(name, default=default)
+        if not isinstance(found, list) or len(found) != 2 or any(type(one) is not int or one < 1 for one in found):
+            raise self.error(name, found, "expected two whole numbers from 1")
+        return found[0], found[1]
+
     def within(self, name: str) -> Settings:
         """An object in it; empty if there is none."""
         found = self.get(name, default={})
@@ -93,7 +100,7 @@ class StoredModule:
         found.check_type(types)
         if shapes:
             found.check_shape(*shapes)
-        elif len(found.shape) != 2:
+        elif len(found.shape) != 2 or 0 in found.shape:
             raise UserError(f"tensor {found.name} in {found.file} has shape {list(found.shape)}; expected a matrix")
         return found
 
