@@ -51,8 +51,8 @@ def float_tensors(
                 )
         return dict(stored), None
     entries = quantization if isinstance(quantization, dict) else {}
-    method = entries.get("quant_method", "unknown method") if entries else quantization
-    if method not in FORMATS:
+    method = (entries.get("quant_method") or "unknown method") if entries else quantization
+    if not isinstance(method, str) or method not in FORMATS:
         raise UserError(
             f"model {path} is quantized in a way that cannot be read ({method}, as config.json says); can be read: "
             f"{', '.join(FORMATS)}; or give the full-precision checkpoint"
