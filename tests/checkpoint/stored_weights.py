@@ -37,6 +37,9 @@ class Way:
     store: Callable[[np.random.Generator, int, int], dict[str, torch.Tensor]]
     decode: Callable[[dict[str, Any]], np.ndarray]
 
+    def __str__(self) -> str:
+        return self.name
+
 
 def words(random, *shape):
     return torch.from_numpy(random.integers(-(2**31), 2**31, shape, dtype=np.int64).astype(np.int32))

@@ -46,7 +46,7 @@ def test_numbers_come_out_of_words(bits):
     np.testing.assert_array_equal(unpack(torch.from_numpy(words), bits), want)
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+@pytest.mark.parametrize("way", WAYS, ids=str)
 def test_weights_are_what_the_format_means(tmp_path, plain, way):
     meant = stored_llama(way, plain, tmp_path / "model")
     checkpoint = Checkpoint(tmp_path / "model")
