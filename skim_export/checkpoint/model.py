@@ -23,7 +23,7 @@ __all__ = ["Model"]
 
 @dataclass(frozen=True)
 class Model:
-    """A full-precision model on the disk; none of its weights is in memory.
+    """A model on the disk, its weights floats for whoever reads them; none is in memory.
 
     The transformers module that is made of it is called a network, here and elsewhere.
 
@@ -36,18 +36,37 @@ class Model:
     architecture: Architecture
 
     @classmethod
-    def open(cls, name: str | Path, *, progress: Progress | None = None) -> Model:
-        """Find a model, downloading it if need be, and check its files.
+    def open(cls, name: str | Path, *, adapter: str | Path | None = None, progress: Progress | None = None) -> Model:
+        """Find a model, downloading it if need be, and check its files; warn if it is quantized already.
 
         Args:
             name: alias of a recipe, Hugging Face id, or directory.
+            adapter: directory of a LoRA adapter to merge.
             progress: told of a download.
 
         Raises:
-            UserError: there is none of that name, its architecture is not supported, or a file is missing or damaged.
+            UserError: there is none of that name, its architecture is not supported, a file is missing or damaged, or
+                the adapter cannot be merged.
         """
-        checkpoint = Checkpoint(resolve(str(name), progress=progress))
-        return cls(checkpoint, architecture_of(checkpoint))
+        checkpoint = Checkpoint(resolve(str(name), progress=progress), None if adapter is None else Path(adapter))
+        model = cls(checkpoint, architecture_of(checkpoint))
+        model._check_tied()
+        if checkpoint.quantization is not None:
+            warnings.warn(
+                f"model {name} is quantized already ({checkpoint.quantization}): its weights are made float again; a "
+                "full-precision checkpoint gives a better result",
+                stacklevel=2,
+            )
+        return model
+
+    def _check_tied(self) -> None:
+        """Training changed the embedding alone, and merging would change the head with it."""
+        embedding, adapter = self.architecture.embedding, self.checkpoint.adapter
+        if adapter is not None and self.architecture.tied and f"{embedding}.weight" in self.checkpoint.adapted:
+            raise UserError(
+                f"--adapter {adapter.path}: changes {embedding}, which is the output head of this "
+                "model, too: such adapters cannot be merged"
+            )
 
     def check_tokenizer(self) -> None:
         """Load the tokenizer now, so that a missing one is found before hours of work; warn if it doesn't fit.

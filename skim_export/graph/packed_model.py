@@ -285,6 +285,10 @@ class PackedModel:
             start += count
         return parts
 
+    def has_lm_head(self, module: Any) -> bool:
+        """Whether a module is the head: the builder would take any of its width for it."""
+        return module is self.weights.get_output_embeddings()
+
     def make_rope_init(self, config: Any) -> None:
         """Nothing: the tables are transformers' own."""
 

@@ -118,7 +118,7 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
     _check_output(output)
     if options_of(output.parent) != json.loads(json.dumps({"model": model, **options.recorded()})):
         _check_existing(output, options)
-    opened = excluding(Model.open(model, progress=progress), options.exclude)
+    opened = excluding(Model.open(model, adapter=options.adapter, progress=progress), options.exclude)
     kept = kept_widths(opened, options.keep or {})
     quantizing = QuantizeOptions(options.chosen.method, options.head_bits, options.codebook, kept)
     _check_context(opened, options)
