@@ -68,9 +68,7 @@ class State:
             sizes[3] = sizes[3] if isinstance(sizes[3], int) else head_size
         known = all(isinstance(size, int) for size in sizes) and (not growing or len(sizes) == _KEY_RANK)
         if value.type not in ELEMENT_TYPES or not known:
-            expected = (
-                "4 axes, the number of KV heads among them" if growing else "sizes that are known but for the first"
-            )
+            expected = "[1, KV heads, S, head size]" if growing else "sizes that are known but for the first"
             raise UserError(f"{file}: {value.name} is {value.type} {value.shape}; expected {expected}")
         return cls(value.name, "present" + found[1], tuple(sizes), ELEMENT_TYPES[value.type], growing is not None)
 
