@@ -80,7 +80,7 @@ class RelaxSession:
         """What an input with keys or values is."""
         heads = value.type.tensor_type.shape.dim[1].dim_value
         present = value.name.replace("past_key_values.", "present.")
-        return State(value.name, present, (1, heads, 0, self._directory.head_size), onnx.TensorProto.FLOAT, grows=True)
+        return State(value.name, present, (1, heads, 1, self._directory.head_size), onnx.TensorProto.FLOAT, grows=True)
 
     @property
     def context_length(self) -> int:

@@ -6,6 +6,7 @@ text. Short convolutions, `past.N.conv`, and linear attention, `past.N.recurrent
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ ELEMENT_DTYPES: dict[int, type[np.generic]] = {1: np.float32, 10: np.float16, 16
 _KEY_OR_VALUE = re.compile(r"past_key_values(\.\d+\.(?:key|value))")
 _OF_FIXED_SIZE = re.compile(r"past(\.\d+\.(?:conv|recurrent))")
 _KEY_RANK = 4  # axes of keys and values
+_LARGEST = 1 << 31  # elements
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class State:
     Attributes:
         past: the input's name.
         present: the output's name.
-        shape: of one text; of keys and values `[1, KV heads, 0, head size]`, whose axis 2 are the tokens.
+        shape: of one text; of keys and values of one token, `[1, KV heads, 1, head size]`.
         element_type: as ONNX numbers types.
         grows: whether these are keys or values.
     """
@@ -64,10 +66,9 @@ class State:
             return None
         sizes = [1, *value.shape[1:]]  # whatever the graph calls the number of texts
         if growing and len(sizes) == _KEY_RANK:
-            sizes[2] = 0
-            sizes[3] = sizes[3] if isinstance(sizes[3], int) else head_size
-        known = all(isinstance(size, int) for size in sizes) and (not growing or len(sizes) == _KEY_RANK)
-        if value.type not in ELEMENT_TYPES or not known:
+            sizes[2:] = [1, sizes[3] if isinstance(sizes[3], int) else head_size]
+        known = all(isinstance(size, int) and size > 0 for size in sizes) and math.prod(sizes) < _LARGEST
+        if value.type not in ELEMENT_TYPES or not known or (growing and len(sizes) != _KEY_RANK):
             expected = "[1, KV heads, S, head size]" if growing else "sizes that are known but for the first"
             raise UserError(f"{file}: {value.name} is {value.type} {value.shape}; expected {expected}")
         return cls(value.name, "present" + found[1], tuple(sizes), ELEMENT_TYPES[value.type], growing is not None)

@@ -306,6 +306,7 @@ def refusal(directory):
             (FLOAT, ["batch", "n"]),
             "past.0.conv is tensor(float) ['batch', 'n']; expected sizes that are",
         ),
+        ("past.0.conv", (FLOAT, ["batch", 1 << 40]), "past.0.conv is tensor(float) ['batch', 1099511627776]; expected"),
         ("past.0.conv", (INT64, ["batch", 4]), "past.0.conv is tensor(int64) ['batch', 4]; expected sizes that are"),
         ("past_key_values.7.key", (FLOAT, ["batch", "h", "p", 8]), "expected [1, KV heads, S, head size]"),
         ("past_key_values.7.key", (FLOAT, ["batch", 2, 8]), "expected [1, KV heads, S, head size]"),
