@@ -157,7 +157,7 @@ class Graph:
             arithmetic=_arithmetic(products),
             activations=_activations(graph, packed),
             shared_cache=all(producers.get(name) == "GroupQueryAttention" for name in presents),
-            rotary_switch=rotary_switch(file, graph),
+            rotary_switch=rotary_switch(file, graph.metadata),
         )
 
 

@@ -50,13 +50,7 @@ MESSAGES: dict[str, list[tuple[str, int, Any]]] = {
         ("attribute", 5, ["AttributeProto"]),
         ("domain", 7, STRING),
     ],
-    "AttributeProto": [
-        ("name", 1, STRING),
-        ("i", 3, INTEGER),
-        ("t", 5, "TensorProto"),
-        ("ints", 8, [INTEGER]),
-        ("type", 20, INTEGER),
-    ],
+    "AttributeProto": [("name", 1, STRING), ("i", 3, INTEGER), ("ints", 8, [INTEGER]), ("type", 20, INTEGER)],
     "TensorProto": [
         ("dims", 1, [INTEGER]),
         ("data_type", 2, INTEGER),

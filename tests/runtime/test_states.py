@@ -8,7 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from skim_runtime import GenaiSession, Session, UserError, bound_step
-from skim_runtime.model_directory import ModelDirectory
+from skim_runtime.rotary_switch import ROTARY_SWITCH
 
 RNG = np.random.default_rng(0)
 VOCABULARY = 24
@@ -22,7 +22,7 @@ class Graph:
     """Nodes, initializers, inputs and outputs of a graph, and the directory that it is saved into."""
 
     def __init__(self):
-        self.nodes, self.initializers = [], []
+        self.nodes, self.initializers, self.metadata = [], [], {}
         self.inputs = {"input_ids": (INT64, ["batch", "s"]), "attention_mask": (INT64, ["batch", "t"])}
         self.outputs = {"logits": (FLOAT, ["batch", "s", VOCABULARY])}
 
@@ -51,7 +51,9 @@ class Graph:
             self.nodes, "graph", values(self.inputs), values(self.outputs), initializer=self.initializers
         )
         opsets = [helper.make_opsetid("", 18), helper.make_opsetid("com.microsoft", 1)]
-        onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=10), directory / "model.onnx")
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+        helper.set_model_props(model, self.metadata)
+        onnx.save(model, directory / "model.onnx")
         kinds = [(f"{time}_{kind}_names", kind) for time in ("past", "present") for kind in ("key", "value")]
         names = {key: f"{'past_key_values' if 'past' in key else 'present'}.%d.{kind}" for key, kind in kinds}
         decoder = {
@@ -178,6 +180,7 @@ def attention(positions=None, switch=None):
     length = graph.add("Gather", [graph.add("Shape", ["attention_mask"]), graph.constant(np.int64(1))])
     total = graph.add("Cast", [length], to=INT32)
     if switch is not None:
+        graph.metadata = {ROTARY_SWITCH: str(switch)}
         condition = graph.add("Greater", [length, graph.constant(np.int64(switch))])
         branches = {}
         for name, value in (("then_branch", 2.0), ("else_branch", 1.0)):
@@ -275,15 +278,6 @@ def test_logits_alone_choose_their_own_tables(tmp_path):
         assert_close(session.logits(TOKENS[:count]), reference(TOKENS[:count]))
 
 
-def test_the_switch_is_also_read_from_a_constant_node(tmp_path):
-    graph, _ = attention(switch=15)
-    (greater,) = (node for node in graph.nodes if node.op_type == "Greater")
-    (tensor,) = (one for one in graph.initializers if one.name == greater.input[1])
-    graph.initializers.remove(tensor)
-    graph.nodes.insert(0, helper.make_node("Constant", [], [tensor.name], value=tensor))
-    assert ModelDirectory.open(graph.save(tmp_path)).graph.rotary_switch == 15
-
-
 def refusal(directory):
     with pytest.raises(UserError) as error:
         Session(directory)
@@ -319,12 +313,11 @@ def test_inputs_that_are_not_known(tmp_path, name, value, message):
     assert message in refusal(graph.save(tmp_path))
 
 
-def test_an_if_node_that_is_not_known(tmp_path):
+@pytest.mark.parametrize("value", ["", "-1", "1e3", "9" * 30, "٣"])
+def test_a_switch_that_is_no_number(tmp_path, value):
     graph, _ = attention(switch=15)
-    for node in graph.nodes:
-        if node.op_type == "Greater":
-            node.op_type = "Less"
-    assert "has an If node; the one that is known chooses rotary tables" in refusal(graph.save(tmp_path))
+    graph.metadata = {ROTARY_SWITCH: value}
+    assert "ai.skim.rotary_switch in its metadata is" in refusal(graph.save(tmp_path))
 
 
 def test_keys_that_attention_does_not_append_in_place(tmp_path):
