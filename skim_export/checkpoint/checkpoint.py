@@ -1,4 +1,4 @@
-"""A Hugging Face directory, read tensor by tensor: a model may be larger than memory."""
+"""A Hugging Face directory or a GGUF file, read tensor by tensor: a model may be larger than memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from skim_export.work.files import sha256
 from skim_runtime.errors import UserError, foreign_errors
 from skim_runtime.model_files import is_file_name
 from skim_runtime.progress import Progress
+
+from .cache import cache_directory
+from .gguf import GgufHeader, find_gguf, gguf_config, gguf_directory, gguf_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +32,6 @@ ADAPTER = "adapter_config.json"
 # What a directory may have in place of them.
 OTHER_WEIGHTS = {
     **dict.fromkeys(("*.bin", "*.pt", "*.pth"), "pickled weights, which are never unpickled"),
-    "*.gguf": "GGUF files",
     "consolidated*": "weights in their maker's own layout",
     WEIGHTS: "safetensors that no index names",
 }
@@ -40,32 +42,73 @@ DIGESTED = ("*.json", "*.jinja", "tokenizer.model")  # beside the weights
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
+class _Stored(Protocol):
+    """A tensor where it lies."""
+
+    @property
+    def file(self) -> Path:
+        """The file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+    def read(self, rows: slice) -> torch.Tensor:
+        """Some of its rows, float32."""
+
+
 @dataclass(frozen=True)
-class _Stored:
-    """Where a tensor lies, and what it is."""
+class _SafeTensor:
+    """A tensor in a safetensors file."""
 
     file: Path
+    name: str
     dtype: str
     shape: tuple[int, ...]
 
+    def read(self, rows: slice) -> torch.Tensor:
+        import torch
+
+        if self.dtype not in FLOAT_TYPES:
+            expected = ", ".join(FLOAT_TYPES)
+            raise UserError(f"tensor {self.name} in {self.file} has type {self.dtype}; expected {expected}")
+        # Copied even where it is float32, or else the tensor would keep the file mapped.
+        tensor: torch.Tensor = _open(self.file).get_slice(self.name)[rows].to(torch.float32, copy=True)
+        return tensor
+
 
 class Checkpoint:
-    """The configuration, tensors and tokenizer of one model directory.
+    """The configuration, tensors and tokenizer of one model.
 
-    Opening reads headers only: every safetensors file is checked to be complete, no weight is loaded. A file is mapped
+    Opening reads headers only: every file of weights is checked to be complete, no weight is loaded. A file is mapped
     while a tensor is read out of it and no longer, so that its pages do not add up in the process's memory.
 
+    Attributes:
+        source: what was opened.
+        path: the directory with the configuration and the tokenizer: the same, or what the cache has for a GGUF model.
+
     Args:
-        path: directory with config.json and model.safetensors, or an index and its shards.
+        source: directory with config.json and model.safetensors, or an index and its shards; or a GGUF file, any part
+            of one that is split, or a directory with one GGUF model.
 
     Raises:
         UserError: a file is missing, damaged, pickled or of a quantized model.
     """
 
-    def __init__(self, path: Path) -> None:
-        if not path.is_dir():
-            raise UserError(f"model {path} is not a directory with config.json and safetensors")
-        self.path = path
+    def __init__(self, source: Path) -> None:
+        self.source = source
+        self._replaced: tuple[Mapping[str, torch.Tensor], ...] = ()
+        self._stored: Mapping[str, _Stored]
+        if (gguf := _gguf_files(source)) is not None:
+            header = GgufHeader.read(gguf)
+            config = gguf_config(header)
+            self._stored = gguf_tensors(header, config)
+            self.path = gguf_directory(header, config, cache_directory())
+            self.raw_config = _read_json(self.path / "config.json")
+            return
+        if not source.is_dir():
+            raise UserError(f"model {source} is no GGUF file, and no directory with config.json and safetensors")
+        self.path = path = source
         for pattern in (*DIGESTED, WEIGHTS):
             for file in path.glob(pattern):
                 check_file(file)
@@ -78,17 +121,16 @@ class Checkpoint:
         packed = next((name for name in self._stored if name.endswith((".qweight", ".weight_packed"))), None)
         if packed is not None:
             raise UserError(f"model {path} is already quantized (tensor {packed}): give the full-precision checkpoint")
-        self._replaced: tuple[Mapping[str, torch.Tensor], ...] = ()
 
     def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path]]:
-        """Another process opens the directory for itself."""
+        """Another process opens the model for itself."""
         if self._replaced:
             raise TypeError("a checkpoint with replaced tensors cannot be pickled")
-        return Checkpoint, (self.path.resolve(),)
+        return Checkpoint, (self.source.resolve(),)
 
     def replacing(self, tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
         """The same checkpoint with other values, float32, in some of its tensors."""
-        other = Checkpoint(self.path)
+        other = Checkpoint(self.source)
         other._replaced = (tensors, *self._replaced)
         return other
 
@@ -107,6 +149,11 @@ class Checkpoint:
 
         with foreign_errors(f"{self.path / 'config.json'} is no configuration that transformers reads"):
             return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files with weights."""
+        return sorted({stored.file for stored in self._stored.values()})
 
     @cached_property
     def parameter_count(self) -> int:
@@ -132,17 +179,11 @@ class Checkpoint:
         Raises:
             UserError: it is missing, not of a floating-point type, or holds a value that is not finite or too large.
         """
-        import torch
-
         for tensors in self._replaced:
             if (replaced := tensors.get(name)) is not None:
                 return replaced[rows]
         stored = self._find(name)
-        if stored.dtype not in FLOAT_TYPES:
-            expected = ", ".join(FLOAT_TYPES)
-            raise UserError(f"tensor {name} in {stored.file} has type {stored.dtype}; expected {expected}")
-        # Copied even where it is float32, or else the tensor would keep the file mapped.
-        tensor: torch.Tensor = _open(stored.file).get_slice(name)[rows].to(torch.float32, copy=True)
+        tensor = stored.read(rows)
         if tensor.numel() and not (largest := tensor.abs().max().item()) <= LARGEST:
             what = f"a value of {largest:.3g}; {LARGEST:g} at most" if math.isfinite(largest) else "NaN or infinity"
             raise UserError(f"tensor {name} in {stored.file} holds {what}")
@@ -166,11 +207,11 @@ class Checkpoint:
 
     def digest(self, progress: Progress) -> str:
         """SHA-256 of the configuration, the weights and the tokenizer: of all files that an export depends on."""
-        weights = {stored.file for stored in self._stored.values()}
         others = {file for pattern in DIGESTED for file in self.path.glob(pattern)}
         digest = hashlib.sha256()
-        progress.start("hashing the model", len(weights | others))
-        for file in sorted(weights | others):
+        files = sorted({*self.files, *others})
+        progress.start("hashing the model", len(files))
+        for file in files:
             digest.update(f"{file.name} {sha256(file)}\n".encode())
             progress.step(file.name)
         progress.finish()
@@ -195,7 +236,7 @@ class Checkpoint:
 
     def _find(self, name: str) -> _Stored:
         if name not in self._stored:
-            raise UserError(f"model {self.path} has no tensor {name}")
+            raise UserError(f"model {self.source} has no tensor {name}")
         return self._stored[name]
 
 
@@ -264,10 +305,22 @@ def _safetensors(path: Path) -> list[Path]:
     raise UserError(f"model {path} has no {SINGLE} and no {INDEX}")
 
 
-def _contents(file: Path) -> dict[str, _Stored]:
+def _gguf_files(source: Path) -> tuple[Path, ...] | None:
+    """The parts of a GGUF model; None if the source is something else, or a directory that has other weights, too."""
+    if any((source / name).is_file() for name in (SINGLE, INDEX, ADAPTER)):
+        return None
+    files = find_gguf(source)
+    for file in files or () if source.is_dir() else ():
+        check_file(file)
+    return files
+
+
+def _contents(file: Path) -> dict[str, _SafeTensor]:
     opened = _open(file)
     slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-    return {name: _Stored(file, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    return {
+        name: _SafeTensor(file, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()
+    }
 
 
 def _open(file: Path) -> Any:

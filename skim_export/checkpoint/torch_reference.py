@@ -11,6 +11,8 @@ import numpy.typing as npt
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
+from .checkpoint import Checkpoint
+
 __all__ = ["TorchReference"]
 
 
@@ -25,14 +27,12 @@ class TorchReference:
         """A checkpoint in float32.
 
         Args:
-            model: an alias, a Hugging Face id or a Hugging Face directory.
+            model: an alias, a Hugging Face id, a Hugging Face directory or a GGUF file.
             progress: told about downloads.
 
         Raises:
             UserError: the model is not found, or transformers cannot load it.
         """
-        import torch
-        from transformers import AutoModelForCausalLM
         from transformers.utils import logging
 
         from skim_export.checkpoint.recipes import resolve
@@ -41,7 +41,7 @@ class TorchReference:
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()
         try:
-            return cls(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval())
+            return cls(_load(path).eval())
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: transformers cannot load it: {' '.join(str(error).split())}") from error
         finally:
@@ -56,3 +56,17 @@ class TorchReference:
         with torch.inference_mode():
             logits: npt.NDArray[np.float32] = self._model(ids, use_cache=False).logits[0].numpy()
         return logits
+
+
+def _load(path: Path) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    checkpoint = Checkpoint(path)
+    if checkpoint.path == path:
+        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    # transformers reads GGUF files, too, but misunderstands some; the weights are those that are exported.
+    weights = {name: checkpoint.tensor(name) for name in checkpoint.names}
+    return AutoModelForCausalLM.from_pretrained(
+        None, config=checkpoint.config, state_dict=weights, dtype=torch.float32
+    )

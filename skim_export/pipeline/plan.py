@@ -224,7 +224,7 @@ def _full_perplexity(
     """Perplexity of the full-precision model on tokens `[S]`, windows measured side by side on one thread each."""
     context = min(CONTEXT, int(checkpoint.config.max_position_embeddings))
     windows = [ids[start : start + context] for start in range(0, ids.size - 1, context)]
-    model = TorchReference.load(checkpoint.path)
+    model = TorchReference.load(checkpoint.source)
     loss, predicted = 0.0, 0
     progress.start("full precision", len(windows))
     with workers(resources.threads) as pool:

@@ -16,8 +16,9 @@ import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
 from skim_export.checkpoint import Checkpoint, architecture_of, load_recipes, resolve
-from skim_export.checkpoint.gguf_file import convert_gguf
-from skim_export.checkpoint.recipes import RECIPES, HubSource, cache_directory
+from skim_export.checkpoint.cache import cache_directory
+from skim_export.checkpoint.gguf import convert_gguf
+from skim_export.checkpoint.recipes import RECIPES, HubSource
 from skim_export.checkpoint.wheel import WheelSource, checkpoint_from_wheel
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
