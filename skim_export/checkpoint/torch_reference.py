@@ -60,13 +60,12 @@ class TorchReference:
 
 def _load(path: Path) -> Any:
     import torch
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     checkpoint = Checkpoint(path)
     if checkpoint.path == path:
-        return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    # transformers reads GGUF files, too, but misunderstands some; the weights are those that are exported.
+        return transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    # transformers reads GGUF files, too, but misunderstands some; these are the weights that are exported.
     weights = {name: checkpoint.tensor(name) for name in checkpoint.names}
-    return AutoModelForCausalLM.from_pretrained(
-        None, config=checkpoint.config, state_dict=weights, dtype=torch.float32
-    )
+    network = getattr(transformers, checkpoint.architecture_name)
+    return network.from_pretrained(None, config=checkpoint.config, state_dict=weights, dtype=torch.float32)

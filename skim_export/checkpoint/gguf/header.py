@@ -74,11 +74,11 @@ class BlockTensor:
         from gguf import GGMLQuantizationType, dequantize
 
         one_row = len(self.shape) == 1  # of the file, whose values are rows to torch
-        stored = np.memmap(self.file, np.uint8, "r", self.offset, (*self.shape[:-1], self.row_bytes))
-        stored = stored if one_row else stored[rows]
-        values = dequantize(np.ascontiguousarray(stored), GGMLQuantizationType(self.kind))
-        # A copy, or plain values would keep the file mapped.
-        return np.array(values[rows] if one_row else values, np.float32, order="C")
+        mapped = np.memmap(self.file, np.uint8, "r", self.offset, (*self.shape[:-1], self.row_bytes))
+        # Copied, or plain values would keep the file mapped.
+        stored = np.array(mapped if one_row else mapped[rows], order="C")
+        values = dequantize(stored, GGMLQuantizationType(self.kind)).astype(np.float32, copy=False)
+        return values[rows] if one_row else values
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class GgufTensor:
         import torch
 
         values = self.stored.read(self._order()[rows] if self.head_size else rows)
-        return torch.from_numpy(values.reshape(-1, *self.shape[1:]) - np.float32(self.offset))
+        return torch.from_numpy(values).reshape(-1, *self.shape[1:]).sub_(self.offset)
 
     def _order(self) -> npt.NDArray[np.int64]:
         """Where the file has every row, int64 `[rows]`."""

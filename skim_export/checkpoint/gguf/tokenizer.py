@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from skim_runtime.errors import UserError, foreign_errors
@@ -40,6 +41,7 @@ def save_tokenizer(header: GgufHeader, directory: Path) -> None:
         tokenizer.model_max_length = metadata[f"{metadata['general.architecture']}.context_length"]
         _mend(tokenizer, metadata)
         tokenizer.save_pretrained(directory)
+        _drop_additions(directory / "tokenizer.json", len(metadata["tokenizer.ggml.tokens"]))
 
 
 def _check_pre_tokenizer(file: Path, pre: str | None) -> None:
@@ -67,3 +69,12 @@ def _mend(tokenizer: Any, metadata: dict[str, Any]) -> None:
     if pre in WHOLE_WORDS:
         backend.model.ignore_merges = True
         tokenizer.add_bos_token = metadata.get("tokenizer.ggml.add_bos_token", True)
+
+
+def _drop_additions(file: Path, count: int) -> None:
+    """A tokenizer's class in transformers adds the special tokens that it expects, beyond the model's embedding."""
+    content = json.loads(file.read_text("utf-8"))
+    kept = [token for token in content["added_tokens"] if token["id"] < count]
+    if kept != content["added_tokens"]:
+        content["added_tokens"] = kept
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False), "utf-8")
