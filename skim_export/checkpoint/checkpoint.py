@@ -107,7 +107,7 @@ class Checkpoint:
             self.raw_config = _read_json(self.path / "config.json")
             return
         if not source.is_dir():
-            raise UserError(f"model {source} is no GGUF file, and no directory with config.json and safetensors")
+            raise UserError(f"model {source} is not a directory with config.json and safetensors, nor a GGUF file")
         self.path = path = source
         for pattern in (*DIGESTED, WEIGHTS):
             for file in path.glob(pattern):
@@ -318,9 +318,7 @@ def _gguf_files(source: Path) -> tuple[Path, ...] | None:
 def _contents(file: Path) -> dict[str, _SafeTensor]:
     opened = _open(file)
     slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-    return {
-        name: _SafeTensor(file, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()
-    }
+    return {name: _SafeTensor(file, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
 def _open(file: Path) -> Any:

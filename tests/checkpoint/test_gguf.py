@@ -1,4 +1,4 @@
-"""GGUF files: read back they are the model that was written, whatever its architecture and types; or they are refused."""
+"""GGUF files: read back they are the model that was written, of whatever architecture and types; or are refused."""
 
 from __future__ import annotations
 
@@ -77,7 +77,11 @@ def tiny(config: type[PreTrainedConfig], **more: Any) -> PreTrainedConfig:
             "pad_token_id": 1,
             "initializer_range": 0.15,
             "tie_word_embeddings": False,
-            **({"rope_parameters": {"rope_type": "default", "rope_theta": 3e4}} if "rope_parameters" not in more else {}),
+            **(
+                {"rope_parameters": {"rope_type": "default", "rope_theta": 3e4}}
+                if "rope_parameters" not in more
+                else {}
+            ),
             **more,
         }
     )
@@ -268,16 +272,27 @@ def _tensor(name: str, shape: tuple[int, ...]) -> Any:
     return lambda writer, config: writer.add_tensor(name, np.ones(shape, np.float32))
 
 
+def _scaled(kind: str, extrapolation: float = 1.0) -> Any:
+    def more(writer: gguf.GGUFWriter, config: Any) -> None:
+        writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
+        writer.add_rope_scaling_factor(2.0)
+        writer.add_rope_scaling_yarn_ext_factor(extrapolation)
+
+    return more
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"more": lambda w, _: w.add_expert_count(4)}, "its metadata says llama.expert_count = 4: no such model is known"),
+        ({"more": lambda w, _: w.add_expert_count(4)}, "llama.expert_count = 4: no such model is known"),
         ({"without": ("llama.block_count",)}, "its metadata lacks llama.block_count"),
         ({"more": lambda w, _: w.add_key_length(8)}, "llama.rope.dimension_count is 24, expected 8"),
         ({"more": _tensor("blk.0.attn_q_norm.weight", (24,))}, "has the tensor blk.0.attn_q_norm.weight, which is no"),
         ({"more": _tensor("output.bias", (5,))}, "has the tensor output.bias, which is no part of"),
         ({"more": _tensor("rope_freqs.weight", (12,))}, "the factors in rope_freqs.weight are not those of Llama 3"),
-        ({"more": lambda w, _: w.add_rope_scaling_factor(2.0), "without": ("llama.context_length",)}, "lacks llama.con"),
+        ({"more": _scaled("longrope")}, "rotary embeddings of type 'longrope', factor 2.0, are not known"),
+        ({"more": _scaled("yarn", 0.5)}, "rotary embeddings of type 'yarn', factor 2.0, are not known"),
+        ({"more": _tensor("blk.4000000000.attn_q.weight", (96, 64))}, "block_count is 2, its tensors are of 3 blocks"),
         ({"pre": "nobody"}, "how its tokenizer splits text (tokenizer.ggml.pre = 'nobody') is unknown; known are"),
         ({"pre": None}, "how its tokenizer splits text (tokenizer.ggml.pre = None) is unknown"),
     ],
@@ -323,7 +338,12 @@ def test_damaged_files(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> No
         file.write_bytes(content[:place] + value.to_bytes(4, "little") + content[place + 4 :])
         with pytest.raises(UserError, match=message):
             Checkpoint(file)
-    file.write_bytes(content.replace(b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama", b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0bloom"))
+    file.write_bytes(
+        content.replace(
+            b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama",
+            b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0bloom",
+        )
+    )
     with pytest.raises(UserError, match=r"has the GGUF architecture 'bloom'; known are llama, qwen2"):
         Checkpoint(file)
 

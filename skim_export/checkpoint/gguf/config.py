@@ -69,6 +69,10 @@ def gguf_config(header: GgufHeader) -> Config:
     heads, hidden = metadata.size("attention.head_count"), metadata.size("embedding_length")
     if "token_embd.weight" not in header.tensors:
         raise UserError(f"{header.files[0]} has no tensor token_embd.weight")
+    blocks = len({name.split(".")[1] for name in header.tensors if name.startswith("blk.")})
+    if metadata.size("block_count") != blocks:
+        said = f"{metadata.architecture}.block_count is {metadata.size('block_count')}"
+        raise UserError(f"{metadata.file}: {said}, its tensors are of {blocks} blocks")
     rotary_size = metadata.size("rope.dimension_count", metadata.get("attention.key_length", hidden // heads))
     head_size = metadata.size("attention.key_length", hidden // heads if architecture.partial_rotary else rotary_size)
     metadata.expect("attention.value_length", head_size)
@@ -80,7 +84,7 @@ def gguf_config(header: GgufHeader) -> Config:
         "dtype": "float32",
         "hidden_size": hidden,
         "intermediate_size": metadata.size("feed_forward_length"),
-        "num_hidden_layers": metadata.size("block_count"),
+        "num_hidden_layers": blocks,
         "num_attention_heads": heads,
         "num_key_value_heads": metadata.size("attention.head_count_kv", heads),
         "head_dim": head_size,
@@ -106,12 +110,16 @@ def generation_config(config: Config) -> Config:
 
 def _special_tokens(header: GgufHeader) -> Config:
     """Whatever ends a text or a turn of a chat ends generation."""
-    tokens = {key: header.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "padding_token_id", *END_TOKENS)}
+    tokens = {
+        key: header.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "padding_token_id", *END_TOKENS)
+    }
     ends = list(dict.fromkeys(tokens[key] for key in END_TOKENS if tokens[key] is not None))
     return {
         "bos_token_id": tokens["bos_token_id"],
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": tokens["padding_token_id"] if tokens["padding_token_id"] is not None else tokens["eos_token_id"],
+        "pad_token_id": tokens["padding_token_id"]
+        if tokens["padding_token_id"] is not None
+        else tokens["eos_token_id"],
     }
 
 

@@ -62,7 +62,7 @@ class BlockTensor:
         from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
         block, size = GGML_QUANT_SIZES[GGMLQuantizationType(self.kind)]
-        return self.shape[-1] // block * size
+        return int(self.shape[-1] // block * size)
 
     @property
     def nbytes(self) -> int:
@@ -77,7 +77,9 @@ class BlockTensor:
         mapped = np.memmap(self.file, np.uint8, "r", self.offset, (*self.shape[:-1], self.row_bytes))
         # Copied, or plain values would keep the file mapped.
         stored = np.array(mapped if one_row else mapped[rows], order="C")
-        values = dequantize(stored, GGMLQuantizationType(self.kind)).astype(np.float32, copy=False)
+        values: npt.NDArray[np.float32] = dequantize(stored, GGMLQuantizationType(self.kind)).astype(
+            np.float32, copy=False
+        )
         return values[rows] if one_row else values
 
 

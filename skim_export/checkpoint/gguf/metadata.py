@@ -50,7 +50,9 @@ class Metadata:
         value = self.need(key) if default is None else self.get(key, default)
         values = {one for one in value if one} if isinstance(value, list) else {value}
         if len(values) != 1:
-            raise UserError(f"{self.file}: {self.architecture}.{key} differs from block to block: no such model is known")
+            raise UserError(
+                f"{self.file}: {self.architecture}.{key} differs from block to block: no such model is known"
+            )
         (one,) = values
         if not isinstance(one, int) or one < 1:
             raise UserError(f"{self.file}: {self.architecture}.{key} must be a whole number above 0, is {one!r}")
@@ -74,4 +76,6 @@ class Metadata:
         if self._unread:
             key = min(self._unread)
             shown = str(self._values[key])[:40]
-            raise UserError(f"{self.file}: its metadata says {self.architecture}.{key} = {shown}: no such model is known")
+            raise UserError(
+                f"{self.file}: its metadata says {self.architecture}.{key} = {shown}: no such model is known"
+            )

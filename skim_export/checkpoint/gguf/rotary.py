@@ -90,41 +90,27 @@ def _decimals(header: GgufHeader, name: str, size: int) -> list[float]:
 def _llama3(factors: npt.NDArray[np.float32], base: float, header: GgufHeader) -> dict[str, Any]:
     """The parameters that give these factors.
 
-    Slow frequencies are divided by `factor`, fast ones are left alone, and between them 1 / factor is linear in the
-    frequency. That line tells the rest: where it begins, relative to where it ends, and at which frequency. How long the
-    original context was shows only in its product with that, and is taken to make `low_freq_factor` 1.
+    Slow frequencies are divided by `factor`, fast ones are left alone, and between them the inverse of what divides is
+    linear in the frequency: that line tells the rest. `low_freq_factor` is taken to be 1, as it is in all of Llama 3,
+    since the line stays the same where it and its two fellows grow together.
     """
-    factor = float(factors.max())
+    factor = float(str(factors.max()))
     frequencies = base ** -(np.arange(len(factors)) / len(factors)) / (2 * math.pi)  # turns in a token
-    between = (factors > 1) & (factors < factor)
+    between = (factors > 1) & (factors < factors.max())
     if factor <= 1 or between.sum() < 2:
         raise UserError(f"{header.files[0]}: the factors in {LLAMA3} are not those of Llama 3")
     smooth = (1 / factors[between].astype(np.float64) - 1 / factor) / (1 - 1 / factor)
     slope, start = np.polyfit(frequencies[between], smooth, 1)
     high = 1 - 1 / start
     original = slope * (high - 1)
-    parameters = {
-        "rope_type": "llama3",
-        "factor": float(str(np.float32(factor))),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": round(float(high), 3),
-        "original_max_position_embeddings": round(float(original)),
-    }
-    if not np.allclose(_llama3_factors(frequencies, **parameters), factors, rtol=CLOSE):
+    high, original = round(float(high), 3), round(float(original))
+    smooth = np.clip((original * frequencies - 1) / (high - 1), 0, 1)
+    if not np.allclose(1 / ((1 - smooth) / factor + smooth), factors, rtol=CLOSE):
         raise UserError(f"{header.files[0]}: the factors in {LLAMA3} are not those of Llama 3")
-    return parameters
-
-
-def _llama3_factors(
-    frequencies: npt.NDArray[np.float64],
-    *,
-    rope_type: str,
-    factor: float,
-    low_freq_factor: float,
-    high_freq_factor: float,
-    original_max_position_embeddings: int,
-) -> npt.NDArray[np.float64]:
-    turns = original_max_position_embeddings * frequencies
-    smooth = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
-    result: npt.NDArray[np.float64] = 1 / ((1 - smooth) / factor + smooth)
-    return result
+    return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }

@@ -77,7 +77,8 @@ def gguf_tensors(header: GgufHeader, config: Config) -> dict[str, GgufTensor]:
             raise UserError(f"{header.files[0]} has no tensor {stored_name} (in transformers {parameter})")
         if [size for size in stored.shape if size > 1] != [size for size in shape if size > 1]:
             raise UserError(
-                f"{stored.file}: the tensor {stored_name} has shape {list(stored.shape)}; its metadata mean {list(shape)}"
+                f"{stored.file}: the tensor {stored_name} has shape {list(stored.shape)}; its metadata ask for "
+                f"{list(shape)}"
             )
         head_size = config["head_dim"] if architecture.interleaved and parameter.endswith(ROTATED) else 0
         tensors[parameter] = GgufTensor(
