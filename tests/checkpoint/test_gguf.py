@@ -285,6 +285,9 @@ def _scaled(kind: str, extrapolation: float = 1.0) -> Any:
     ("options", "message"),
     [
         ({"more": lambda w, _: w.add_expert_count(4)}, "llama.expert_count = 4: no such model is known"),
+        ({"more": lambda w, _: w.add_string("llama.attention.key_length", "x")}, "llama.attention.key_length must be a whole number above 0, is"),
+        ({"more": lambda w, _: w.add_array("llama.rope.scaling.type", ["x"])}, "of type ['x'], factor None, are not"),
+        ({"more": lambda w, _: w.add_array("tokenizer.ggml.eot_token_id", [1])}, "its metadata make no sense: unhash"),
         ({"without": ("llama.block_count",)}, "its metadata lacks llama.block_count"),
         ({"more": lambda w, _: w.add_key_length(8)}, "llama.rope.dimension_count is 24, expected 8"),
         ({"more": _tensor("blk.0.attn_q_norm.weight", (24,))}, "has the tensor blk.0.attn_q_norm.weight, which is no"),

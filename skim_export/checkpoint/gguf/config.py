@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from skim_runtime.errors import UserError
+from skim_runtime.errors import UserError, foreign_errors
 
 from .header import GgufHeader
 from .metadata import Metadata
@@ -54,7 +54,7 @@ def gguf_architecture(header: GgufHeader) -> GgufArchitecture:
         UserError: it is unknown.
     """
     name = header.metadata.get("general.architecture")
-    if name not in ARCHITECTURES:
+    if not isinstance(name, str) or name not in ARCHITECTURES:
         raise UserError(f"{header.files[0]} has the GGUF architecture {name!r}; known are {', '.join(ARCHITECTURES)}")
     return ARCHITECTURES[name]
 
@@ -66,6 +66,20 @@ def gguf_config(header: GgufHeader) -> Config:
         UserError: the architecture is unknown, or the metadata lacks something, or says something that has no place.
     """
     architecture, metadata = gguf_architecture(header), Metadata(header)
+    with foreign_errors(f"{metadata.file}: its metadata make no sense"):  # values of any type may stand anywhere
+        config = _config(architecture, metadata, header)
+        config |= architecture.more(metadata, config)
+    metadata.check()
+    return config
+
+
+def generation_config(config: Config) -> Config:
+    """The content of generation_config.json."""
+    return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+
+def _config(architecture: GgufArchitecture, metadata: Metadata, header: GgufHeader) -> Config:
+    """What all architectures have."""
     heads, hidden = metadata.size("attention.head_count"), metadata.size("embedding_length")
     if "token_embd.weight" not in header.tensors:
         raise UserError(f"{header.files[0]} has no tensor token_embd.weight")
@@ -78,7 +92,7 @@ def gguf_config(header: GgufHeader) -> Config:
     metadata.expect("attention.value_length", head_size)
     if not architecture.partial_rotary:
         metadata.expect("rope.dimension_count", head_size)
-    config: Config = {
+    return {
         "architectures": [architecture.model_class],
         "model_type": architecture.model_type,
         "dtype": "float32",
@@ -98,28 +112,18 @@ def gguf_config(header: GgufHeader) -> Config:
         "mlp_bias": "blk.0.ffn_up.bias" in header.tensors,
         **_special_tokens(header),
     }
-    config |= architecture.more(metadata, config)
-    metadata.check()
-    return config
-
-
-def generation_config(config: Config) -> Config:
-    """The content of generation_config.json."""
-    return {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def _special_tokens(header: GgufHeader) -> Config:
     """Whatever ends a text or a turn of a chat ends generation."""
-    tokens = {
-        key: header.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "padding_token_id", *END_TOKENS)
-    }
-    ends = list(dict.fromkeys(tokens[key] for key in END_TOKENS if tokens[key] is not None))
+    bos, padding, *found = (
+        header.metadata.get(f"tokenizer.ggml.{key}") for key in ("bos_token_id", "padding_token_id", *END_TOKENS)
+    )
+    ends = list(dict.fromkeys(end for end in found if end is not None))
     return {
-        "bos_token_id": tokens["bos_token_id"],
+        "bos_token_id": bos,
         "eos_token_id": ends[0] if len(ends) == 1 else ends or None,
-        "pad_token_id": tokens["padding_token_id"]
-        if tokens["padding_token_id"] is not None
-        else tokens["eos_token_id"],
+        "pad_token_id": next(iter(ends), None) if padding is None else padding,
     }
 
 
@@ -176,7 +180,7 @@ def _phi3(metadata: Metadata, config: Config) -> Config:
 
 
 def _lfm2(metadata: Metadata, config: Config) -> Config:
-    heads = metadata.get("attention.head_count_kv")
+    heads = metadata.need("attention.head_count_kv")
     return {
         "norm_eps": config["rms_norm_eps"],
         "block_auto_adjust_ff_dim": False,  # the file has the size that came of it

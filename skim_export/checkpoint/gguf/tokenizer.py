@@ -44,12 +44,12 @@ def save_tokenizer(header: GgufHeader, directory: Path) -> None:
         _drop_additions(directory / "tokenizer.json", len(metadata["tokenizer.ggml.tokens"]))
 
 
-def _check_pre_tokenizer(file: Path, pre: str | None) -> None:
+def _check_pre_tokenizer(file: Path, pre: object) -> None:
     # Beyond these transformers falls back to the way of GPT-2 without a word.
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
     known = {*GGUF_PRE_TOKENIZER_SPLITS, *SINGLE_DIGITS, *PLAIN}
-    if pre not in known:
+    if not isinstance(pre, str) or pre not in known:
         raise UserError(
             f"{file}: how its tokenizer splits text (tokenizer.ggml.pre = {pre!r}) is unknown; "
             f"known are {', '.join(sorted(known))}"
