@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -285,7 +286,7 @@ def _scaled(kind: str, extrapolation: float = 1.0) -> Any:
     ("options", "message"),
     [
         ({"more": lambda w, _: w.add_expert_count(4)}, "llama.expert_count = 4: no such model is known"),
-        ({"more": lambda w, _: w.add_string("llama.attention.key_length", "x")}, "llama.attention.key_length must be a whole number above 0, is"),
+        ({"more": lambda w, _: w.add_string("llama.attention.key_length", "x")}, "key_length must be a whole number above 0"),
         ({"more": lambda w, _: w.add_array("llama.rope.scaling.type", ["x"])}, "of type ['x'], factor None, are not"),
         ({"more": lambda w, _: w.add_array("tokenizer.ggml.eot_token_id", [1])}, "its metadata make no sense: unhash"),
         ({"without": ("llama.block_count",)}, "its metadata lacks llama.block_count"),
@@ -365,5 +366,6 @@ def test_what_transformers_forgets_of_tokenizers(
     write_gguf(tmp_path / "tiny.gguf", tiny_network(CONFIGS["llama"]), tokenizer, pre=pre)
     found = Checkpoint(tmp_path / "tiny.gguf").tokenizer
     assert len(found) == VOCABULARY  # and none of a class's own
+    assert json.loads(found.backend_tokenizer.to_str())["model"]["ignore_merges"] is (pre == "llama-bpe")
     assert "".join(found.convert_ids_to_tokens(found.encode(text))) == "".join(tokens)
     assert found.decode(found.encode(text), skip_special_tokens=True) == text.replace("e\u0301", "é")
