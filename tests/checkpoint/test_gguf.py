@@ -20,6 +20,7 @@ from transformers import (
     GraniteConfig,
     Lfm2Config,
     LlamaConfig,
+    LlamaTokenizer,
     Olmo2Config,
     Olmo3Config,
     Phi3Config,
@@ -34,6 +35,7 @@ from skim_export import export
 from skim_export.checkpoint import Checkpoint
 from skim_export.checkpoint.gguf import convert_gguf
 from skim_export.checkpoint.gguf.header import BlockTensor, readable_types
+from skim_export.checkpoint.gguf.tokenizer import mend
 from skim_export.checkpoint.torch_reference import TorchReference
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -286,8 +288,8 @@ def _scaled(kind: str, extrapolation: float = 1.0) -> Any:
     ("options", "message"),
     [
         ({"more": lambda w, _: w.add_expert_count(4)}, "llama.expert_count = 4: no such model is known"),
-        ({"more": lambda w, _: w.add_string("llama.attention.key_length", "x")}, "key_length must be a whole number above 0"),
-        ({"more": lambda w, _: w.add_array("llama.rope.scaling.type", ["x"])}, "of type ['x'], factor None, are not"),
+        ({"more": lambda w, _: w.add_string("llama.attention.key_length", "x")}, "key_length must be a whole number"),
+        ({"more": lambda w, _: w.add_array("llama.rope.scaling.type", ["x"])}, "of type ['x'], factor None"),
         ({"more": lambda w, _: w.add_array("tokenizer.ggml.eot_token_id", [1])}, "its metadata make no sense: unhash"),
         ({"without": ("llama.block_count",)}, "its metadata lacks llama.block_count"),
         ({"more": lambda w, _: w.add_key_length(8)}, "llama.rope.dimension_count is 24, expected 8"),
@@ -369,3 +371,12 @@ def test_what_transformers_forgets_of_tokenizers(
     assert json.loads(found.backend_tokenizer.to_str())["model"]["ignore_merges"] is (pre == "llama-bpe")
     assert "".join(found.convert_ids_to_tokens(found.encode(text))) == "".join(tokens)
     assert found.decode(found.encode(text), skip_special_tokens=True) == text.replace("e\u0301", "é")
+
+
+@pytest.mark.parametrize(("prefix", "tokens"), [(True, [3, 6, 3, 4]), (False, [6, 3, 4])])
+def test_a_space_before_the_text(prefix: bool, tokens: list[int]) -> None:
+    vocabulary = {token: number for number, token in enumerate(("<unk>", "<s>", "</s>", "\u2581", "a", "b", "ab"))}
+    llama = LlamaTokenizer(vocab=vocabulary, merges=[("a", "b")])
+    mend(llama, {"tokenizer.ggml.model": "llama", "tokenizer.ggml.add_space_prefix": prefix})
+    assert llama.encode("ab a", add_special_tokens=False) == tokens
+    assert llama.decode(tokens) == "ab a"

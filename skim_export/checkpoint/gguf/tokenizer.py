@@ -12,7 +12,7 @@ from .header import GgufHeader
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["save_tokenizer"]
+__all__ = ["mend", "save_tokenizer"]
 
 # What transformers forgets, by `tokenizer.ggml.pre`. How text is split where digits stand alone, as in StarCoder:
 SINGLE_DIGITS = {"refact", "smollm", "starcoder"}
@@ -39,7 +39,7 @@ def save_tokenizer(header: GgufHeader, directory: Path) -> None:
     with foreign_errors(f"{file}: transformers cannot rebuild its tokenizer (of type {kind!r})"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(file.parent, gguf_file=file.name)
         tokenizer.model_max_length = metadata[f"{metadata['general.architecture']}.context_length"]
-        _mend(tokenizer, metadata)
+        mend(tokenizer, metadata)
         tokenizer.save_pretrained(directory)
         _drop_additions(directory / "tokenizer.json", len(metadata["tokenizer.ggml.tokens"]))
 
@@ -56,14 +56,19 @@ def _check_pre_tokenizer(file: Path, pre: object) -> None:
         )
 
 
-def _mend(tokenizer: Any, metadata: dict[str, Any]) -> None:
-    from tokenizers import normalizers, pre_tokenizers
+def mend(tokenizer: Any, metadata: dict[str, Any]) -> None:
+    """Do what the metadata say and transformers passes over."""
+    from tokenizers import decoders, normalizers, pre_tokenizers
 
     backend, pre = tokenizer.backend_tokenizer, metadata.get("tokenizer.ggml.pre")
     if pre in SINGLE_DIGITS:
         backend.pre_tokenizer = pre_tokenizers.Sequence(
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         )
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    if not prefix and isinstance(backend.pre_tokenizer, pre_tokenizers.Metaspace):  # SentencePiece, as in Llama 2
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", "never", split=False)
+        backend.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     if pre in COMPOSED:
         backend.normalizer = normalizers.NFC()
     if pre in WHOLE_WORDS:
