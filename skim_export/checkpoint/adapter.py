@@ -12,15 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from skim_runtime.errors import UserError
 
-from .files import check_file, read_json
+from .files import ADAPTER, check_file, read_json
 from .tensors import FLOAT_TYPES, StoredTensor, Tensor, stored_tensors
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ADAPTER", "Adapter", "base_model"]
+__all__ = ["Adapter", "base_model"]
 
-ADAPTER = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of all names, from PEFT's own modules
 SAVED = (".modules_to_save", ".base_layer")  # in names of tensors that stand in place of the model's

@@ -1,4 +1,4 @@
-"""A Hugging Face directory, read tensor by tensor: a model may be larger than memory."""
+"""A Hugging Face directory or a GGUF file, read tensor by tensor: a model may be larger than memory."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from skim_export.work.files import sha256, write_json
 from skim_runtime.errors import UserError, foreign_errors
 from skim_runtime.progress import Progress
 
-from .adapter import ADAPTER, Adapter, base_model
-from .files import WEIGHTS, check_file, read_json, weight_files
+from .adapter import Adapter, base_model
+from .cache import cache_directory
+from .files import ADAPTER, WEIGHTS, check_file, gguf_files, read_json, weight_files
 from .formats import SETTINGS, float_tensors
+from .gguf import GgufHeader, gguf_config, gguf_directory, gguf_tensors
 from .tensors import Tensor, stored_tensors
 from .text_part import has_text_part, text_config, text_tensor
 
@@ -36,17 +38,20 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 class Checkpoint:
-    """The configuration, tensors and tokenizer of one model directory.
+    """The configuration, tensors and tokenizer of one model.
 
-    Opening reads headers only: every safetensors file is checked to be complete, no weight is loaded. Weights that are
+    Opening reads headers only: every file of weights is checked to be complete, no weight is loaded. Weights that are
     quantized are made float when they are read, and those that an adapter changes are changed.
 
     Args:
-        path: directory with config.json and model.safetensors, or an index and its shards.
+        source: directory with config.json and model.safetensors, or an index and its shards; or a GGUF file, any part
+            of one that is split, or a directory with one GGUF model.
         adapter: directory of a LoRA adapter to merge.
 
     Attributes:
-        path: the directory.
+        source: what was opened.
+        path: the directory with the configuration and the tokenizer: the same, or what the cache has for a GGUF model.
+        files: the files with weights.
         raw_config: what config.json says of the text model, but for how it is quantized.
         quantization: what the weights were stored as, e.g. "awq, 4 bits"; None for a model in full precision.
         adapter: the adapter.
@@ -57,38 +62,58 @@ class Checkpoint:
             adapter of this model.
     """
 
-    def __init__(self, path: Path, adapter: Path | None = None) -> None:
-        if not path.is_dir():
-            raise UserError(f"model {path} is not a directory with config.json and safetensors")
-        self.path = path
-        for pattern in (*DIGESTED, WEIGHTS):
-            for file in path.glob(pattern):
-                check_file(file)
-        _check_adapter(path, adapter)
-        self.raw_config = read_json(path / CONFIG)
-        quantization = self.raw_config.pop(SETTINGS, None)
-        self._weight_files = weight_files(path)
-        self._tensors, self.quantization = float_tensors(path, quantization, stored_tensors(self._weight_files))
+    def __init__(self, source: Path, adapter: Path | None = None) -> None:
+        self.source = source
+        self._tensors: dict[str, Tensor] = {}
+        self.raw_config: dict[str, Any]
+        self.quantization: str | None
+        if (gguf := gguf_files(source)) is not None:
+            self._open_gguf(gguf)
+        else:
+            self._open_directory(adapter)
         self.adapter = None if adapter is None else Adapter(adapter)
         changed = {} if self.adapter is None else self.adapter.merged(self._tensors)
         self._tensors.update(changed)
         self.adapted = frozenset(changed)
         self._is_part = has_text_part(self.raw_config)
         if self._is_part:
-            self.raw_config = text_config(self.raw_config, str(path / CONFIG))
+            self.raw_config = text_config(self.raw_config, str(self.path / CONFIG))
             names = {name: text_tensor(name) for name in self._tensors}
             self._tensors = {text: self._tensors[name] for name, text in names.items() if text is not None}
         self._replaced: tuple[Mapping[str, torch.Tensor], ...] = ()
 
+    def _open_gguf(self, files: tuple[Path, ...]) -> None:
+        header = GgufHeader.read(files)
+        config = gguf_config(header)
+        self._tensors.update(gguf_tensors(header, config))
+        self.path = gguf_directory(header, config, cache_directory())
+        self.files = list(files)
+        self.raw_config = read_json(self.path / CONFIG)
+        self.quantization = header.quantization
+
+    def _open_directory(self, adapter: Path | None) -> None:
+        self.path = path = self.source
+        if not path.is_dir():
+            raise UserError(f"model {path} is not a directory with config.json and safetensors, nor a GGUF file")
+        for pattern in (*DIGESTED, WEIGHTS):
+            for file in path.glob(pattern):
+                check_file(file)
+        _check_adapter(path, adapter)
+        self.raw_config = read_json(path / CONFIG)
+        settings = self.raw_config.pop(SETTINGS, None)
+        self.files = weight_files(path)
+        tensors, self.quantization = float_tensors(path, settings, stored_tensors(self.files))
+        self._tensors.update(tensors)
+
     def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Path | None]]:
-        """Another process opens the directory for itself."""
+        """Another process opens the model for itself."""
         if self._replaced:
             raise TypeError("a checkpoint with replaced tensors cannot be pickled")
-        return Checkpoint, (self.path.resolve(), None if self.adapter is None else self.adapter.path.resolve())
+        return Checkpoint, (self.source.resolve(), None if self.adapter is None else self.adapter.path.resolve())
 
     def replacing(self, tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
         """The same checkpoint with other values, float32, in some of its tensors."""
-        other = Checkpoint(self.path, None if self.adapter is None else self.adapter.path)
+        other = Checkpoint(self.source, None if self.adapter is None else self.adapter.path)
         other._replaced = (tensors, *self._replaced)
         return other
 
@@ -112,10 +137,9 @@ class Checkpoint:
     def plain_directory(self) -> Path:
         """Where configuration and tokenizer lie as a text model in full precision has them, for other libraries.
 
-        It is the model's own directory; of one that is quantized, or more than a text model, a copy, which is removed
-        with this object.
+        It is `path`; of quantized safetensors, or of more than a text model, a copy, which is removed with this object.
         """
-        if self.quantization is None and not self._is_part:
+        if not self._is_part and (self.quantization is None or self.path != self.source):
             return self.path
         directory = Path(tempfile.mkdtemp(prefix="skim-plain-"))
         weakref.finalize(self, shutil.rmtree, directory)
@@ -179,7 +203,7 @@ class Checkpoint:
     def digest(self, progress: Progress) -> str:
         """SHA-256 of configuration, weights, tokenizer and adapter: of all files that an export depends on."""
         others = {file for pattern in DIGESTED for file in self.path.glob(pattern)}
-        files = sorted({*self._weight_files, *others})
+        files = sorted({*self.files, *others})
         if self.adapter is not None:
             files += self.adapter.files
         digest = hashlib.sha256()
@@ -209,7 +233,7 @@ class Checkpoint:
 
     def _find(self, name: str) -> Tensor:
         if name not in self._tensors:
-            raise UserError(f"model {self.path} has no tensor {name}")
+            raise UserError(f"model {self.source} has no tensor {name}")
         return self._tensors[name]
 
 

@@ -10,15 +10,17 @@ from typing import Any
 from skim_runtime.errors import UserError
 from skim_runtime.model_files import is_file_name
 
-__all__ = ["WEIGHTS", "check_file", "read_json", "weight_files"]
+from .gguf import find_gguf
+
+__all__ = ["ADAPTER", "WEIGHTS", "check_file", "gguf_files", "read_json", "weight_files"]
 
 WEIGHTS = "*.safetensors"
+ADAPTER = "adapter_config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLED = ("*.bin", "*.pt", "*.pth")
 # What a directory may have in place of them.
 OTHER_WEIGHTS = {
-    "*.gguf": "GGUF files",
     "consolidated*": "weights in their maker's own layout",
     WEIGHTS: "safetensors that no index names",
 }
@@ -64,6 +66,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold a JSON object")
     return content
+
+
+def gguf_files(source: Path) -> tuple[Path, ...] | None:
+    """The parts of a GGUF model; None if the source is something else, or a directory that has other weights, too.
+
+    Raises:
+        UserError: a part is missing, or the directory holds several models.
+    """
+    if any((source / name).is_file() for name in (SINGLE, INDEX, ADAPTER)):
+        return None
+    files = find_gguf(source)
+    for file in files or () if source.is_dir() else ():
+        check_file(file)
+    return files
 
 
 def weight_files(path: Path) -> list[Path]:

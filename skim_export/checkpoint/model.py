@@ -40,7 +40,7 @@ class Model:
         """Find a model, downloading it if need be, and check its files; warn if it is quantized already.
 
         Args:
-            name: alias of a recipe, Hugging Face id, or directory.
+            name: alias of a recipe, Hugging Face id, directory, or GGUF file.
             adapter: directory of a LoRA adapter to merge.
             progress: told of a download.
 

@@ -15,9 +15,10 @@ from pathlib import Path
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
+from .cache import cache_directory
 from .wheel import WheelSource, checkpoint_from_wheel
 
-__all__ = ["HubSource", "Recipe", "cache_directory", "default_bits", "load_recipes", "resolve"]
+__all__ = ["HubSource", "Recipe", "default_bits", "load_recipes", "resolve"]
 
 DEFAULT_BITS = 3.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -82,25 +83,18 @@ def load_recipes() -> dict[str, Recipe]:
     return recipes
 
 
-def cache_directory() -> Path:
-    """Where converted models are kept: `$SKIM_CACHE`, or `skim-export` in the user's cache directory."""
-    if override := os.environ.get("SKIM_CACHE"):
-        return Path(override).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "skim-export"
-
-
 def resolve(model: str, *, cache_dir: Path | None = None, progress: Progress | None = None) -> Path:
     """Find a model, downloading it if need be.
 
     Args:
-        model: an alias from `models/`, a local directory, or an id on the Hugging Face Hub; tried in this order.
+        model: an alias from `models/`, a local directory or GGUF file, or an id on the Hugging Face Hub; tried in this
+            order.
         cache_dir: where models from wheels are kept; `cache_directory()` by default. What comes from the Hub lies in
             Hugging Face's own cache (`$HF_HOME`), where other programs find it too.
         progress: told about downloads and conversions.
 
     Returns:
-        A directory with config.json, safetensors and tokenizer files.
+        A directory with config.json, safetensors and tokenizer files, or what the user named.
 
     Raises:
         UserError: the name is unknown, or the model cannot be downloaded.
@@ -113,6 +107,8 @@ def resolve(model: str, *, cache_dir: Path | None = None, progress: Progress | N
         return _download(recipe.source, progress)
     if Path(model).expanduser().exists():
         return Path(model).expanduser()
+    if model.endswith(".gguf"):
+        raise UserError(f"model file {model} does not exist")
     if HUB_ID.fullmatch(model):
         return _download(HubSource(model), progress)
     if "/" in model or os.sep in model:

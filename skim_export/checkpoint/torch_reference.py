@@ -12,8 +12,6 @@ from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
 from .checkpoint import Checkpoint
-from .files import read_json
-from .formats import SETTINGS
 from .recipes import resolve
 from .skeleton import skeleton
 
@@ -31,16 +29,14 @@ class TorchReference:
         """A checkpoint in float32.
 
         Args:
-            model: an alias, a Hugging Face id or a Hugging Face directory.
+            model: an alias, a Hugging Face id, a Hugging Face directory or a GGUF file.
             progress: told about downloads.
 
         Raises:
             UserError: the model is not found, or cannot be loaded.
         """
         path = resolve(str(model), progress=progress)
-        if SETTINGS in read_json(path / "config.json"):
-            return cls.of(Checkpoint(path))
-        return cls(_loaded(path))
+        return cls.of(Checkpoint(path))
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> TorchReference:
@@ -49,8 +45,8 @@ class TorchReference:
         Raises:
             UserError: transformers cannot load it.
         """
-        if checkpoint.quantization is None and checkpoint.adapter is None:
-            return cls(_loaded(checkpoint.path))
+        if checkpoint.adapter is None and checkpoint.plain_directory == checkpoint.source:
+            return cls(_loaded(checkpoint.source))
         tensors = {name: checkpoint.tensor(name) for name in checkpoint.names}
         network = type(skeleton(checkpoint))
         return cls(network.from_pretrained(None, config=checkpoint.config, state_dict=tensors).eval())

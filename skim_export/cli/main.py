@@ -35,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         "what each budget gives: skim-export plan --help.",
         epilog=f"aliases: {', '.join(load_recipes())}",
     )
-    parser.add_argument("--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory")
+    parser.add_argument(
+        "--model", required=True, help="an alias (see below), a Hugging Face id, a directory, or a GGUF file"
+    )
     parser.add_argument(
         "-o",
         "--output",

@@ -60,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Predict size and perplexity for a range of budgets, before a model is quantized.",
         epilog=f"aliases: {', '.join(load_recipes())}",
     )
-    parser.add_argument("--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory")
+    parser.add_argument(
+        "--model", required=True, help="an alias (see below), a Hugging Face id, a directory, or a GGUF file"
+    )
     parser.add_argument(
         "--bits",
         type=float,

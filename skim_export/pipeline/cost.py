@@ -133,7 +133,7 @@ def _disk_seconds(job: Job, output: int) -> dict[str, float]:
     ):
         path = Path(directory) / "probe"
         writing = _seconds(lambda: path.write_bytes(content)) + _seconds(lambda: fsync(path))
-    model = sum(file.stat().st_size for file in job.model.checkpoint.path.glob("*.safetensors"))
+    model = sum(file.stat().st_size for file in job.model.checkpoint.files)
     return {
         "hashing the model": model / PROBED_FILE * hashing,
         "writing": output / PROBED_FILE * 2 * (writing + hashing),

@@ -302,7 +302,6 @@ def test_what_to_do_with_pickled_weights_does_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("model.gguf", "has only GGUF files (model.gguf)"),
         ("consolidated.safetensors", "has only weights in their maker's own layout (consolidated.safetensors)"),
         ("model-00001-of-00002.safetensors", "has only safetensors that no index names"),
         ("adapter_config.json", "has a LoRA adapter"),
