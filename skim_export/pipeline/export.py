@@ -88,7 +88,14 @@ def export(
     return run(prepare(model, output, options, progress=progress), progress)
 
 
-def prepare(model: str, output: str | Path, options: ExportOptions, *, progress: Progress | None = None) -> Job:
+def prepare(
+    model: str,
+    output: str | Path,
+    options: ExportOptions,
+    *,
+    progress: Progress | None = None,
+    download: bool = True,
+) -> Job:
     """Check what an export needs beside its options, and find the model.
 
     Args:
@@ -96,6 +103,8 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
         output: the ONNX file to write; the other files go beside it.
         options: what to do; without a budget it is what the model's recipe says, or else 3 bits.
         progress: told of a download.
+        download: whether the model of a recipe is downloaded. Otherwise, if it is not here yet, the job has its shapes
+            only: it can be estimated, not run.
 
     Raises:
         UserError: something given is wrong.
@@ -115,11 +124,12 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
     _check_output(output)
     if options_of(output.parent) != json.loads(json.dumps({"model": model, **options.recorded()})):
         _check_existing(output, options)
-    opened = Model.open(model, progress=progress)
+    opened = Model.open(model, progress=progress, download=download)
     _check_context(opened, options)
-    opened.check_tokenizer()
-    prove(opened)
-    rehearse(opened, options)
+    if not opened.only_shapes:
+        opened.check_tokenizer()
+        prove(opened)
+        rehearse(opened, options)
     budget = Budget.of(opened, options, PRECISIONS[options.activation_type].bitwidth // 8)
     job = Job(model, output, options, opened, budget, resources, executor)
     return job if options.max_memory is None else within_memory(job, options.max_memory)
@@ -130,6 +140,8 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
     started = time.monotonic()
     progress = progress or Progress()
     output, model = job.output, job.model
+    if model.only_shapes:
+        raise UserError(f"model {job.name}: was not downloaded, and its shapes are not enough for an export")
     digest = model.checkpoint.digest(progress)
     text = None if job.text.file is None else sha256(job.text.file)
     provenance = {"checkpoint": digest, "calibration text": text, "versions": versions(), **job.recorded}
