@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
@@ -22,7 +21,7 @@ from skim_export.checkpoint import Linear, Member, Model, skeleton
 from skim_export.packed import CLASSES, PackedLinear
 from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, Operator, tensor_names
 
-from .rotary import is_long_rope, original_positions, rotary_tables
+from .rotary import is_long_rope, original_positions, rotary_tables, table_kind
 
 __all__ = ["LIBRARY_NAME", "Context", "PackedModel"]
 
@@ -165,29 +164,33 @@ class PackedModel:
         return basename
 
     def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
+        """A product with packed weights, or the builder's own where they stay float; the name of the node."""
         if (linear := self._packed(matmul)) is None:
             return super().make_matmul(matmul, basename, root_input, **kwargs)  # type: ignore[misc,no-any-return]
         return self._product(linear, basename, root_input, **kwargs)
 
     def make_packed_matmul(self, q: Any, k: Any, v: Any, basename: str, root_input: str, **kwargs: Any) -> str:
+        """Query, key and value in one product."""
         linear = self._packed(q, k, v)
         assert linear is not None  # the architecture fuses what the builder does
         return self._product(linear, basename, root_input, **kwargs)
 
     def make_add_bias(self, add: Any, name: str, root_input: str, **kwargs: Any) -> None:
+        """Nothing but another name for the product where packed weights have the bias."""
         if root_input not in self._products:
             super().make_add_bias(add, name, root_input, **kwargs)  # type: ignore[misc]
             return
-        # The packed linear adds its bias itself: its output takes the place of the sum's.
         output = "logits" if kwargs.get("logits") else f"{name}/output_0"
         value = self.values.pop(root_input)
         value.name = output
         self.values[output] = value
 
     def make_packed_add(self, q: Any, k: Any, v: Any, name: str, root_input: str, **kwargs: Any) -> None:
+        """The bias of query, key and value."""
         self.make_add_bias(None, name, root_input, **kwargs)
 
     def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
+        """Rows of the packed embedding."""
         name = f"{basename}/LutGather"
         output = f"{name}/output_0"
         ids, dtype = self.input_names["input_ids"], int(self.io_dtype)
@@ -195,6 +198,7 @@ class PackedModel:
         return output
 
     def make_mlp_proj(self, layer_id: int, mlp: Any, root_input: str) -> None:
+        """A gated feed-forward network."""
         gate, up = self._packed(mlp.gate_proj), self._packed(mlp.up_proj)
         if self.activation not in SILU or gate is None or up is None:
             super().make_mlp_proj(layer_id, mlp, root_input)  # type: ignore[misc]
@@ -247,17 +251,18 @@ class PackedModel:
         """Nothing: tables are made when the first layer asks for them."""
 
     def make_rotary_embedding_caches(self, **_: Any) -> tuple[str, str]:
+        """The tables of the layer at hand, made once."""
         layer_type = self.layer_types[self.layer_id]
-        rope = getattr(self.weights.config, "rope_parameters", None) or {}
-        kind = f"_{layer_type.removesuffix('_attention')}" if isinstance(rope.get(layer_type), dict) else ""
-        names = f"cos_cache{kind}", f"sin_cache{kind}"
+        kind = table_kind(self.config, layer_type).removesuffix("_attention")
+        names = tuple(f"{table}_cache_{kind}" if kind else f"{table}_cache" for table in ("cos", "sin"))
         if names[0] not in self.model.graph.initializers:
             tables = rotary_tables(self.weights, layer_type, self.context_length)
             for name, table in zip(names, tables, strict=True):
                 self.make_initializer(table.to(to_torch_dtype(self.io_dtype)), name)
-        return names
+        return names[0], names[1]
 
     def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
+        """Attention with the scale that transformers has, rotated where transformers rotates."""
         attrs = self.attention_attrs
         before = attrs["rope"], attrs["use_rope_in_attn"]
         attrs["scale"] = getattr(attention, "scaling", attrs["scale"])
@@ -284,6 +289,7 @@ class PackedModel:
         return rows
 
     def make_attention_qk_rope_and_norm(self, layer_id: int, attention: Any, **kwargs: Any) -> Any:
+        """Norms and rotary embeddings of queries and keys."""
         attrs = self.attention_attrs
         if attrs["use_packed_matmul"] and attrs["rope"] and not attrs["use_rope_in_attn"] and not attrs["q_norm"]:
             self._split_qkv(layer_id)
@@ -304,18 +310,17 @@ class PackedModel:
             self.attention_attrs[path] = output
 
     def update_genai_config(self, genai_config: dict[str, Any]) -> None:
+        """What genai_config.json says beside what the builder writes."""
         super().update_genai_config(genai_config)  # type: ignore[misc]
         if self.context.with_library:
             genai_config["model"]["decoder"]["session_options"]["custom_ops_library"] = LIBRARY_NAME
 
 
-class _Rows(SimpleNamespace):
+class _Rows:
     """Some rows of a linear layer: the attributes that the builder looks at."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__(weight=weight, bias=bias, out_features=len(weight))
-
-    __hash__ = object.__hash__
+        self.weight, self.bias, self.out_features = weight, bias, len(weight)
 
 
 def _joined(members: Any) -> tuple[Member, ...]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Model
+from skim_export.checkpoint import Model, skeleton
+from skim_export.graph.rotary import table_values
 from skim_export.packed import CodebookType, level_bytes, row_bytes
 from skim_export.pipeline.options import ExportOptions
 from skim_export.quantize import ONE_WIDTH, Method
@@ -149,13 +150,8 @@ def other_bytes(model: Model, options: ExportOptions, float_bytes: int = 4) -> i
 
 
 def rotary_values(model: Model, context: int | None) -> int:
-    """Number of values in the rotary tables: cosines and sines of half a head each, for `context` positions.
-
-    By default these are all that the model was made for.
-    """
-    config = model.checkpoint.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int((context or config.max_position_embeddings) * head_size)
+    """Number of values in the rotary tables for `context` positions; by default all that the model was made for."""
+    return table_values(skeleton(model.checkpoint), context or model.checkpoint.config.max_position_embeddings)
 
 
 def graph_bytes(blocks: int, widths: int) -> int:

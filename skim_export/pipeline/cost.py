@@ -270,17 +270,23 @@ class _BlockTimes:
         hidden, arguments = streamed.enter(torch.zeros(1, length, dtype=torch.int64))
         token, token_arguments = streamed.enter(torch.zeros(1, 1, dtype=torch.int64))
         tokens = token.expand(WRITTEN_TOGETHER, 1, -1)
-        self.load = _seconds(lambda: streamed.load_block(0), device)
-        block = streamed.module(architecture.block_modules[0])
+        largest = max(range(len(architecture.blocks)), key=lambda index: _weights(architecture.blocks[index]))
+        linears, module = architecture.blocks[largest], architecture.block_modules[largest]
+        self.load = _seconds(lambda: streamed.load_block(largest), device)
+        block = streamed.module(module)
         with workers(1) as pool:
-            self.forward = _seconds(lambda: forward(pool, block, hidden, arguments[0]))
-            sums = LinearSums(pool, architecture.blocks[0], device)
-            backward = BlockBackward(architecture.blocks[0], architecture.block_modules[0], block)
+            self.forward = _seconds(lambda: forward(pool, block, hidden, arguments[largest]))
+            sums = LinearSums(pool, linears, device)
+            backward = BlockBackward(linears, module, block)
             factors: list[list[list[Factors]]] = []
-            self.backward = _seconds(lambda: backward.run(pool, hidden, hidden, arguments[0], factors.append))
+            self.backward = _seconds(lambda: backward.run(pool, hidden, hidden, arguments[largest], factors.append))
             self.sums = _seconds(lambda: sums.add(factors[0]), device)
-            self.token = _seconds(lambda: forward(pool, block, tokens, token_arguments[0]))
-        streamed.unload_block(0)
+            self.token = _seconds(lambda: forward(pool, block, tokens, token_arguments[largest]))
+        streamed.unload_block(largest)
+
+
+def _weights(linears: list[Linear]) -> int:
+    return sum(linear.out_features * linear.in_features for linear in linears)
 
 
 def _seconds(work: Callable[[], object], device: torch.device | None = None) -> float:

@@ -1,10 +1,12 @@
-"""Every architecture against transformers with the same weights: past windows and original contexts, and step by step."""
+"""Every architecture against transformers: beyond windows and original contexts, and step by step."""
 
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
+from skim_export.pipeline.budget import rotary_values
 from skim_runtime import GenaiSession, Session
 
 from ..tiny_decoders import DECODERS
@@ -39,3 +41,12 @@ def test_steps(exported, name, kind):
         found = session.step(TOKENS[start : start + length])
         start += length
         assert distance(found[-1], case.reference(TOKENS[:start])[-1]) < BOUND, start
+
+
+@ALL
+def test_size_of_rotary_tables(exported, name):
+    """What a budget counts for them before there is a graph."""
+    case = exported(name)
+    graph = onnx.load(case.directory / "model.onnx", load_external_data=False).graph
+    stored = sum(np.prod(tensor.dims) for tensor in graph.initializer if "_cache" in tensor.name)
+    assert rotary_values(case.model, None) == stored
