@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,8 @@ from skim_runtime.providers import PROVIDERS
 from skim_runtime.verification import check_model
 
 __all__ = ["ModelDirectory"]
+
+FLOAT_PRODUCTS = ("MatMul", "FusedMatMul")  # what layers that were excluded from packing become
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class Graph:
 
     Attributes:
         has_packed_weights: whether it has products with packed weights.
-        weight_bytes: bytes of packed weights that these read for each generated token.
+        weight_bytes: bytes of weights that these, and products with the matrices that are not packed beside them, read
+            for each generated token; 0 if it has none with packed weights.
         arithmetic: with which the operator library multiplies them, "integer arithmetic" or "exact arithmetic", and
             where that is not the same for all, in how many it is exact.
         activations: their type, "float32", "float16" or "bfloat16", as the embedding gives them.
@@ -139,15 +143,30 @@ class Graph:
             raise UserError(f"{file}: {error}") from None
         products = [node for node in packed if node.operator.is_product]
         read = [tensor for node in products for operand in node.operands for tensor in operand.tensors.values()]
+        if products:
+            read += [graph.initializers[name] for name in _inputs(graph, FLOAT_PRODUCTS, 1)]
         producers = {output: node.op_type for node in graph.nodes for output in node.output}
         presents = [output for output in graph.outputs if output.startswith("present.")]
         return cls(
             has_packed_weights=bool(products),
             weight_bytes=sum(tensor.nbytes for tensor in read),
             arithmetic=_arithmetic(products),
-            activations=next((FLOATS[node.own["dtype"]] for node in packed if "dtype" in node.own), FLOATS[1]),
+            activations=_activations(graph, packed),
             shared_cache=all(producers.get(name) == "GroupQueryAttention" for name in presents),
         )
+
+
+def _inputs(graph: OnnxGraph, operators: Collection[str], position: int) -> list[str]:
+    """The initializers that nodes of some operators have as one of their inputs."""
+    found = [node.input[position] for node in graph.nodes if node.op_type in operators and len(node.input) > position]
+    return [name for name in found if name in graph.initializers]
+
+
+def _activations(graph: OnnxGraph, packed: list[PackedNode[Any]]) -> str:
+    """Their type, from the embedding, whether it is packed or not."""
+    types = [FLOATS[node.own["dtype"]] for node in packed if "dtype" in node.own]
+    types += [graph.initializers[name].dtype.name for name in _inputs(graph, {"Gather"}, 0)]
+    return next((name for name in types if name in FLOATS.values()), FLOATS[1])
 
 
 def _count(name: str, value: object, least: int = 1) -> int:

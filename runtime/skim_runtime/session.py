@@ -50,7 +50,7 @@ class Session:
         kernel: what multiplies packed weights: the kernels of our library and their arithmetic, such as "avx2, integer
             arithmetic", or "cuda"; "function fallback" (standard operators in a stock onnxruntime, slow); or "none"
             (the graph has no packed weights).
-        weight_bytes: bytes of packed weights read for each generated token.
+        weight_bytes: bytes of weights, packed ones and those of layers beside them, read for each generated token.
         vocabulary: number of logits of a token, V.
         library: our operator library that is used, if any is.
 

@@ -107,6 +107,10 @@ class Model:
                 f"{text}: holds the token {name!r} ({unknown}), but the model's embedding ends at {vocabulary - 1}"
             )
 
+    def excluding(self, names: Iterable[str]) -> Model:
+        """The same model, of which the linear layers of these names are not packed."""
+        return replace(self, architecture=replace(self.architecture, excluded=frozenset(names)))
+
     def replacing(self, tensors: Mapping[str, torch.Tensor]) -> Model:
         """The same model with other values, float32, in some of its tensors."""
         return replace(self, checkpoint=self.checkpoint.replacing(tensors))

@@ -111,11 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError("--ep is of ONNX models, and --target writes none: give one of them")
             check_bundle_output(args.output, options.force)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
-        from skim_export.bundle.build import export_bundle
+        from skim_export.bundle.build import check_bundle_options, export_bundle
         from skim_export.pipeline.cost import estimate_cost
         from skim_export.pipeline.export import prepare, run
         from skim_runtime.progress_bar import ProgressBar
 
+        if args.target is not None:
+            check_bundle_options(options)
         manifest = None
         with ProgressBar() as progress:
             if args.target is None or args.dry_run:

@@ -25,7 +25,6 @@ from skim_export.calibration.sums import LinearSums
 from skim_export.calibration.text import WRITTEN_TOGETHER
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Linear
-from skim_export.graph.genai_builder import PRECISIONS
 from skim_export.packed import level_bytes
 from skim_export.pipeline.budget import ROW_CLASS_BYTES, graph_bytes, other_bytes, widths_around
 from skim_export.pipeline.job import Job
@@ -103,18 +102,19 @@ def _linear_weights(job: Job) -> int:
 
 
 def _other_bytes(job: Job) -> int:
-    float_bytes = PRECISIONS[job.options.activation_type].bitwidth // 8
-    rest = other_bytes(job.model, job.options, float_bytes)
+    rest = other_bytes(job.model, job.options, job.quantizing)
     return rest + graph_bytes(len(job.model.architecture.blocks), len(widths_around(job.budget.bits)))
 
 
 def _output_bytes(job: Job) -> int:
     stored = job.budget.bits * _linear_weights(job) / 8
     if not job.budget.stored:
-        width, codebook, levels = min(8, math.ceil(job.budget.bits)), job.options.codebook, job.method.levels
+        free, codebook, levels = job.free_rows, job.options.codebook, job.method.levels
         for linear in job.budgeted:
-            per_row = level_bytes(width, codebook, levels.even(width, linear.in_features, codebook)) + ROW_CLASS_BYTES
-            stored += per_row * linear.out_features
+            widths = np.where(free.mask(linear), math.ceil(free.average), job.quantizing.given(linear))
+            for width, rows in zip(*np.unique(widths, return_counts=True), strict=True):
+                even = levels.even(int(width), linear.in_features, codebook)
+                stored += int(rows) * (level_bytes(int(width), codebook, even) + ROW_CLASS_BYTES)
     return int(stored) + _other_bytes(job)
 
 
@@ -173,9 +173,8 @@ def _quantizing_seconds(job: Job) -> float:
     for columns, linears in by_columns.items():
         total += _rows_seconds(job, linears[0], method, bits, sum(linear.out_features for linear in linears))
         total += _coupling_seconds(job, linears[0], columns) * len(linears)
-    if job.options.head_bits is not None:
-        for linear in job.model.architecture.vocabulary_linears:
-            total += _rows_seconds(job, linear, ONE_WIDTH, job.options.head_bits, linear.out_features)
+    for linear, widths in job.quantizing.apart(job.model.architecture).items():
+        total += _rows_seconds(job, linear, ONE_WIDTH, int(widths[0]), linear.out_features)
     return total
 
 

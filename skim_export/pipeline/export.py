@@ -21,12 +21,12 @@ from skim_export.calibration.calibrate_model import gather_statistics, spread_st
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Model, default_bits
 from skim_export.graph.external_data import save_model
-from skim_export.graph.genai_builder import LIBRARY_NAME, PRECISIONS, DecoderBuilder, check_builder
+from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder, check_builder
 from skim_export.packed import PackedLinear
 from skim_export.packed.checkpoint import PackedCheckpoint
-from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.check import check
 from skim_export.pipeline.job import Job
+from skim_export.pipeline.layer_choice import excluding
 from skim_export.pipeline.memory import is_checked, within_memory
 from skim_export.pipeline.options import ExportKeywords, ExportOptions
 from skim_export.pipeline.proof import prove
@@ -124,14 +124,13 @@ def prepare(
     _check_output(output)
     if options_of(output.parent) != json.loads(json.dumps({"model": model, **options.recorded()})):
         _check_existing(output, options)
-    opened = Model.open(model, progress=progress, download=download)
+    opened = excluding(Model.open(model, progress=progress, download=download), options.exclude)
     _check_context(opened, options)
+    job = Job.of(model, output, options, opened, resources, executor)
     if not opened.only_shapes:
         opened.check_tokenizer()
         prove(opened)
         rehearse(opened, options)
-    budget = Budget.of(opened, options, PRECISIONS[options.activation_type].bitwidth // 8)
-    job = Job(model, output, options, opened, budget, resources, executor)
     return job if options.max_memory is None else within_memory(job, options.max_memory)
 
 
@@ -139,18 +138,18 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
     """Do what was prepared, or what an interruption has left of it; see `export`."""
     started = time.monotonic()
     progress = progress or Progress()
-    output, model = job.output, job.model
+    output, model, options = job.output, job.model, job.options
     if model.only_shapes:
         raise UserError(f"model {job.name}: was not downloaded, and its shapes are not enough for an export")
     digest = model.checkpoint.digest(progress)
     text = None if job.text.file is None else sha256(job.text.file)
     provenance = {"checkpoint": digest, "calibration text": text, "versions": versions(), **job.recorded}
-    if not job.options.force and not job.options.fresh:
+    if not options.force and not options.fresh:
         if (report := finished(output, digest, text, job.recorded)) is not None:
             return report
-        _check_existing(output, job.options)
+        _check_existing(output, options)
     model.checkpoint.check_values(progress)
-    with float32_products(), workplace(output.parent, provenance, fresh=job.options.fresh) as work:
+    with float32_products(), workplace(output.parent, provenance, fresh=options.fresh) as work:
         packed = _quantize(job, work, progress)
         read: Callable[[str], PackedLinear] = packed.read
         tuned = None
@@ -158,12 +157,12 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
             packed, tuned = _tune(job, packed, work, progress)
             read, model = packed.read, model.replacing(packed.parameters())
         stage = work.empty_subdirectory("stage")
-        emit(model, read, stage / output.name, job.options, progress)
+        emit(model, read, stage / output.name, options, progress)
         error = None
         if is_checked(job):
             error = check(model, read, stage, resources=job.resources, progress=progress)
         linears = [packed.report(name) for name in packed.names()]
-        parts = model_parts(model, linears, stage / output.name)
+        parts = model_parts(model, linears, stage / output.name, options.float_bytes)
         recorded = {**job.recorded, TUNED: None if tuned is None else asdict(tuned)}
         write_report(stage, digest, text, recorded, parts, linears)
         work.publish()
@@ -181,7 +180,8 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
         gather = partial(gather_statistics, resources=job.resources)
         if not isinstance(job.executor, SerialExecutor):
             gather = partial(spread_statistics, executor=job.executor)
-        gather(model, tokens, store, vocabulary=options.head_bits is None, progress=progress)
+        vocabulary = any(linear in job.budgeted for linear in model.architecture.vocabulary_linears)
+        gather(model, tokens, store, vocabulary=vocabulary, progress=progress)
     curves = work.subdirectory("curves")
     widths = allocate(model, store, options, job.budget, curves=curves, executor=job.executor, progress=progress)
     resources = job.executor.resources

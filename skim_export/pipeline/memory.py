@@ -84,11 +84,13 @@ def _tables(job: Job) -> int:
 
 def _steps(job: Job) -> dict[str, int]:
     """What each step takes beside what the process has from the start."""
-    largest = max(packed_bytes(linear) for linear in _linears(job))
+    largest = 2 * max(packed_bytes(linear) for linear in _linears(job))
+    excluded = job.model.architecture.excluded_linears
+    transposed = 2 * FLOAT32_BYTES * max((x.out_features * x.in_features for x in excluded), default=0)
     floats = FLOAT32_BYTES * unpacked_parameters(job.model)
     steps = {
         "quantizing": _quantizing(job),
-        "writing": floats + 2 * largest + _tables(job),
+        "writing": floats + max(largest, transposed) + _tables(job),
     }
     if job.method.allocation:
         rows = sum(linear.out_features for linear in job.budgeted)
@@ -110,8 +112,7 @@ def _steps(job: Job) -> dict[str, int]:
 def _quantizing(job: Job) -> int:
     resources = job.executor.resources
     most = [working_bytes(linear, resources, job.method) for linear in job.budgeted]
-    if job.options.head_bits is not None:
-        most += [working_bytes(linear, resources, ONE_WIDTH) for linear in job.model.architecture.vocabulary_linears]
+    most += [working_bytes(linear, resources, ONE_WIDTH) for linear in job.quantizing.apart(job.model.architecture)]
     return max(most)
 
 

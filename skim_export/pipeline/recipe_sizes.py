@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from skim_export.checkpoint import DECLARATIONS, Model, Recipe, ShapesOnly, load_recipes
-from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.cost import Sizes, estimate_sizes
 from skim_export.pipeline.job import Job
 from skim_export.pipeline.options import ExportOptions
@@ -59,13 +58,5 @@ def _sized(recipe: Recipe) -> RecipeSizes:
         return RecipeSizes(recipe, ShapesOnly(recipe.alias, recipe.config).parameter_count, None)
     model, options = Model.of_shapes(recipe), ExportOptions(bits=recipe.bits)
     resources = Resources.of(options.threads, None)
-    job = Job(
-        recipe.alias,
-        Path("model.onnx"),
-        options,
-        model,
-        Budget.of(model, options),
-        resources,
-        SerialExecutor(resources),
-    )
+    job = Job.of(recipe.alias, Path("model.onnx"), options, model, resources, SerialExecutor(resources))
     return RecipeSizes(recipe, model.checkpoint.parameter_count, estimate_sizes(job))
