@@ -17,13 +17,24 @@ Report = dict[str, Any]
 def _models(reports: Sequence[Report]) -> str:
     """`skim-export models --json`: a line for each recipe, the smallest model first."""
     (report,) = reports
-    headings = ("alias", "model", "licence", "parameters", "bits", "size, GB", "export: disk, GB", "memory, GB")
+    headings = (
+        "alias",
+        "model",
+        "licence",
+        "parameters",
+        "bits",
+        "size, GB",
+        "disk, GB",
+        "memory, GB",
+        "with `--calib`",
+    )
     rows = []
     for model in sorted(report["models"], key=lambda model: model["parameters"]):
-        sizes = [f"{model[name] / 1e9:.2f}" for name in ("output", "disk", "memory")] if model["supported"] else []
         licence = model["licence"] + (", gated" if model["gated"] else "")
         cells = [f"`{model['alias']}`", model["title"], licence, count(model["parameters"]), f"{model['bits']:g}"]
-        rows.append([*cells, *(sizes or ["not yet", "", ""])])
+        sizes = model["sizes"] or {}
+        nbytes = [sizes[name] for name in ("output", "disk", "memory", "memory_given_text") if sizes]
+        rows.append([*cells, *([f"{n / 1e9:.2f}" for n in nbytes] or ["not yet", "", "", ""])])
     return markdown_table(headings, rows, left=3)
 
 

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-HEADINGS = ("alias", "model", "licence", "parameters", "bits", "size, GB", "disk, GB", "memory, GB")
+HEADINGS = ("alias", "model", "licence", "parameters", "bits", "size, GB", "disk, GB", "memory, GB", "with --calib")
 NOTE = (
-    "bits: the default; size: of the exported model at these; disk and memory: what the export takes on this "
-    "machine, beside the download of about 2 bytes a parameter. With a calibration text of yours (--calib) it takes "
-    "less memory. All follow from the recipes' shapes: nothing was downloaded.\n"
+    "bits: the default; size: of the exported model at these; disk and memory: what the export takes on this machine, "
+    "beside the download of about 2 bytes a parameter; with --calib: memory, if the model is given a text to "
+    "calibrate on and writes none. All follow from the recipes' shapes: nothing was downloaded.\n"
     "not yet: the architecture is not supported. gated: accept the licence on the Hugging Face Hub, then hf auth login."
 )
 
@@ -52,15 +52,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _line(model: RecipeSizes) -> list[str]:
     recipe, sizes = model.recipe, model.sizes
+    nbytes = [sizes.output, sizes.disk, sizes.memory, sizes.memory_given_text] if sizes else []
     return [
         recipe.alias,
         recipe.title,
         recipe.licence + (", gated" if recipe.gated else ""),
         count(model.parameters),
         f"{recipe.bits:g}",
-        *(
-            ["not yet", "", ""]
-            if sizes is None
-            else [f"{n / 1e9:.2f}" for n in (sizes.output, sizes.disk, sizes.memory)]
-        ),
+        *([f"{n / 1e9:.2f}" for n in nbytes] or ["not yet", "", "", ""]),
     ]

@@ -57,11 +57,13 @@ class Sizes:
 
     Attributes:
         memory: peak of resident memory, bytes.
+        memory_given_text: the same if the model is given a calibration text and writes none.
         disk: bytes on the disk at the most, the output included.
         output: bytes of the output.
     """
 
     memory: int
+    memory_given_text: int
     disk: int
     output: int
 
@@ -94,7 +96,7 @@ def estimate_sizes(job: Job) -> Sizes:
     output = _output_bytes(job)
     packed = output - _other_bytes(job)
     disk = 2 * output + _statistics_bytes(job) + _tuning_bytes(job, packed)
-    return Sizes(peak_memory(job), disk, output)
+    return Sizes(peak_memory(job), peak_memory(job, given_text=True), disk, output)
 
 
 def _linear_weights(job: Job) -> int:

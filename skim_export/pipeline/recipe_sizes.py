@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class RecipeSizes:
 
     def as_json(self) -> dict[str, Any]:
         """The same as plain data, sizes in bytes."""
-        recipe, sizes = self.recipe, self.sizes
+        recipe = self.recipe
         return {
             "alias": recipe.alias,
             "title": recipe.title,
@@ -41,10 +41,7 @@ class RecipeSizes:
             "licence": recipe.licence,
             "gated": recipe.gated,
             "bits": recipe.bits,
-            "supported": sizes is not None,
-            "output": None if sizes is None else sizes.output,
-            "disk": None if sizes is None else sizes.disk,
-            "memory": None if sizes is None else sizes.memory,
+            "sizes": None if self.sizes is None else asdict(self.sizes),
         }
 
 

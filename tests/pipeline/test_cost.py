@@ -8,10 +8,10 @@ import onnx
 import pytest
 
 from skim_export import export
-from skim_export.checkpoint import Checkpoint, Recipe, load_recipes, model, recipes
+from skim_export.checkpoint import Checkpoint, Model, Recipe, load_recipes, model, recipes
 from skim_export.checkpoint.recipes import HubSource
 from skim_export.cli.main import main
-from skim_export.pipeline import calibration_text
+from skim_export.pipeline import calibration_text, recipe_sizes
 from skim_export.pipeline.cost import estimate_cost, estimate_sizes
 from skim_export.pipeline.export import prepare, run
 from skim_export.pipeline.memory import peak_memory
@@ -96,6 +96,16 @@ def test_sizes_follow_from_shapes(llama, absent, tmp_path):
         run(there)
 
 
+def test_memory_if_a_text_was_given(llama, calib, tmp_path):
+    output = tmp_path / "out" / "model.onnx"
+    without, given = (estimate_sizes(prepare(str(llama), output, ExportOptions(calib=text))) for text in (None, calib))
+    assert without.memory_given_text == pytest.approx(given.memory, abs=16 << 20)
+    assert given.memory_given_text == pytest.approx(given.memory, abs=1 << 20)
+    large = Model.of_shapes(load_recipes()["qwen2.5-0.5b"])
+    without = estimate_sizes(replace(prepare(str(llama), output, ExportOptions()), model=large))
+    assert without.memory_given_text < without.memory - 10**9
+
+
 @pytest.mark.parametrize("effort", ["weights", "tuned"])
 def test_a_dry_run_downloads_nothing(absent, tmp_path, capsys, effort):
     assert main(["--model", absent, "--dry-run", "--effort", effort, "-o", str(tmp_path / "out" / "model.onnx")]) == 0
@@ -105,17 +115,18 @@ def test_a_dry_run_downloads_nothing(absent, tmp_path, capsys, effort):
 
 
 def test_the_list_of_models(absent, tmp_path, monkeypatch, capsys):
-    for alias in load_recipes().keys() - {absent, "gpt-oss-20b", "llama-3.2-1b"}:
-        monkeypatch.delitem(load_recipes(), alias)
+    chosen = {alias: load_recipes()[alias] for alias in (absent, "gpt-oss-20b", "llama-3.2-1b")}
+    monkeypatch.setattr(recipe_sizes, "load_recipes", lambda: chosen)
     assert main(["models", "--json", str(tmp_path / "models.json")]) == 0
     out = capsys.readouterr().out
     lines = {words[0]: " ".join(words) for words in map(str.split, out.splitlines()) if words}
     assert lines["gpt-oss-20b"].endswith("Apache-2.0 20.9B 3 not yet")
     assert "Llama 3.2 Community License, gated 1.24B 4 0." in lines["llama-3.2-1b"]
     models = {one["alias"]: one for one in json.loads((tmp_path / "models.json").read_text())["models"]}
-    assert not models["gpt-oss-20b"]["supported"]
+    assert models["gpt-oss-20b"]["sizes"] is None
     sizes = estimate_sizes(prepare(absent, tmp_path / "out" / "model.onnx", ExportOptions(), download=False))
-    assert (models[absent]["output"], models[absent]["disk"]) == (sizes.output, sizes.disk)
+    found = models[absent]["sizes"]
+    assert (found["output"], found["disk"]) == (sizes.output, sizes.disk)
 
 
 def test_the_list_of_models_goes_nowhere(tmp_path, capsys):
