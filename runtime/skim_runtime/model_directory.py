@@ -14,6 +14,7 @@ from skim_runtime.model_files import is_file_name
 from skim_runtime.onnx_file import OnnxGraph
 from skim_runtime.operators import DOMAIN, FLOATS, PackedNode, parse_proto
 from skim_runtime.providers import PROVIDERS
+from skim_runtime.rotary_switch import rotary_switch
 from skim_runtime.verification import check_model
 
 __all__ = ["ModelDirectory"]
@@ -117,8 +118,9 @@ class Graph:
         arithmetic: with which the operator library multiplies them, "integer arithmetic" or "exact arithmetic", and
             where that is not the same for all, in how many it is exact.
         activations: their type, "float32", "float16" or "bfloat16", as the embedding gives them.
-        shared_cache: whether every `present` output comes from a GroupQueryAttention node, which can append to the
-            past in place.
+        shared_cache: whether all keys and values come from GroupQueryAttention nodes, which can append to the past in
+            place.
+        rotary_switch: the longest text with the first of two kinds of rotary tables; None if there is only one.
     """
 
     has_packed_weights: bool
@@ -126,14 +128,16 @@ class Graph:
     arithmetic: str
     activations: str
     shared_cache: bool
+    rotary_switch: int | None
 
     @classmethod
     def read(cls, file: Path) -> Graph:
         """Parse `file` without its external data, whose files are only checked for their size.
 
         Raises:
-            UserError: `file` is not an ONNX model, one of its nodes is not what our operators take, or its external
-                data is missing, too short, of another export, or has norms or scales that are not finite.
+            UserError: `file` is not an ONNX model, one of its nodes is not what our operators take or an If node of
+                unknown purpose, or its external data is missing, too short, of another export, or has norms or scales
+                that are not finite.
         """
         graph = OnnxGraph.read(file)
         check_model(file, graph)
@@ -146,13 +150,14 @@ class Graph:
         if products:
             read += [graph.initializers[name] for name in _inputs(graph, FLOAT_PRODUCTS, 1)]
         producers = {output: node.op_type for node in graph.nodes for output in node.output}
-        presents = [output for output in graph.outputs if output.startswith("present.")]
+        presents = [name for name in graph.outputs if name.startswith("present.") and name.endswith((".key", ".value"))]
         return cls(
             has_packed_weights=bool(products),
             weight_bytes=sum(tensor.nbytes for tensor in read),
             arithmetic=_arithmetic(products),
             activations=_activations(graph, packed),
             shared_cache=all(producers.get(name) == "GroupQueryAttention" for name in presents),
+            rotary_switch=rotary_switch(file, graph.metadata),
         )
 
 

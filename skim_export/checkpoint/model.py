@@ -25,7 +25,7 @@ __all__ = ["Model"]
 
 @dataclass(frozen=True)
 class Model:
-    """A full-precision model on the disk; none of its weights is in memory.
+    """A model on the disk, its weights floats for whoever reads them; none is in memory.
 
     The transformers module that is made of it is called a network, here and elsewhere.
 
@@ -38,24 +38,51 @@ class Model:
     architecture: Architecture
 
     @classmethod
-    def open(cls, name: str | Path, *, progress: Progress | None = None, download: bool = True) -> Model:
-        """Find a model, downloading it if need be, and check its files.
+    def open(
+        cls,
+        name: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        progress: Progress | None = None,
+        download: bool = True,
+    ) -> Model:
+        """Find a model, downloading it if need be, and check its files; warn if it is quantized already.
 
         Args:
             name: alias of a recipe, Hugging Face id, or directory.
+            adapter: directory of a LoRA adapter to merge.
             progress: told of a download.
-            download: whether the model of a recipe is downloaded; otherwise its shapes may be all that there is.
+            download: whether the model of a recipe is downloaded; otherwise, and without an adapter, its shapes may be
+                all that there is.
 
         Raises:
-            UserError: there is none of that name, its architecture is not supported, or a file is missing or damaged.
+            UserError: there is none of that name, its architecture is not supported, a file is missing or damaged, or
+                the adapter cannot be merged.
         """
         recipe = load_recipes().get(str(name))
         if recipe is not None:
             _check_supported(recipe)
-            if not download and not is_here(recipe):
+            if not download and adapter is None and not is_here(recipe):
                 return cls.of_shapes(recipe)
-        checkpoint = Checkpoint(resolve(str(name), progress=progress))
-        return cls(checkpoint, architecture_of(checkpoint))
+        checkpoint = Checkpoint(resolve(str(name), progress=progress), None if adapter is None else Path(adapter))
+        model = cls(checkpoint, architecture_of(checkpoint))
+        model._check_tied()
+        if checkpoint.quantization is not None:
+            warnings.warn(
+                f"model {name} is quantized already ({checkpoint.quantization}): its weights are made float again; a "
+                "full-precision checkpoint gives a better result",
+                stacklevel=2,
+            )
+        return model
+
+    def _check_tied(self) -> None:
+        """Training changed the embedding alone, and merging would change the head with it."""
+        embedding, adapter = self.architecture.embedding, self.checkpoint.adapter
+        if adapter is not None and self.architecture.tied and f"{embedding}.weight" in self.checkpoint.adapted:
+            raise UserError(
+                f"--adapter {adapter.path}: changes {embedding}, which is the output head of this "
+                "model, too: such adapters cannot be merged"
+            )
 
     @classmethod
     def of_shapes(cls, recipe: Recipe) -> Model:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .checkpoint import Checkpoint, StoredTensor
+from .checkpoint import Checkpoint
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
@@ -14,11 +15,25 @@ if TYPE_CHECKING:
 
 __all__ = ["ShapesOnly"]
 
-PUBLISHED_TYPE, PUBLISHED_BYTES = "BF16", 2  # as nearly all models are published
+PUBLISHED_BYTES = 2  # of a value: nearly all models are published in bfloat16
+
+
+@dataclass(frozen=True)
+class _RandomTensor:
+    """A tensor of which only the shape is known; see `Tensor`."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+    def read(self, rows: slice) -> torch.Tensor:
+        import torch
+
+        count, *others = self.shape
+        return torch.randn(len(range(*rows.indices(count))), *others)
 
 
 class ShapesOnly(Checkpoint):
-    """A checkpoint with headers and no files, to estimate with: its values are random.
+    """A checkpoint without files, to estimate with: its values are random, and to work on them takes as long as ever.
 
     Args:
         name: of the model, for messages.
@@ -28,12 +43,10 @@ class ShapesOnly(Checkpoint):
     def __init__(self, name: str, config: dict[str, Any]) -> None:
         self.path = Path(name)
         self.raw_config = config
+        self.quantization, self.adapter, self.adapted = None, None, frozenset()
         self._replaced = ()
         parameters = skeleton(self).named_parameters()  # a head that is the embedding is not among them
-        self._stored = {
-            name: StoredTensor(self.path, name, PUBLISHED_TYPE, tuple(parameter.shape))
-            for name, parameter in parameters
-        }
+        self._tensors = {name: _RandomTensor(self.path, tuple(parameter.shape)) for name, parameter in parameters}
 
     @cached_property
     def config(self) -> Any:
@@ -46,10 +59,3 @@ class ShapesOnly(Checkpoint):
     def file_bytes(self) -> int:
         """Bytes that the files with weights have, about."""
         return PUBLISHED_BYTES * self.parameter_count
-
-    def tensor(self, name: str, rows: slice = slice(None)) -> torch.Tensor:
-        """Random values of the tensor's shape, float32, or of some of its rows: they take as long as real ones."""
-        import torch
-
-        count, *others = self.shape(name)
-        return torch.randn(len(range(*rows.indices(count))), *others)

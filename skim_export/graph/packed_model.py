@@ -21,6 +21,7 @@ from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 from skim_export.checkpoint import Linear, Member, Model, linear_bias, linear_weight, skeleton
 from skim_export.packed import CLASSES, PackedLinear
 from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, Operator, tensor_names
+from skim_runtime.rotary_switch import ROTARY_SWITCH
 
 from .rotary import is_long_rope, original_positions, rotary_tables, table_kind
 
@@ -78,11 +79,12 @@ class PackedModel:
     rope_attrs: dict[str, Any]
     make_add: Callable[..., None]
     make_cast: Callable[..., None]
-    make_greater_or_equal: Callable[..., None]
+    make_gather: Callable[..., None]
+    make_greater: Callable[..., None]
     make_initializer: Callable[..., None]
     make_mul: Callable[..., None]
     make_node: Callable[..., None]
-    make_reduce_max: Callable[..., None]
+    make_shape: Callable[..., None]
     make_split: Callable[..., None]
     make_value: Callable[..., Any]
     make_hidden_state_shape: Callable[..., list[int | str]]
@@ -285,6 +287,10 @@ class PackedModel:
             start += count
         return parts
 
+    def has_lm_head(self, module: Any) -> bool:
+        """Whether a module is the head: the builder would take any of its width for it."""
+        return module is self.weights.get_output_embeddings()
+
     def make_rope_init(self, config: Any) -> None:
         """Nothing: the tables are transformers' own."""
 
@@ -324,11 +330,13 @@ class PackedModel:
         rows = f"{name}/Add/output_0"
         if rows in self.values:
             return rows
-        kind, shape = ir.DataType.INT64, ["batch_size", "sequence_length"]
-        original = f"/model/constants/INT64/{original_positions(self.config)}"
-        self.make_reduce_max(f"{name}/ReduceMax", [positions], kind, [])
-        self.make_greater_or_equal(f"{name}/GreaterOrEqual", [f"{name}/ReduceMax/output_0", original], [])
-        self.make_cast(f"{name}/Cast", f"{name}/GreaterOrEqual/output_0", kind, [])
+        switch, kind, shape = original_positions(self.config), ir.DataType.INT64, ["batch_size", "sequence_length"]
+        self.model.metadata_props[ROTARY_SWITCH] = str(switch)
+        original = f"/model/constants/INT64/{switch}"
+        self.make_shape(f"{name}/Shape", self.input_names["attention_mask"], [2])
+        self.make_gather(f"{name}/Gather", [f"{name}/Shape/output_0", "/model/constants/INT64/1"], kind, [], axis=0)
+        self.make_greater(f"{name}/Greater", [f"{name}/Gather/output_0", original], [])
+        self.make_cast(f"{name}/Cast", f"{name}/Greater/output_0", kind, [])
         self.make_mul(f"{name}/Mul", [f"{name}/Cast/output_0", original], kind, [])
         self.make_add(f"{name}/Add", [positions, f"{name}/Mul/output_0"], kind, shape)
         return rows

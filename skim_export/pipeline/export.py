@@ -124,7 +124,8 @@ def prepare(
     _check_output(output)
     if options_of(output.parent) != json.loads(json.dumps({"model": model, **options.recorded()})):
         _check_existing(output, options)
-    opened = excluding(Model.open(model, progress=progress, download=download), options.exclude)
+    found = Model.open(model, adapter=options.adapter, progress=progress, download=download)
+    opened = excluding(found, options.exclude)
     _check_context(opened, options)
     job = Job.of(model, output, options, opened, resources, executor)
     if not opened.only_shapes:

@@ -120,6 +120,10 @@ class ExportOptions:
         UserError: a value, or a combination of them, is wrong.
     """
 
+    adapter: str | Path | None = field(
+        default=None,
+        metadata=_metadata("directory of a LoRA adapter of the model, merged into its weights", parse=Path),
+    )
     bits: float | None = field(
         default=None,
         metadata=_metadata(
@@ -329,16 +333,18 @@ class ExportOptions:
         return None if self.calib is None else Path(self.calib)
 
     def recorded(self) -> dict[str, Any]:
-        """The options that the result depends on, as plain data: what was chosen for defaults, the name of a file."""
+        """The options that the result depends on, as plain data: what was chosen for defaults, the names of files."""
         found = {name: getattr(self, name) for name, option in OPTIONS.items() if option.recorded}
         calib = None if self.calibration_file is None else self.calibration_file.name
-        told = {"method": self.chosen.name, "activations": self.activation_type, "calib": calib}
+        adapter = None if self.adapter is None else Path(self.adapter).name
+        told = {"method": self.chosen.name, "activations": self.activation_type, "adapter": adapter, "calib": calib}
         return {**found, **told, "keep": dict(self.keep or {}), "exclude": list(self.exclude)}
 
 
 class PlanKeywords(TypedDict, total=False):
     """The options that a plan has, too; see `ExportKeywords`."""
 
+    adapter: str | Path | None
     head_bits: int | None
     keep: Mapping[str, int] | None
     exclude: Sequence[str]

@@ -136,7 +136,7 @@ def plan(
     if text is not None and not text.is_file():
         raise UserError(f"--text {text}: no such file")
     resources = Resources() if options.threads is None else Resources(options.threads)
-    opened = excluding(Model.open(model, progress=progress), options.exclude)
+    opened = excluding(Model.open(model, adapter=options.adapter, progress=progress), options.exclude)
     method, kept = METHODS[DEFAULT_METHOD], kept_widths(opened, options.keep or {})
     quantizing = QuantizeOptions(method, options.head_bits, options.codebook, kept)
     opened.check_tokenizer()
@@ -235,7 +235,7 @@ def _full_perplexity(
     """Perplexity of the full-precision model on tokens `[S]`, windows measured side by side on one thread each."""
     context = min(CONTEXT, int(checkpoint.config.max_position_embeddings))
     windows = [ids[start : start + context] for start in range(0, ids.size - 1, context)]
-    model = TorchReference.load(checkpoint.path)
+    model = TorchReference.of(checkpoint)
     loss, predicted = 0.0, 0
     progress.start("full precision", len(windows))
     with workers(resources.threads) as pool:

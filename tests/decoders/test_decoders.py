@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 
 from skim_export.pipeline.budget import rotary_values
-from skim_runtime import GenaiSession, Session
+from skim_runtime import GenaiSession, Session, generate
 
 from ..tiny_decoders import DECODERS
 from ..tiny_models import VOCABULARY
@@ -64,3 +65,13 @@ def test_size_of_rotary_tables(exported, name):
     graph = onnx.load(case.directory / "model.onnx", load_external_data=False).graph
     stored = sum(np.prod(tensor.dims) for tensor in graph.initializer if "_cache" in tensor.name)
     assert rotary_values(case.model, None) == stored
+
+
+@pytest.mark.parametrize("name", ["phi3-long", "lfm2", "qwen3_5"])
+@pytest.mark.parametrize("kind", [Session, GenaiSession])
+def test_what_is_generated(exported, name, kind):
+    """Beyond the length where rotary tables change, and from states that do not grow."""
+    case, prompt = exported(name), TOKENS[:28].tolist()
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    wanted = case.network.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
+    assert generate(kind(case.directory, threads=1), prompt, max_new_tokens=12, stop=()).tokens == wanted

@@ -23,6 +23,7 @@ from ..tiny_models import tiny_llama
 
 # A value of each option that is not its default, as Python has it and on the command line.
 OTHERS = {
+    "adapter": (Path("adapter"), ["--adapter", "adapter"]),
     "bits": (2.5, ["--bits", "2.5"]),
     "effective_bits": (3.25, ["--effective-bits", "3.25"]),
     "size": (2_500_000, ["--size", "2.5MB"]),
