@@ -18,7 +18,7 @@ import numpy.typing as npt
 from skim_runtime.errors import UserError, foreign_errors
 
 from .checkpoint import Checkpoint
-from .declarations import DECLARATIONS, Declaration
+from .declarations import Declaration, declaration_of
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
@@ -196,8 +196,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
         UserError: the architecture is not supported; a tensor is missing, has another shape, or belongs to nothing.
     """
     name = checkpoint.architecture_name
-    if name not in DECLARATIONS:
-        raise UserError(f"architecture {name} is not supported; supported: {', '.join(DECLARATIONS)}")
+    declaration = declaration_of(name)
     _check_config(checkpoint)
     with foreign_errors(f"{checkpoint.path / 'config.json'}: transformers makes no model of it"):
         network = skeleton(checkpoint)
@@ -206,7 +205,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     tied = _is_tied(checkpoint, head, embedding)
     _check_tensors(checkpoint, network.state_dict(), f"{head}.weight" if tied else None)
 
-    decoder, declaration = network.base_model, DECLARATIONS[name]
+    decoder = network.base_model
     blocks = [_linears(paths[block], block, declaration) for block in decoder.layers]
     rows, columns = checkpoint.shape(f"{embedding}.weight")
     modules = [paths[block] for block in decoder.layers]

@@ -156,6 +156,11 @@ class Checkpoint:
         return sum(math.prod(tensor.shape) for tensor in self._tensors.values())
 
     @property
+    def file_bytes(self) -> int:
+        """Bytes of all files with weights."""
+        return sum(file.stat().st_size for file in self.files)
+
+    @property
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
         return sorted(self._tensors)

@@ -11,14 +11,16 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
 from .cache import cache_directory
-from .wheel import WheelSource, checkpoint_from_wheel
+from .checkpoint import Checkpoint
+from .wheel import WheelSource, checkpoint_from_wheel, converted
 
-__all__ = ["HubSource", "Recipe", "default_bits", "load_recipes", "resolve"]
+__all__ = ["HubSource", "Recipe", "default_bits", "is_here", "load_recipes", "resolve"]
 
 DEFAULT_BITS = 3.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -42,10 +44,17 @@ RECIPES = _recipes()
 
 @dataclass(frozen=True)
 class HubSource:
-    """A repository on the Hugging Face Hub."""
+    """A repository on the Hugging Face Hub.
+
+    Attributes:
+        id: its owner and name.
+        revision: a branch, tag or commit; the newest of the main branch by default.
+        gated: whether one has to log in and to accept the licence before a download.
+    """
 
     id: str
     revision: str | None = None
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,8 @@ class Recipe:
         licence: licence of the weights.
         source: where the weights come from.
         bits: average width of the codes if the user gives none.
+        config: the entries of config.json that the shapes of all tensors follow from, as transformers reads them. Of a
+            model that sees as well they are those of its text model, which is what is exported.
     """
 
     alias: str
@@ -65,6 +76,18 @@ class Recipe:
     licence: str
     source: HubSource | WheelSource
     bits: float
+    config: dict[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        """The model class, e.g. "LlamaForCausalLM"."""
+        (name,) = self.config["architectures"]
+        return str(name)
+
+    @property
+    def gated(self) -> bool:
+        """Whether one has to log in before a download."""
+        return isinstance(self.source, HubSource) and self.source.gated
 
 
 @cache
@@ -77,7 +100,12 @@ def load_recipes() -> dict[str, Recipe]:
         source = dict(entry["source"])
         kind = {"hub": HubSource, "wheel": WheelSource}[source.pop("kind")]
         recipe = Recipe(
-            entry["alias"], entry["title"], entry["licence"], kind(**source), float(entry["defaults"]["bits"])
+            entry["alias"],
+            entry["title"],
+            entry["licence"],
+            kind(**source),
+            float(entry["defaults"]["bits"]),
+            entry["config"],
         )
         recipes[recipe.alias] = recipe
     return recipes
@@ -114,8 +142,22 @@ def resolve(model: str, *, cache_dir: Path | None = None, progress: Progress | N
     if "/" in model or os.sep in model:
         raise UserError(f"model directory {model} does not exist")
     nearest = difflib.get_close_matches(model.lower(), load_recipes(), n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known aliases: {', '.join(load_recipes())}"
+    hint = f"did you mean {nearest[0]}?" if nearest else "skim-export models lists the aliases"
     raise UserError(f"unknown model {model!r}: {hint}")
+
+
+def is_here(recipe: Recipe) -> bool:
+    """Whether all of a recipe's model lies on this machine, where `resolve` finds it without a download."""
+    if isinstance(recipe.source, WheelSource):
+        return converted(recipe.source, recipe.alias, cache_directory()).is_dir()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        Checkpoint(Path(snapshot_download(recipe.source.id, revision=recipe.source.revision, local_files_only=True)))
+    except (LocalEntryNotFoundError, UserError):  # nothing, or what an interrupted download has left
+        return False
+    return True
 
 
 def default_bits(model: str) -> float:

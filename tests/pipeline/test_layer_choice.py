@@ -19,7 +19,7 @@ from skim_export.graph.reader import read_packed
 from skim_export.packed.dequantized import dequantized_model
 from skim_export.pipeline import calibration_text
 from skim_export.pipeline.budget import GRAPH_BYTES, Budget
-from skim_export.pipeline.cost import estimate_cost
+from skim_export.pipeline.cost import estimate_sizes
 from skim_export.pipeline.export import prepare
 from skim_export.pipeline.free_rows import FreeRows
 from skim_export.pipeline.layer_choice import excluding, kept_widths
@@ -339,7 +339,7 @@ def test_excluded_layers_have_the_type_of_the_graph(tied, calib, tmp_path):
     assert {x.dtype.name for x in floats(tmp_path / "out").values()} == {"float16"}
     assert Session(tmp_path / "out").directory.graph.activations == "float16"
     assert report.parts[-1].nbytes <= 1_200_000
-    assert estimate_cost(job).output > 0
+    assert estimate_sizes(job).output > 0
     with pytest.raises(UserError, match=r"Gather .*: the runtime of bundles has no such operator"):
         read_program(tmp_path / "out" / "model.onnx")
 
@@ -359,12 +359,12 @@ def test_budgets_over_everything_count_what_is_kept(calib, tmp_path, budget):
 def test_plan_and_cost_tell_it_before(calib, tmp_path):
     path = tiny_llama(tmp_path / "hf", hidden_size=128, intermediate_size=256)
     options = {"keep": {"layers.0.mlp.*": 6, "lm_head": 3}, "exclude": ["layers.1.mlp.*"], "calib": calib, "threads": 1}
-    cost = estimate_cost(prepare(str(path), tmp_path / "out" / "model.onnx", ExportOptions(bits=4, **options)))
+    sizes = estimate_sizes(prepare(str(path), tmp_path / "out" / "model.onnx", ExportOptions(bits=4, **options)))
     report = export(str(path), tmp_path / "out" / "model.onnx", bits=4, **options)
     (row,) = plan(str(path), bits=[4], **options).rows
     assert row.nbytes == pytest.approx(report.parts[-1].nbytes, rel=0.01)
     assert row.effective_bits == pytest.approx(report.parts[0].effective_bits, rel=1e-3)
-    assert cost.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
+    assert sizes.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
 
 
 def test_tuning_leaves_excluded_layers_alone(calib, tmp_path):
