@@ -92,10 +92,6 @@ def tiny(config: type[PreTrainedConfig], **more: Any) -> PreTrainedConfig:
 
 CONFIGS = {
     "llama": tiny(LlamaConfig, head_dim=24, tie_word_embeddings=True),
-    "llama with biases": tiny(LlamaConfig, attention_bias=True, mlp_bias=True),
-    "llama, linear": tiny(LlamaConfig, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
-    "llama, yarn": tiny(LlamaConfig, rope_parameters=YARN),
-    "llama, llama3": tiny(LlamaConfig, head_dim=32, rope_parameters=LLAMA3),
     "qwen2": tiny(Qwen2Config),
     "qwen3": tiny(Qwen3Config, head_dim=32),
     "gemma": tiny(GemmaConfig, head_dim=32, tie_word_embeddings=True),
@@ -121,7 +117,7 @@ CONFIGS = {
         tie_word_embeddings=True,
     ),
     "phi3": tiny(Phi3Config, sliding_window=8),
-    "phi3, longrope": tiny(Phi3Config, original_max_position_embeddings=32, rope_parameters=LONG),
+    "phi3-long": tiny(Phi3Config, original_max_position_embeddings=32, rope_parameters=LONG),
     "lfm2": tiny(
         Lfm2Config,
         norm_eps=3e-5,
@@ -142,6 +138,12 @@ CONFIGS = {
     ),
     "smollm3": tiny(SmolLM3Config, num_hidden_layers=5),
 }
+LLAMAS = {
+    "biases": tiny(LlamaConfig, attention_bias=True, mlp_bias=True),
+    "linear": tiny(LlamaConfig, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}),
+    "yarn": tiny(LlamaConfig, rope_parameters=YARN),
+    "llama3": tiny(LlamaConfig, head_dim=32, rope_parameters=LLAMA3),
+}
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +159,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+@pytest.mark.covers("gguf")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_architectures(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, name: str) -> None:
-    network = tiny_network(CONFIGS[name])
+    check_reading(CONFIGS[name], tmp_path, tokenizer)
+
+
+@pytest.mark.parametrize("kind", LLAMAS)
+def test_kinds_of_llama(tmp_path: Path, tokenizer: PreTrainedTokenizerFast, kind: str) -> None:
+    check_reading(LLAMAS[kind], tmp_path, tokenizer)
+
+
+def check_reading(config: PreTrainedConfig, tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Whether tensors and logits of a GGUF file are those of the network that it was made from."""
+    network = tiny_network(config)
     written = write_gguf(tmp_path / "tiny.gguf", network, tokenizer)
     checkpoint = Checkpoint(tmp_path / "tiny.gguf")
     assert checkpoint.names == sorted(written)
