@@ -88,13 +88,21 @@ def export(
     return run(prepare(model, output, options, progress=progress), progress)
 
 
-def prepare(model: str, output: str | Path, options: ExportOptions, *, progress: Progress | None = None) -> Job:
+def prepare(
+    model: str,
+    output: str | Path,
+    options: ExportOptions,
+    *,
+    read: Callable[[Path], object] | None = None,
+    progress: Progress | None = None,
+) -> Job:
     """Check what an export needs beside its options, and find the model.
 
     Args:
         model: alias of a recipe, Hugging Face id, or directory.
         output: the ONNX file to write; the other files go beside it.
         options: what to do; without a budget it is what the model's recipe says, or else 3 bits.
+        read: what is to read the graph later; raises UserError for what it does not know.
         progress: told of a download.
 
     Raises:
@@ -118,7 +126,7 @@ def prepare(model: str, output: str | Path, options: ExportOptions, *, progress:
     opened = Model.open(model, progress=progress)
     _check_context(opened, options)
     opened.check_tokenizer()
-    prove(opened)
+    prove(opened, read)
     rehearse(opened, options)
     budget = Budget.of(opened, options, PRECISIONS[options.activation_type].bitwidth // 8)
     job = Job(model, output, options, opened, budget, resources, executor)
