@@ -5,12 +5,10 @@ import pytest
 
 from skim_export.bundle import memory
 
-from ..tiny_decoders import DECODERS
 from ..tiny_models import VOCABULARY
+from .models import SUPPORTED
 from .native import bundle, logits
 
-MISSING = {"ministral3", "phi3-long", "hunyuan", "lfm2", "qwen3_5"}  # test_lowering.py says what is
-SUPPORTED = sorted(DECODERS.keys() - MISSING)
 TOKENS = np.random.default_rng(3).integers(2, VOCABULARY, 72)
 PROMPTS = (1, len(TOKENS))
 BOUND = 5e-5  # two engines in float32
