@@ -96,9 +96,10 @@ def export_bundle(
     from skim_export.pipeline.export import prepare, run
     from skim_export.pipeline.options import ExportOptions
 
-    options = replace(options or ExportOptions(), **keywords, force=True)
+    options = replace(options or ExportOptions(), **keywords)
     exported = place_for(output, "model")  # where a tuning that was interrupted finds its state again
     try:
+        options = replace(options, force=True)
         job = prepare(model, exported / "model.onnx", options, read=read_program, progress=progress)
         report = run(job, progress)
         return report, write_bundle(exported, target, output, progress=progress)

@@ -84,7 +84,7 @@ struct skim_operator {
   bool last_only;  // computed for the last token of a step
   int16_t in[3];   // buffers
   int16_t out[2];
-  int16_t index;  // of a linear or an attention
+  int16_t index;       // of a linear or an attention
   skim_offset weight;  // [channels] of a norm
   int32_t channels;
   float epsilon;
