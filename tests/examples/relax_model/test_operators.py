@@ -208,9 +208,8 @@ ATTENTION = {
     "window": (4, 2, 16, 16, {"local_window_size": 5}),
     "softcap": (4, 1, 16, 16, {"softcap": 2.0, "scale": 1.0}),
     "partial rotary": (4, 2, 32, 16, {}),
-    "interleaved": (4, 2, 16, 16, {"rotary_interleaved": 1}),
+    "interleaved, apart": (4, 1, 16, 16, {"rotary_interleaved": 1, "apart": True}),
     "no rotary": (4, 2, 16, 0, {}),
-    "apart": (4, 1, 16, 16, {"apart": True}),
 }
 
 
