@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from skim_export.bundle.bundle import build_bundle
+from skim_export.bundle.lowering import read_program
 from skim_export.bundle.target import KINDS, CpuTarget, load_cpu_target, read_target, target_names, target_path
 from skim_export.work.place import place_for
 from skim_runtime.errors import UserError
@@ -106,11 +107,13 @@ def export_bundle(
     options = replace(options or ExportOptions(), **keywords)
     check_bundle_options(options)
     check_target(target)
-    from skim_export.pipeline.export import export
+    from skim_export.pipeline.export import prepare, run
 
     exported = place_for(output, "model")  # where a tuning that was interrupted finds its state again
     try:
-        report = export(model, exported / "model.onnx", options, force=True, progress=progress)
+        options = replace(options, force=True)
+        job = prepare(model, exported / "model.onnx", options, read=read_program, progress=progress)
+        report = run(job, progress)
         return report, write_bundle(exported, target, output, progress=progress)
     finally:
         shutil.rmtree(exported, ignore_errors=True)

@@ -112,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_bundle_output(args.output, options.force)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
         from skim_export.bundle.build import check_bundle_options, export_bundle
+        from skim_export.bundle.lowering import read_program
         from skim_export.pipeline.cost import estimate_cost
         from skim_export.pipeline.export import prepare, run
         from skim_runtime.progress_bar import ProgressBar
@@ -122,7 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with ProgressBar() as progress:
             if args.target is None or args.dry_run:
                 output = args.output if args.target is None else args.output / "model.onnx"
-                job = prepare(args.model, output, options, progress=progress, download=not args.dry_run)
+                read = None if args.target is None else read_program
+                job = prepare(args.model, output, options, read=read, progress=progress, download=not args.dry_run)
                 _print_cost(estimate_cost(job), only_shapes=job.model.only_shapes)
                 if args.dry_run:
                     return

@@ -93,6 +93,7 @@ def prepare(
     output: str | Path,
     options: ExportOptions,
     *,
+    read: Callable[[Path], object] | None = None,
     progress: Progress | None = None,
     download: bool = True,
 ) -> Job:
@@ -102,6 +103,7 @@ def prepare(
         model: alias of a recipe, Hugging Face id, or directory.
         output: the ONNX file to write; the other files go beside it.
         options: what to do; without a budget it is what the model's recipe says, or else 3 bits.
+        read: what is to read the graph later; raises UserError for what it does not know.
         progress: told of a download.
         download: whether the model of a recipe is downloaded. Otherwise, if it is not here yet, the job has its shapes
             only: it can be estimated, not run.
@@ -130,7 +132,7 @@ def prepare(
     job = Job.of(model, output, options, opened, resources, executor)
     if not opened.only_shapes:
         opened.check_tokenizer()
-        prove(opened)
+        prove(opened, read)
         rehearse(opened, options)
     return job if options.max_memory is None else within_memory(job, options.max_memory)
 

@@ -221,7 +221,7 @@ def test_config(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
         writer.add_eot_token_id(7)
         writer.add_pad_token_id(9)
 
-    write_gguf(tmp_path / "tiny.gguf", tiny_network(CONFIGS["llama, llama3"]), tokenizer, more=more)
+    write_gguf(tmp_path / "tiny.gguf", tiny_network(LLAMAS["llama3"]), tokenizer, more=more)
     config = Checkpoint(tmp_path / "tiny.gguf").config
     assert config.rms_norm_eps == 3e-5
     assert config.rope_parameters == LLAMA3
