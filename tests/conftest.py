@@ -2,7 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from skim_export.checkpoint import resolve
 from skim_export.pipeline import cost
 
 from .elsewhere import elsewhere, in_this_thread
+from .exported import Exported, build
 from .tools import add_cuda_tools_to_path
 
 # TVM's pool of threads belongs to the process and never grows: whoever uses it first must leave enough for all tests.
@@ -37,6 +39,12 @@ def smollm2_3bit(smollm2, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("smollm2-3bit")
     export("smollm2-135m", directory / "model.onnx", bits=3)
     return directory
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
+    """Gives the export of a case of `tiny_decoders.DECODERS` by name, made once."""
+    return cache(lambda name: build(name, tmp_path_factory.mktemp(name)))
 
 
 @pytest.fixture

@@ -30,7 +30,8 @@ class Attention:
         heads: query heads, H.
         kv_heads: key/value heads, G.
         head_size: channels of a head, D.
-        rotary_half: half of the channels that are rotated.
+        rotary_half: half of the channels that are rotated, the first ones of a head; 0 for none.
+        interleaved: whether channels 2i and 2i + 1 are rotated together, or else i and rotary_half + i.
         scale: factor of the scores.
         window: newest tokens that a token attends to, itself included; 0 or less for all.
         softcap: bound of the scores; 0 for none.
@@ -40,6 +41,7 @@ class Attention:
     kv_heads: int
     head_size: int
     rotary_half: int
+    interleaved: bool
     scale: float
     window: int
     softcap: float
@@ -169,8 +171,8 @@ class _Inputs:
 
     Attributes:
         qkv: queries, keys and values of the new tokens `[1, S, (H + 2G) * D]`.
-        cos: cosines of the rotation `[positions, rotary_half]`.
-        sin: its sines.
+        cos: cosines of the rotation `[positions, rotary_half]`; no argument without rotation.
+        sin: its sines; the same.
         key: cache of keys `[1, G, capacity, D]`.
         value: cache of values.
         tokens: S.
@@ -185,8 +187,9 @@ class _Inputs:
         cache = (1, G, capacity, D)
         self.qkv = T.arg("qkv", T.buffer((1, self.tokens, (H + 2 * G) * D), "float32"))
         last = T.arg("last", T.buffer((1,), "int32"))
-        self.cos = T.arg("cos", T.buffer(rotary, "float32"))
-        self.sin = T.arg("sin", T.buffer(rotary, "float32"))
+        if layer.rotary_half:
+            self.cos = T.arg("cos", T.buffer(rotary, "float32"))
+            self.sin = T.arg("sin", T.buffer(rotary, "float32"))
         self.key = T.arg("key", T.buffer(cache, "float32"))
         self.value = T.arg("value", T.buffer(cache, "float32"))
         self.past = T.Cast("int64", last[0]) + 1 - self.tokens
@@ -201,9 +204,12 @@ def _rotate(
 ) -> None:
     """Store the rotary embedding of the channels head(0), head(1), ... of one head at a position."""
     half = layer.rotary_half
-    with T.serial(0, half) as i:
-        cos, sin = inputs.cos[position, i], inputs.sin[position, i]
-        store(i, head(i) * cos - head(half + i) * sin)
-        store(half + i, head(half + i) * cos + head(i) * sin)
+    step, partner = (2, 1) if layer.interleaved else (1, half)
+    if half:
+        with T.serial(0, half) as i:
+            cos, sin = inputs.cos[position, i], inputs.sin[position, i]
+            real, imaginary = i * step, i * step + partner
+            store(real, head(real) * cos - head(imaginary) * sin)
+            store(imaginary, head(imaginary) * cos + head(real) * sin)
     with T.serial(2 * half, layer.head_size) as i:
         store(i, head(i))

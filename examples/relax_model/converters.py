@@ -57,31 +57,34 @@ def _skip_rms_norm(node: Node) -> list[Any]:
 
 def _group_query_attention(node: Node) -> list[Any]:
     """Its cache is updated in place: `past_key` and `present_key` are the same memory, and so are the values."""
-    node.expect("do_rotary", 1, 0)
-    node.expect("rotary_interleaved", 0, 0)
+    qkv = node.tokens(0)
     if node.has_input(1):
-        node.fail("queries, keys and values must be one input")
-    qkv, key, value, last = node.tokens(0), node.input(3), node.input(4), node.input(5)
+        apart = [qkv, node.tokens(1), node.tokens(2)]
+        qkv = node.builder.emit(relax.op.concat(apart, axis=2))
+    key, value, last = node.input(3), node.input(4), node.input(5)
     node.ignore_input(6)  # total_sequence_length: it follows from the index of the last token
-    cos, sin = node.input(7), node.input(8)
+    tables = [node.input(7), node.input(8)] if node.attribute("do_rotary", 0) else []
     heads, kv_heads = node.attribute("num_heads"), node.attribute("kv_num_heads")
     head_size = int(qkv.ty.shape[2]) // (heads + 2 * kv_heads)
     layer = Attention(
         heads=heads,
         kv_heads=kv_heads,
         head_size=head_size,
-        rotary_half=int(cos.ty.shape[1]),
+        rotary_half=int(tables[0].ty.shape[1]) if tables else 0,
+        interleaved=bool(node.attribute("rotary_interleaved", 0)),
         scale=node.attribute("scale", 0.0) or head_size**-0.5,
         window=node.attribute("local_window_size", -1),
         softcap=node.attribute("softcap", 0.0),
     )
     append = node.builder.add_func(append_function(layer), "append_to_cache")
     attend = node.builder.add_func(attention_function(layer), "attention")
-    arguments = [qkv, last, cos, sin, key, value]
-    cache = node.builder.emit(relax.op.call_tir_inplace(append, arguments, [4, 5], [key.ty, value.ty]))
+    arguments = [qkv, last, *tables]
+    places = [len(arguments), len(arguments) + 1]
+    in_place = relax.op.call_tir_inplace(append, [*arguments, key, value], places, [key.ty, value.ty])
+    cache = node.builder.emit(in_place)
     present = [node.builder.emit(cache[0]), node.builder.emit(cache[1])]
     y = relax.TensorType([1, qkv.ty.shape[1], heads * head_size], "float32")
-    return [node.builder.emit(relax.call_tir(attend, [*arguments[:4], *present], y)), *present]
+    return [node.builder.emit(relax.call_tir(attend, [*arguments, *present], y)), *present]
 
 
 CONVERTERS: dict[tuple[str, str], Converter] = {

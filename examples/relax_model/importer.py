@@ -118,16 +118,19 @@ class _Importer:
             outputs = converter(node)
             node.check(outputs)
         else:
-            outputs = [self.standard(proto)]
+            outputs = self.standard(proto)
         self.values.update({name: value for name, value in zip(proto.output, outputs, strict=False) if name})
 
-    def standard(self, proto: onnx.NodeProto) -> relax.Expr:
-        """Convert an operator of standard ONNX with one output."""
+    def standard(self, proto: onnx.NodeProto) -> list[relax.Expr]:
+        """Convert an operator of standard ONNX."""
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in proto.attribute}
-        attributes["tvm_custom"] = {"name": proto.name, "num_outputs": 1}
+        attributes["tvm_custom"] = {"name": proto.name, "num_outputs": len(proto.output)}
         inputs = onnx_frontend.onnx_input([self.constant(name) if name else None for name in proto.input])
         convert = STANDARD[proto.op_type].get_converter(self.opset)
-        return self.builder.normalize(convert(self.builder, inputs, attributes, [self.values, {}]))
+        result = self.builder.normalize(convert(self.builder, inputs, attributes, [self.values, {}]))
+        if len(proto.output) == 1:
+            return [result]
+        return [self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(proto.output))]
 
     def constant(self, name: str) -> Any:
         """The value of an operator's input, an initializer as a constant."""
@@ -138,9 +141,10 @@ class _Importer:
 
 
 def _check_supported(node: onnx.NodeProto) -> None:
-    standard = node.domain in ("", "ai.onnx") and node.op_type in STANDARD and len(node.output) == 1
+    one_or_split = len(node.output) == 1 or node.op_type == "Split"
+    standard = node.domain in ("", "ai.onnx") and node.op_type in STANDARD and one_or_split
     if not standard and (node.domain, node.op_type) not in CONVERTERS:
         raise UserError(
             f"{node.domain or 'ai.onnx'}::{node.op_type} {node.name!r}: the operator is not supported; "
-            f"standard operators with one output are, and {', '.join(op_type for _, op_type in CONVERTERS)}"
+            f"Split and standard operators with one output are, and {', '.join(op_type for _, op_type in CONVERTERS)}"
         )

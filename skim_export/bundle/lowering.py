@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from skim_export.bundle.operands import Operands, View
 from skim_export.bundle.program import Attention, Kind, Operator, Program
 from skim_export.graph.reader import packed_node
 from skim_runtime.errors import UserError
@@ -36,10 +37,9 @@ def read_program(file: Path) -> Program:
     return _Lowering(file).run(ir.load(file).graph)
 
 
-class _Lowering:
+class _Lowering(Operands):
     def __init__(self, file: Path) -> None:
-        self.file = file
-        self.program = Program()
+        super().__init__(file, Program())
         self.mask = {"attention_mask"}  # values that follow from it and from constants
         self.converters: dict[tuple[str, str], Callable[[ir.Node], None]] = {
             (DOMAIN, LUT_GATHER.name): self.gather,
@@ -48,7 +48,12 @@ class _Lowering:
             ("", "SimplifiedLayerNormalization"): self.norm,
             (MICROSOFT, "SkipSimplifiedLayerNormalization"): self.add_norm,
             (MICROSOFT, "GroupQueryAttention"): self.attention,
+            ("", "Split"): self.split,
+            ("", "Reshape"): self.reshape,
+            ("", "Add"): self.add,
             ("", "Mul"): self.mul,
+            ("", "Div"): self.div,
+            ("", "Tanh"): self.tanh,
             ("", "Relu"): self.relu,
             ("", "Gelu"): self.gelu,
         }
@@ -68,42 +73,6 @@ class _Lowering:
     def follows_from_mask(self, node: ir.Node) -> bool:
         inputs = {value.name for value in node.inputs if value is not None}
         return node.domain == "" and node.op_type in MASK_OPERATORS and inputs <= self.mask
-
-    def refusal(self, node: ir.Node, reason: str) -> UserError:
-        return UserError(f"{self.file}: {node.op_type} {node.name}: {reason}")
-
-    def attributes(self, node: ir.Node, **defaults: Any) -> dict[str, Any]:
-        """The node's attributes, which must be among those with a default here."""
-        given = {name: attribute.value for name, attribute in node.attributes.items()}
-        for name in given.keys() - defaults.keys():
-            raise self.refusal(node, f"the runtime of bundles does not know its attribute {name} ({given[name]})")
-        return defaults | given
-
-    def no_inputs_from(self, node: ir.Node, first: int) -> None:
-        """Check that the inputs from `first` on are left out."""
-        for i, value in enumerate(node.inputs[first:], first):
-            if value is not None:
-                raise self.refusal(node, f"the runtime of bundles does not know its input {i} ({value.name})")
-
-    def value(self, node: ir.Node, i: int) -> str:
-        """The name of input `i`, a value of the program."""
-        value = node.inputs[i]
-        if value is None or value.name not in self.program.widths:
-            name = "nothing" if value is None else value.name
-            raise self.refusal(node, f"its input {i} is {name}; expected a result of an operator before it")
-        return str(value.name)
-
-    def weight(self, node: ir.Node, i: int, shape: tuple[int | None, ...]) -> str:
-        """The name of input `i`, a constant of a shape in which None stands for any size."""
-        value = node.inputs[i]
-        constant = value.const_value if value is not None else None
-        if value is None or value.name is None or constant is None:
-            raise self.refusal(node, f"its input {i} is no constant")
-        actual = tuple(constant.shape.numpy())
-        if len(actual) != len(shape) or any(want not in (None, size) for want, size in zip(shape, actual, strict=True)):
-            raise self.refusal(node, f"its input {i} ({value.name}) has shape {list(actual)}, expected {list(shape)}")
-        self.program.tensors[value.name] = lambda: np.asarray(constant.numpy()).astype(np.float32, copy=False)
-        return value.name
 
     def emit(self, kind: Kind, inputs: list[str], outputs: dict[str, int], **more: Any) -> None:
         """Append an operator; `outputs` has the width of each."""
@@ -156,20 +125,27 @@ class _Lowering:
         attributes = self.attributes(node, epsilon=1e-5, axis=-1, stash_type=1)
         if attributes["axis"] != -1:
             raise self.refusal(node, f"attribute axis must be -1, got {attributes['axis']}")
-        x = self.value(node, 0)
-        width = self.program.widths[x]
-        weight = self.weight(node, 1, (width,))
-        self.emit(Kind.NORM, [x], {_output(node): width}, weight=weight, epsilon=attributes["epsilon"])
+        x, y = self.view(node, 0), _output(node)
+        self.emit(
+            Kind.NORM,
+            [x.value],
+            {y: self.program.widths[x.value]},
+            weight=self.weight(node, 1, (x.channels,)),
+            channels=x.channels,
+            epsilon=attributes["epsilon"],
+        )
+        self.views[y] = View(y, x.channels)
 
     def add_norm(self, node: ir.Node) -> None:
         attributes = self.attributes(node, epsilon=1e-12)
         self.no_inputs_from(node, 3)
-        x, y = self.value(node, 0), self.value(node, 1)
+        x, y = self.values(node, 2)
         width = self.program.widths[x]
         weight = self.weight(node, 2, (width,))
         total = node.outputs[3].name if len(node.outputs) > 3 else None
         outputs = {_output(node): width, total or f"{_output(node)}.sum": width}
-        self.emit(Kind.ADD_NORM, [x, y], outputs, weight=weight, epsilon=attributes["epsilon"])
+        epsilon = attributes["epsilon"]
+        self.emit(Kind.ADD_NORM, [x, y], outputs, weight=weight, channels=width, epsilon=epsilon)
 
     def attention(self, node: ir.Node) -> None:
         attributes = self.attributes(
@@ -183,18 +159,13 @@ class _Lowering:
             rotary_interleaved=0,
         )
         names = [value.name if value is not None else None for value in node.inputs]
-        if names[1] or names[2]:
-            raise self.refusal(node, "queries, keys and values must be packed in one input")
         if not all((names[i] or "").startswith("past_key_values.") for i in PAST_INPUTS):
             raise self.refusal(node, "its past keys and values are no inputs of the graph")
         if not all(names[i] in self.mask for i in MASK_INPUTS):
             raise self.refusal(node, "its lengths do not follow from attention_mask")
         self.no_inputs_from(node, 1 + max(CACHE_INPUTS))
-        x = self.value(node, 0)
         heads, kv_heads = attributes["num_heads"], attributes["kv_num_heads"]
-        head_size, rest = divmod(self.program.widths[x], heads + 2 * kv_heads)
-        if rest or heads % kv_heads:
-            raise self.refusal(node, f"{heads} and {kv_heads} heads do not fit {self.program.widths[x]} channels")
+        inputs, head_size = self.queries_keys_values(node, heads, kv_heads, packed=not (names[1] or names[2]))
         rotary: dict[str, Any] = {}
         if attributes["do_rotary"]:
             cos, sin = (self.weight(node, i, (None, None)) for i in CACHE_INPUTS)
@@ -213,21 +184,76 @@ class _Lowering:
             softcap=attributes["softcap"],
             **rotary,
         )
-        self.emit(Kind.ATTENTION, [x], {_output(node): heads * head_size}, attention=attention)
+        self.emit(Kind.ATTENTION, inputs, {_output(node): heads * head_size}, attention=attention)
+
+    def queries_keys_values(self, node: ir.Node, heads: int, kv_heads: int, *, packed: bool) -> tuple[list[str], int]:
+        """What attention reads, three values or parts of one, and the channels of a head."""
+        inputs = [self.value(node, i) for i in range(1 if packed else 3)]
+        widths = [self.program.widths[name] for name in inputs]
+        head_size = sum(widths) // (heads + 2 * kv_heads)
+        sizes = [heads * head_size, kv_heads * head_size, kv_heads * head_size]
+        if widths != ([sum(sizes)] if packed else sizes) or heads % kv_heads:
+            channels = ", ".join(map(str, widths))
+            raise self.refusal(node, f"{heads} and {kv_heads} heads do not fit {channels} channels")
+        return self.parts(inputs[0], sizes, [""] * 3) if packed else inputs, head_size
+
+    def parts(self, value: str, sizes: list[int], names: list[str]) -> list[str]:
+        """Take a value apart; parts without a name in the graph get one."""
+        start = 0
+        names = [name or f"{value}.{i}" for i, name in enumerate(names)]
+        for name, size in zip(names, sizes, strict=True):
+            self.program.add_part(name, value, start, size)
+            start += size
+        return names
+
+    def split(self, node: ir.Node) -> None:
+        attributes = self.attributes(node, axis=0)
+        if attributes["axis"] != -1:
+            raise self.refusal(node, f"attribute axis must be -1, got {attributes['axis']}")
+        x, sizes = self.value(node, 0), self.integers(node, 1)
+        width = self.program.widths[x]
+        if sum(sizes) != width or min(sizes) < 1 or len(sizes) != len(node.outputs):
+            raise self.refusal(node, f"parts of {sizes} channels do not make {width} in {len(node.outputs)} outputs")
+        self.parts(x, sizes, [output.name or "" for output in node.outputs])
+
+    def reshape(self, node: ir.Node) -> None:
+        self.attributes(node)
+        x, shape = self.view(node, 0).value, self.integers(node, 1)
+        width = self.program.widths[x]
+        if len(shape) != 3 or shape[:2] != [0, -1] or shape[2] < 1 or width % shape[2]:
+            raise self.refusal(node, f"its shape is {shape}, expected [0, -1, a divisor of {width}]")
+        self.views[_output(node)] = View(x, shape[2])
+
+    def add(self, node: ir.Node) -> None:
+        self.attributes(node)
+        self.elementwise(node, Kind.ADD, self.values(node, 2))
 
     def mul(self, node: ir.Node) -> None:
-        a, b = self.value(node, 0), self.value(node, 1)
-        self.emit(Kind.MUL, [a, b], {_output(node): self.program.widths[a]})
+        self.attributes(node)
+        if self.is_constant(node, 1):
+            self.elementwise(node, Kind.SCALE, [self.value(node, 0)], factor=self.scalar(node, 1))
+        else:
+            self.elementwise(node, Kind.MUL, self.values(node, 2))
+
+    def div(self, node: ir.Node) -> None:
+        self.attributes(node)
+        divisor = self.scalar(node, 1)
+        if divisor == 0:
+            raise self.refusal(node, "divides by 0")
+        self.elementwise(node, Kind.SCALE, [self.value(node, 0)], factor=1 / divisor)
 
     def relu(self, node: ir.Node) -> None:
-        x = self.value(node, 0)
-        self.emit(Kind.RELU, [x], {_output(node): self.program.widths[x]})
+        self.elementwise(node, Kind.RELU, [self.value(node, 0)])
 
     def gelu(self, node: ir.Node) -> None:
         approximate = self.attributes(node, approximate="none")["approximate"]
-        x = self.value(node, 0)
-        kind = Kind.GELU_TANH if approximate == "tanh" else Kind.GELU
-        self.emit(kind, [x], {_output(node): self.program.widths[x]})
+        self.elementwise(node, Kind.GELU_TANH if approximate == "tanh" else Kind.GELU, [self.value(node, 0)])
+
+    def tanh(self, node: ir.Node) -> None:
+        self.elementwise(node, Kind.TANH, [self.value(node, 0)])
+
+    def elementwise(self, node: ir.Node, kind: Kind, inputs: list[str], **more: Any) -> None:
+        self.emit(kind, inputs, {_output(node): self.program.widths[inputs[0]]}, **more)
 
 
 def _output(node: ir.Node) -> str:

@@ -2,13 +2,14 @@
 
 Threads run the operators side by side and meet at barriers. Operators that are cheap and compute a token's row from
 rows of the same token are *by token*: threads share the tokens, but compute a single one each for itself, in memory of
-its own, which takes less time than a barrier. All others are divided among the threads by rows, heads or columns.
+its own, which takes less time than a barrier. All others are divided among the threads by rows, heads or columns; a
+thread has the same columns in all that are *by column*.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import NamedTuple
 
@@ -19,6 +20,9 @@ from skim_export.bundle.program import Kind, Operator, Program
 __all__ = ["Barrier", "Buffer", "Plan", "make_plan"]
 
 BY_TOKEN = (Kind.EMBED, Kind.NORM, Kind.ADD_NORM, Kind.PREPARE)
+BY_COLUMN = (Kind.SWIGLU, Kind.MUL, Kind.RELU, Kind.GELU, Kind.GELU_TANH, Kind.TANH)
+BY_WIDTH = (Kind.ADD, Kind.SCALE)  # by token up to so many columns, else by column:
+NARROW = 8192
 
 
 class Barrier(Enum):
@@ -73,9 +77,9 @@ def make_plan(program: Program, chunk: int) -> Plan:
     """Plan a program for prompts that are read in chunks of up to `chunk` tokens."""
     operators = program.operators
     last_only = _last_only(program)
-    barriers = _barriers(operators, last_only)
+    barriers = _barriers(program, last_only)
     producers = {name: i for i, op in enumerate(operators) for name in op.outputs}
-    last_uses = producers | {name: i for i, op in enumerate(operators) for name in op.inputs}
+    last_uses = producers | {program.whole(name): i for i, op in enumerate(operators) for name in op.inputs}
     last_uses[program.logits] = len(operators)
 
     # With one token, a thread may run ahead of the others up to the next barrier: what lies in shared memory is in use
@@ -92,7 +96,7 @@ def make_plan(program: Program, chunk: int) -> Plan:
         row_bytes[name] = _aligned(size)
         rows = 1 if last_only[i] else chunk
         shared.append(_Life(name, rows * row_bytes[name], phases[i], phases[last_uses[name]]))
-        if operators[i].kind in BY_TOKEN:
+        if is_by_token(program, operators[i]):
             own.append(_Life(name, row_bytes[name], i, last_uses[name]))
     shared_offsets, shared_bytes = _place(shared)
     own_offsets, own_bytes = _place(own)
@@ -100,7 +104,25 @@ def make_plan(program: Program, chunk: int) -> Plan:
         name: Buffer(program.widths[name], row_bytes[name], last_only[i], shared_offsets[name], own_offsets.get(name))
         for name, i in producers.items()
     }
+    for name, part in program.parts.items():
+        buffers[name] = _part_of(buffers[part.whole], 4 * part.start, program.widths[name])
     return Plan(chunk, barriers, last_only, buffers, shared_bytes, own_bytes)
+
+
+def is_by_token(program: Program, op: Operator) -> bool:
+    """Whether an operator computes whole rows, each from those of the same token."""
+    return op.kind in BY_TOKEN or (op.kind in BY_WIDTH and program.widths[op.outputs[0]] <= NARROW)
+
+
+def is_by_column(program: Program, op: Operator) -> bool:
+    """Whether a thread computes some columns, each from the same column of inputs of the same width."""
+    return op.kind in BY_COLUMN or (op.kind in BY_WIDTH and not is_by_token(program, op))
+
+
+def _part_of(whole: Buffer, start: int, width: int) -> Buffer:
+    """Where a part of a value lies, from byte `start` of each row on."""
+    own_offset = None if whole.own_offset is None else whole.own_offset + start
+    return replace(whole, width=width, shared_offset=whole.shared_offset + start, own_offset=own_offset)
 
 
 def _last_only(program: Program) -> list[bool]:
@@ -110,26 +132,30 @@ def _last_only(program: Program) -> list[bool]:
     for op in reversed(program.operators):
         last = wanted_for_all.isdisjoint(op.outputs)
         if not last or op.kind == Kind.ATTENTION:  # keys and values of all tokens go to the cache
-            wanted_for_all.update(op.inputs)
+            wanted_for_all.update(map(program.whole, op.inputs))
         result.append(last)
     return result[::-1]
 
 
-def _barriers(operators: list[Operator], last_only: list[bool]) -> list[Barrier]:
+def _barriers(program: Program, last_only: list[bool]) -> list[Barrier]:
     """A barrier in front of each operator that reads what another thread may have written since the last barrier."""
     one: set[str] = set()  # values that threads wrote parts of since the last barrier, when a step has one token
     many: dict[str, bool] = {}  # the same for many tokens, and whether a thread reads only what itself wrote by token
+    columns: set[str] = set()  # values of which a thread wrote the columns that it also reads by column
     result = []
-    for op, last in zip(operators, last_only, strict=True):
-        by_token = op.kind in BY_TOKEN
+    for op, last in zip(program.operators, last_only, strict=True):
+        by_token, by_column = is_by_token(program, op), is_by_column(program, op)
+        inputs = {program.whole(name) for name in op.inputs if not (by_column and name in columns)}
         barrier = Barrier.NEVER
-        if not one.isdisjoint(op.inputs):
+        if not one.isdisjoint(inputs):
             barrier = Barrier.ALWAYS
             one = set()
             many = {}
-        elif any(not (many[name] and by_token and not last) for name in op.inputs if name in many):
+        elif any(not (many[name] and by_token and not last) for name in inputs if name in many):
             barrier = Barrier.IF_MANY_TOKENS
             many = {}
+        if by_column:
+            columns.update(op.outputs)
         if not by_token:
             one.update(op.outputs)
         many.update(dict.fromkeys(op.outputs, by_token and not last))

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from skim_runtime.operators import PackedWeights
 
-__all__ = ["Attention", "Kind", "Operator", "Program"]
+__all__ = ["Attention", "Kind", "Operator", "Part", "Program"]
 
 
 class Kind(Enum):
@@ -25,10 +25,13 @@ class Kind(Enum):
     PRODUCT = "SKIM_PRODUCT"
     ATTENTION = "SKIM_ATTENTION"
     SWIGLU = "SKIM_SWIGLU"
+    ADD = "SKIM_ADD"
     MUL = "SKIM_MUL"
+    SCALE = "SKIM_SCALE"
     RELU = "SKIM_RELU"
     GELU = "SKIM_GELU"
     GELU_TANH = "SKIM_GELU_TANH"
+    TANH = "SKIM_TANH"
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,10 @@ class Operator:
         outputs: values that it writes.
         unit: of its packed weights.
         attention: of `Kind.ATTENTION`.
-        weight: name of a norm's weight.
+        weight: name of a norm's weight `[channels]`.
+        channels: columns that a norm is over; each run of so many has its own.
         epsilon: of a norm.
+        factor: of `Kind.SCALE`.
     """
 
     kind: Kind
@@ -80,7 +85,22 @@ class Operator:
     unit: str = ""
     attention: Attention | None = None
     weight: str = ""
+    channels: int = 0
     epsilon: float = 0.0
+    factor: float = 0.0
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some columns of a value, which are a value, too.
+
+    Attributes:
+        whole: the value, which an operator writes.
+        start: the first column.
+    """
+
+    whole: str
+    start: int
 
 
 @dataclass(frozen=True)
@@ -88,8 +108,9 @@ class Program:
     """A decoder; its weights stay in the file until they are asked for.
 
     Attributes:
-        operators: in the order of execution; every value is written once.
+        operators: in the order of execution; every value is written once, or is a part of such a one.
         widths: elements that each value has for a token; a prepared one has those of what it is prepared from.
+        parts: values that are parts of others.
         linears: packed weights by unit.
         tensors: what loads the other weights, float32, by name.
         integer: units that are multiplied in integer arithmetic.
@@ -98,10 +119,21 @@ class Program:
 
     operators: list[Operator] = field(default_factory=list)
     widths: dict[str, int] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
     linears: dict[str, PackedWeights[ir.TensorProtocol]] = field(default_factory=dict)
     tensors: dict[str, Callable[[], npt.NDArray[np.float32]]] = field(default_factory=dict)
     integer: set[str] = field(default_factory=set)
     logits: str = "logits"
+
+    def add_part(self, name: str, value: str, start: int, width: int) -> None:
+        """Name `width` columns of a value, from `start` on."""
+        part = self.parts.get(value, Part(value, 0))
+        self.parts[name] = Part(part.whole, part.start + start)
+        self.widths[name] = width
+
+    def whole(self, value: str) -> str:
+        """The value that a value is a part of, or else itself."""
+        return self.parts[value].whole if value in self.parts else value
 
     @property
     def vocabulary(self) -> int:

@@ -261,5 +261,7 @@ def _operator(
         out=places(op.outputs),
         index=index if op.unit or op.attention else None,
         weight=tensors.get(op.weight),
+        channels=op.channels or None,
         epsilon=_float(op.epsilon) if op.weight else None,
+        factor=_float(op.factor) if op.factor else None,
     )

@@ -137,7 +137,7 @@ class Gemma4(Gemma4Model):  # type: ignore[misc,unused-ignore]
         name, size = "/model/layer_inputs", self.config.hidden_size_per_layer_input
         width = self.num_layers * size
         rows = self.make_hidden_state_shape(last_dim=width)
-        gathered = self.make_packed_gather(decoder.embed_tokens_per_layer, f"{name}/embedding/LutGather")
+        gathered = self.make_rows(decoder.embed_tokens_per_layer, f"{name}/embedding")
         self.make_value(gathered, self.io_dtype, shape=rows)
         scale = float(decoder.embed_tokens_per_layer.embed_scale)
         gathered = self._scaled(f"{name}/embedding/Mul", gathered, scale, rows)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import tempfile
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -54,15 +55,19 @@ ORIGINAL = "original_max_position_embeddings"
 BY_LAYER = ("layer_types", "no_rope_layers")  # entries with a value for each layer
 
 
-def prove(model: Model) -> None:
+def prove(model: Model, read: Callable[[Path], object] | None = None) -> None:
     """Compare the graph of a small model of the same kind with transformers.
 
+    Args:
+        model: the model.
+        read: what is to read the graph later; raises UserError for what it does not know.
+
     Raises:
-        UserError: they differ, or the graph can't be made.
+        UserError: they differ, or the graph can't be made or read.
     """
     file = model.checkpoint.path / "config.json"
     try:
-        errors = _errors(json.dumps(_small(model.checkpoint), sort_keys=True))
+        errors = _errors(json.dumps(_small(model.checkpoint), sort_keys=True), read)
     except UserError as error:
         raise UserError(f"{file}: tried on a small model of this kind: {error}") from error
     for length, distance in zip(LENGTHS, errors, strict=True):
@@ -137,7 +142,7 @@ def _head_size(config: Any) -> int:
 
 
 @lru_cache(maxsize=8)
-def _errors(config: str) -> list[float]:
+def _errors(config: str, read: Callable[[Path], object] | None) -> list[float]:
     """Relative errors of the logits by `LENGTHS`."""
     with tempfile.TemporaryDirectory(prefix="skim-proof-") as name:
         directory = Path(name)
@@ -145,7 +150,7 @@ def _errors(config: str) -> list[float]:
         for file, content in TOKENIZER.items():
             write_json(directory / file, content)
         try:
-            return _compare(directory)
+            return _compare(directory, read)
         except UserError as error:
             raise UserError(str(error).replace(f"{directory}/", "")) from error
         except Exception as error:
@@ -154,7 +159,7 @@ def _errors(config: str) -> list[float]:
             raise UserError(f"cannot write to {directory.parent}: {reason}") from error
 
 
-def _compare(directory: Path) -> list[float]:
+def _compare(directory: Path, read: Callable[[Path], object] | None) -> list[float]:
     import onnxruntime as ort
     import torch
     from safetensors.torch import save_file
@@ -185,6 +190,8 @@ def _compare(directory: Path) -> list[float]:
         if isinstance(error, UserError) or disk_error(error):
             raise
         raise UserError(f"the model builder makes no graph of it: {reason(error)}") from error
+    if read is not None:
+        read(directory / "proof.onnx")
 
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library_path()))

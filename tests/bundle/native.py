@@ -17,6 +17,11 @@ HERE = Path(__file__).parent
 RUNTIME = HERE.parents[1] / "skim_export" / "bundle" / "c"
 PROGRAMS = ("skim_run.c", "skim_example.c")
 PREPARE = ("skim_prepare", "skim_prepare_integer")
+SANITIZERS = {
+    "none": ["-O1"],
+    "memory": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
+    "threads": ["-O1", "-g", "-fsanitize=thread"],
+}
 STRICT = ("-std=c11", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror")
 
 

@@ -9,6 +9,7 @@ from skim_export.bundle.bundle import MANIFEST
 from skim_export.cli.main import main
 from skim_runtime import Session, generate
 
+from ..tiny_decoders import tiny_decoder
 from ..tiny_models import tiny_llama
 from ..tools import require, require_packages
 from .models import random_tokens
@@ -77,6 +78,20 @@ def test_export_for_a_target(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "checkpoint"]
     assert main(arguments) == 2
     assert "is not empty; use --force" in capsys.readouterr().err
+
+
+def test_a_model_that_bundles_do_not_run_is_refused_before_any_work(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("skim_export.pipeline.export.run", None)
+    checkpoint = tiny_decoder("hunyuan", tmp_path / "checkpoint")
+    arguments = ["--model", str(checkpoint), "--bits", "3", "--target", "x86-avx2", "-o", str(tmp_path / "bundle")]
+    for more in ([], ["--dry-run"]):
+        assert main([*arguments, *more]) == 2
+        (line,) = (line for line in capsys.readouterr().err.splitlines() if "error" in line)
+        assert line.endswith(
+            "proof.onnx: RotaryEmbedding /model/layers.0/attn/q_rotary/RotaryEmbedding: "
+            "the runtime of bundles has no such operator"
+        )
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,57 @@ def test_a_window_is_one_of_positions(tiny):
     assert {op.attention.window for op in program.operators if op.attention} == {16}
 
 
+OTHER_LAYERS = {
+    "qwen3": "PREPARE PRODUCT NORM NORM ATTENTION PREPARE PRODUCT ADD_NORM {swiglu} PREPARE PRODUCT ADD_NORM",
+    "gemma3": "PREPARE PRODUCT NORM NORM ATTENTION PREPARE PRODUCT NORM ADD_NORM "
+    "PREPARE PRODUCT PRODUCT GELU_TANH MUL PREPARE PRODUCT NORM ADD_NORM",
+    "granite": "PREPARE PRODUCT ATTENTION PREPARE PRODUCT SCALE ADD_NORM {swiglu} PREPARE PRODUCT SCALE ADD_NORM",
+    "phi3": "PREPARE PRODUCT ATTENTION PREPARE PRODUCT ADD_NORM {swiglu} PREPARE PRODUCT ADD_NORM",
+}
+STARTS = {"gemma3": "EMBED SCALE NORM ", "granite": "EMBED SCALE NORM "}
+ENDS = {"granite": " SCALE"}
+
+
+@pytest.mark.parametrize("name", OTHER_LAYERS)
+def test_other_architectures_are_lists_of_operators(name, exported):
+    program = read_program(exported(name).directory / "model.onnx")
+    layers = 3 * (OTHER_LAYERS[name].format(swiglu="PREPARE PRODUCT PRODUCT SWIGLU") + " ")
+    assert operators(program) == STARTS.get(name, "EMBED NORM ") + layers + "PREPARE PRODUCT" + ENDS.get(name, "")
+
+
+def test_norms_of_heads_are_of_their_channels(exported):
+    program = read_program(exported("qwen3").directory / "model.onnx")
+    queries, keys = (op for op in program.operators[3:6] if op.kind == Kind.NORM)
+    (attention,) = (op for op in program.operators[3:7] if op.attention)
+    assert [(op.channels, program.widths[op.outputs[0]]) for op in (queries, keys)] == [(32, 128), (32, 32)]
+    (values,) = set(attention.inputs) - {*queries.outputs, *keys.outputs}
+    starts = [program.parts[name].start for name in (*queries.inputs, *keys.inputs, values)]
+    assert starts == [0, 128, 160]
+    assert (attention.attention.heads, attention.attention.kv_heads, attention.attention.head_size) == (4, 1, 32)
+
+
+def test_layers_have_tables_and_windows_of_their_own(exported):
+    program = read_program(exported("gemma3").directory / "model.onnx")
+    layers = [op.attention for op in program.operators if op.attention]
+    assert [(layer.cos_cache, layer.window) for layer in layers] == [
+        ("cos_cache_sliding", 24),
+        ("cos_cache_sliding", 24),
+        ("cos_cache_full", 0),
+    ]
+    assert [layer.scale for layer in layers] == pytest.approx([24**-0.5] * 3)
+
+
+def test_layers_without_rotary_embedding_have_no_tables(exported):
+    program = read_program(exported("smollm3").directory / "model.onnx")
+    assert [op.attention.rotary_size for op in program.operators if op.attention] == [16, 16, 16, 0]
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_every_value_is_written_once_and_before_it_is_read(name, tiny):
     written = set()
-    for op in read_program(tiny(name).path / "model.onnx").operators:
-        assert written.issuperset(op.inputs)
+    program = read_program(tiny(name).path / "model.onnx")
+    for op in program.operators:
+        assert written.issuperset(map(program.whole, op.inputs))
         assert written.isdisjoint(op.outputs)
         assert (op.kind == Kind.EMBED) == (not op.inputs)
         written.update(op.outputs)
@@ -65,14 +111,18 @@ def test_every_value_is_written_once_and_before_it_is_read(name, tiny):
 
 def changed(tiny, directory, change):
     """The llama's ONNX file after a change, its tensors inside."""
-    model = onnx.load(tiny("llama").path / "model.onnx")
+    return changed_file(tiny("llama").path, directory, change)
+
+
+def changed_file(model_directory, directory, change):
+    model = onnx.load(model_directory / "model.onnx")
     change(model)
     onnx.save(model, directory / "model.onnx")
     return directory / "model.onnx"
 
 
-def node(model, op_type):
-    return next(node for node in model.graph.node if node.op_type == op_type)
+def node(model, op_type, *, last=False):
+    return [node for node in model.graph.node if node.op_type == op_type][-1 if last else 0]
 
 
 def unknown_operator(model):
@@ -91,7 +141,7 @@ def other_lengths(model):
     node(model, "GroupQueryAttention").input[5] = "input_ids"
 
 
-def unpacked_queries(model):
+def constant_keys(model):
     node(model, "GroupQueryAttention").input[1] = "cos_cache"
 
 
@@ -138,7 +188,7 @@ def no_logits(model):
         (unknown_attribute, "the runtime of bundles does not know its attribute smooth_softmax (1)"),
         (unknown_input, "the runtime of bundles does not know its input 9 (cos_cache)"),
         (other_lengths, "its lengths do not follow from attention_mask"),
-        (unpacked_queries, "queries, keys and values must be packed in one input"),
+        (constant_keys, "its input 1 is cos_cache; expected a result of an operator before it"),
         (missing_heads, "3 and 2 heads do not fit 128 channels"),
         (other_axis, "attribute axis must be -1, got 1"),
         (other_ids, "looks up something else than input_ids"),
@@ -149,9 +199,96 @@ def no_logits(model):
     ],
 )
 def test_what_the_runtime_lacks_is_refused_in_one_line(change, message, tiny, tmp_path):
-    file = changed(tiny, tmp_path, change)
+    assert message in refusal(changed(tiny, tmp_path, change))
+
+
+def refusal(file):
     with pytest.raises(UserError) as error:
         read_program(file)
     assert str(error.value).startswith(f"{file}: ")
-    assert message in str(error.value)
     assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def split_of_tokens(model):
+    node(model, "Split").attribute[0].i = 1
+
+
+def short_split(model):
+    constant(model, "[128, 64, 64]").CopyFrom(onnx.numpy_helper.from_array(np.array([128, 64, 32])))
+
+
+def computed_split(model):
+    node(model, "Split").input[1] = "/model/embed_tokens/Mul/output_0"
+
+
+def other_shape(model):
+    constant(model, "[0, -1, 32]").CopyFrom(onnx.numpy_helper.from_array(np.array([-1, 0, 32])))
+
+
+def heads_that_do_not_divide(model):
+    constant(model, "[0, -1, 32]").CopyFrom(onnx.numpy_helper.from_array(np.array([0, -1, 48])))
+
+
+def heads_as_channels(model):
+    node(model, "GroupQueryAttention").input[0] = node(model, "Reshape").output[0]
+
+
+def few_keys(model):
+    node(model, "GroupQueryAttention").input[1] = node(model, "GroupQueryAttention").input[0]
+
+
+def scale_by_many(model):
+    node(model, "Mul").input[1] = "model.layers.0.input_layernorm.weight"
+
+
+def unlike_factors(model):
+    node(model, "Mul", last=True).input[1] = "/model/embed_tokens/LutGather/output_0"
+
+
+def unlike_terms(model):
+    node(model, "SkipSimplifiedLayerNormalization").input[1] = "/model/layers.0/attn/qkv_proj/MatMul/output_0"
+
+
+def divisor_of_zero(model):
+    node(model, "Mul").op_type = "Div"
+    constant(model, "8.0").CopyFrom(onnx.numpy_helper.from_array(np.float32(0)))
+
+
+def constant(model, name):
+    (found,) = (n for n in model.graph.node if n.op_type == "Constant" and n.name.endswith(f"/{name}"))
+    return found.attribute[0].t
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (split_of_tokens, "attribute axis must be -1, got 1"),
+        (short_split, "parts of [128, 64, 32] channels do not make 256 in 3 outputs"),
+        (computed_split, "its input 1 is no constant"),
+        (other_shape, "its shape is [-1, 0, 32], expected [0, -1, a divisor of 128]"),
+        (heads_that_do_not_divide, "its shape is [0, -1, 48], expected [0, -1, a divisor of 128]"),
+        (heads_as_channels, "its input 0 has runs of 32 channels, expected all 128 in one"),
+        (few_keys, "4 and 2 heads do not fit 128, 128, 64 channels"),
+        (scale_by_many, "its input 1 has shape [64], expected one element"),
+        (unlike_factors, "its inputs have 96 and 64 channels, expected as many"),
+        (unlike_terms, "its inputs have 64 and 256 channels, expected as many"),
+        (divisor_of_zero, "Div /model/embed_tokens/Mul: divides by 0"),
+    ],
+)
+def test_what_other_architectures_have_is_not_guessed(change, message, exported, tmp_path):
+    assert message in refusal(changed_file(exported("gemma3").directory, tmp_path, change))
+
+
+@pytest.mark.parametrize(
+    ("name", "node"),
+    [
+        ("ministral3", "RotaryEmbedding /model/layers.0/attn/q_rotary/RotaryEmbedding"),
+        ("phi3-long", "Greater /model/table_rows/Greater"),
+        ("hunyuan", "RotaryEmbedding /model/layers.0/attn/q_rotary/RotaryEmbedding"),
+        ("lfm2", "Transpose /model/layers.0/conv/Transpose_1"),
+        ("qwen3_5", "MatMul /model/layers.0/linear_attn/b_proj/MatMul"),
+    ],
+)
+def test_other_architectures_are_refused_by_what_is_missing(name, node, exported):
+    assert f": {node}: the runtime of bundles has no such operator" in refusal(exported(name).directory / "model.onnx")

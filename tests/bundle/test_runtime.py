@@ -14,41 +14,9 @@ from skim_runtime import Session, generate
 
 from ..tools import require
 from .models import MODELS, random_tokens
-from .native import Device, bundle, compile_runtime, link_program, logits, run
+from .native import Device, bundle, logits, run
 
 PROMPTS = (1, 2, PROMPT_TOKENS, PROMPT_TOKENS + 1, 2 * PROMPT_TOKENS + 7)
-SANITIZERS = {
-    "none": ["-O1"],
-    "memory": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"],
-    "threads": ["-O1", "-g", "-fsanitize=thread"],
-}
-
-
-@pytest.fixture(scope="session")
-def bundles(tiny, tmp_path_factory):
-    """Writes the bundle of one of `MODELS` by name, once."""
-    made = {}
-
-    def get(name):
-        if name not in made:
-            made[name] = bundle(tiny(name).path, tmp_path_factory.mktemp("bundles") / name)
-        return made[name]
-
-    return get
-
-
-@pytest.fixture(scope="session")
-def logits_program(tmp_path_factory):
-    """Links the program of logits.c for a bundle, with some sanitizers."""
-    runtimes = {}
-
-    def get(directory, sanitizers="none"):
-        flags = SANITIZERS[sanitizers]
-        if sanitizers not in runtimes:
-            runtimes[sanitizers] = compile_runtime(tmp_path_factory.mktemp(sanitizers), flags)
-        return link_program(directory, runtimes[sanitizers], directory / f"logits_{sanitizers}", flags)
-
-    return get
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +37,7 @@ def relative_error(actual, reference):
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_logits_are_those_of_transformers_in_double_precision(name, threads, tiny, bundles, logits_program):
-    directory = bundles(name)
+    directory = bundles(tiny(name).path)
     program = logits_program(directory)
     tokens = random_tokens(max(PROMPTS) + 4)
     expected = tiny(name).logits(tokens)
@@ -78,8 +46,8 @@ def test_logits_are_those_of_transformers_in_double_precision(name, threads, tin
         assert relative_error(actual, expected[prompt - 1 : prompt + 4]) < 1e-5, f"prompt of {prompt} tokens"
 
 
-def test_threads_change_no_bit(bundles, logits_program):
-    directory = bundles("llama")
+def test_threads_change_no_bit(tiny, bundles, logits_program):
+    directory = bundles(tiny("llama").path)
     program = logits_program(directory)
     tokens = random_tokens(PROMPT_TOKENS + 9)
     one, two, seven = (logits(program, directory, tokens, PROMPT_TOKENS + 5, threads) for threads in (1, 2, 7))
@@ -144,8 +112,8 @@ def test_variants_of_attention_are_those_of_onnxruntime(change, tiny, logits_pro
 
 @pytest.mark.parametrize("sanitizers", ["memory", "threads"])
 @pytest.mark.parametrize("name", ["biased", "windowed"])
-def test_sanitizers_find_nothing(sanitizers, name, bundles, logits_program):
-    directory = bundles(name)
+def test_sanitizers_find_nothing(sanitizers, name, tiny, bundles, logits_program):
+    directory = bundles(tiny(name).path)
     tokens = random_tokens(2 * PROMPT_TOKENS + 9)
     for prompt in (1, 2 * PROMPT_TOKENS + 7):
         expected = logits(logits_program(directory), directory, tokens, prompt, 1)
@@ -166,9 +134,9 @@ def test_sources_compile_without_warnings(compiler, llama, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_damaged_weights_are_refused_or_mere_values(name, bundles, logits_program, tmp_path):
+def test_damaged_weights_are_refused_or_mere_values(name, tiny, bundles, logits_program, tmp_path):
     """Under sanitizers: indices that lead elsewhere are refused, and whatever else changes is harmless."""
-    directory = bundles(name)
+    directory = bundles(tiny(name).path)
     program = logits_program(directory, "memory")
     content = (directory / "weights.bin").read_bytes()
     source = (directory / "skim_model.c").read_text()

@@ -6,12 +6,13 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 
 from skim_export.checkpoint import Model
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import DecoderBuilder
 from skim_export.pipeline.budget import rotary_values
-from skim_runtime import GenaiSession, Session
+from skim_runtime import GenaiSession, Session, generate
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress
 
@@ -29,16 +30,30 @@ def distance(found, wanted):
 
 
 @ALL
-def test_logits(exported, name):
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        pytest.param("auto", marks=pytest.mark.covers("onnx")),
+        pytest.param("function", marks=pytest.mark.covers("function")),
+    ],
+)
+def test_logits(exported, name, kernel):
+    """By the operators' kernels, and by their definition in standard operators."""
     case = exported(name)
-    session = Session(case.directory, threads=1)
+    session = Session(case.directory, threads=1, kernel=kernel)
     for length in (1, 20, len(TOKENS)):
         tokens = TOKENS[:length]
         assert distance(session.logits(tokens), case.reference(tokens)) < BOUND
 
 
 @ALL
-@pytest.mark.parametrize("kind", [Session, GenaiSession])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(Session, marks=pytest.mark.covers("onnx")),
+        pytest.param(GenaiSession, marks=pytest.mark.covers("genai")),
+    ],
+)
 def test_steps(exported, name, kind):
     """A prompt, single tokens and some more at once, against all of it at once."""
     case = exported(name)
@@ -68,3 +83,13 @@ def test_types_in_half_precision(tmp_path):
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(library_path()))
     ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("name", ["phi3-long", "lfm2", "qwen3_5"])
+@pytest.mark.parametrize("kind", [Session, GenaiSession])
+def test_what_is_generated(exported, name, kind):
+    """Beyond the length where rotary tables change, and from states that do not grow."""
+    case, prompt = exported(name), TOKENS[:28].tolist()
+    options = {"max_new_tokens": 12, "min_new_tokens": 12, "do_sample": False}
+    wanted = case.network.generate(torch.tensor([prompt]), **options)[0, len(prompt) :].tolist()
+    assert generate(kind(case.directory, threads=1), prompt, max_new_tokens=12, stop=()).tokens == wanted

@@ -6,18 +6,16 @@
 #include "skim_math.h"
 #include "skim_operators.h"
 
-// A new token's row of the packed queries, keys and values.
-struct packed_row {
+// A new token's queries, keys and values.
+struct new_row {
   const float* queries;  // [heads][head_size]
   const float* keys;     // [kv_heads][head_size]
   const float* values;   // [kv_heads][head_size]
 };
 
-static struct packed_row packed_row(const struct skim_thread* thread, const struct skim_operator* op, int32_t token) {
-  const struct skim_attention* a = &skim_model.attentions[op->index];
-  const float* row = skim_row(thread, op->in[0], token);
-  const float* keys = row + (ptrdiff_t)a->heads * a->head_size;
-  return (struct packed_row){row, keys, keys + (ptrdiff_t)a->kv_heads * a->head_size};
+static struct new_row new_row(const struct skim_thread* thread, const struct skim_operator* op, int32_t token) {
+  return (struct new_row){skim_row(thread, op->in[0], token), skim_row(thread, op->in[1], token),
+                          skim_row(thread, op->in[2], token)};
 }
 
 // y[head_size] = x, rotated for a position and scaled.
@@ -67,7 +65,7 @@ static void append(const struct skim_thread* thread, const struct skim_operator*
   const struct skim_range share = skim_share(thread, session->count * a->kv_heads);
   for (int32_t i = share.begin; i < share.end; ++i) {
     const int32_t token = i / a->kv_heads, kv_head = i % a->kv_heads, position = session->length + token;
-    const struct packed_row row = packed_row(thread, op, token);
+    const struct new_row row = new_row(thread, op, token);
     const ptrdiff_t channel = (ptrdiff_t)kv_head * a->head_size;
     rotate(session, a, row.keys + channel, position, 1.0f, thread->scratch);
     store(session, op, kv_head, position, thread->scratch, row.values + channel);
@@ -140,7 +138,7 @@ static void attend(const struct skim_thread* thread, const struct skim_operator*
   const int32_t position = session->length + token;
   const int32_t start = a->window && position >= a->window ? position + 1 - a->window : 0;
   const int32_t first = start / LANES * LANES;  // where its block begins
-  const struct packed_row row = packed_row(thread, op, token);
+  const struct new_row row = new_row(thread, op, token);
   const float* value = row.values + (ptrdiff_t)kv_head * size;
   const float* keys = cached_keys(session, op, kv_head);
   const float* values = cached_values(session, op, kv_head);

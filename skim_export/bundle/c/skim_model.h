@@ -47,7 +47,8 @@ struct skim_attention {
 };
 
 // Activations: a row for each token of a step, or for its last token only. A buffer that is cheap to compute is `own`:
-// where it has one row, every thread computes it for itself, which spares a barrier.
+// where it has one row, every thread computes it for itself, which spares a barrier. Some columns of a buffer are a
+// buffer, too.
 struct skim_buffer {
   int32_t width;      // elements of a row
   int32_t row_bytes;  // from one row to the next, a multiple of 64
@@ -59,16 +60,19 @@ struct skim_buffer {
 
 enum skim_kind {
   SKIM_EMBED,      // out 0 = rows `index` of the linear, one for each token id
-  SKIM_NORM,       // out 0 = in 0 / rms(in 0) * weight
+  SKIM_NORM,       // out 0 = in 0 / rms(in 0) * weight, for each run of `channels` columns
   SKIM_ADD_NORM,   // out 1 = in 0 + in 1, out 0 = its norm
   SKIM_PREPARE,    // out 0 = in 0 in the form that the kernels want, for linear `index`
   SKIM_PRODUCT,    // out 0 = linear `index` times the prepared in 0, plus its bias
-  SKIM_ATTENTION,  // out 0 = attention `index` on the packed queries, keys and values in 0
+  SKIM_ATTENTION,  // out 0 = attention `index` on the queries in 0, keys in 1 and values in 2
   SKIM_SWIGLU,     // out 0 = silu(in 0) * in 1
+  SKIM_ADD,        // out 0 = in 0 + in 1
   SKIM_MUL,        // out 0 = in 0 * in 1
+  SKIM_SCALE,      // out 0 = in 0 * factor
   SKIM_RELU,
   SKIM_GELU,
   SKIM_GELU_TANH,
+  SKIM_TANH,
 };
 
 // When an operator waits until all threads have ended those before it.
@@ -78,11 +82,13 @@ struct skim_operator {
   enum skim_kind kind;
   enum skim_barrier_when barrier;
   bool last_only;  // computed for the last token of a step
-  int16_t in[2];   // buffers
+  int16_t in[3];   // buffers
   int16_t out[2];
-  int16_t index;  // of a linear or an attention
-  skim_offset weight;
+  int16_t index;       // of a linear or an attention
+  skim_offset weight;  // [channels] of a norm
+  int32_t channels;
   float epsilon;
+  float factor;
 };
 
 struct skim_model {

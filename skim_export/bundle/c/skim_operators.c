@@ -37,8 +37,8 @@ static void normalize(const float* restrict x, const float* restrict weight, flo
   for (int32_t i = 0; i < width; ++i) y[i] = x[i] * scale * weight[i];
 }
 
-static void add(const float* restrict a, const float* restrict b, int32_t width, float* restrict y) {
-  for (int32_t i = 0; i < width; ++i) y[i] = a[i] + b[i];
+static void add(const float* restrict a, const float* restrict b, float* restrict y, struct skim_range columns) {
+  for (int32_t i = columns.begin; i < columns.end; ++i) y[i] = a[i] + b[i];
 }
 
 void skim_norm(const struct skim_thread* thread, const struct skim_operator* op, struct skim_range tokens) {
@@ -49,10 +49,11 @@ void skim_norm(const struct skim_thread* thread, const struct skim_operator* op,
     const float* x = skim_row(thread, op->in[0], token);
     if (op->kind == SKIM_ADD_NORM) {
       float* sum = skim_row(thread, op->out[1], token);
-      add(x, skim_row(thread, op->in[1], token), width, sum);
+      add(x, skim_row(thread, op->in[1], token), sum, (struct skim_range){0, width});
       x = sum;
     }
-    normalize(x, weight, op->epsilon, width, skim_row(thread, op->out[0], token));
+    float* y = skim_row(thread, op->out[0], token);
+    for (int32_t i = 0; i < width; i += op->channels) normalize(x + i, weight, op->epsilon, op->channels, y + i);
   }
 }
 
@@ -124,6 +125,10 @@ static void mul(const float* restrict a, const float* restrict b, float* restric
   for (int32_t i = columns.begin; i < columns.end; ++i) y[i] = a[i] * b[i];
 }
 
+static void scale(const float* restrict x, float factor, float* restrict y, struct skim_range columns) {
+  for (int32_t i = columns.begin; i < columns.end; ++i) y[i] = x[i] * factor;
+}
+
 static void relu(const float* restrict x, float* restrict y, struct skim_range columns) {
   for (int32_t i = columns.begin; i < columns.end; ++i) y[i] = x[i] > 0 ? x[i] : 0;
 }
@@ -140,15 +145,28 @@ static void gelu_tanh(const float* restrict x, float* restrict y, struct skim_ra
   }
 }
 
+static void hyperbolic_tangent(const float* restrict x, float* restrict y, struct skim_range columns) {
+  for (int32_t i = columns.begin; i < columns.end; ++i) y[i] = tanhf(x[i]);
+}
+
 void skim_elementwise(const struct skim_thread* thread, const struct skim_operator* op, struct skim_range tokens) {
-  const struct skim_range columns = skim_share(thread, skim_model.buffers[op->out[0]].width);
+  const struct skim_buffer* out = &skim_model.buffers[op->out[0]];
+  struct skim_range columns = {0, out->width};
+  if (out->own) {
+    tokens = own_tokens(thread, tokens);
+  } else {
+    columns = skim_share(thread, out->width);
+  }
   for (int32_t token = tokens.begin; token < tokens.end; ++token) {
     const float* x = skim_row(thread, op->in[0], token);
     float* y = skim_row(thread, op->out[0], token);
     if (op->kind == SKIM_SWIGLU) swiglu(x, skim_row(thread, op->in[1], token), y, columns);
+    if (op->kind == SKIM_ADD) add(x, skim_row(thread, op->in[1], token), y, columns);
     if (op->kind == SKIM_MUL) mul(x, skim_row(thread, op->in[1], token), y, columns);
+    if (op->kind == SKIM_SCALE) scale(x, op->factor, y, columns);
     if (op->kind == SKIM_RELU) relu(x, y, columns);
     if (op->kind == SKIM_GELU) gelu(x, y, columns);
     if (op->kind == SKIM_GELU_TANH) gelu_tanh(x, y, columns);
+    if (op->kind == SKIM_TANH) hyperbolic_tangent(x, y, columns);
   }
 }

@@ -131,9 +131,37 @@ def test_norms(tmp_path, columns):
             assert relative_error(got, want) < 1e-6
 
 
-def attention_model(heads, kv_heads, head_size, rotary, **attributes):
-    """GroupQueryAttention behind the subgraph that turns a mask into lengths, as in our decoders."""
+def test_norms_of_heads(tmp_path):
+    """Queries, keys and values taken apart, and each head of the former normed."""
+    tensors = {
+        "sizes": np.array([96, 32, 32]),
+        "heads": np.array([0, -1, 32]),
+        "whole": np.array([0, -1, 96]),
+        "w": RNG.uniform(0.5, 1.5, 32).astype(np.float32),
+    }
     nodes = [
+        helper.make_node("Split", ["x", "sizes"], ["q", "k", "v"], axis=-1),
+        helper.make_node("Reshape", ["q", "heads"], ["q_heads"]),
+        helper.make_node("SimplifiedLayerNormalization", ["q_heads", "w"], ["q_norm"], axis=-1, epsilon=1e-5),
+        helper.make_node("Reshape", ["q_norm", "whole"], ["y"]),
+    ]
+    outputs = {"y": (FLOAT, [1, "M", 96]), "k": (FLOAT, [1, "M", 32]), "v": (FLOAT, [1, "M", 32])}
+    model = graph_model(nodes, {"x": (FLOAT, [1, "M", 160])}, outputs, tensors)
+    graph = RelaxGraph(model, tmp_path)
+    for tokens in (1, 4):
+        x = RNG.normal(size=(1, tokens, 160)).astype(np.float32)
+        for got, want in zip(graph(x), run_onnxruntime(model, x), strict=True):
+            assert relative_error(got, want) < 1e-6
+
+
+def attention_model(heads, kv_heads, head_size, rotary, *, apart=False, **attributes):
+    """GroupQueryAttention behind the subgraph that turns a mask into lengths, as in our decoders.
+
+    Without rotary channels there are no tables; `apart`, it reads queries, keys and values from three inputs.
+    """
+    sizes = [heads * head_size, kv_heads * head_size, kv_heads * head_size]
+    nodes = [helper.make_node("Split", ["qkv", "sizes"], ["q", "k", "v"], axis=-1)] if apart else []
+    nodes += [
         helper.make_node("ReduceSum", ["attention_mask", "one_axis"], ["lengths"], keepdims=0),
         helper.make_node("Sub", ["lengths", "one_axis"], ["last"]),
         helper.make_node("Cast", ["last"], ["last32"], to=INT32),
@@ -142,12 +170,16 @@ def attention_model(heads, kv_heads, head_size, rotary, **attributes):
         helper.make_node("Cast", ["total"], ["total32"], to=INT32),
         helper.make_node(
             "GroupQueryAttention",
-            ["qkv", "", "", "past_key", "past_value", "last32", "total32", "cos", "sin"],
+            [
+                *(["q", "k", "v"] if apart else ["qkv", "", ""]),
+                *["past_key", "past_value", "last32", "total32"],
+                *(["cos", "sin"] if rotary else []),
+            ],
             ["y", "present_key", "present_value"],
             domain="com.microsoft",
             num_heads=heads,
             kv_num_heads=kv_heads,
-            do_rotary=1,
+            do_rotary=int(rotary > 0),
             **attributes,
         ),
     ]
@@ -155,13 +187,14 @@ def attention_model(heads, kv_heads, head_size, rotary, **attributes):
     tensors = {
         "one_axis": np.array([1]),
         "one": np.array(1),
+        "sizes": np.array(sizes),
         "cos": np.cos(angles).astype(np.float32),
         "sin": np.sin(angles).astype(np.float32),
     }
     cache = (FLOAT, [1, kv_heads, "capacity", head_size])
     inputs = {
         "attention_mask": (INT64, [1, "total"]),
-        "qkv": (FLOAT, [1, "tokens", (heads + 2 * kv_heads) * head_size]),
+        "qkv": (FLOAT, [1, "tokens", sum(sizes)]),
         "past_key": cache,
         "past_value": cache,
     }
@@ -175,6 +208,8 @@ ATTENTION = {
     "window": (4, 2, 16, 16, {"local_window_size": 5}),
     "softcap": (4, 1, 16, 16, {"softcap": 2.0, "scale": 1.0}),
     "partial rotary": (4, 2, 32, 16, {}),
+    "interleaved, apart": (4, 1, 16, 16, {"rotary_interleaved": 1, "apart": True}),
+    "no rotary": (4, 2, 16, 0, {}),
 }
 
 
@@ -206,16 +241,9 @@ SKIP = {
     "outputs": ["y"],
     "domain": "com.microsoft",
 }
-ATTENTION_NODE = {
-    "op_type": "GroupQueryAttention",
-    "inputs": ["x", "x", "x"],
-    "outputs": ["y"],
-    "domain": "com.microsoft",
-}
 REFUSALS = {
-    "no rotary embedding": (ATTENTION_NODE, "do_rotary must be 1, got 0"),
-    "query, key, value": (ATTENTION_NODE | {"do_rotary": 1}, "queries, keys and values must be one input"),
     "operator": ({"op_type": "Sparkle", "inputs": ["x"], "outputs": ["y"], "domain": "com.example"}, "not supported"),
+    "several outputs": ({"op_type": "TopK", "inputs": ["x", "w"], "outputs": ["y", "places"]}, "not supported"),
     "standard operator": ({"op_type": "Sparkle", "inputs": ["x"], "outputs": ["y"]}, "not supported"),
     "value of an attribute": (RMS | {"axis": 1}, "axis must be -1, got 1"),
     "attribute": (SKIP | {"shine": 3}, "the attribute shine is not supported"),

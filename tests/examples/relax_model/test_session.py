@@ -9,7 +9,7 @@ import pytest
 from skim_runtime import Session, generate
 from skim_runtime.errors import UserError
 
-from ...bundle.models import export_tiny
+from ...bundle.models import SUPPORTED, export_tiny
 from ...tools import require, require_packages
 
 require_packages("tvm")
@@ -55,6 +55,18 @@ def test_logits_equal_those_of_onnxruntime(model, capacity):
     got = np.concatenate([session.step(part) for part in parts])
     assert session.length == len(TOKENS)
     assert relative_error(got, Session(directory, threads=1).logits(TOKENS)) < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_every_architecture_against_transformers(name, exported, tmp_path):
+    """A prompt longer than the windows, single tokens, and some more at once."""
+    case = exported(name)
+    compile_model(case.directory, TARGET, tmp_path / "model.so")
+    session = RelaxSession(case.directory, tmp_path / "model.so", threads=2)
+    parts = [TOKENS[:30], *TOKENS[30:50, None], TOKENS[50:]]
+    got = np.concatenate([session.step(part) for part in parts])
+    assert relative_error(got, case.reference(TOKENS)) < 5e-5
 
 
 def test_the_same_tokens_are_generated(model):

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 import torch
 
 from skim_export.checkpoint import Model, linear_bias
@@ -20,8 +17,8 @@ from skim_export.packed import PackedLinear
 from skim_export.packed.dequantized import dequantized_model
 from skim_runtime.progress import Progress
 
-from ..random_packed import random_packed
-from ..tiny_decoders import tiny_decoder
+from .random_packed import random_packed
+from .tiny_decoders import tiny_decoder
 
 AFFINE, TABLE = 15, 7  # row classes of 8 bits
 
@@ -77,9 +74,3 @@ def build(name: str, path: Path) -> Exported:
     save_model(builder.build(), output / "model.onnx", Progress())
     builder.write_configuration()
     return Exported(output, model, packed, dequantized_model(model, packed.__getitem__))
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Exported]:
-    """Gives the export of a case, made once."""
-    return cache(lambda name: build(name, tmp_path_factory.mktemp(name)))
