@@ -237,7 +237,8 @@ class PackedModel:
 
     def make_rows(self, embedding: Any, basename: str) -> str:
         """Rows of an embedding; the name of the value."""
-        linear, ids = self._linears[(self._members[embedding],)], self.input_names["input_ids"]
+        linear, ids = self._linear(embedding), self.input_names["input_ids"]
+        assert linear is not None  # whatever an architecture keeps float, it's in blocks
         excluded = self._is_excluded(linear)
         name = f"{basename}/{'Gather' if excluded else LUT_GATHER.name}"
         output = f"{name}/output_0"

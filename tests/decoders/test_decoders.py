@@ -16,9 +16,9 @@ from skim_runtime import GenaiSession, Session, generate
 from skim_runtime.library import library_path
 from skim_runtime.progress import Progress
 
+from ..exported import packed_weights
 from ..tiny_decoders import DECODERS, tiny_decoder
 from ..tiny_models import VOCABULARY
-from .conftest import packed_weights
 
 TOKENS = np.random.default_rng(3).integers(2, VOCABULARY, 72)
 BOUND = 2e-3
