@@ -19,6 +19,7 @@ BENCHMARKS = {
     "make-checkpoint": ("synthetic", "no measurement: writes a checkpoint of true shapes with random weights"),
     "arithmetic": ("arithmetic", "perplexity of an exported model in integers and in float32"),
     "tables": ("tables", "no measurement: makes the tables of the pages from docs/results/*.json"),
+    "architectures": ("architectures", "no measurement: what is tested of every architecture, from the tests"),
     "texts": ("texts", "no measurement: writes the texts to calibrate and evaluate on"),
     "decode": ("decode", "tokens per second of a whole model, beside other exports"),
     "cuda": ("cuda_benchmark", "microseconds of one linear layer on a GPU, beside cuBLAS; needs torch, numpy and nvcc"),

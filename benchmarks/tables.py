@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import model_tables
 import quality_tables
 import speed_tables
 from device_check.tables import TABLES as DEVICE_TABLES
@@ -31,13 +32,19 @@ from skim_runtime.text_file import read_text
 __all__ = ["PAGES", "ROOT", "add_arguments", "rewritten", "run"]
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "cuda.md", ROOT / "README.md")
+PAGES = (
+    ROOT / "docs" / "results.md",
+    ROOT / "docs" / "cuda.md",
+    ROOT / "docs" / "models.md",
+    ROOT / "README.md",
+)
 TABLES: Mapping[str, Callable[[Sequence[dict[str, Any]]], str]] = {
     **speed_tables.TABLES,
     **quality_tables.TABLES,
     **DEVICE_TABLES,
+    **model_tables.TABLES,
 }
-OF_NO_MACHINE = ("instructions", "roofline")
+OF_NO_MACHINE = ("architectures", "instructions", "roofline")
 HEAD = ("command", "date", "commit", "versions", "machine")  # of every file (skim_runtime/measure/report.py)
 MARKED = re.compile(r"<!-- table: (?P<name>\S+) (?P<files>.+?) -->\n.*?<!-- end -->", re.DOTALL)
 
@@ -45,7 +52,7 @@ MARKED = re.compile(r"<!-- table: (?P<name>\S+) (?P<files>.+?) -->\n.*?<!-- end 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.epilog = f"Tables: {', '.join(TABLES)}. What each is made of stands at its function."
-    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES, metavar="PAGE", help="default: those three")
+    parser.add_argument("--pages", type=Path, nargs="+", default=PAGES, metavar="PAGE", help="default: those four")
     parser.add_argument("--check", action="store_true", help="only find out whether the pages are as the files say")
     parser.set_defaults(run=run)
 

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 MOST_FILES = {
     "architecture": 2,
     "operator attribute": 6,
+    "input format": 2,
     "quantization method": 1,
     "instruction set": 4,
     "device": 1,

@@ -18,9 +18,10 @@ from relax_model.compile import Description, compile_model
 from relax_model.importer import ENTRY
 from relax_model.parameters import Tensors
 from skim_export.work.files import sha256
-from skim_runtime.cache import KeyValueCache
+from skim_runtime.cache import DecoderCache
 from skim_runtime.errors import UserError
 from skim_runtime.model_directory import ModelDirectory
+from skim_runtime.states import State
 from skim_runtime.step import as_batch
 
 __all__ = ["RelaxSession"]
@@ -60,8 +61,7 @@ class RelaxSession:
         logits = next(value for value in model.graph.output if value.name == "logits")
         self.vocabulary = logits.type.tensor_type.shape.dim[2].dim_value
         past = [value for value in model.graph.input if value.name.startswith("past_key_values.")]
-        heads = [value.type.tensor_type.shape.dim[1].dim_value for value in past]
-        self._cache = KeyValueCache(heads, self._directory.head_size, np.float32)
+        self._cache = DecoderCache([self._state(value) for value in past])
         self._past: list[Any] = []
 
     @classmethod
@@ -75,6 +75,12 @@ class RelaxSession:
             library = Path(directory) / "model.so"
             compile_model(model_dir, target, library)
             return cls(model_dir, library, threads=threads)
+
+    def _state(self, value: onnx.ValueInfoProto) -> State:
+        """What an input with keys or values is."""
+        heads = value.type.tensor_type.shape.dim[1].dim_value
+        present = value.name.replace("past_key_values.", "present.")
+        return State(value.name, present, (1, heads, 1, self._directory.head_size), onnx.TensorProto.FLOAT, grows=True)
 
     @property
     def context_length(self) -> int:
@@ -104,11 +110,11 @@ class RelaxSession:
         """
         ids = as_batch(input_ids, self._cache.length, self.context_length, self.vocabulary)
         if self._cache.reserve(ids.shape[1]) or not self._past:
-            self._past = [tvm_ffi.from_dlpack(buffer) for buffer in self._cache.buffers]
+            self._past = [tvm_ffi.from_dlpack(buffer) for buffer, _ in self._cache.buffers]
         total = self._cache.length + ids.shape[1]
         mask = np.ones((1, total), np.int64)
         (logits,) = self._step(tvm.runtime.tensor(ids), tvm.runtime.tensor(mask), *self._past, *self._parameters)
-        self._cache.length = total
+        self._cache.advance(ids.shape[1])
         values: npt.NDArray[np.float32] = np.asarray(np.from_dlpack(logits)[0], np.float32)
         return values
 

@@ -1,58 +1,56 @@
-"""Steps of a decoder on buffers that stay where they are: the key/value cache, and for CUDA graphs all else as well.
+"""Steps of a decoder on buffers that stay where they are: its cache, and for CUDA graphs all else as well.
 
-GroupQueryAttention writes new keys and values into the buffers that it reads the past from, if they are the same
-memory. A CUDA graph replays what was captured, so it needs the same addresses and the same shapes at every token: its
-attention mask is as long as the cache, with zeros behind the tokens so far.
+A CUDA graph replays what was captured, so it needs the same addresses and the same shapes at every token: its attention
+mask is as long as the cache, with zeros behind the tokens so far. States whose buffers take turns rule it out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from skim_runtime.cache import DecoderCache
 from skim_runtime.capturing import capturing, running
+from skim_runtime.states import ELEMENT_DTYPES, State
 
-__all__ = ["EAGER", "ELEMENT_DTYPES", "ELEMENT_TYPES", "BoundCache", "FixedStep", "ort_value", "run_options"]
+__all__ = ["EAGER", "BoundCache", "FixedStep", "ort_value", "run_options"]
 
 EAGER = -1  # the number of no graph: what is run with it is neither captured nor replayed
 INT64 = 7  # as ONNX numbers types (onnx.TensorProto.DataType)
-# The types of caches and logits as onnxruntime names them, and what numpy keeps their bits in.
-ELEMENT_TYPES = {"tensor(float)": 1, "tensor(float16)": 10, "tensor(bfloat16)": 16}
-ELEMENT_DTYPES: dict[int, type[np.generic]] = {1: np.float32, 10: np.float16, 16: np.uint16}
 
 
 class BoundCache:
-    """The key/value cache in a device's memory, bound as past and present of a session.
+    """The cache in a device's memory, bound as past and present of a session.
 
     Args:
         session: onnxruntime's.
-        names: of the session's inputs, with those of the outputs that are the same memory.
-        buffers: of the cache, in the order of the names; on the CPU they are used themselves, elsewhere copies.
-        element_type: of the graph's cache, as ONNX numbers types.
+        states: of the graph.
+        cache: its buffers are used themselves on the CPU, elsewhere copies of them.
         device: "cpu" or "cuda".
     """
 
-    def __init__(
-        self,
-        session: Any,
-        names: Mapping[str, str],
-        buffers: Sequence[npt.NDArray[Any]],
-        element_type: int,
-        device: str,
-    ) -> None:
-        self._session, self._names = session, names
-        self._values = [ort_value(buffer, element_type, device) for buffer in buffers]
-        self.binding = self.bound()
+    def __init__(self, session: Any, states: Sequence[State], cache: DecoderCache, device: str) -> None:
+        self._session, self._states, self._cache = session, states, cache
+        self._values = []
+        for state, (one, other) in zip(states, cache.buffers, strict=True):
+            value = ort_value(one, state.element_type, device)
+            self._values.append((value, value if state.grows else ort_value(other, state.element_type, device)))
+        self._bindings = [self.bound(turn) for turn in range(1 if all(state.grows for state in states) else 2)]
 
-    def bound(self) -> Any:
+    @property
+    def binding(self) -> Any:
+        """The binding whose turn it is."""
+        return self._bindings[self._cache.turn % len(self._bindings)]
+
+    def bound(self, turn: int = 0) -> Any:
         """A binding of the cache, to which other inputs and outputs are added."""
         binding = self._session.io_binding()
-        for (past, present), value in zip(self._names.items(), self._values, strict=True):
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(present, value)
+        for state, values in zip(self._states, self._values, strict=True):
+            binding.bind_ortvalue_input(state.past, values[turn])
+            binding.bind_ortvalue_output(state.present, values[1 - turn])
         return binding
 
 
@@ -61,11 +59,11 @@ class FixedStep:
 
     Args:
         session: onnxruntime's.
-        cache: bound to it.
+        cache: bound to it; all of its states grow.
         capacity: tokens that the cache has room for.
         vocabulary: number of logits, V.
         logits_type: of the graph's logits, as ONNX numbers types.
-        has_position_ids: whether positions are an input of the graph.
+        positions: axes of the graph's positions before that of the tokens; None if they are no input.
         device: "cpu" or "cuda".
         graph: the number of the CUDA graph: another one for every cache.
     """
@@ -78,7 +76,7 @@ class FixedStep:
         vocabulary: int,
         logits_type: int,
         *,
-        has_position_ids: bool,
+        positions: tuple[int, ...] | None,
         device: str,
         graph: int,
     ) -> None:
@@ -87,8 +85,8 @@ class FixedStep:
         self._options = run_options(graph)
         self._captured = False
         self._arrays = {"input_ids": np.zeros((1, 1), np.int64), "attention_mask": np.zeros((1, capacity), np.int64)}
-        if has_position_ids:
-            self._arrays["position_ids"] = np.zeros((1, 1), np.int64)
+        if positions is not None:
+            self._arrays["position_ids"] = np.zeros((*positions, 1), np.int64)
         self._values = {name: ort_value(array, INT64, device) for name, array in self._arrays.items()}
         for name, value in self._values.items():
             self._binding.bind_ortvalue_input(name, value)
@@ -101,7 +99,7 @@ class FixedStep:
         self._arrays["attention_mask"][0] = np.arange(self._arrays["attention_mask"].size) <= past
         self._arrays["input_ids"][0, 0] = token
         if "position_ids" in self._arrays:
-            self._arrays["position_ids"][0, 0] = past
+            self._arrays["position_ids"][...] = past
         for name, value in self._values.items():
             value.update_inplace(self._arrays[name])
         with running() if self._captured else capturing():

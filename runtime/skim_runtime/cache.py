@@ -1,52 +1,59 @@
-"""The key/value cache of a decoder."""
+"""The memory of a decoder: its states after the tokens so far."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy.typing as npt
+from skim_runtime.states import State
 
-from skim_runtime.aligned import aligned_zeros
-
-__all__ = ["KeyValueCache"]
+__all__ = ["DecoderCache"]
 
 
-class KeyValueCache:
-    """Keys and values of the tokens so far, one buffer `[1, KV heads, capacity, head size]` for each name.
+class DecoderCache:
+    """The buffers of all states, for each a pair: where a step finds it, and where it leaves it.
 
     GroupQueryAttention writes new tokens into the buffer that it reads the past from, if its past and present are the
-    same memory, so nothing is copied from token to token. When a buffer is full, all grow.
+    same memory, so nothing is copied from token to token: the two are one buffer `[1, KV heads, capacity, head size]`.
+    When it is full, all grow. A state of fixed size has two buffers that take turns: its operators do not promise to
+    read all of the past before they write, and a step that fails leaves the past as it was.
+
+    Attributes:
+        length: tokens so far.
+        capacity: tokens that there is room for.
+        buffers: the pairs, in the order of the states.
+        turn: which of a pair a step finds the states in, 0 or 1; it leaves them in the other.
 
     Args:
-        kv_heads: KV heads of each buffer.
-        head_size: channels of a head.
-        dtype: element type of the graph's cache.
+        states: of the graph.
     """
 
-    def __init__(self, kv_heads: Sequence[int], head_size: int, dtype: npt.DTypeLike) -> None:
-        self._kv_heads = kv_heads
-        self._head_size = head_size
-        self._dtype = dtype
+    def __init__(self, states: Sequence[State]) -> None:
+        self._states = states
         self.clear(0)
 
     def clear(self, capacity: int) -> None:
         """Forget everything and make room for `capacity` tokens."""
-        self.length = 0
+        self.length = self.turn = 0
         self.capacity = capacity
-        self.buffers = [self._buffer(heads) for heads in self._kv_heads]
+        self.buffers = []
+        for state in self._states:
+            buffer = state.zeros(capacity)
+            self.buffers.append((buffer, buffer if state.grows else state.zeros()))
 
     def reserve(self, tokens: int) -> bool:
-        """Make room for `tokens` more; true if the buffers moved."""
+        """Make room for `tokens` more; true if buffers moved."""
         needed = self.length + tokens
         if needed <= self.capacity:
             return False
         self.capacity = max(needed, 2 * self.capacity)
-        for i, old in enumerate(self.buffers):
-            new = self._buffer(old.shape[1])
-            new[:, :, : self.length] = old[:, :, : self.length]
-            self.buffers[i] = new
+        for i, state in enumerate(self._states):
+            if state.grows:
+                old, new = self.buffers[i][0], state.zeros(self.capacity)
+                new[:, :, : self.length] = old[:, :, : self.length]
+                self.buffers[i] = (new, new)
         return True
 
-    def _buffer(self, heads: int) -> npt.NDArray[Any]:
-        return aligned_zeros((1, heads, self.capacity, self._head_size), self._dtype)
+    def advance(self, tokens: int) -> None:
+        """A step has appended `tokens`."""
+        self.length += tokens
+        self.turn = 1 - self.turn

@@ -28,6 +28,8 @@ __all__ = ["GenaiSession"]
 class GenaiSession:
     """A decoder that skim-export wrote, run by onnxruntime-genai; takes the place of a `Session` in `generate`.
 
+    It computes the cache anew where a `Session` does, in one run.
+
     Arguments, `directory`, `kernel`, `library` and `weight_bytes` are those of `Session`.
 
     Raises:
@@ -90,7 +92,7 @@ class GenaiSession:
         parameters = og.GeneratorParams(self._model)
         parameters.set_search_options(max_length=min(capacity, self.context_length) or self.context_length)
         with self._lock:
-            self._generator, self._length = og.Generator(self._model, parameters), 0
+            self._generator, self._past_ids = og.Generator(self._model, parameters), np.empty((1, 0), np.int32)
 
     def step(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         """Append tokens `[S]` and return the logits of the last one, float32 `[1, V]`.
@@ -99,14 +101,19 @@ class GenaiSession:
             UserError: as for `Session.step`.
         """
         with self._lock:
-            ids = as_batch(input_ids, self._length, self.context_length, self.directory.vocabulary)
+            past = self._past_ids.shape[1]
+            ids = as_batch(input_ids, past, self.context_length, self.directory.vocabulary).astype(np.int32)
+            every, switch = np.concatenate((self._past_ids, ids), axis=1), self.directory.graph.rotary_switch
+            switched = switch is not None and past <= switch < every.shape[1]
             try:
                 with ends_at_once():
-                    self._generator.append_tokens(ids.astype(np.int32))
+                    if switched:
+                        self._generator.rewind_to(0)
+                    self._generator.append_tokens(every if switched else ids)
             except Exception as error:  # RuntimeError and its own
                 refusal = f"{self.directory.path}: refused by onnxruntime-genai: {one_line(error)}"
                 raise UserError(refusal) from error
-            self._length += ids.size
+            self._past_ids = every
             return finite(self._generator.get_logits()[0])
 
 

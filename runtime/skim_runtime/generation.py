@@ -12,10 +12,9 @@ import numpy.typing as npt
 
 from skim_runtime.errors import UserError
 from skim_runtime.sampling import Sampler
+from skim_runtime.step import PROMPT_CHUNK
 
 __all__ = ["Engine", "Generation", "generate"]
-
-PROMPT_CHUNK = 512  # tokens of a prompt in one run: bounds the memory for their logits
 
 
 class Engine(Protocol):

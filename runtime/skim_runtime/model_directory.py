@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +14,12 @@ from skim_runtime.model_files import is_file_name
 from skim_runtime.onnx_file import OnnxGraph
 from skim_runtime.operators import DOMAIN, FLOATS, PackedNode, parse_proto
 from skim_runtime.providers import PROVIDERS
+from skim_runtime.rotary_switch import rotary_switch
 from skim_runtime.verification import check_model
 
 __all__ = ["ModelDirectory"]
+
+FLOAT_PRODUCTS = ("MatMul", "FusedMatMul")  # what layers that were excluded from packing become
 
 
 @dataclass(frozen=True)
@@ -109,12 +113,14 @@ class Graph:
 
     Attributes:
         has_packed_weights: whether it has products with packed weights.
-        weight_bytes: bytes of packed weights that these read for each generated token.
+        weight_bytes: bytes of weights that these, and products with the matrices that are not packed beside them, read
+            for each generated token; 0 if it has none with packed weights.
         arithmetic: with which the operator library multiplies them, "integer arithmetic" or "exact arithmetic", and
             where that is not the same for all, in how many it is exact.
         activations: their type, "float32", "float16" or "bfloat16", as the embedding gives them.
-        shared_cache: whether every `present` output comes from a GroupQueryAttention node, which can append to the
-            past in place.
+        shared_cache: whether all keys and values come from GroupQueryAttention nodes, which can append to the past in
+            place.
+        rotary_switch: the longest text with the first of two kinds of rotary tables; None if there is only one.
     """
 
     has_packed_weights: bool
@@ -122,14 +128,16 @@ class Graph:
     arithmetic: str
     activations: str
     shared_cache: bool
+    rotary_switch: int | None
 
     @classmethod
     def read(cls, file: Path) -> Graph:
         """Parse `file` without its external data, whose files are only checked for their size.
 
         Raises:
-            UserError: `file` is not an ONNX model, one of its nodes is not what our operators take, or its external
-                data is missing, too short, of another export, or has norms or scales that are not finite.
+            UserError: `file` is not an ONNX model, one of its nodes is not what our operators take or an If node of
+                unknown purpose, or its external data is missing, too short, of another export, or has norms or scales
+                that are not finite.
         """
         graph = OnnxGraph.read(file)
         check_model(file, graph)
@@ -139,15 +147,31 @@ class Graph:
             raise UserError(f"{file}: {error}") from None
         products = [node for node in packed if node.operator.is_product]
         read = [tensor for node in products for operand in node.operands for tensor in operand.tensors.values()]
+        if products:
+            read += [graph.initializers[name] for name in _inputs(graph, FLOAT_PRODUCTS, 1)]
         producers = {output: node.op_type for node in graph.nodes for output in node.output}
-        presents = [output for output in graph.outputs if output.startswith("present.")]
+        presents = [name for name in graph.outputs if name.startswith("present.") and name.endswith((".key", ".value"))]
         return cls(
             has_packed_weights=bool(products),
             weight_bytes=sum(tensor.nbytes for tensor in read),
             arithmetic=_arithmetic(products),
-            activations=next((FLOATS[node.own["dtype"]] for node in packed if "dtype" in node.own), FLOATS[1]),
+            activations=_activations(graph, packed),
             shared_cache=all(producers.get(name) == "GroupQueryAttention" for name in presents),
+            rotary_switch=rotary_switch(file, graph.metadata),
         )
+
+
+def _inputs(graph: OnnxGraph, operators: Collection[str], position: int) -> list[str]:
+    """The initializers that nodes of some operators have as one of their inputs."""
+    found = [node.input[position] for node in graph.nodes if node.op_type in operators and len(node.input) > position]
+    return [name for name in found if name in graph.initializers]
+
+
+def _activations(graph: OnnxGraph, packed: list[PackedNode[Any]]) -> str:
+    """Their type, from the embedding, whether it is packed or not."""
+    types = [FLOATS[node.own["dtype"]] for node in packed if "dtype" in node.own]
+    types += [graph.initializers[name].dtype.name for name in _inputs(graph, {"Gather"}, 0)]
+    return next((name for name in types if name in FLOATS.values()), FLOATS[1])
 
 
 def _count(name: str, value: object, least: int = 1) -> int:

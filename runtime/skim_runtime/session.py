@@ -11,38 +11,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_runtime.bound_step import (
-    EAGER,
-    ELEMENT_DTYPES,
-    ELEMENT_TYPES,
-    BoundCache,
-    FixedStep,
-    ort_value,
-    run_options,
-)
-from skim_runtime.cache import KeyValueCache
+from skim_runtime.bound_step import EAGER, BoundCache, FixedStep, ort_value, run_options
+from skim_runtime.cache import DecoderCache
 from skim_runtime.capturing import running
 from skim_runtime.errors import UserError
+from skim_runtime.interface import Interface
 from skim_runtime.interruptible import interruptible
 from skim_runtime.load_library import one_line
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.open_session import Kernel, check_options, open_session
 from skim_runtime.providers import Provider
-from skim_runtime.step import as_batch, finite
+from skim_runtime.states import ELEMENT_DTYPES
+from skim_runtime.step import PROMPT_CHUNK, as_batch, finite
 
 __all__ = ["Session"]
 
 LONG_BYTES = 1 << 30  # weights read, times tokens: with less, a run is over within a second
-_INPUTS = {"input_ids", "attention_mask", "position_ids"}
 
 
 class Session:
-    """A decoder that skim-export wrote, with its key/value cache; batch size 1.
+    """A decoder that skim-export wrote, with its cache; batch size 1.
 
+    The cache holds keys and values, and the states of short convolutions and linear attention where the model has them.
     Several threads may use one session: calls that touch its cache wait for each other.
 
     A model that was exported for CUDA runs there, its cache stays there, and single tokens are replayed as a CUDA
-    graph. If that is impossible, a warning says why, and it runs on the CPU.
+    graph, unless it has convolutions or linear attention. If that is impossible, a warning says why, and it runs on the
+    CPU.
+
+    Some models (LongRoPE) rotate keys and queries otherwise once a text is longer than what they were first trained
+    for. The step that makes it so long computes the cache anew from all tokens, since keys of both kinds do not go
+    together; logits that were returned before stay what they were. transformers does the same when it generates.
 
     Attributes:
         directory: the exported directory.
@@ -50,7 +49,7 @@ class Session:
         kernel: what multiplies packed weights: the kernels of our library and their arithmetic, such as "avx2, integer
             arithmetic", or "cuda"; "function fallback" (standard operators in a stock onnxruntime, slow); or "none"
             (the graph has no packed weights).
-        weight_bytes: bytes of packed weights read for each generated token.
+        weight_bytes: bytes of weights, packed ones and those of layers beside them, read for each generated token.
         vocabulary: number of logits of a token, V.
         library: our operator library that is used, if any is.
 
@@ -87,38 +86,17 @@ class Session:
         self._session, self._graphs = opened.session, opened.graphs
         self.kernel, self.device, self.library = opened.kernel, opened.device, opened.library
 
-        inputs = {value.name: value for value in self._session.get_inputs()}
-        outputs = {value.name: value for value in self._session.get_outputs()}
-        past = [name for name in inputs if name.startswith("past_key_values.")]
-        unknown = sorted(inputs.keys() - set(past) - _INPUTS)
-        if unknown or "logits" not in outputs or not past:
-            what = f"has an unknown input {unknown[0]!r}" if unknown else "has no logits or no past_key_values"
-            raise UserError(f"{self.directory.model_file}: {what}; expected the graph of a text decoder")
-        self._has_position_ids = "position_ids" in inputs
-        self._past = {name: name.replace("past_key_values.", "present.") for name in past}
-        self.vocabulary, head_size = self.directory.vocabulary, self.directory.head_size
-        self._check_value(outputs["logits"], 3, self.vocabulary)
-        for name in past:
-            self._check_value(inputs[name], 4, head_size)
-        self._logits_type = ELEMENT_TYPES[outputs["logits"].type]
-        self._cache_type = ELEMENT_TYPES[inputs[past[0]].type]
-        kv_heads = [inputs[name].shape[1] for name in past]
-        self._cache = KeyValueCache(kv_heads, head_size, ELEMENT_DTYPES[self._cache_type])
+        self.vocabulary = self.directory.vocabulary
+        self._interface = Interface.read(self._session, self.directory)
+        self._rotary_switch = graph.rotary_switch
+        self._fixable = graph.rotary_switch is None and self._interface.in_place
+        self._cache = DecoderCache(self._interface.states)
         self._lock = threading.Lock()  # of the cache and what is bound to it
-        self._past_ids: list[npt.NDArray[np.int64]] = []  # of a cache in a device's memory
+        self._past_ids: list[npt.NDArray[np.int64]] = []  # what the cache was computed from
+        self._least_mask = 0  # length that the attention mask has at least: asks for the rotary tables of long texts
         self._bound: BoundCache | None = None
         self._fixed: FixedStep | None = None
         self._graph = EAGER  # the number of the last CUDA graph
-
-    def _check_value(self, value: Any, rank: int, size: int) -> None:
-        """Of logits `[B, S, V]`, or of keys or values `[B, heads, S, head size]`; `size` is that of the last axis."""
-        shape = value.shape
-        known = len(shape) == rank and (rank == 3 or isinstance(shape[1], int))
-        if value.type not in ELEMENT_TYPES or not known or (isinstance(shape[-1], int) and shape[-1] != size):
-            raise UserError(
-                f"{self.directory.model_file}: {value.name} is {value.type} {shape}; genai_config.json lets one expect "
-                f"{rank} axes of which the last is {size}"
-            )
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:
@@ -140,14 +118,14 @@ class Session:
 
     @property
     def length(self) -> int:
-        """Tokens in the key/value cache."""
+        """Tokens in the cache."""
         return self._cache.length
 
     def reset(self, capacity: int = 0) -> None:
         """Forget all tokens; room for `capacity` tokens spares the cache from growing later."""
         with self._lock:
-            self._past_ids = []
-            if self._bound is not None and self.device != "cpu" and capacity <= self._cache.capacity:
+            self._past_ids, self._least_mask = [], 0
+            if self._fixable and self._bound is not None and self.device != "cpu" and capacity <= self._cache.capacity:
                 self._cache.length = 0  # what was captured of these buffers can be replayed
                 return
             self._cache.clear(capacity)
@@ -164,39 +142,43 @@ class Session:
 
     def _step(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
         ids = as_batch(input_ids, self._cache.length, self.context_length, self.vocabulary)
-        if self._cache.length + ids.shape[1] > self._cache.capacity:
-            self._grow(ids.shape[1])
+        total = self._cache.length + ids.shape[1]
+        moved = self._cache.reserve(ids.shape[1])
+        if moved:
+            self._bound = self._fixed = None
+        switched = self._rotary_switch is not None and self._cache.length <= self._rotary_switch < total
+        if switched:
+            self._least_mask = total
+        if self._past_ids and (switched or (moved and self.device != "cpu")):
+            self._recompute()
         return _float32(self._append(ids))
 
-    def _grow(self, tokens: int) -> None:
-        """Make room for `tokens` more. A cache in a device's memory is made anew: what it held is computed again."""
-        self._cache.reserve(tokens)
+    def _recompute(self) -> None:
+        """Compute the cache again from its tokens."""
+        past, self._past_ids = np.concatenate(self._past_ids, axis=1), []
+        self._cache.clear(self._cache.capacity)
         self._bound = self._fixed = None
-        if self.device != "cpu":
-            past, self._past_ids, self._cache.length = self._past_ids, [], 0
-            for ids in past:
-                self._append(ids)
+        for start in range(0, past.shape[1], PROMPT_CHUNK):
+            self._append(past[:, start : start + PROMPT_CHUNK])
 
     def _append(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """The logits `[S, V]` of tokens `[1, S]` that the cache has room for, as the graph gives them."""
         if self._bound is None:
-            buffers = self._cache.buffers
-            self._bound = BoundCache(self._session, self._past, buffers, self._cache_type, self.device)
+            self._bound = BoundCache(self._session, self._interface.states, self._cache, self.device)
         with self._refusals():
-            one = self._graphs and ids.shape[1] == 1
-            logits = self._replayed(ids, self._bound) if one else self._eager(ids, self._bound)
-        self._cache.length += ids.shape[1]
-        if self.device != "cpu":
-            self._past_ids.append(ids)
+            one = self._graphs and self._fixable and ids.shape[1] == 1
+            logits = self._replayed(ids, self._bound) if one else self._eager(ids, self._bound.binding)
+        self._cache.advance(ids.shape[1])
+        self._past_ids.append(ids)
         return logits
 
-    def _eager(self, ids: npt.NDArray[np.int64], bound: BoundCache) -> npt.NDArray[Any]:
+    def _eager(self, ids: npt.NDArray[np.int64], binding: Any) -> npt.NDArray[Any]:
         """The logits `[S, V]` of any number of tokens."""
-        for name, array in self._feeds(ids, self._cache.length).items():
-            bound.binding.bind_cpu_input(name, array)
-        logits = np.empty((*ids.shape, self.vocabulary), ELEMENT_DTYPES[self._logits_type])
-        bound.binding.bind_ortvalue_output("logits", ort_value(logits, self._logits_type, "cpu"))
-        self._run(ids.shape[1], lambda options: self._session.run_with_iobinding(bound.binding, options))
+        for name, array in self._interface.feeds(ids, self._cache.length, self._least_mask).items():
+            binding.bind_cpu_input(name, array)
+        logits = np.empty((*ids.shape, self.vocabulary), ELEMENT_DTYPES[self._interface.logits_type])
+        binding.bind_ortvalue_output("logits", ort_value(logits, self._interface.logits_type, "cpu"))
+        self._run(ids.shape[1], lambda options: self._session.run_with_iobinding(binding, options))
         found: npt.NDArray[Any] = logits[0]
         return found
 
@@ -209,26 +191,26 @@ class Session:
                 bound,
                 self._cache.capacity,
                 self.vocabulary,
-                self._logits_type,
-                has_position_ids=self._has_position_ids,
+                self._interface.logits_type,
+                positions=self._interface.positions,
                 device=self.device,
                 graph=self._graph,
             )
         return self._fixed.run(int(ids[0, 0]), self._cache.length)
 
     def logits(self, input_ids: npt.ArrayLike) -> npt.NDArray[np.float32]:
-        """Logits, float32 `[S, V]`, of the tokens `[S]` alone; the key/value cache is neither read nor changed.
+        """Logits, float32 `[S, V]`, of the tokens `[S]` alone; the cache is neither read nor changed.
 
         Raises:
             UserError: as for `step`.
         """
         ids = as_batch(input_ids, 0, self.context_length, self.vocabulary)
-        binding, feeds = self._session.io_binding(), self._feeds(ids, 0)
+        binding, feeds = self._session.io_binding(), self._interface.feeds(ids, 0)
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
-        for name, buffer in zip(self._past, self._cache.buffers, strict=True):
-            feeds[name] = np.ascontiguousarray(buffer[:, :, :0])  # kept alive here
-            binding.bind_ortvalue_input(name, ort_value(feeds[name], self._cache_type, "cpu"))
+        for state in self._interface.states:
+            feeds[state.past] = state.zeros()  # kept alive here
+            binding.bind_ortvalue_input(state.past, ort_value(feeds[state.past], state.element_type, "cpu"))
         binding.bind_output("logits", "cpu")
         with self._refusals():
             self._run(ids.shape[1], lambda options: self._session.run_with_iobinding(binding, options))
@@ -243,13 +225,6 @@ class Session:
                 return call(options)
             ending = options or run_options(EAGER)
             return interruptible(lambda: call(ending), lambda: setattr(ending, "terminate", True))
-
-    def _feeds(self, ids: npt.NDArray[np.int64], past: int) -> dict[str, npt.NDArray[Any]]:
-        total = past + ids.shape[1]
-        feeds: dict[str, npt.NDArray[Any]] = {"input_ids": ids, "attention_mask": np.ones((1, total), np.int64)}
-        if self._has_position_ids:
-            feeds["position_ids"] = np.arange(past, total, dtype=np.int64)[None]
-        return feeds
 
 
 def _float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -7,7 +7,9 @@ import numpy.typing as npt
 
 from skim_runtime.errors import UserError
 
-__all__ = ["as_batch", "finite"]
+__all__ = ["PROMPT_CHUNK", "as_batch", "finite"]
+
+PROMPT_CHUNK = 512  # tokens of a prompt in one run: bounds the memory for their logits
 
 
 def as_batch(input_ids: npt.ArrayLike, past: int, context_length: int, vocabulary: int) -> npt.NDArray[np.int64]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from skim_export.pipeline.options import ExportKeywords, ExportOptions
     from skim_export.pipeline.report import ExportReport
 
-__all__ = ["check_target", "export_bundle", "targets_of", "write_bundle"]
+__all__ = ["check_bundle_options", "check_target", "export_bundle", "targets_of", "write_bundle"]
 
 
 def targets_of(names: Sequence[str]) -> list[str]:
@@ -40,6 +40,16 @@ def check_target(name: str) -> None:
     if find_spec("tvm") is None:
         raise UserError("--target needs TVM: pip install 'skim-export[tvm]'")
     _load(name)
+
+
+def check_bundle_options(options: ExportOptions) -> None:
+    """Find out what a bundle can't have.
+
+    Raises:
+        UserError: layers stay floats.
+    """
+    if options.exclude:
+        raise UserError(f"--exclude {options.exclude[0]}: bundles have no products with floats: leave it out for them")
 
 
 def write_bundle(model: Path, target: str, output: Path, *, progress: Progress | None = None) -> dict[str, Any]:
@@ -92,11 +102,13 @@ def export_bundle(
     Raises:
         UserError: something given is wrong; nothing was written.
     """
-    check_target(target)
-    from skim_export.pipeline.export import prepare, run
     from skim_export.pipeline.options import ExportOptions
 
     options = replace(options or ExportOptions(), **keywords)
+    check_bundle_options(options)
+    check_target(target)
+    from skim_export.pipeline.export import prepare, run
+
     exported = place_for(output, "model")  # where a tuning that was interrupted finds its state again
     try:
         options = replace(options, force=True)

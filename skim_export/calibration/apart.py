@@ -97,7 +97,7 @@ def block_statistics(
 
     from .streaming import StreamedModel
 
-    linears, streamed = model.architecture.blocks[index], StreamedModel(model, resources.device)
+    linears, streamed = model.architecture.packed_blocks[index], StreamedModel(model, resources.device)
     with workers(resources.workers) as pool:
         _, arguments = pool.submit(streamed.enter, torch.from_numpy(tokens[:1])).result()
         sums = LinearSums(pool, linears, resources.device)

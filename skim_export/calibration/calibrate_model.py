@@ -110,7 +110,8 @@ def spread_statistics(
             linears,
             partial(block_statistics, model, index, tokens, traces, resources=resources),
         )
-        for index, linears in enumerate(architecture.blocks)
+        for index, linears in enumerate(architecture.packed_blocks)
+        if linears
     ]
     if vocabulary:
         statistics = partial(traced_vocabulary_statistics, model, tokens, traces, resources=resources)

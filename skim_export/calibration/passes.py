@@ -152,8 +152,7 @@ class BlockBackward:
         import torch
 
         handles = [
-            self._block.get_submodule(name).register_forward_hook(partial(self._see, name))
-            for name in self._names
+            self._block.get_submodule(name).register_forward_hook(partial(self._see, name)) for name in self._names
         ]
         below, trained = [], []
         for start in range(0, len(inputs), SEQUENCES_TOGETHER):

@@ -91,7 +91,7 @@ def calibrate(
         progress.step("loss")
     for index in reversed(range(blocks)):
         if index < done:
-            linears = architecture.blocks[index]
+            linears = architecture.packed_blocks[index]
             with workers(resources.workers) as pool:  # not across the yield: the caller shall have torch's threads back
                 sums = LinearSums(pool, linears, resources.device)
                 backward = BlockBackward(linears, architecture.block_modules[index], streamed.load_block(index))
@@ -117,7 +117,7 @@ def _blocks_done(architecture: Architecture, activations: Activations, is_kept: 
     blocks = len(architecture.blocks)
     done = blocks + 1
     for index in reversed(range(blocks + 1)):
-        if index < blocks and not all(is_kept(linear) for linear in architecture.blocks[index]):
+        if index < blocks and not all(is_kept(linear) for linear in architecture.packed_blocks[index]):
             break
         if activations.has_gradient(index):
             done = index

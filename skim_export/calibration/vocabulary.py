@@ -96,11 +96,12 @@ def vocabulary_statistics(
 ) -> Iterator[tuple[Linear, LinearStatistics]]:
     """The statistics of embedding and head, or of the one matrix that is both."""
     if architecture.tied:
-        found = [replace(head, fisher=head.fisher + embedding)]
+        found = {architecture.embedding: replace(head, fisher=head.fisher + embedding)}
     else:
         columns = architecture.hidden_size
         alone = LinearStatistics(embedding, np.ones(columns, np.float32), np.eye(columns, dtype=np.float32))
-        found = [alone, head]
-    for linear, statistics in zip(architecture.vocabulary_linears, found, strict=True):
+        found = {architecture.embedding: alone, architecture.head: head}
+    for linear in architecture.vocabulary_linears:
+        statistics = found[linear.name]
         smoothed = statistics.fisher + np.float32(_UNSEEN) * statistics.fisher.mean(axis=0)
         yield linear, replace(statistics, fisher=smoothed)

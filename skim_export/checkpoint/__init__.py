@@ -2,17 +2,21 @@
 
 from .architecture import Architecture, Linear, Member, architecture_of, linear_bias, linear_weight
 from .checkpoint import Checkpoint
+from .declarations import DECLARATIONS
 from .model import Model
 from .recipes import Recipe, default_bits, load_recipes, resolve
+from .shapes import ShapesOnly
 from .skeleton import forget_parameters, load_parameters, skeleton
 
 __all__ = [
+    "DECLARATIONS",
     "Architecture",
     "Checkpoint",
     "Linear",
     "Member",
     "Model",
     "Recipe",
+    "ShapesOnly",
     "architecture_of",
     "default_bits",
     "forget_parameters",

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from skim_runtime.errors import UserError, foreign_errors
 
 from .checkpoint import Checkpoint
-from .declarations import DECLARATIONS, Declaration
+from .declarations import Declaration, declaration_of
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
@@ -122,6 +122,8 @@ class Architecture:
         tied: whether the head is the embedding; its tensor may then be missing from the files.
         vocabulary_size: rows of the embedding.
         hidden_size: columns of the embedding.
+        excluded: names of the linear layers, embedding and head among them, that are not packed: their weights stay
+            floats, like norms.
     """
 
     name: str
@@ -134,17 +136,42 @@ class Architecture:
     tied: bool
     vocabulary_size: int
     hidden_size: int
+    excluded: frozenset[str] = frozenset()
+
+    @property
+    def packed_blocks(self) -> list[list[Linear]]:
+        """The linear layers of every decoder block that are packed."""
+        return [[linear for linear in block if linear.name not in self.excluded] for block in self.blocks]
 
     @property
     def linears(self) -> list[Linear]:
-        """The linear layers of all blocks, in order."""
-        return [linear for block in self.blocks for linear in block]
+        """The linear layers of all blocks that are packed, in order."""
+        return [linear for block in self.packed_blocks for linear in block]
 
     @property
     def vocabulary_linears(self) -> list[Linear]:
-        """The embedding, and the head where it is another matrix, as linear layers."""
+        """The embedding, and the head where it is another matrix, as linear layers, unless they are excluded."""
+        return [linear for linear in self._vocabulary if linear.name not in self.excluded]
+
+    @property
+    def all_linears(self) -> list[Linear]:
+        """The linear layers of all blocks, embedding and head, packed or not."""
+        return [*(linear for block in self.blocks for linear in block), *self._vocabulary]
+
+    @property
+    def excluded_linears(self) -> list[Linear]:
+        """Those that are not packed."""
+        return [linear for linear in self.all_linears if linear.name in self.excluded]
+
+    @property
+    def _vocabulary(self) -> list[Linear]:
         names = [self.embedding] if self.tied else [self.embedding, self.head]
         return [Linear.of(name, [self._matrix(name)], self.hidden_size) for name in names]
+
+    @property
+    def embedding_linear(self) -> Linear:
+        """The embedding as a linear layer, packed or not."""
+        return self._vocabulary[0]
 
     @property
     def head_linear(self) -> Linear:
@@ -153,10 +180,10 @@ class Architecture:
         return Linear.of(self.head, [member], self.hidden_size)
 
     @cached_property
-    def packed_modules(self) -> frozenset[str]:
-        """The modules whose weights are packed: linear layers, embedding and head."""
-        members = {member.module for linear in self.linears for member in linear.members}
-        return frozenset(members | {self.embedding, self.head})
+    def matrices(self) -> frozenset[str]:
+        """The modules of all linear layers, packed or not, embedding and head among them."""
+        members = {member.module for linear in self.all_linears for member in linear.members}
+        return frozenset(members | {self.head})
 
     def _matrix(self, module: str) -> Member:
         return Member(module, 0, self.vocabulary_size)
@@ -169,8 +196,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
         UserError: the architecture is not supported; a tensor is missing, has another shape, or belongs to nothing.
     """
     name = checkpoint.architecture_name
-    if name not in DECLARATIONS:
-        raise UserError(f"architecture {name} is not supported; supported: {', '.join(DECLARATIONS)}")
+    declaration = declaration_of(name)
     _check_config(checkpoint)
     with foreign_errors(f"{checkpoint.path / 'config.json'}: transformers makes no model of it"):
         network = skeleton(checkpoint)
@@ -179,7 +205,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     tied = _is_tied(checkpoint, head, embedding)
     _check_tensors(checkpoint, network.state_dict(), f"{head}.weight" if tied else None)
 
-    decoder, declaration = network.base_model, DECLARATIONS[name]
+    decoder = network.base_model
     blocks = [_linears(paths[block], block, declaration) for block in decoder.layers]
     rows, columns = checkpoint.shape(f"{embedding}.weight")
     modules = [paths[block] for block in decoder.layers]

@@ -1,22 +1,28 @@
-"""A Hugging Face directory, read tensor by tensor: a model may be larger than memory."""
+"""A Hugging Face directory or a GGUF file, read tensor by tensor: a model may be larger than memory."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
+import shutil
+import tempfile
+import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from skim_export.work.files import sha256
+from skim_export.work.files import sha256, write_json
 from skim_runtime.errors import UserError, foreign_errors
-from skim_runtime.model_files import is_file_name
 from skim_runtime.progress import Progress
 
+from .adapter import Adapter, base_model
+from .cache import cache_directory
+from .files import ADAPTER, WEIGHTS, check_file, gguf_files, read_json, weight_files
+from .formats import SETTINGS, float_tensors
+from .gguf import GgufHeader, gguf_config, gguf_directory, gguf_tensors
+from .tensors import Tensor, stored_tensors
 from .text_part import has_text_part, text_config, text_tensor
 
 if TYPE_CHECKING:
@@ -24,77 +30,90 @@ if TYPE_CHECKING:
 
 __all__ = ["Checkpoint"]
 
-WEIGHTS = "*.safetensors"
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
-ADAPTER = "adapter_config.json"
-# What a directory may have in place of them.
-OTHER_WEIGHTS = {
-    **dict.fromkeys(("*.bin", "*.pt", "*.pth"), "pickled weights, which are never unpickled"),
-    "*.gguf": "GGUF files",
-    "consolidated*": "weights in their maker's own layout",
-    WEIGHTS: "safetensors that no index names",
-}
-FLOAT_TYPES = ("F64", "F32", "F16", "BF16")
+CONFIG = "config.json"
 LARGEST = 65504.0  # of float16, in which codebooks and scales are stored; no weight of a sound model comes near
 CHECKED_VALUES = 1 << 24  # of a tensor at once
 DIGESTED = ("*.json", "*.jinja", "tokenizer.model")  # beside the weights
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model")
 
 
-@dataclass(frozen=True)
-class _Stored:
-    """Where a tensor lies, and what it is."""
-
-    file: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-
 class Checkpoint:
-    """The configuration, tensors and tokenizer of one model directory.
+    """The configuration, tensors and tokenizer of one model.
 
-    Opening reads headers only: every safetensors file is checked to be complete, no weight is loaded. A file is mapped
-    while a tensor is read out of it and no longer, so that its pages do not add up in the process's memory.
+    Opening reads headers only: every file of weights is checked to be complete, no weight is loaded. Weights that are
+    quantized are made float when they are read, and those that an adapter changes are changed.
 
     Args:
-        path: directory with config.json and model.safetensors, or an index and its shards.
+        source: directory with config.json and model.safetensors, or an index and its shards; or a GGUF file, any part
+            of one that is split, or a directory with one GGUF model.
+        adapter: directory of a LoRA adapter to merge.
+
+    Attributes:
+        source: what was opened.
+        path: the directory with the configuration and the tokenizer: the same, or what the cache has for a GGUF model.
+        files: the files with weights.
+        raw_config: what config.json says of the text model, but for how it is quantized.
+        quantization: what the weights were stored as, e.g. "awq, 4 bits"; None for a model in full precision.
+        adapter: the adapter.
+        adapted: names of the tensors that it changes.
 
     Raises:
-        UserError: a file is missing, damaged, pickled or of a quantized model.
+        UserError: a file is missing, damaged, pickled or quantized in a way that cannot be read; the adapter is no
+            adapter of this model.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, source: Path, adapter: Path | None = None) -> None:
+        self.source = source
+        self._tensors: dict[str, Tensor] = {}
+        self.raw_config: dict[str, Any]
+        self.quantization: str | None
+        if (gguf := gguf_files(source)) is not None:
+            self._open_gguf(gguf)
+        else:
+            self._open_directory(adapter)
+        self.adapter = None if adapter is None else Adapter(adapter)
+        changed = {} if self.adapter is None else self.adapter.merged(self._tensors)
+        self._tensors.update(changed)
+        self.adapted = frozenset(changed)
+        self._is_part = has_text_part(self.raw_config)
+        if self._is_part:
+            self.raw_config = text_config(self.raw_config, str(self.path / CONFIG))
+            names = {name: text_tensor(name) for name in self._tensors}
+            self._tensors = {text: self._tensors[name] for name, text in names.items() if text is not None}
+        self._replaced: tuple[Mapping[str, torch.Tensor], ...] = ()
+
+    def _open_gguf(self, files: tuple[Path, ...]) -> None:
+        header = GgufHeader.read(files)
+        config = gguf_config(header)
+        self._tensors.update(gguf_tensors(header, config))
+        self.path = gguf_directory(header, config, cache_directory())
+        self.files = list(files)
+        self.raw_config = read_json(self.path / CONFIG)
+        self.quantization = header.quantization
+
+    def _open_directory(self, adapter: Path | None) -> None:
+        self.path = path = self.source
         if not path.is_dir():
-            raise UserError(f"model {path} is not a directory with config.json and safetensors")
-        self.path = path
+            raise UserError(f"model {path} is not a directory with config.json and safetensors, nor a GGUF file")
         for pattern in (*DIGESTED, WEIGHTS):
             for file in path.glob(pattern):
                 check_file(file)
-        self.raw_config = _read_json(path / "config.json")
-        quantized = self.raw_config.get("quantization_config")
-        if quantized is not None:
-            method = quantized.get("quant_method", "unknown method") if isinstance(quantized, dict) else quantized
-            raise UserError(f"model {path} is already quantized ({method}): give the full-precision checkpoint")
-        self._stored = {name: stored for file in _safetensors(path) for name, stored in _contents(file).items()}
-        packed = next((name for name in self._stored if name.endswith((".qweight", ".weight_packed"))), None)
-        if packed is not None:
-            raise UserError(f"model {path} is already quantized (tensor {packed}): give the full-precision checkpoint")
-        self._replaced: tuple[Mapping[str, torch.Tensor], ...] = ()
-        if has_text_part(self.raw_config):
-            self.raw_config = text_config(self.raw_config, str(path / "config.json"))
-            self._stored = {text: s for name, s in self._stored.items() if (text := text_tensor(name)) is not None}
+        _check_adapter(path, adapter)
+        self.raw_config = read_json(path / CONFIG)
+        settings = self.raw_config.pop(SETTINGS, None)
+        self.files = weight_files(path)
+        tensors, self.quantization = float_tensors(path, settings, stored_tensors(self.files))
+        self._tensors.update(tensors)
 
-    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path]]:
-        """Another process opens the directory for itself."""
+    def __reduce__(self) -> tuple[type[Checkpoint], tuple[Path, Path | None]]:
+        """Another process opens the model for itself."""
         if self._replaced:
             raise TypeError("a checkpoint with replaced tensors cannot be pickled")
-        return Checkpoint, (self.path.resolve(),)
+        return Checkpoint, (self.source.resolve(), None if self.adapter is None else self.adapter.path.resolve())
 
     def replacing(self, tensors: Mapping[str, torch.Tensor]) -> Checkpoint:
         """The same checkpoint with other values, float32, in some of its tensors."""
-        other = Checkpoint(self.path)
+        other = Checkpoint(self.source, None if self.adapter is None else self.adapter.path)
         other._replaced = (tensors, *self._replaced)
         return other
 
@@ -103,7 +122,7 @@ class Checkpoint:
         """The model class that config.json names, e.g. "LlamaForCausalLM"."""
         names = self.raw_config.get("architectures") or []
         if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-            raise UserError(f"{self.path / 'config.json'} must name one architecture, it has {names}")
+            raise UserError(f"{self.path / CONFIG} must name one architecture, it has {names}")
         return names[0]
 
     @cached_property
@@ -111,25 +130,44 @@ class Checkpoint:
         """The transformers configuration; code that comes with a model is never run."""
         from transformers import AutoConfig
 
-        with foreign_errors(f"{self.path / 'config.json'} is no configuration that transformers reads"):
-            config = AutoConfig.from_pretrained(self.path, trust_remote_code=False)
-            if has_text_part(_read_json(self.path / "config.json")):
-                config = type(config.get_text_config()).from_dict(self.raw_config)
-            return config
+        with foreign_errors(f"{self.path / CONFIG} is no configuration that transformers reads"):
+            return AutoConfig.from_pretrained(self.plain_directory, trust_remote_code=False)
+
+    @cached_property
+    def plain_directory(self) -> Path:
+        """Where configuration and tokenizer lie as a text model in full precision has them, for other libraries.
+
+        It is `path`; of quantized safetensors, or of more than a text model, a copy, which is removed with this object.
+        """
+        if not self._is_part and (self.quantization is None or self.path != self.source):
+            return self.path
+        directory = Path(tempfile.mkdtemp(prefix="skim-plain-"))
+        weakref.finalize(self, shutil.rmtree, directory)
+        for pattern in DIGESTED:
+            for file in self.path.glob(pattern):
+                (directory / file.name).symlink_to(file.resolve())
+        (directory / CONFIG).unlink()
+        write_json(directory / CONFIG, self.raw_config)
+        return directory
 
     @cached_property
     def parameter_count(self) -> int:
-        """Number of values in all tensors of the files."""
-        return sum(math.prod(stored.shape) for stored in self._stored.values())
+        """Number of values in all tensors."""
+        return sum(math.prod(tensor.shape) for tensor in self._tensors.values())
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of all files with weights."""
+        return sum(file.stat().st_size for file in self.files)
 
     @property
     def names(self) -> list[str]:
         """Names of all tensors, sorted."""
-        return sorted(self._stored)
+        return sorted(self._tensors)
 
     def has(self, name: str) -> bool:
         """Whether there is a tensor of this name."""
-        return name in self._stored
+        return name in self._tensors
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a tensor, without reading it."""
@@ -141,20 +179,14 @@ class Checkpoint:
         Raises:
             UserError: it is missing, not of a floating-point type, or holds a value that is not finite or too large.
         """
-        import torch
-
         for tensors in self._replaced:
             if (replaced := tensors.get(name)) is not None:
                 return replaced[rows]
-        stored = self._find(name)
-        if stored.dtype not in FLOAT_TYPES:
-            expected = ", ".join(FLOAT_TYPES)
-            raise UserError(f"tensor {name} in {stored.file} has type {stored.dtype}; expected {expected}")
-        # Copied even where it is float32, or else the tensor would keep the file mapped.
-        tensor: torch.Tensor = _open(stored.file).get_slice(stored.name)[rows].to(torch.float32, copy=True)
+        found = self._find(name)
+        tensor = found.read(rows)
         if tensor.numel() and not (largest := tensor.abs().max().item()) <= LARGEST:
             what = f"a value of {largest:.3g}; {LARGEST:g} at most" if math.isfinite(largest) else "NaN or infinity"
-            raise UserError(f"tensor {name} in {stored.file} holds {what}")
+            raise UserError(f"tensor {name} in {found.file} holds {what}")
         return tensor
 
     def check_values(self, progress: Progress) -> None:
@@ -163,23 +195,25 @@ class Checkpoint:
         Raises:
             UserError: see `tensor`.
         """
-        progress.start("checking the weights", len(self._stored))
+        progress.start("checking the weights", len(self._tensors))
         for name in self.names:
             shape = self.shape(name)
             rows = shape[0] if shape else 1
             step = max(1, CHECKED_VALUES * rows // max(1, math.prod(shape)))
             for start in range(0, rows, step):
-                self.tensor(name, slice(start, start + step)) if shape else self.tensor(name)
+                self.tensor(name, slice(start, start + step))
             progress.step(name)
         progress.finish()
 
     def digest(self, progress: Progress) -> str:
-        """SHA-256 of the configuration, the weights and the tokenizer: of all files that an export depends on."""
-        weights = {stored.file for stored in self._stored.values()}
+        """SHA-256 of configuration, weights, tokenizer and adapter: of all files that an export depends on."""
         others = {file for pattern in DIGESTED for file in self.path.glob(pattern)}
+        files = sorted({*self.files, *others})
+        if self.adapter is not None:
+            files += self.adapter.files
         digest = hashlib.sha256()
-        progress.start("hashing the model", len(weights | others))
-        for file in sorted(weights | others):
+        progress.start("hashing the model", len(files))
+        for file in files:
             digest.update(f"{file.name} {sha256(file)}\n".encode())
             progress.step(file.name)
         progress.finish()
@@ -202,28 +236,29 @@ class Checkpoint:
         with foreign_errors(f"the tokenizer of model {self.path} cannot be loaded"):
             return AutoTokenizer.from_pretrained(self.path, trust_remote_code=False)
 
-    def _find(self, name: str) -> _Stored:
-        if name not in self._stored:
-            raise UserError(f"model {self.path} has no tensor {name}")
-        return self._stored[name]
+    def _find(self, name: str) -> Tensor:
+        if name not in self._tensors:
+            raise UserError(f"model {self.source} has no tensor {name}")
+        return self._tensors[name]
 
 
-def check_file(path: Path) -> None:
-    """Find out whether a file of a model is to be read: an ordinary one, in its directory.
-
-    A link may lead elsewhere in the cache of the Hugging Face Hub only, which has directories of links.
+def _check_adapter(path: Path, adapter: Path | None) -> None:
+    """Find out whether a directory has an adapter that nobody has asked for: transformers would load it.
 
     Raises:
-        UserError: it is something else, or lies elsewhere.
+        UserError: it has.
     """
-    found, directory = path.resolve(), path.parent.resolve()
-    places = [directory]
-    if directory.parent.name == "snapshots":
-        places.append(directory.parent.parent / "blobs")
-    if not any(found.is_relative_to(place) for place in places):
-        raise UserError(f"{path}: is a link to {found}, which is outside of the model's directory: copy the file there")
-    if found.exists() and not found.is_file():
-        raise UserError(f"{path}: is no ordinary file")
+    if not (path / ADAPTER).is_file() or (adapter is not None and adapter.resolve() == path.resolve()):
+        return
+    if not (path / CONFIG).is_file():
+        raise UserError(
+            f"model {path} is a LoRA adapter ({ADAPTER}): give the base model as --model ({base_model(path)}) and "
+            f"this directory as --adapter"
+        )
+    raise UserError(
+        f"model {path} has a LoRA adapter beside its weights ({ADAPTER}): merge it with --adapter {path}, or move "
+        f"{ADAPTER} away"
+    )
 
 
 def _require_reader(tokenizer: Path) -> None:
@@ -232,59 +267,3 @@ def _require_reader(tokenizer: Path) -> None:
         package = "sentencepiece" if file.read(1) == b"\n" else "tiktoken"  # a protobuf message, or lines of base64
     if find_spec(package) is None:
         raise UserError(f"{tokenizer}: to read it, install the package {package}: pip install {package}")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"{text} is not a finite number")
-    return value
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_bytes(), parse_float=_finite, parse_constant=_finite)
-    except FileNotFoundError as error:
-        raise UserError(f"model {path.parent} has no {path.name}") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold a JSON object")
-    return content
-
-
-def _safetensors(path: Path) -> list[Path]:
-    """The files with weights: the single file, or else all shards of the index, as transformers chooses."""
-    if (path / ADAPTER).is_file():
-        raise UserError(f"model {path} has a LoRA adapter ({ADAPTER}): merge it into the model first")
-    if (path / SINGLE).is_file():
-        return [path / SINGLE]
-    if (path / INDEX).is_file():
-        weight_map = _read_json(path / INDEX).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise UserError(f"{path / INDEX} has no weight_map")
-        for tensor, name in weight_map.items():
-            if not is_file_name(name):
-                raise UserError(f"{path / INDEX}: {tensor} is in {name!r}; expected the name of a file beside it")
-        return [path / name for name in sorted(set(weight_map.values()))]
-    for pattern, what in OTHER_WEIGHTS.items():
-        if found := sorted(file.name for file in path.glob(pattern)):
-            raise UserError(f"model {path} has only {what} ({found[0]}): use safetensors as transformers saves them")
-    raise UserError(f"model {path} has no {SINGLE} and no {INDEX}")
-
-
-def _contents(file: Path) -> dict[str, _Stored]:
-    opened = _open(file)
-    slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118
-    return {name: _Stored(file, name, part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-
-
-def _open(file: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        return safe_open(file, framework="pt")
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing: the index names it") from error
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file} is damaged or incomplete: {error}") from error

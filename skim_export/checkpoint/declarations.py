@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["DECLARATIONS", "Declaration"]
+from skim_runtime.errors import UserError
+
+__all__ = ["DECLARATIONS", "Declaration", "declaration_of"]
+
+CAUSAL = "ForCausalLM"  # how all their names end
 
 
 @dataclass(frozen=True)
@@ -47,3 +51,15 @@ DECLARATIONS = {
         "Qwen35Text", genai_type="qwen3_5_text", floats=("linear_attn.in_proj_a", "linear_attn.in_proj_b")
     ),
 }
+
+
+def declaration_of(architecture: str) -> Declaration:
+    """What is to be said about an architecture, e.g. "LlamaForCausalLM".
+
+    Raises:
+        UserError: it is not supported.
+    """
+    if architecture not in DECLARATIONS:
+        supported = ", ".join(sorted(name.removesuffix(CAUSAL) for name in DECLARATIONS))
+        raise UserError(f"architecture {architecture} is not supported; supported, each with {CAUSAL}: {supported}")
+    return DECLARATIONS[architecture]

@@ -13,7 +13,9 @@ from skim_runtime.progress import Progress
 
 from .architecture import Architecture, architecture_of
 from .checkpoint import Checkpoint
-from .recipes import resolve
+from .declarations import declaration_of
+from .recipes import Recipe, is_here, load_recipes, resolve
+from .shapes import ShapesOnly
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +25,7 @@ __all__ = ["Model"]
 
 @dataclass(frozen=True)
 class Model:
-    """A full-precision model on the disk; none of its weights is in memory.
+    """A model on the disk, its weights floats for whoever reads them; none is in memory.
 
     The transformers module that is made of it is called a network, here and elsewhere.
 
@@ -36,18 +38,66 @@ class Model:
     architecture: Architecture
 
     @classmethod
-    def open(cls, name: str | Path, *, progress: Progress | None = None) -> Model:
-        """Find a model, downloading it if need be, and check its files.
+    def open(
+        cls,
+        name: str | Path,
+        *,
+        adapter: str | Path | None = None,
+        progress: Progress | None = None,
+        download: bool = True,
+    ) -> Model:
+        """Find a model, downloading it if need be, and check its files; warn if it is quantized already.
 
         Args:
-            name: alias of a recipe, Hugging Face id, or directory.
+            name: alias of a recipe, Hugging Face id, directory, or GGUF file.
+            adapter: directory of a LoRA adapter to merge.
             progress: told of a download.
+            download: whether the model of a recipe is downloaded; otherwise, and without an adapter, its shapes may be
+                all that there is.
 
         Raises:
-            UserError: there is none of that name, its architecture is not supported, or a file is missing or damaged.
+            UserError: there is none of that name, its architecture is not supported, a file is missing or damaged, or
+                the adapter cannot be merged.
         """
-        checkpoint = Checkpoint(resolve(str(name), progress=progress))
+        recipe = load_recipes().get(str(name))
+        if recipe is not None:
+            _check_supported(recipe)
+            if not download and adapter is None and not is_here(recipe):
+                return cls.of_shapes(recipe)
+        checkpoint = Checkpoint(resolve(str(name), progress=progress), None if adapter is None else Path(adapter))
+        model = cls(checkpoint, architecture_of(checkpoint))
+        model._check_tied()
+        if checkpoint.quantization is not None:
+            warnings.warn(
+                f"model {name} is quantized already ({checkpoint.quantization}): its weights are made float again; a "
+                "full-precision checkpoint gives a better result",
+                stacklevel=2,
+            )
+        return model
+
+    def _check_tied(self) -> None:
+        """Training changed the embedding alone, and merging would change the head with it."""
+        embedding, adapter = self.architecture.embedding, self.checkpoint.adapter
+        if adapter is not None and self.architecture.tied and f"{embedding}.weight" in self.checkpoint.adapted:
+            raise UserError(
+                f"--adapter {adapter.path}: changes {embedding}, which is the output head of this "
+                "model, too: such adapters cannot be merged"
+            )
+
+    @classmethod
+    def of_shapes(cls, recipe: Recipe) -> Model:
+        """The model of a recipe, of which nothing is known but its shapes: for estimates.
+
+        Raises:
+            UserError: its architecture is not supported.
+        """
+        checkpoint = ShapesOnly(recipe.alias, recipe.config)
         return cls(checkpoint, architecture_of(checkpoint))
+
+    @property
+    def only_shapes(self) -> bool:
+        """Whether its values are random, since it was not downloaded."""
+        return isinstance(self.checkpoint, ShapesOnly)
 
     def check_tokenizer(self) -> None:
         """Load the tokenizer now, so that a missing one is found before hours of work; warn if it doesn't fit.
@@ -84,6 +134,22 @@ class Model:
                 f"{text}: holds the token {name!r} ({unknown}), but the model's embedding ends at {vocabulary - 1}"
             )
 
+    def excluding(self, names: Iterable[str]) -> Model:
+        """The same model, of which the linear layers of these names are not packed."""
+        return replace(self, architecture=replace(self.architecture, excluded=frozenset(names)))
+
     def replacing(self, tensors: Mapping[str, torch.Tensor]) -> Model:
         """The same model with other values, float32, in some of its tensors."""
         return replace(self, checkpoint=self.checkpoint.replacing(tensors))
+
+
+def _check_supported(recipe: Recipe) -> None:
+    """Find out before a download of many gigabytes whether the architecture is supported.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        declaration_of(recipe.architecture)
+    except UserError as error:
+        raise UserError(f"model {recipe.alias} cannot be exported yet: {error}") from error

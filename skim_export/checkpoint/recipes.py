@@ -11,13 +11,16 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
 
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-from .wheel import WheelSource, checkpoint_from_wheel
+from .cache import cache_directory
+from .checkpoint import Checkpoint
+from .wheel import WheelSource, checkpoint_from_wheel, converted
 
-__all__ = ["HubSource", "Recipe", "cache_directory", "default_bits", "load_recipes", "resolve"]
+__all__ = ["HubSource", "Recipe", "default_bits", "is_here", "load_recipes", "resolve"]
 
 DEFAULT_BITS = 3.0
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -41,10 +44,17 @@ RECIPES = _recipes()
 
 @dataclass(frozen=True)
 class HubSource:
-    """A repository on the Hugging Face Hub."""
+    """A repository on the Hugging Face Hub.
+
+    Attributes:
+        id: its owner and name.
+        revision: a branch, tag or commit; the newest of the main branch by default.
+        gated: whether one has to log in and to accept the licence before a download.
+    """
 
     id: str
     revision: str | None = None
+    gated: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,8 @@ class Recipe:
         licence: licence of the weights.
         source: where the weights come from.
         bits: average width of the codes if the user gives none.
+        config: the entries of config.json that the shapes of all tensors follow from, as transformers reads them. Of a
+            model that sees as well they are those of its text model, which is what is exported.
     """
 
     alias: str
@@ -64,6 +76,18 @@ class Recipe:
     licence: str
     source: HubSource | WheelSource
     bits: float
+    config: dict[str, Any]
+
+    @property
+    def architecture(self) -> str:
+        """The model class, e.g. "LlamaForCausalLM"."""
+        (name,) = self.config["architectures"]
+        return str(name)
+
+    @property
+    def gated(self) -> bool:
+        """Whether one has to log in before a download."""
+        return isinstance(self.source, HubSource) and self.source.gated
 
 
 @cache
@@ -76,31 +100,29 @@ def load_recipes() -> dict[str, Recipe]:
         source = dict(entry["source"])
         kind = {"hub": HubSource, "wheel": WheelSource}[source.pop("kind")]
         recipe = Recipe(
-            entry["alias"], entry["title"], entry["licence"], kind(**source), float(entry["defaults"]["bits"])
+            entry["alias"],
+            entry["title"],
+            entry["licence"],
+            kind(**source),
+            float(entry["defaults"]["bits"]),
+            entry["config"],
         )
         recipes[recipe.alias] = recipe
     return recipes
-
-
-def cache_directory() -> Path:
-    """Where converted models are kept: `$SKIM_CACHE`, or `skim-export` in the user's cache directory."""
-    if override := os.environ.get("SKIM_CACHE"):
-        return Path(override).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "skim-export"
 
 
 def resolve(model: str, *, cache_dir: Path | None = None, progress: Progress | None = None) -> Path:
     """Find a model, downloading it if need be.
 
     Args:
-        model: an alias from `models/`, a local directory, or an id on the Hugging Face Hub; tried in this order.
+        model: an alias from `models/`, a local directory or GGUF file, or an id on the Hugging Face Hub; tried in this
+            order.
         cache_dir: where models from wheels are kept; `cache_directory()` by default. What comes from the Hub lies in
             Hugging Face's own cache (`$HF_HOME`), where other programs find it too.
         progress: told about downloads and conversions.
 
     Returns:
-        A directory with config.json, safetensors and tokenizer files.
+        A directory with config.json, safetensors and tokenizer files, or what the user named.
 
     Raises:
         UserError: the name is unknown, or the model cannot be downloaded.
@@ -113,13 +135,29 @@ def resolve(model: str, *, cache_dir: Path | None = None, progress: Progress | N
         return _download(recipe.source, progress)
     if Path(model).expanduser().exists():
         return Path(model).expanduser()
+    if model.endswith(".gguf"):
+        raise UserError(f"model file {model} does not exist")
     if HUB_ID.fullmatch(model):
         return _download(HubSource(model), progress)
     if "/" in model or os.sep in model:
         raise UserError(f"model directory {model} does not exist")
     nearest = difflib.get_close_matches(model.lower(), load_recipes(), n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]}?" if nearest else f"known aliases: {', '.join(load_recipes())}"
+    hint = f"did you mean {nearest[0]}?" if nearest else "skim-export models lists the aliases"
     raise UserError(f"unknown model {model!r}: {hint}")
+
+
+def is_here(recipe: Recipe) -> bool:
+    """Whether all of a recipe's model lies on this machine, where `resolve` finds it without a download."""
+    if isinstance(recipe.source, WheelSource):
+        return converted(recipe.source, recipe.alias, cache_directory()).is_dir()
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        Checkpoint(Path(snapshot_download(recipe.source.id, revision=recipe.source.revision, local_files_only=True)))
+    except (LocalEntryNotFoundError, UserError):  # nothing, or what an interrupted download has left
+        return False
+    return True
 
 
 def default_bits(model: str) -> float:

@@ -22,9 +22,12 @@ def skeleton(checkpoint: Checkpoint) -> Any:
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
 
-    with _parameters_on_meta():
-        return AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32).eval()
+    with _parameters_on_meta(), no_init_weights():  # random values for nothing would take most of the time
+        network = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
+    network.tie_weights()
+    return network.eval()
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def _parameters_on_meta() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[assignment,method-assign]
     try:
         yield
     finally:

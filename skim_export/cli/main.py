@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skim_export.bundle.target import target_names
-from skim_export.checkpoint import load_recipes
 from skim_export.cli.bundle import check_bundle_output, describe_bundle
 from skim_export.pipeline.options import ExportOptions, add_arguments, from_arguments
 from skim_runtime.command import run_command
@@ -21,6 +20,7 @@ if TYPE_CHECKING:
     from skim_export.pipeline.report import ExportReport
 
 SUBCOMMANDS = {
+    "models": "skim_export.cli.models",
     "plan": "skim_export.cli.plan",
     "bundle": "skim_export.cli.bundle",
     "tune-kernels": "skim_export.cli.tune_kernels",
@@ -31,11 +31,12 @@ SUBCOMMANDS = {
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="skim-export",
-        description="Quantize a language model to any average bit-width and write it as an ONNX model. To see first "
-        "what each budget gives: skim-export plan --help.",
-        epilog=f"aliases: {', '.join(load_recipes())}",
+        description="Quantize a language model to any average bit-width and write it as an ONNX model. To see the "
+        "models that have an alias: skim-export models. To see first what each budget gives: skim-export plan --help.",
     )
-    parser.add_argument("--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory")
+    parser.add_argument(
+        "--model", required=True, help="an alias (skim-export models), a Hugging Face id, a directory, or a GGUF file"
+    )
     parser.add_argument(
         "-o",
         "--output",
@@ -48,19 +49,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_arguments(parser)
     parser.add_argument(
-        "--dry-run", action="store_true", help="only say what the export would take: time, memory and disk"
+        "--dry-run",
+        action="store_true",
+        help="only say what the export would take: time, memory and disk; a model that has an alias is not downloaded",
     )
     return parser
 
 
-def _print_cost(cost: Cost) -> None:
+def _print_cost(cost: Cost, *, only_shapes: bool) -> None:
     from rich.console import Console
 
     steps = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in cost.seconds.items())
+    sizes = cost.sizes
     line = (
-        f"about {_duration(sum(cost.seconds.values()))} ({steps}), {cost.memory / 1e9:.1f} GB of memory and "
-        f"{cost.disk / 1e9:.1f} GB of disk, of which {cost.output / 1e9:.2f} GB stay"
+        f"about {_duration(sum(cost.seconds.values()))} ({steps}), {sizes.memory / 1e9:.1f} GB of memory and "
+        f"{sizes.disk / 1e9:.1f} GB of disk, of which {sizes.output / 1e9:.2f} GB stay"
     )
+    if only_shapes:
+        line += "; from the recipe's shapes: nothing was downloaded"
     Console(stderr=True).print(line, soft_wrap=True, highlight=False)
 
 
@@ -105,19 +111,21 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise UserError("--ep is of ONNX models, and --target writes none: give one of them")
             check_bundle_output(args.output, options.force)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
-        from skim_export.bundle.build import export_bundle
+        from skim_export.bundle.build import check_bundle_options, export_bundle
         from skim_export.bundle.lowering import read_program
         from skim_export.pipeline.cost import estimate_cost
         from skim_export.pipeline.export import prepare, run
         from skim_runtime.progress_bar import ProgressBar
 
+        if args.target is not None:
+            check_bundle_options(options)
         manifest = None
         with ProgressBar() as progress:
             if args.target is None or args.dry_run:
                 output = args.output if args.target is None else args.output / "model.onnx"
                 read = None if args.target is None else read_program
-                job = prepare(args.model, output, options, read=read, progress=progress)
-                _print_cost(estimate_cost(job))
+                job = prepare(args.model, output, options, read=read, progress=progress, download=not args.dry_run)
+                _print_cost(estimate_cost(job), only_shapes=job.model.only_shapes)
                 if args.dry_run:
                     return
                 report = run(job, progress)

@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from skim_export.checkpoint import load_recipes
 from skim_export.pipeline.options import PLANNED, add_arguments, from_arguments, parse_size
 from skim_runtime.command import run_command
-from skim_runtime.errors import UserError
+from skim_runtime.measure.report import check_json, report_head, save_json
 
 if TYPE_CHECKING:
     from skim_export.pipeline.plan import Plan
@@ -32,11 +31,9 @@ def main(argv: Sequence[str]) -> int:
 
     def command() -> None:
         args = _parser().parse_args(argv)
-        if args.json is not None and not args.json.parent.is_dir():
-            raise UserError(f"--json {args.json}: there is no directory {args.json.parent}")
+        check_json(args.json)
         # Imported late: --help and mistakes in the arguments should not wait for torch.
         from skim_export.pipeline.plan import AVERAGES, plan
-        from skim_runtime.measure.report import report_head, save_json
         from skim_runtime.progress_bar import ProgressBar
 
         with ProgressBar() as progress:
@@ -58,9 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="skim-export plan",
         description="Predict size and perplexity for a range of budgets, before a model is quantized.",
-        epilog=f"aliases: {', '.join(load_recipes())}",
     )
-    parser.add_argument("--model", required=True, help="an alias (see below), a Hugging Face id, or a local directory")
+    parser.add_argument(
+        "--model", required=True, help="an alias (skim-export models), a Hugging Face id, a directory, or a GGUF file"
+    )
     parser.add_argument(
         "--bits",
         type=float,

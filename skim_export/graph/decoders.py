@@ -20,6 +20,7 @@ class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]
     """
 
     def make_attention_init(self, config: Any) -> None:
+        """Queries and keys have norms."""
         self.attention_attrs["q_norm"] = self.attention_attrs["k_norm"] = True
         super().make_attention_init(config)
 
@@ -37,7 +38,7 @@ class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]
             self.attention_attrs[f"{part}_path"] = f"{name}/output_0"
 
     def make_layer(self, layer_id: int, layer: Any) -> None:
-        """residual + norm(attention), then residual + norm(feed-forward network)."""
+        """Residual + norm(attention), then residual + norm(feed-forward network)."""
         attrs = self.layernorm_attrs
         self.make_attention(layer_id, layer.self_attn, root_input=attrs["root_input"])
         self._add_normed(layer_id, layer.post_attention_layernorm, "post_attention")
@@ -85,6 +86,7 @@ class Ministral3(MistralModel):  # type: ignore[misc,unused-ignore]
         return False
 
     def make_attention_qk_rope_and_norm(self, layer_id: int, attention: Any, **kwargs: Any) -> Any:
+        """Rotary embeddings, then queries times the scale of their position."""
         names = super().make_attention_qk_rope_and_norm(layer_id, attention, **kwargs)
         table, scale = "query_scale", f"/model/layers.{layer_id}/attn/query_scale"
         rope = attention.config.rope_parameters

@@ -81,7 +81,7 @@ def _config(model: Model, context: int | None) -> Any:
     """
     config = copy.deepcopy(model.checkpoint.config)
     config.architectures = [model.architecture.name]
-    config.name_or_path = str(model.checkpoint.path)
+    config.name_or_path = str(model.checkpoint.plain_directory)
     # The builder would rather believe entries "seq_length" and "rope_position_scale", which transformers ignores.
     config.seq_length = context or config.max_position_embeddings
     config.rope_position_scale = 1
@@ -123,9 +123,10 @@ class DecoderBuilder:
         context: int | None = None,
     ) -> None:
         check_builder()
-        directory, self._target = str(model.checkpoint.path), str(output.parent)
+        directory, self._target = str(model.checkpoint.plain_directory), str(output.parent)
         options = {
             "fuse_qkv": True,  # rows of one fused matrix are quantized together
+            "fuse_qk_norm_gqa": False,  # or else a graph for CUDA would not run on the CPU, where it is checked
             "shared_embeddings": False,  # LutGather and LutMatMul share their tensors instead
             "windowed_kv_cache": False,  # a plain onnxruntime loop need not know of sliding windows
             "filename": output.name,

@@ -1,8 +1,9 @@
 """What goes in front of the model builder's classes: nodes on packed weights, and what transformers says of a model.
 
 Linear layers and the embedding become `LutMatMul` and `LutGather` nodes; gate and up of a feed-forward network gated by
-SiLU become one `LutSwiglu` node. The weights of linear layers are never loaded, so memory holds the rest only. A node
-finds its packed weights by the module that it stands for, so that architectures may name their modules as they like.
+SiLU become one `LutSwiglu` node. Layers that are excluded from all that become `MatMul` and `Gather` nodes on floats.
+The weights of linear layers are read one layer at a time when the graph is written, so memory holds the rest only. A
+node finds its weights by the module that it stands for, so that architectures may name their modules as they like.
 Rotary tables, scales and windows come from transformers' own modules rather than from a second reading of config.json.
 """
 
@@ -11,18 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import onnx_ir as ir
 import torch
-from onnx_ir.tensor_adapters import to_torch_dtype
+from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
-from skim_export.checkpoint import Linear, Member, Model, skeleton
+from skim_export.checkpoint import Linear, Member, Model, linear_bias, linear_weight, skeleton
 from skim_export.packed import CLASSES, PackedLinear
 from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, Operator, tensor_names
+from skim_runtime.rotary_switch import ROTARY_SWITCH
 
-from .rotary import is_long_rope, original_positions, rotary_tables
+from .rotary import is_long_rope, original_positions, rotary_tables, table_kind
 
 __all__ = ["LIBRARY_NAME", "Context", "PackedModel"]
 
@@ -78,11 +79,12 @@ class PackedModel:
     rope_attrs: dict[str, Any]
     make_add: Callable[..., None]
     make_cast: Callable[..., None]
-    make_greater_or_equal: Callable[..., None]
+    make_gather: Callable[..., None]
+    make_greater: Callable[..., None]
     make_initializer: Callable[..., None]
     make_mul: Callable[..., None]
     make_node: Callable[..., None]
-    make_reduce_max: Callable[..., None]
+    make_shape: Callable[..., None]
     make_split: Callable[..., None]
     make_value: Callable[..., Any]
     make_hidden_state_shape: Callable[..., list[int | str]]
@@ -91,24 +93,24 @@ class PackedModel:
         """What is to be known before the graph is made."""
         self.context = context
         architecture = context.model.architecture
-        linears = [*architecture.linears, *architecture.vocabulary_linears, architecture.head_linear]
+        linears = [*architecture.all_linears, architecture.head_linear]
         self._linears = {_joined(linear.members): linear for linear in linears}
         self._members: dict[Any, Member] = {}
         self._products: set[str] = set()
 
     def load_weights(self, input_path: str) -> Any:
-        """The network of transformers with all that is not packed; packed weights stay on the meta device."""
+        """The network of transformers; the weights of its linear layers stay on the meta device."""
         checkpoint, architecture = self.context.model.checkpoint, self.context.model.architecture
         network = skeleton(checkpoint)
         tensors = {
             name: checkpoint.tensor(name)
             for name in network.state_dict()
-            if name.removesuffix(".weight") not in architecture.packed_modules
+            if name.removesuffix(".weight") not in architecture.matrices
         }
         network.load_state_dict(tensors, strict=False, assign=True)
         network.requires_grad_(False)
         for path, module in network.named_modules():
-            if path in architecture.packed_modules:
+            if path in architecture.matrices:
                 self._members[module] = Member(path, 0, module.weight.shape[0])
         tied = architecture.embedding if architecture.tied else architecture.head
         self._members[network.get_output_embeddings()] = Member(tied, 0, architecture.vocabulary_size)
@@ -145,19 +147,58 @@ class PackedModel:
         inputs = operator.node_inputs(value, linears)
         self.make_node(operator.name, inputs=inputs, outputs=[output], name=name, domain=DOMAIN, **attributes)
 
-    def _packed(self, *modules: Any) -> Linear | None:
-        """The packed linear layer that modules are, one after the other; None if they stay float."""
+    def _register_floats(self, linear: Linear, *, transposed: bool) -> str:
+        """Register the weight of a linear that is not packed, `[N, K]` or transposed, once; the name of the tensor."""
+        name = f"{linear.name}.weight"
+        if name not in self.model.graph.initializers:
+            shape = (linear.out_features, linear.in_features)
+            value = self.make_value(name, self.io_dtype, shape[::-1] if transposed else shape)
+            load = partial(self._load_floats, linear, transposed)
+            value.const_value = ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name)
+            self.model.graph.register_initializer(value)
+        return name
+
+    def _load_floats(self, linear: Linear, transposed: bool) -> Any:
+        weight = torch.from_numpy(linear_weight(self.context.model.checkpoint, linear))
+        weight = weight.to(to_torch_dtype(self.io_dtype))
+        return TorchTensor((weight.T if transposed else weight).contiguous())
+
+    def _float_product(self, linear: Linear, name: str, value: str, output: str) -> None:
+        """A product with the weight of a linear that is not packed, and its bias; the head may be the embedding."""
+        bias = linear_bias(self.context.model.checkpoint, linear)
+        product = output if bias is None else f"{name}/product"
+        if linear.name == self.context.model.architecture.embedding:
+            weight = self._register_floats(linear, transposed=False)
+            inputs, domain = [value, weight], "com.microsoft"
+            self.make_node("FusedMatMul", inputs=inputs, outputs=[product], name=name, domain=domain, transB=1)
+        else:
+            weight = self._register_floats(linear, transposed=True)
+            self.make_node("MatMul", inputs=[value, weight], outputs=[product], name=name)
+        if bias is not None:
+            self.make_initializer(torch.from_numpy(bias), f"{linear.name}.bias", to=self.io_dtype)
+            self.make_node("Add", inputs=[product, f"{linear.name}.bias"], outputs=[output], name=f"{name}/Add")
+
+    def _linear(self, *modules: Any) -> Linear | None:
+        """The linear layer that modules are, one after the other; None if their architecture keeps them float."""
         members = [self._members.get(module) for module in modules]
         if None in members:
             return None
-        return self._linears[_joined(members)]
+        linear = self._linears[_joined(members)]
+        architecture = self.context.model.architecture
+        if linear.name == architecture.head and architecture.tied:
+            return architecture.embedding_linear
+        return linear
+
+    def _is_excluded(self, linear: Linear) -> bool:
+        return linear.name in self.context.model.architecture.excluded
 
     def _product(self, linear: Linear, basename: str, root_input: str, **kwargs: Any) -> str:
-        architecture = self.context.model.architecture
-        name = architecture.embedding if linear.name == architecture.head and architecture.tied else linear.name
         output = "logits" if kwargs.get("logits") else f"{basename}/output_0"
-        level = self.context.accuracy_level
-        self._packed_node(LUT_MATMUL, [name], basename, root_input, output, accuracy_level=level)
+        if self._is_excluded(linear):
+            self._float_product(linear, basename, root_input, output)
+        else:
+            level = self.context.accuracy_level
+            self._packed_node(LUT_MATMUL, [linear.name], basename, root_input, output, accuracy_level=level)
         seq_dim = kwargs.get("seq_dim", "sequence_length")
         shape = self.make_hidden_state_shape(seq_dim=seq_dim, last_dim=linear.out_features)
         self.make_value(output, self.io_dtype, shape=shape)
@@ -165,38 +206,48 @@ class PackedModel:
         return basename
 
     def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
-        if (linear := self._packed(matmul)) is None:
+        """The product of a linear layer; the name of the node."""
+        if (linear := self._linear(matmul)) is None:
             return super().make_matmul(matmul, basename, root_input, **kwargs)  # type: ignore[misc,no-any-return]
         return self._product(linear, basename, root_input, **kwargs)
 
     def make_packed_matmul(self, q: Any, k: Any, v: Any, basename: str, root_input: str, **kwargs: Any) -> str:
-        linear = self._packed(q, k, v)
+        """Query, key and value in one product."""
+        linear = self._linear(q, k, v)
         assert linear is not None  # the architecture fuses what the builder does
         return self._product(linear, basename, root_input, **kwargs)
 
     def make_add_bias(self, add: Any, name: str, root_input: str, **kwargs: Any) -> None:
+        """Nothing but another name for a product that adds its bias itself."""
         if root_input not in self._products:
             super().make_add_bias(add, name, root_input, **kwargs)  # type: ignore[misc]
             return
-        # The packed linear adds its bias itself: its output takes the place of the sum's.
         output = "logits" if kwargs.get("logits") else f"{name}/output_0"
         value = self.values.pop(root_input)
         value.name = output
         self.values[output] = value
 
     def make_packed_add(self, q: Any, k: Any, v: Any, name: str, root_input: str, **kwargs: Any) -> None:
+        """The bias of query, key and value."""
         self.make_add_bias(None, name, root_input, **kwargs)
 
     def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
-        name = f"{basename}/LutGather"
+        """Rows of the embedding."""
+        linear, ids = self.context.model.architecture.embedding_linear, self.input_names["input_ids"]
+        excluded = self._is_excluded(linear)
+        name = f"{basename}/{'Gather' if excluded else LUT_GATHER.name}"
         output = f"{name}/output_0"
-        ids, dtype = self.input_names["input_ids"], int(self.io_dtype)
-        self._packed_node(LUT_GATHER, [self.context.model.architecture.embedding], name, ids, output, dtype=dtype)
+        if excluded:
+            weight = self._register_floats(linear, transposed=False)
+            self.make_node("Gather", inputs=[weight, ids], outputs=[output], name=name)
+        else:
+            self._packed_node(LUT_GATHER, [linear.name], name, ids, output, dtype=int(self.io_dtype))
         return output
 
     def make_mlp_proj(self, layer_id: int, mlp: Any, root_input: str) -> None:
-        gate, up = self._packed(mlp.gate_proj), self._packed(mlp.up_proj)
-        if self.activation not in SILU or gate is None or up is None:
+        """A gated feed-forward network."""
+        gate, up = self._linear(mlp.gate_proj), self._linear(mlp.up_proj)
+        if self.activation not in SILU or not gate or not up or self._is_excluded(gate) or self._is_excluded(up):
             super().make_mlp_proj(layer_id, mlp, root_input)  # type: ignore[misc]
             return
         basename = f"/model/layers.{layer_id}/mlp"
@@ -236,6 +287,10 @@ class PackedModel:
             start += count
         return parts
 
+    def has_lm_head(self, module: Any) -> bool:
+        """Whether a module is the head: the builder would take any of its width for it."""
+        return module is self.weights.get_output_embeddings()
+
     def make_rope_init(self, config: Any) -> None:
         """Nothing: the tables are transformers' own."""
 
@@ -247,17 +302,18 @@ class PackedModel:
         """Nothing: tables are made when the first layer asks for them."""
 
     def make_rotary_embedding_caches(self, **_: Any) -> tuple[str, str]:
+        """The tables of the layer at hand, made once."""
         layer_type = self.layer_types[self.layer_id]
-        rope = getattr(self.weights.config, "rope_parameters", None) or {}
-        kind = f"_{layer_type.removesuffix('_attention')}" if isinstance(rope.get(layer_type), dict) else ""
-        names = f"cos_cache{kind}", f"sin_cache{kind}"
+        kind = table_kind(self.config, layer_type).removesuffix("_attention")
+        names = tuple(f"{table}_cache_{kind}" if kind else f"{table}_cache" for table in ("cos", "sin"))
         if names[0] not in self.model.graph.initializers:
             tables = rotary_tables(self.weights, layer_type, self.context_length)
             for name, table in zip(names, tables, strict=True):
                 self.make_initializer(table.to(to_torch_dtype(self.io_dtype)), name)
-        return names
+        return names[0], names[1]
 
     def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
+        """Attention with the scale that transformers has, rotated where transformers rotates."""
         attrs = self.attention_attrs
         before = attrs["rope"], attrs["use_rope_in_attn"]
         attrs["scale"] = getattr(attention, "scaling", attrs["scale"])
@@ -274,16 +330,19 @@ class PackedModel:
         rows = f"{name}/Add/output_0"
         if rows in self.values:
             return rows
-        kind, shape = ir.DataType.INT64, ["batch_size", "sequence_length"]
-        original = f"/model/constants/INT64/{original_positions(self.config)}"
-        self.make_reduce_max(f"{name}/ReduceMax", [positions], kind, [])
-        self.make_greater_or_equal(f"{name}/GreaterOrEqual", [f"{name}/ReduceMax/output_0", original], [])
-        self.make_cast(f"{name}/Cast", f"{name}/GreaterOrEqual/output_0", kind, [])
+        switch, kind, shape = original_positions(self.config), ir.DataType.INT64, ["batch_size", "sequence_length"]
+        self.model.metadata_props[ROTARY_SWITCH] = str(switch)
+        original = f"/model/constants/INT64/{switch}"
+        self.make_shape(f"{name}/Shape", self.input_names["attention_mask"], [2])
+        self.make_gather(f"{name}/Gather", [f"{name}/Shape/output_0", "/model/constants/INT64/1"], kind, [], axis=0)
+        self.make_greater(f"{name}/Greater", [f"{name}/Gather/output_0", original], [])
+        self.make_cast(f"{name}/Cast", f"{name}/Greater/output_0", kind, [])
         self.make_mul(f"{name}/Mul", [f"{name}/Cast/output_0", original], kind, [])
         self.make_add(f"{name}/Add", [positions, f"{name}/Mul/output_0"], kind, shape)
         return rows
 
     def make_attention_qk_rope_and_norm(self, layer_id: int, attention: Any, **kwargs: Any) -> Any:
+        """Norms and rotary embeddings of queries and keys."""
         attrs = self.attention_attrs
         if attrs["use_packed_matmul"] and attrs["rope"] and not attrs["use_rope_in_attn"] and not attrs["q_norm"]:
             self._split_qkv(layer_id)
@@ -304,18 +363,17 @@ class PackedModel:
             self.attention_attrs[path] = output
 
     def update_genai_config(self, genai_config: dict[str, Any]) -> None:
+        """What genai_config.json says beside what the builder writes."""
         super().update_genai_config(genai_config)  # type: ignore[misc]
         if self.context.with_library:
             genai_config["model"]["decoder"]["session_options"]["custom_ops_library"] = LIBRARY_NAME
 
 
-class _Rows(SimpleNamespace):
+class _Rows:
     """Some rows of a linear layer: the attributes that the builder looks at."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
-        super().__init__(weight=weight, bias=bias, out_features=len(weight))
-
-    __hash__ = object.__hash__
+        self.weight, self.bias, self.out_features = weight, bias, len(weight)
 
 
 def _joined(members: Any) -> tuple[Member, ...]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-__all__ = ["is_long_rope", "original_positions", "rotary_tables"]
+__all__ = ["is_long_rope", "original_positions", "rotary_tables", "table_kind", "table_values"]
 
 TOGETHER = 1 << 16  # positions, which bounds the memory beside the tables
 
@@ -25,6 +26,31 @@ def _parameters(config: Any) -> dict[str, Any]:
     return getattr(config, "rope_parameters", None) or {}
 
 
+def table_kind(config: Any, layer_type: str) -> str:
+    """What tells the tables of a type of layers from others: nothing where all layers have the same."""
+    return layer_type if isinstance(_parameters(config).get(layer_type), dict) else ""
+
+
+def table_values(network: Any, positions: int) -> int:
+    """Number of values in all tables of a model for so many positions."""
+    config = network.config
+    types = {kind for kind in getattr(config, "layer_types", None) or ["full_attention"] if kind.endswith("_attention")}
+    kinds = {table_kind(config, layer_type) for layer_type in types - {"linear_attention"}}
+    rows = positions + (original_positions(config) if is_long_rope(config) else 0)
+    return sum(2 * rows * _rows(network, kind, [0])[0].shape[-1] for kind in kinds)
+
+
+def _rows(network: Any, kind: str, positions: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines `[S, rotary dimensions / 2]` of the positions `[S]` of one text."""
+    import torch
+
+    ids = torch.tensor([positions])
+    rotary = network.base_model.rotary_emb
+    cos, sin = rotary(torch.zeros(1), ids, kind) if kind else rotary(torch.zeros(1), ids)
+    half = cos.shape[-1] // 2
+    return cos[0, :, :half], sin[0, :, :half]
+
+
 def rotary_tables(network: Any, layer_type: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines, float32 `[rows, rotary dimensions / 2]`.
 
@@ -36,15 +62,14 @@ def rotary_tables(network: Any, layer_type: str, positions: int) -> tuple[torch.
         layer_type: of the layers that the tables are for, as the configuration names it.
         positions: number of them.
     """
-    rotary = network.base_model.rotary_emb
-    by_type = isinstance(_parameters(network.config).get(layer_type), dict)
+    import torch
+
+    kind = table_kind(network.config, layer_type)
 
     def rows(start: int, stop: int, last: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Of some positions of a text whose last position is `last`."""
-        ids = torch.tensor([[*range(start, stop), last]])
-        cos, sin = rotary(torch.zeros(1), ids, layer_type) if by_type else rotary(torch.zeros(1), ids)
-        half = cos.shape[-1] // 2
-        return cos[0, :-1, :half], sin[0, :-1, :half]
+        cos, sin = _rows(network, kind, [*range(start, stop), last])
+        return cos[:-1], sin[:-1]
 
     def table(count: int, last: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [rows(start, min(start + TOGETHER, count), last) for start in range(0, count, TOGETHER)]

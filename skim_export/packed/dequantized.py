@@ -36,7 +36,7 @@ class DequantizedTensors(Mapping[str, "torch.Tensor"]):
         for linear in (*architecture.linears, *architecture.vocabulary_linears):
             for member, rows in linear.places():
                 self._places.setdefault(f"{member.module}.weight", []).append((member, linear.name, rows))
-        if architecture.tied:
+        if architecture.tied and architecture.embedding not in architecture.excluded:
             self._places[f"{architecture.head}.weight"] = self._places[f"{architecture.embedding}.weight"]
 
     def __getitem__(self, name: str) -> torch.Tensor:

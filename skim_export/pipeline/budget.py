@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Model
+from skim_export.checkpoint import Checkpoint, Model, skeleton
+from skim_export.graph.rotary import table_values
 from skim_export.packed import CodebookType, level_bytes, row_bytes
 from skim_export.pipeline.options import ExportOptions
+from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.quantize import ONE_WIDTH, Method
 from skim_runtime.errors import UserError
 
 __all__ = [
     "Budget",
+    "excluded_weights",
     "graph_bytes",
     "linear_bytes",
     "other_bytes",
@@ -48,8 +52,8 @@ class Budget:
     stored: bool = False
 
     @classmethod
-    def of(cls, model: Model, options: ExportOptions, float_bytes: int = 4) -> Budget:
-        """The budget from the one way in which the options state it; `float_bytes` as in `other_bytes`.
+    def of(cls, model: Model, options: ExportOptions, quantizing: QuantizeOptions) -> Budget:
+        """The budget from the one way in which the options state it.
 
         Raises:
             UserError: the size is less than the rest of the model takes.
@@ -59,15 +63,15 @@ class Budget:
             stated = options.bits if options.effective_bits is None else options.effective_bits
             assert stated is not None  # a caller's business: only it knows the model's recipe
             return cls(stated, stored=options.effective_bits is not None)
-        architecture = model.architecture
-        linears = architecture.linears + ([] if head_bits else architecture.vocabulary_linears)
+        linears = quantizing.budgeted(model.architecture)
         weights = sum(linear.out_features * linear.in_features for linear in linears)
-        rest = other_bytes(model, options, float_bytes) + GRAPH_BYTES
+        rest = other_bytes(model, options, quantizing) + GRAPH_BYTES
         if size <= rest + weights // 8:
             head = f"the embedding and head at {head_bits} bits, " if head_bits else ""
+            floats = "excluded layers, " if model.architecture.excluded else ""
             raise UserError(
-                f"size of {size / 1e6:.1f}MB: too small, {head}norms and graph take {rest / 1e6:.1f}MB, and the "
-                f"{'linear layers' if head_bits else 'other weights'} {weights / 8e6:.1f}MB at 1 bit"
+                f"size of {size / 1e6:.1f}MB: too small, {head}{floats}norms and graph take {rest / 1e6:.1f}MB, and "
+                f"the {'linear layers' if head_bits else 'other weights'} {weights / 8e6:.1f}MB at 1 bit"
             )
         return cls(min(12.0, 8 * (size - rest) / weights), stored=True)
 
@@ -110,8 +114,13 @@ class Budget:
 def unpacked_parameters(model: Model) -> int:
     """Number of parameters that stay float32: norms and biases."""
     checkpoint, architecture = model.checkpoint, model.architecture
-    packed = {f"{module}.weight" for module in architecture.packed_modules}
-    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names if name not in packed)
+    matrices = {f"{module}.weight" for module in architecture.matrices}
+    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names if name not in matrices)
+
+
+def excluded_weights(model: Model) -> int:
+    """Number of weights of the layers that are not packed."""
+    return sum(linear.out_features * linear.in_features for linear in model.architecture.excluded_linears)
 
 
 def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: CodebookType, method: Method) -> int:
@@ -134,28 +143,26 @@ def _row_bytes(bits: int, columns: int, codebook: CodebookType, method: Method) 
     return row_bytes(bits, columns) + level_bytes(bits, codebook, method.levels.even(bits, columns, codebook))
 
 
-def other_bytes(model: Model, options: ExportOptions, float_bytes: int = 4) -> int:
-    """What the model takes beside budgeted layers and graph: embedding and head, norms, biases, rotary tables.
+def other_bytes(model: Model, options: ExportOptions, quantizing: QuantizeOptions) -> int:
+    """What the model takes beside budgeted layers and graph.
 
-    An element of the tables takes `float_bytes`. Norms count as float32, as biases are, whatever the graph's type.
+    That is embedding and head, excluded layers, norms, biases, and rotary tables. Norms count as float32, as biases
+    are, whatever the graph's type.
     """
-    head = 0
-    if options.head_bits is not None:
-        for linear in model.architecture.vocabulary_linears:
-            columns, bits = linear.in_features, np.full(linear.out_features, options.head_bits, np.uint8)
-            head += linear_bytes(bits, columns, options.codebook, ONE_WIDTH)
-    floats = unpacked_parameters(model)
-    return head + 4 * floats + float_bytes * rotary_values(model, options.context)
+    apart = quantizing.apart(model.architecture).items()
+    head = sum(linear_bytes(bits, linear.in_features, quantizing.codebook, ONE_WIDTH) for linear, bits in apart)
+    floats = excluded_weights(model) + rotary_values(model, options.context)
+    return head + 4 * unpacked_parameters(model) + options.float_bytes * floats
 
 
 def rotary_values(model: Model, context: int | None) -> int:
-    """Number of values in the rotary tables: cosines and sines of half a head each, for `context` positions.
+    """Number of values in the rotary tables for `context` positions; by default all that the model was made for."""
+    return _rotary_values(model.checkpoint, context or model.checkpoint.config.max_position_embeddings)
 
-    By default these are all that the model was made for.
-    """
-    config = model.checkpoint.config
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return int((context or config.max_position_embeddings) * head_size)
+
+@lru_cache(maxsize=1)  # an estimate asks several times, and a skeleton takes a while
+def _rotary_values(checkpoint: Checkpoint, positions: int) -> int:
+    return table_values(skeleton(checkpoint), positions)
 
 
 def graph_bytes(blocks: int, widths: int) -> int:

@@ -1,6 +1,7 @@
 """What an export will take, said before it starts: time, memory and disk.
 
-Times come from small pieces of the very work, measured on this machine now; sizes follow from the shapes.
+Times come from small pieces of the very work, measured on this machine now; sizes follow from the shapes, and both can
+be told of a model of which there are only shapes.
 """
 
 from __future__ import annotations
@@ -24,7 +25,6 @@ from skim_export.calibration.sums import LinearSums
 from skim_export.calibration.text import WRITTEN_TOGETHER
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Linear
-from skim_export.graph.genai_builder import PRECISIONS
 from skim_export.packed import level_bytes
 from skim_export.pipeline.budget import ROW_CLASS_BYTES, graph_bytes, other_bytes, widths_around
 from skim_export.pipeline.job import Job
@@ -41,7 +41,7 @@ from skim_export.work.tasks import SerialExecutor
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Cost", "estimate_cost"]
+__all__ = ["Cost", "Sizes", "estimate_cost", "estimate_sizes"]
 
 PROBED_ROWS = 64  # for each thread
 PROBED_DEVICE_ROWS = 2048  # on a device, where fewer rows take as long
@@ -52,33 +52,51 @@ STATES = 3  # a tuned level and its two moments
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What an export will take of memory and disk.
+
+    Attributes:
+        memory: peak of resident memory, bytes.
+        memory_given_text: the same if the model is given a calibration text and writes none.
+        disk: bytes on the disk at the most, the output included.
+        output: bytes of the output.
+    """
+
+    memory: int
+    memory_given_text: int
+    disk: int
+    output: int
+
+
+@dataclass(frozen=True)
 class Cost:
     """What an export will take.
 
     Attributes:
         seconds: time of every step, by name.
-        memory: peak of resident memory, bytes.
-        disk: bytes on the disk at the most, the output included.
-        output: bytes of the output.
+        sizes: memory and disk.
     """
 
     seconds: dict[str, float]
-    memory: int
-    disk: int
-    output: int
+    sizes: Sizes
 
 
 def estimate_cost(job: Job) -> Cost:
     """Measure small pieces of an export, and tell what all of it takes; what an earlier run has done is not counted."""
-    output = _output_bytes(job)
-    packed = output - _other_bytes(job)
-    disk = 2 * output + _statistics_bytes(job) + _tuning_bytes(job, packed)
-    memory = peak_memory(job)  # before this process grows with what follows
-    seconds = _disk_seconds(job, output)
+    sizes = estimate_sizes(job)  # before this process grows with what follows
+    seconds = _disk_seconds(job, sizes.output)
     seconds |= _text_seconds(job) if job.calibrates else {}
     seconds["quantizing"] = _quantizing_seconds(job) / job.executor.tasks_at_once
     return_freed_memory()
-    return Cost(seconds, memory, disk, output)
+    return Cost(seconds, sizes)
+
+
+def estimate_sizes(job: Job) -> Sizes:
+    """The part of an estimate that follows from the shapes."""
+    output = _output_bytes(job)
+    packed = output - _other_bytes(job)
+    disk = 2 * output + _statistics_bytes(job) + _tuning_bytes(job, packed)
+    return Sizes(peak_memory(job), peak_memory(job, given_text=True), disk, output)
 
 
 def _linear_weights(job: Job) -> int:
@@ -86,18 +104,19 @@ def _linear_weights(job: Job) -> int:
 
 
 def _other_bytes(job: Job) -> int:
-    float_bytes = PRECISIONS[job.options.activation_type].bitwidth // 8
-    rest = other_bytes(job.model, job.options, float_bytes)
+    rest = other_bytes(job.model, job.options, job.quantizing)
     return rest + graph_bytes(len(job.model.architecture.blocks), len(widths_around(job.budget.bits)))
 
 
 def _output_bytes(job: Job) -> int:
     stored = job.budget.bits * _linear_weights(job) / 8
     if not job.budget.stored:
-        width, codebook, levels = min(8, math.ceil(job.budget.bits)), job.options.codebook, job.method.levels
+        free, codebook, levels = job.free_rows, job.options.codebook, job.method.levels
         for linear in job.budgeted:
-            per_row = level_bytes(width, codebook, levels.even(width, linear.in_features, codebook)) + ROW_CLASS_BYTES
-            stored += per_row * linear.out_features
+            widths = np.where(free.mask(linear), math.ceil(free.average), job.quantizing.given(linear))
+            for width, rows in zip(*np.unique(widths, return_counts=True), strict=True):
+                even = levels.even(int(width), linear.in_features, codebook)
+                stored += int(rows) * (level_bytes(int(width), codebook, even) + ROW_CLASS_BYTES)
     return int(stored) + _other_bytes(job)
 
 
@@ -133,7 +152,7 @@ def _disk_seconds(job: Job, output: int) -> dict[str, float]:
     ):
         path = Path(directory) / "probe"
         writing = _seconds(lambda: path.write_bytes(content)) + _seconds(lambda: fsync(path))
-    model = sum(file.stat().st_size for file in job.model.checkpoint.path.glob("*.safetensors"))
+    model = job.model.checkpoint.file_bytes
     return {
         "hashing the model": model / PROBED_FILE * hashing,
         "writing": output / PROBED_FILE * 2 * (writing + hashing),
@@ -156,9 +175,8 @@ def _quantizing_seconds(job: Job) -> float:
     for columns, linears in by_columns.items():
         total += _rows_seconds(job, linears[0], method, bits, sum(linear.out_features for linear in linears))
         total += _coupling_seconds(job, linears[0], columns) * len(linears)
-    if job.options.head_bits is not None:
-        for linear in job.model.architecture.vocabulary_linears:
-            total += _rows_seconds(job, linear, ONE_WIDTH, job.options.head_bits, linear.out_features)
+    for linear, widths in job.quantizing.apart(job.model.architecture).items():
+        total += _rows_seconds(job, linear, ONE_WIDTH, int(widths[0]), linear.out_features)
     return total
 
 
@@ -253,17 +271,23 @@ class _BlockTimes:
         hidden, arguments = streamed.enter(torch.zeros(1, length, dtype=torch.int64))
         token, token_arguments = streamed.enter(torch.zeros(1, 1, dtype=torch.int64))
         tokens = token.expand(WRITTEN_TOGETHER, 1, -1)
-        self.load = _seconds(lambda: streamed.load_block(0), device)
-        block = streamed.module(architecture.block_modules[0])
+        largest = max(range(len(architecture.blocks)), key=lambda index: _weights(architecture.blocks[index]))
+        linears, module = architecture.blocks[largest], architecture.block_modules[largest]
+        self.load = _seconds(lambda: streamed.load_block(largest), device)
+        block = streamed.module(module)
         with workers(1) as pool:
-            self.forward = _seconds(lambda: forward(pool, block, hidden, arguments[0]))
-            sums = LinearSums(pool, architecture.blocks[0], device)
-            backward = BlockBackward(architecture.blocks[0], architecture.block_modules[0], block)
+            self.forward = _seconds(lambda: forward(pool, block, hidden, arguments[largest]))
+            sums = LinearSums(pool, linears, device)
+            backward = BlockBackward(linears, module, block)
             factors: list[list[list[Factors]]] = []
-            self.backward = _seconds(lambda: backward.run(pool, hidden, hidden, arguments[0], factors.append))
+            self.backward = _seconds(lambda: backward.run(pool, hidden, hidden, arguments[largest], factors.append))
             self.sums = _seconds(lambda: sums.add(factors[0]), device)
-            self.token = _seconds(lambda: forward(pool, block, tokens, token_arguments[0]))
-        streamed.unload_block(0)
+            self.token = _seconds(lambda: forward(pool, block, tokens, token_arguments[largest]))
+        streamed.unload_block(largest)
+
+
+def _weights(linears: list[Linear]) -> int:
+    return sum(linear.out_features * linear.in_features for linear in linears)
 
 
 def _seconds(work: Callable[[], object], device: torch.device | None = None) -> float:

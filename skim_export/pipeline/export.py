@@ -21,12 +21,12 @@ from skim_export.calibration.calibrate_model import gather_statistics, spread_st
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Model, default_bits
 from skim_export.graph.external_data import save_model
-from skim_export.graph.genai_builder import LIBRARY_NAME, PRECISIONS, DecoderBuilder, check_builder
+from skim_export.graph.genai_builder import LIBRARY_NAME, DecoderBuilder, check_builder
 from skim_export.packed import PackedLinear
 from skim_export.packed.checkpoint import PackedCheckpoint
-from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.check import check
 from skim_export.pipeline.job import Job
+from skim_export.pipeline.layer_choice import excluding
 from skim_export.pipeline.memory import is_checked, within_memory
 from skim_export.pipeline.options import ExportKeywords, ExportOptions
 from skim_export.pipeline.proof import prove
@@ -95,6 +95,7 @@ def prepare(
     *,
     read: Callable[[Path], object] | None = None,
     progress: Progress | None = None,
+    download: bool = True,
 ) -> Job:
     """Check what an export needs beside its options, and find the model.
 
@@ -104,6 +105,8 @@ def prepare(
         options: what to do; without a budget it is what the model's recipe says, or else 3 bits.
         read: what is to read the graph later; raises UserError for what it does not know.
         progress: told of a download.
+        download: whether the model of a recipe is downloaded. Otherwise, if it is not here yet, the job has its shapes
+            only: it can be estimated, not run.
 
     Raises:
         UserError: something given is wrong.
@@ -123,13 +126,14 @@ def prepare(
     _check_output(output)
     if options_of(output.parent) != json.loads(json.dumps({"model": model, **options.recorded()})):
         _check_existing(output, options)
-    opened = Model.open(model, progress=progress)
+    found = Model.open(model, adapter=options.adapter, progress=progress, download=download)
+    opened = excluding(found, options.exclude)
     _check_context(opened, options)
-    opened.check_tokenizer()
-    prove(opened, read)
-    rehearse(opened, options)
-    budget = Budget.of(opened, options, PRECISIONS[options.activation_type].bitwidth // 8)
-    job = Job(model, output, options, opened, budget, resources, executor)
+    job = Job.of(model, output, options, opened, resources, executor)
+    if not opened.only_shapes:
+        opened.check_tokenizer()
+        prove(opened, read)
+        rehearse(opened, options)
     return job if options.max_memory is None else within_memory(job, options.max_memory)
 
 
@@ -137,16 +141,18 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
     """Do what was prepared, or what an interruption has left of it; see `export`."""
     started = time.monotonic()
     progress = progress or Progress()
-    output, model = job.output, job.model
+    output, model, options = job.output, job.model, job.options
+    if model.only_shapes:
+        raise UserError(f"model {job.name}: was not downloaded, and its shapes are not enough for an export")
     digest = model.checkpoint.digest(progress)
     text = None if job.text.file is None else sha256(job.text.file)
     provenance = {"checkpoint": digest, "calibration text": text, "versions": versions(), **job.recorded}
-    if not job.options.force and not job.options.fresh:
+    if not options.force and not options.fresh:
         if (report := finished(output, digest, text, job.recorded)) is not None:
             return report
-        _check_existing(output, job.options)
+        _check_existing(output, options)
     model.checkpoint.check_values(progress)
-    with float32_products(), workplace(output.parent, provenance, fresh=job.options.fresh) as work:
+    with float32_products(), workplace(output.parent, provenance, fresh=options.fresh) as work:
         packed = _quantize(job, work, progress)
         read: Callable[[str], PackedLinear] = packed.read
         tuned = None
@@ -154,12 +160,12 @@ def run(job: Job, progress: Progress | None = None) -> ExportReport:
             packed, tuned = _tune(job, packed, work, progress)
             read, model = packed.read, model.replacing(packed.parameters())
         stage = work.empty_subdirectory("stage")
-        emit(model, read, stage / output.name, job.options, progress)
+        emit(model, read, stage / output.name, options, progress)
         error = None
         if is_checked(job):
             error = check(model, read, stage, resources=job.resources, progress=progress)
         linears = [packed.report(name) for name in packed.names()]
-        parts = model_parts(model, linears, stage / output.name)
+        parts = model_parts(model, linears, stage / output.name, options.float_bytes)
         recorded = {**job.recorded, TUNED: None if tuned is None else asdict(tuned)}
         write_report(stage, digest, text, recorded, parts, linears)
         work.publish()
@@ -177,7 +183,8 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
         gather = partial(gather_statistics, resources=job.resources)
         if not isinstance(job.executor, SerialExecutor):
             gather = partial(spread_statistics, executor=job.executor)
-        gather(model, tokens, store, vocabulary=options.head_bits is None, progress=progress)
+        vocabulary = any(linear in job.budgeted for linear in model.architecture.vocabulary_linears)
+        gather(model, tokens, store, vocabulary=vocabulary, progress=progress)
     curves = work.subdirectory("curves")
     widths = allocate(model, store, options, job.budget, curves=curves, executor=job.executor, progress=progress)
     resources = job.executor.resources

@@ -10,6 +10,8 @@ from skim_export.checkpoint import Linear, Model
 from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.calibration_text import CalibrationText
 from skim_export.pipeline.effort import Effort
+from skim_export.pipeline.free_rows import FreeRows
+from skim_export.pipeline.layer_choice import kept_widths
 from skim_export.pipeline.options import ExportOptions
 from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.quantize import Method
@@ -29,6 +31,7 @@ class Job:
         options: what the export was told, its budget stated in any case.
         model: the model.
         budget: of the linear layers.
+        quantizing: how to quantize a layer.
         resources: what of this machine may be used.
         executor: does what can be done by layers.
     """
@@ -38,8 +41,25 @@ class Job:
     options: ExportOptions
     model: Model
     budget: Budget
+    quantizing: QuantizeOptions
     resources: Resources
     executor: Executor
+
+    @classmethod
+    def of(
+        cls, name: str, output: Path, options: ExportOptions, model: Model, resources: Resources, executor: Executor
+    ) -> Job:
+        """The job that follows from what was told; arguments are as in the attributes.
+
+        Raises:
+            UserError: the budget is too small, or widths that were given are wrong or leave too little to the others.
+        """
+        kept = kept_widths(model, options.keep or {})
+        quantizing = QuantizeOptions(options.chosen.method, options.head_bits, options.codebook, kept)
+        budget = Budget.of(model, options, quantizing)
+        job = cls(name, output, options, model, budget, quantizing, resources, executor)
+        FreeRows.of(job.budgeted, quantizing, budget)  # refuses widths that leave too little to the other rows
+        return job
 
     @property
     def effort(self) -> Effort:
@@ -52,14 +72,14 @@ class Job:
         return self.effort.method
 
     @property
-    def quantizing(self) -> QuantizeOptions:
-        """How to quantize a layer."""
-        return QuantizeOptions(self.method, self.options.head_bits, self.options.codebook)
-
-    @property
     def budgeted(self) -> list[Linear]:
         """The linear layers that the budget is for."""
         return self.quantizing.budgeted(self.model.architecture)
+
+    @property
+    def free_rows(self) -> FreeRows:
+        """Those of their rows that were given no width."""
+        return FreeRows.of(self.budgeted, self.quantizing, self.budget)
 
     @property
     def text(self) -> CalibrationText:

@@ -21,6 +21,7 @@ __all__ = ["is_checked", "peak_memory", "within_memory"]
 
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
 TABLE_COPIES = 4  # of the rotary tables, while the model builder computes them
+TEXT = "text"  # the step in which a model writes its calibration text
 LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
 UNKNOWN_RESIDENT = 600 << 20  # what Python and torch take, about
 
@@ -44,12 +45,17 @@ def within_memory(job: Job, max_memory: int) -> Job:
     return _in_pieces(job, min(resources.chunk_bytes, smallest + max_memory - least))
 
 
-def peak_memory(job: Job) -> int:
+def peak_memory(job: Job, *, given_text: bool = False) -> int:
     """The most memory that an export has resident, in bytes, its own start included; a careful estimate.
 
     With a device it is that of the host, which then has less to hold.
+
+    Args:
+        job: the export.
+        given_text: tell what it would be if the model was given a calibration text and wrote none.
     """
-    return _resident() + LATER_BYTES + max(_steps(job).values())
+    steps = _steps(job)
+    return _resident() + LATER_BYTES + max(steps[name] for name in steps if not (given_text and name == TEXT))
 
 
 def is_checked(job: Job) -> bool:
@@ -71,7 +77,7 @@ def _hint(job: Job) -> str:
     """What makes the largest step smaller."""
     steps = _steps(job)
     largest = max(steps, key=steps.__getitem__)
-    if largest == "text":
+    if largest == TEXT:
         return " with text that the model writes itself (--calib gives it one)"
     if largest == "writing" and _tables(job) > steps["writing"] // 2:
         return " with rotary tables for all positions of the model (--context gives it fewer)"
@@ -84,11 +90,13 @@ def _tables(job: Job) -> int:
 
 def _steps(job: Job) -> dict[str, int]:
     """What each step takes beside what the process has from the start."""
-    largest = max(packed_bytes(linear) for linear in _linears(job))
+    largest = 2 * max(packed_bytes(linear) for linear in _linears(job))
+    excluded = job.model.architecture.excluded_linears
+    transposed = 2 * FLOAT32_BYTES * max((x.out_features * x.in_features for x in excluded), default=0)
     floats = FLOAT32_BYTES * unpacked_parameters(job.model)
     steps = {
         "quantizing": _quantizing(job),
-        "writing": floats + 2 * largest + _tables(job),
+        "writing": floats + max(largest, transposed) + _tables(job),
     }
     if job.method.allocation:
         rows = sum(linear.out_features for linear in job.budgeted)
@@ -99,7 +107,7 @@ def _steps(job: Job) -> dict[str, int]:
             job.model.architecture, job.text.shape, job.resources.workers, vocabulary
         )
     if job.writes_text and job.resources.device is None:
-        steps["text"] = written_text_bytes(job.model.checkpoint)
+        steps[TEXT] = written_text_bytes(job.model.checkpoint)
     if is_checked(job):
         steps["checking"] = checking_bytes(job.model)
     if job.effort.tune:
@@ -110,8 +118,7 @@ def _steps(job: Job) -> dict[str, int]:
 def _quantizing(job: Job) -> int:
     resources = job.executor.resources
     most = [working_bytes(linear, resources, job.method) for linear in job.budgeted]
-    if job.options.head_bits is not None:
-        most += [working_bytes(linear, resources, ONE_WIDTH) for linear in job.model.architecture.vocabulary_linears]
+    most += [working_bytes(linear, resources, ONE_WIDTH) for linear in job.quantizing.apart(job.model.architecture)]
     return max(most)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -49,6 +49,7 @@ class Option:
         choices: the arguments that are offered.
         metavar: how `--help` calls its value.
         group: of options with the same, one is given at most.
+        together: for one that may be given again and again: its value from the values of all.
         recorded: whether the result depends on it: then export.json tells it, and an export that was interrupted goes
             on with the same value only.
     """
@@ -58,6 +59,7 @@ class Option:
     choices: Sequence[str] | None = None
     metavar: str | None = None
     group: str | None = None
+    together: Callable[[list[Any]], object] | None = None
     recorded: bool = True
 
 
@@ -83,6 +85,31 @@ def width_or_auto(text: str) -> int | None:
     return None if text == "auto" else int(text)
 
 
+def parse_width(text: str) -> tuple[str, int]:
+    """A pattern and a width from a text such as `lm_head=8`.
+
+    Raises:
+        UserError: it is none.
+    """
+    pattern, _, bits = text.rpartition("=")
+    if not pattern or not bits.isdecimal():
+        raise UserError(f"--keep {text}: expected a pattern and a width, such as lm_head=8")
+    return pattern, int(bits)
+
+
+def by_pattern(pairs: list[tuple[str, int]]) -> dict[str, int]:
+    """Widths by their patterns.
+
+    Raises:
+        UserError: a pattern has two.
+    """
+    found: dict[str, int] = {}
+    for pattern, bits in pairs:
+        if found.setdefault(pattern, bits) != bits:
+            raise UserError(f"--keep {pattern}={bits}: has another width by --keep {pattern}={found[pattern]}")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class ExportOptions:
     """What an export can be told; what each option means is said once, beside it, in the words of `--help`.
@@ -93,10 +120,15 @@ class ExportOptions:
         UserError: a value, or a combination of them, is wrong.
     """
 
+    adapter: str | Path | None = field(
+        default=None,
+        metadata=_metadata("directory of a LoRA adapter of the model, merged into its weights", parse=Path),
+    )
     bits: float | None = field(
         default=None,
         metadata=_metadata(
-            f"average width of the codes, 1 to 8, fractions too (default: {DEFAULT_BITS:g})",
+            "average width of the codes, 1 to 8, fractions too (default: what skim-export models says, else "
+            f"{DEFAULT_BITS:g})",
             parse=float,
             group="budget",
         ),
@@ -133,6 +165,25 @@ class ExportOptions:
             "width of the embedding and the output head, 1 to 8, or auto: as the budget, which is then theirs, too "
             "(default: {default})",
             parse=width_or_auto,
+        ),
+    )
+    keep: Mapping[str, int] | None = field(
+        default=None,
+        metadata=_metadata(
+            "give the linear layers that match a pattern this width, 1 to 8, e.g. 'layers.0.*=8' or lm_head=6; it "
+            "counts in the budget; may be given again",
+            parse=parse_width,
+            metavar="PATTERN=BITS",
+            together=by_pattern,
+        ),
+    )
+    exclude: Sequence[str] = field(
+        default=(),
+        metadata=_metadata(
+            "leave the linear layers that match a pattern as they are, e.g. '*.down_proj': they stay floats; may be "
+            "given again",
+            metavar="PATTERN",
+            together=tuple,
         ),
     )
     codebook: CodebookType = field(
@@ -233,6 +284,11 @@ class ExportOptions:
         if self.codebook not in get_args(CodebookType):
             raise UserError(f"--codebook {self.codebook}: must be one of {', '.join(get_args(CodebookType))}")
         check_budget(self.bits, self.effective_bits, self.size)
+        for pattern, bits in (self.keep or {}).items():
+            if bits not in range(1, 9):
+                raise UserError(f"--keep {pattern}={bits}: must be a whole number from 1 to 8")
+        if isinstance(self.exclude, str):
+            raise UserError(f"--exclude {self.exclude}: must be a list of patterns")
         if self.threads is not None and self.threads < 1:
             raise UserError(f"--threads {self.threads}: must be at least 1")
         if self.seed < 0:
@@ -267,21 +323,31 @@ class ExportOptions:
         return self.activations or ACTIVATIONS[self.ep][0]
 
     @property
+    def float_bytes(self) -> int:
+        """Bytes of a float of the graph."""
+        return 4 if self.activation_type == "float32" else 2
+
+    @property
     def calibration_file(self) -> Path | None:
         """The file that `calib` names."""
         return None if self.calib is None else Path(self.calib)
 
     def recorded(self) -> dict[str, Any]:
-        """The options that the result depends on, as plain data: what was chosen for defaults, the name of a file."""
+        """The options that the result depends on, as plain data: what was chosen for defaults, the names of files."""
         found = {name: getattr(self, name) for name, option in OPTIONS.items() if option.recorded}
         calib = None if self.calibration_file is None else self.calibration_file.name
-        return {**found, "method": self.chosen.name, "activations": self.activation_type, "calib": calib}
+        adapter = None if self.adapter is None else Path(self.adapter).name
+        told = {"method": self.chosen.name, "activations": self.activation_type, "adapter": adapter, "calib": calib}
+        return {**found, **told, "keep": dict(self.keep or {}), "exclude": list(self.exclude)}
 
 
 class PlanKeywords(TypedDict, total=False):
     """The options that a plan has, too; see `ExportKeywords`."""
 
+    adapter: str | Path | None
     head_bits: int | None
+    keep: Mapping[str, int] | None
+    exclude: Sequence[str]
     codebook: CodebookType
     context: int | None
     calib: str | Path | None
@@ -342,6 +408,8 @@ def add_arguments(parser: argparse.ArgumentParser, which: Collection[str] = tupl
             how = {"action": argparse.BooleanOptionalAction}
         elif default is False:
             how = {"action": "store_true"}
+        elif option.together is not None:
+            how["action"] = "append"
         groups[option.group].add_argument(
             f"--{name.replace('_', '-')}",
             help=option.text.format(default=default),
@@ -352,4 +420,5 @@ def add_arguments(parser: argparse.ArgumentParser, which: Collection[str] = tupl
 
 def from_arguments(arguments: argparse.Namespace, which: Collection[str] = tuple(OPTIONS)) -> dict[str, Any]:
     """The options that were given on the command line, as keywords."""
-    return {name: getattr(arguments, name) for name in OPTIONS if name in which and name in arguments}
+    given = {name: getattr(arguments, name) for name in OPTIONS if name in which and name in arguments}
+    return {name: value if (join := OPTIONS[name].together) is None else join(value) for name, value in given.items()}

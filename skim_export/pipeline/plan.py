@@ -20,12 +20,13 @@ from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Architecture, Checkpoint, Model
 from skim_export.checkpoint.torch_reference import TorchReference
-from skim_export.packed import CodebookType
 from skim_export.pipeline.budget import Budget, graph_bytes, linear_bytes, other_bytes, widths_around
 from skim_export.pipeline.calibration_text import CalibrationText
+from skim_export.pipeline.free_rows import FreeRows
+from skim_export.pipeline.layer_choice import excluding, kept_widths
 from skim_export.pipeline.options import ExportOptions, PlanKeywords
 from skim_export.pipeline.proof import prove
-from skim_export.pipeline.quantize_linear import CheckpointLinear, StoredStatistics
+from skim_export.pipeline.quantize_linear import CheckpointLinear, QuantizeOptions, StoredStatistics
 from skim_export.pipeline.rehearsal import rehearse
 from skim_export.quantize import DEFAULT_METHOD, METHODS, LinearCurves, allocate_bits
 from skim_export.work.resources import Resources
@@ -128,36 +129,43 @@ def plan(
     """
     progress = progress or Progress()
     options, text = ExportOptions(**keywords), None if text is None else Path(text)
-    head_bits, codebook = options.head_bits, options.codebook
-    if head_bits is None:
+    if options.head_bits is None:
         raise UserError("--head-bits auto: is not planned for, give a width from 1 to 8")
     stated = [replace(options, bits=average) for average in sorted(set(bits))]
     stated += [replace(options, size=size) for size in sorted(set(sizes))]
     if text is not None and not text.is_file():
         raise UserError(f"--text {text}: no such file")
     resources = Resources() if options.threads is None else Resources(options.threads)
-    opened = Model.open(model, progress=progress)
+    opened = excluding(Model.open(model, adapter=options.adapter, progress=progress), options.exclude)
+    method, kept = METHODS[DEFAULT_METHOD], kept_widths(opened, options.keep or {})
+    quantizing = QuantizeOptions(method, options.head_bits, options.codebook, kept)
     opened.check_tokenizer()
     prove(opened)
     rehearse(opened, options)
-    budgets = [Budget.of(opened, one) for one in stated]
+    budgets = [Budget.of(opened, one, quantizing) for one in stated]
+    shares = [FreeRows.of(opened.architecture.linears, quantizing, budget) for budget in budgets]
     ids = None if text is None else _text_tokens(opened, text)
     full = None if ids is None else _full_perplexity(opened.checkpoint, ids, resources, progress)
     calibration = CalibrationText(options.calibration_file, options.seed)
     tokens = calibration.tokens(opened, resources=resources, progress=progress)
-    widths = sorted({width for budget in budgets for width in _candidates(budget)})
+    wanted = {width for budget, free in zip(budgets, shares, strict=True) for width in _candidates(budget, free)}
+    given = {int(width) for rows in kept.values() for width in np.unique(rows[rows > 0])}
+    widths = sorted(wanted | given)
     with tempfile.TemporaryDirectory(prefix="skim-plan-") as work:
         store = StatisticsStore(Path(work))
         gather_statistics(opened, tokens, store, resources=resources, progress=progress)
         curves = _error_curves(opened, store, widths, resources, progress)
-    rest = other_bytes(opened, options)
-    rows = [_row(budget, opened.architecture, curves, widths, head_bits, codebook, rest, full) for budget in budgets]
+    rest = other_bytes(opened, options, quantizing)
+    rows = [
+        _row(budget, free, opened.architecture, curves, widths, quantizing, rest, full)
+        for budget, free in zip(budgets, shares, strict=True)
+    ]
     return Plan(sorted(rows, key=lambda row: row.nbytes), full)
 
 
-def _candidates(budget: Budget) -> range:
-    """Widths to choose from: those of an export; for a size, whose average is not known yet, all."""
-    return ALL_WIDTHS if budget.stored else widths_around(budget.bits)
+def _candidates(budget: Budget, free: FreeRows) -> range:
+    """Widths to choose from: those of an export; for a size all."""
+    return ALL_WIDTHS if budget.stored else widths_around(free.average)
 
 
 def _error_curves(
@@ -180,27 +188,30 @@ def _error_curves(
 
 def _row(
     budget: Budget,
+    free: FreeRows,
     architecture: Architecture,
     curves: list[npt.NDArray[np.float64]],
     widths: list[int],
-    head_bits: int,
-    codebook: CodebookType,
+    quantizing: QuantizeOptions,
     rest: int,
     full_perplexity: float | None,
 ) -> PlanRow:
-    linears, method = architecture.linears, METHODS[DEFAULT_METHOD]
+    linears, method, codebook = architecture.linears, quantizing.method, quantizing.codebook
+    by_name = {linear.name: errors for linear, errors in zip(linears, curves, strict=True)}
     choices = []
-    for linear, errors in zip(linears, curves, strict=True):
-        chosen, costs = budget.choices(_candidates(budget), linear.in_features, codebook, method)
+    for linear in free.searched:
+        chosen, costs = budget.choices(_candidates(budget, free), linear.in_features, codebook, method)
         columns = [widths.index(width) for width in chosen]
-        choices.append(LinearCurves(errors[:, columns], np.array(chosen, np.uint8), costs))
+        errors = by_name[linear.name][free.mask(linear)][:, columns]
+        choices.append(LinearCurves(errors, np.array(chosen, np.uint8), costs))
+    found = free.filled(allocate_bits(choices, free.bits))
+    allocated = [found[linear.name] for linear in linears]
     shapes = [(linear.out_features, linear.in_features) for linear in linears]
-    allocated = allocate_bits(choices, budget.total(shapes, column_scale=method.column_scale))
-
     weights = sum(rows * columns for rows, columns in shapes)
     code_bits = sum(int(b.sum()) * columns for b, (_, columns) in zip(allocated, shapes, strict=True))
     stored = sum(linear_bytes(b, columns, codebook, method) for b, (_, columns) in zip(allocated, shapes, strict=True))
-    used = {int(b) for row_bits in allocated for b in np.unique(row_bits)} | {head_bits}
+    apart = quantizing.apart(architecture).values()
+    used = {int(b) for row_bits in (*allocated, *apart) for b in np.unique(row_bits)}
     quadratic = 0.5 * sum(_total_error(e, widths, b) for e, b in zip(curves, allocated, strict=True))
     increase = expected_loss(quadratic)
     return PlanRow(
@@ -224,7 +235,7 @@ def _full_perplexity(
     """Perplexity of the full-precision model on tokens `[S]`, windows measured side by side on one thread each."""
     context = min(CONTEXT, int(checkpoint.config.max_position_embeddings))
     windows = [ids[start : start + context] for start in range(0, ids.size - 1, context)]
-    model = TorchReference.load(checkpoint.path)
+    model = TorchReference.of(checkpoint)
     loss, predicted = 0.0, 0
     progress.start("full precision", len(windows))
     with workers(resources.threads) as pool:

@@ -5,8 +5,8 @@ A linear depends on no other and shares no state: any process may work on it, wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -39,15 +39,28 @@ class QuantizeOptions:
         method: what to quantize with, one of `METHODS` or one of other parts.
         head_bits: width of embedding and output head; None if their rows take part in the allocation.
         codebook: type of codebook entries, "int8" or "float16".
+        kept: widths that rows of some layers were given, uint8 `[N]` by the layer's name, 0 for rows without one.
     """
 
     method: Method = METHODS[DEFAULT_METHOD]
     head_bits: int | None = 8
     codebook: CodebookType = "int8"
+    kept: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
+
+    def given(self, linear: Linear) -> npt.NDArray[np.uint8]:
+        """The widths that the rows of a layer were given, uint8 `[N]`, 0 for rows without one."""
+        return self.kept.get(linear.name, np.zeros(linear.out_features, np.uint8))
 
     def budgeted(self, architecture: Architecture) -> list[Linear]:
         """The linear layers that the budget is for."""
         return architecture.linears + (architecture.vocabulary_linears if self.head_bits is None else [])
+
+    def apart(self, architecture: Architecture) -> dict[Linear, npt.NDArray[np.uint8]]:
+        """Embedding and head, unless the budget is for them, and the width of every row, uint8 `[N]`."""
+        if self.head_bits is None:
+            return {}
+        given = {linear: self.given(linear) for linear in architecture.vocabulary_linears}
+        return {linear: np.where(bits > 0, bits, np.uint8(self.head_bits)) for linear, bits in given.items()}
 
 
 @dataclass(frozen=True)

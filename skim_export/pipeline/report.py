@@ -11,7 +11,7 @@ from typing import Any
 
 from skim_export.checkpoint import Model
 from skim_export.packed import FORMAT_VERSION
-from skim_export.pipeline.budget import unpacked_parameters
+from skim_export.pipeline.budget import excluded_weights, unpacked_parameters
 from skim_export.work.files import sha256, write_json
 from skim_runtime.errors import UserError
 from skim_runtime.verification import REPORT_NAME, verify
@@ -163,8 +163,15 @@ def finished(output: Path, checkpoint: str, text: str | None, options: dict[str,
     return ExportReport(output, parts, 0.0, found=True)
 
 
-def model_parts(model: Model, linears: list[dict[str, Any]], path: Path) -> list[Part]:
-    """What the linear layers, the embeddings, the rest and the whole model take, from the files themselves."""
+def model_parts(model: Model, linears: list[dict[str, Any]], path: Path, float_bytes: int) -> list[Part]:
+    """What the parts and the whole model take, from the files themselves.
+
+    Args:
+        model: what is not packed is read from it.
+        linears: the report of every packed linear.
+        path: the ONNX file.
+        float_bytes: bytes of a weight that is not packed.
+    """
     embeddings = {model.architecture.embedding, model.architecture.head}
     total = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
     parts = []
@@ -172,9 +179,13 @@ def model_parts(model: Model, linears: list[dict[str, Any]], path: Path) -> list
         ("linear layers", [linear for linear in linears if linear["name"] not in embeddings]),
         ("embedding and head", [linear for linear in linears if linear["name"] in embeddings]),
     ):
+        if not chosen:
+            continue
         weights = [linear["shape"][0] * linear["shape"][1] for linear in chosen]
         code_bits = sum(w * linear["code_bits"] for w, linear in zip(weights, chosen, strict=True)) / sum(weights)
         parts.append(Part(name, sum(weights), sum(linear["bytes"] for linear in chosen), code_bits))
+    if excluded := excluded_weights(model):
+        parts.append(Part("excluded layers", excluded, float_bytes * excluded, None))
     rest = unpacked_parameters(model)
     parts.append(Part("norms, tables and graph", rest, total - sum(part.nbytes for part in parts), None))
     parts.append(Part("whole model", sum(part.weights for part in parts), total, None))

@@ -62,6 +62,8 @@ def allocate_bits(linears: Sequence[LinearCurves], budget: int) -> list[UInt8]:
     least = sum(int(linear.costs[0]) * len(linear.errors) for linear in linears)
     if budget < least:
         raise UserError(f"budget of {budget} bits: too small for these layers, the smallest possible is {least} bits")
+    if not linears:
+        return []
     first_rows = np.cumsum([0] + [len(linear.errors) for linear in linears])
     steps = _join([_hull_steps(linear, int(first)) for linear, first in zip(linears, first_rows[:-1], strict=True)])
     level = np.zeros(first_rows[-1], np.int64)

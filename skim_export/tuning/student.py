@@ -53,7 +53,7 @@ class Student:
         """A block with its present weights."""
         module = self._architecture.block_modules[index]
         block = self.streamed.module(module)
-        tensors = self._norms | self._weights(self._architecture.blocks[index])
+        tensors = self._norms | self._weights(self._architecture.packed_blocks[index])
         names = {part: f"{module}.{part}" for part in block.state_dict()}
         return _assigned(
             block,

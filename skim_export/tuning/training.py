@@ -192,7 +192,7 @@ class _Trainer:
     ) -> torch.Tensor:
         """Update one block; the gradient in its input."""
         student, module = self._student, self._architecture.block_modules[index]
-        linears = self._architecture.blocks[index]
+        linears = self._architecture.packed_blocks[index]
         block = student.load_block(index)
         trained = student.norms(block, module)
         quantized = [student.linears[linear.name] for linear in linears]

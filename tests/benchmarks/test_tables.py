@@ -229,6 +229,15 @@ def test_devices():
     assert lines[1] == ["m", "1", "600", "130.0", "9.0", "75%", "83"]
 
 
+def test_models():
+    one = {"alias": "b", "title": "B", "licence": "MIT", "gated": True, "bits": 3.0, "parameters": 8_190_000_000}
+    sizes = {"output": 3_890_000_000, "disk": 47_570_000_000, "memory": 2_500_000_000, "memory_given_text": 10**9}
+    two = {**one, "alias": "a", "gated": False, "parameters": 135_000_000, "sizes": None}
+    lines, _ = made("models", {**HEAD, "models": [{**one, "sizes": sizes}, two]})
+    assert lines[1] == ["`a`", "B", "MIT", "135M", "3", "not yet", "", "", ""]
+    assert lines[2] == ["`b`", "B", "MIT, gated", "8.19B", "3", "3.89", "47.57", "2.50", "1.00"]
+
+
 def test_roofline():
     rows = [
         asdict(Prediction(gpu, "affine", 1, 4096, {"issue": 3.0, "ALU": 1.5}, {}, limit, 0.5))

@@ -4,30 +4,50 @@ from __future__ import annotations
 
 import shutil
 import struct
+from dataclasses import replace
 from pathlib import Path
 from random import Random
+
+import torch
 
 from skim_export.pipeline.export import prepare, run
 from skim_export.pipeline.options import ExportOptions
 from skim_runtime import Session, UserError, generate
 
-from ..tiny_models import tiny_llama, tiny_mistral
+from ..checkpoint.stored_weights import awq, compressed, factors, fp8, gptq, plain_llama, save_adapter, stored_llama
+from ..tiny_models import tiny_mistral
 from . import mutate
 from .refusal import check_refusal
 
 __all__ = ["attempt", "make"]
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-JSON = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", INDEX)
-NAMES = (  # that config.json may have, and that somebody reads
+ADAPTER = "adapter"  # a directory in that of the model
+JSON = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", f"{ADAPTER}/adapter_config.json", INDEX)
+PLAIN, ADAPTED, SHARDED = "llama", "adapted", "mistral"
+QUANTIZED = {
+    "awq": awq(16),
+    "compressed": compressed("pack-quantized", 4, "group", size=16, symmetric=False),
+    "fp8": fp8((16, 16)),
+    "gptq": gptq(4, order="act"),
+}
+NAMES = (  # that config.json or an adapter's may have, and that somebody reads
+    "alpha_pattern",
     "attention_multiplier",
+    "bits",
+    "config_groups",
+    "desc_act",
+    "format",
+    "group_size",
     "hidden_activation",
     "layer_types",
     "logits_scaling",
     "num_local_experts",
     "original_max_position_embeddings",
     "partial_rotary_factor",
+    "quant_method",
     "quantization_config",
+    "rank_pattern",
     "rope_position_scale",
     "rope_scaling",
     "rope_theta",
@@ -36,25 +56,31 @@ NAMES = (  # that config.json may have, and that somebody reads
     "softmax_scale",
     "torch_dtype",
     "use_sliding_window",
+    "weight_block_size",
 )
 OPTIONS = ExportOptions(bits=3, effort="weights", threads=1)
 LENGTH_BYTES = 8  # of the header, before it
 
 
 def make(directory: Path) -> None:
-    """Save tiny models: in one file, and in shards."""
-    tiny_llama(directory / "llama", layers=1)
-    tiny_mistral(directory / "mistral", layers=1, max_shard_size="100KB")
+    """Save tiny models: in one file, in shards, quantized, and one with an adapter."""
+    plain_llama(directory / PLAIN)
+    tiny_mistral(directory / SHARDED, layers=1, max_shard_size="100KB")
+    for name, way in QUANTIZED.items():
+        stored_llama(way, directory / PLAIN, directory / name)
+    adapter = shutil.copytree(directory / PLAIN, directory / ADAPTED) / ADAPTER
+    save_adapter(adapter, {**factors("model.layers.0.self_attn.q_proj", 32, 32), "model.norm.weight": torch.ones(32)})
 
 
 def attempt(original: Path, random: Random, place: Path) -> bool:
     """Export a damaged copy; whether it was accepted. What is no refusal is raised."""
-    model = shutil.copytree(original / random.choice(("llama", "mistral")), place / "model")
+    chosen = random.choice((PLAIN, SHARDED, ADAPTED, *QUANTIZED))
+    model = shutil.copytree(original / chosen, place / "model")
     for _ in range(random.choice((1, 1, 2))):
         _damage(random, model)
     output = place / "out" / "model.onnx"
     try:
-        job = prepare(str(model), output, OPTIONS)
+        job = prepare(str(model), output, replace(OPTIONS, adapter=model / ADAPTER if chosen == ADAPTED else None))
     except UserError as error:
         check_refusal(error)
         return False
@@ -64,7 +90,7 @@ def attempt(original: Path, random: Random, place: Path) -> bool:
         run(job)
     except UserError as error:
         # The only thing that is known no earlier: the values of the weights, which are read once.
-        if " holds a value of " in str(error) or " holds NaN or infinity" in str(error):
+        if any(what in str(error) for what in (" holds a value of ", " holds NaN or infinity", " names group ")):
             return False
         raise AssertionError(f"refused late: {error}") from error
     generate(Session(output.parent, threads=1), [2, 3, 5], max_new_tokens=2)
@@ -74,7 +100,7 @@ def attempt(original: Path, random: Random, place: Path) -> bool:
 def _damage(random: Random, model: Path) -> None:
     file = model / random.choice((CONFIG, CONFIG, CONFIG, *JSON, "weights", "weights"))
     if file.name == "weights":
-        _damage_weights(random, random.choice(sorted(model.glob("*.safetensors")) or [model / CONFIG]))
+        _damage_weights(random, random.choice(sorted(model.rglob("*.safetensors")) or [model / CONFIG]))
     elif not file.is_file():
         return
     elif random.randrange(8) == 0:

@@ -1,16 +1,19 @@
 """What an export is said to take, and the memory that it is allowed."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
 import pytest
 
 from skim_export import export
+from skim_export.checkpoint import Checkpoint, Model, Recipe, load_recipes, model, recipes
+from skim_export.checkpoint.recipes import HubSource
 from skim_export.cli.main import main
-from skim_export.pipeline import calibration_text
-from skim_export.pipeline.cost import estimate_cost
-from skim_export.pipeline.export import prepare
+from skim_export.pipeline import calibration_text, recipe_sizes
+from skim_export.pipeline.cost import estimate_cost, estimate_sizes
+from skim_export.pipeline.export import prepare, run
 from skim_export.pipeline.memory import peak_memory
 from skim_export.pipeline.options import ExportOptions
 from skim_export.quantize import METHODS, Method
@@ -48,7 +51,7 @@ def test_every_step_has_its_time(llama, calib, tmp_path, effort, given):
         steps |= {"tuning"}
     assert set(cost.seconds) == steps
     assert min(cost.seconds.values()) > 0
-    assert cost.output < cost.disk
+    assert cost.sizes.output < cost.sizes.disk
     assert list(tmp_path.iterdir()) == []
 
 
@@ -65,7 +68,70 @@ def test_every_step_has_its_time(llama, calib, tmp_path, effort, given):
 def test_sizes_are_about_right(llama, calib, tmp_path, options):
     cost = estimate_cost(prepare(str(llama), tmp_path / "out" / "model.onnx", ExportOptions(calib=calib, **options)))
     report = export(str(llama), tmp_path / "out" / "model.onnx", calib=calib, **options)
-    assert cost.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
+    assert cost.sizes.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
+
+
+@pytest.fixture
+def absent(llama, monkeypatch):
+    """Alias of a recipe with the shapes of `llama`, whose model is not here and must not be downloaded."""
+    config = Checkpoint(llama).raw_config
+    monkeypatch.setitem(load_recipes(), "absent", Recipe("absent", "Absent", "MIT", HubSource("a/b"), 2.0, config))
+    monkeypatch.setattr(model, "is_here", lambda recipe: False)
+    monkeypatch.setattr(recipes, "_download", lambda *_: pytest.fail("downloads"))
+    return "absent"
+
+
+def test_sizes_follow_from_shapes(llama, absent, tmp_path):
+    """Of a model that is not here they are what they are of the model itself."""
+    output, options = tmp_path / "out" / "model.onnx", ExportOptions(effort="tuned", head_bits=None)
+    there, here = (prepare(name, output, options, download=False) for name in (absent, str(llama)))
+    assert there.budget.bits == 2
+    assert there.model.only_shapes
+    assert not here.model.only_shapes
+    here = replace(here, budget=there.budget)
+    found, wanted = estimate_sizes(there), estimate_sizes(here)
+    assert (found.output, found.disk) == (wanted.output, wanted.disk)
+    assert found.memory == pytest.approx(wanted.memory, abs=16 << 20)  # this process's own is part of it
+    with pytest.raises(UserError, match="model absent: was not downloaded, and its shapes are not enough"):
+        run(there)
+
+
+def test_memory_if_a_text_was_given(llama, calib, tmp_path):
+    output = tmp_path / "out" / "model.onnx"
+    without, given = (estimate_sizes(prepare(str(llama), output, ExportOptions(calib=text))) for text in (None, calib))
+    assert without.memory_given_text == pytest.approx(given.memory, abs=16 << 20)
+    assert given.memory_given_text == pytest.approx(given.memory, abs=1 << 20)
+    large = Model.of_shapes(load_recipes()["qwen2.5-0.5b"])
+    without = estimate_sizes(replace(prepare(str(llama), output, ExportOptions()), model=large))
+    assert without.memory_given_text < without.memory - 10**9
+
+
+@pytest.mark.parametrize("effort", ["weights", "tuned"])
+def test_a_dry_run_downloads_nothing(absent, tmp_path, capsys, effort):
+    assert main(["--model", absent, "--dry-run", "--effort", effort, "-o", str(tmp_path / "out" / "model.onnx")]) == 0
+    out = capsys.readouterr().err
+    assert "GB stay; from the recipe's shapes: nothing was downloaded\n" in out
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_list_of_models(absent, tmp_path, monkeypatch, capsys):
+    chosen = {alias: load_recipes()[alias] for alias in (absent, "gpt-oss-20b", "llama-3.2-1b")}
+    monkeypatch.setattr(recipe_sizes, "load_recipes", lambda: chosen)
+    assert main(["models", "--json", str(tmp_path / "models.json")]) == 0
+    out = capsys.readouterr().out
+    lines = {words[0]: " ".join(words) for words in map(str.split, out.splitlines()) if words}
+    assert lines["gpt-oss-20b"].endswith("Apache-2.0 20.9B 3 not yet")
+    assert "Llama 3.2 Community License, gated 1.24B 4 0." in lines["llama-3.2-1b"]
+    models = {one["alias"]: one for one in json.loads((tmp_path / "models.json").read_text())["models"]}
+    assert models["gpt-oss-20b"]["sizes"] is None
+    sizes = estimate_sizes(prepare(absent, tmp_path / "out" / "model.onnx", ExportOptions(), download=False))
+    found = models[absent]["sizes"]
+    assert (found["output"], found["disk"]) == (sizes.output, sizes.disk)
+
+
+def test_the_list_of_models_goes_nowhere(tmp_path, capsys):
+    assert main(["models", "--json", str(tmp_path / "gone" / "models.json")]) == 2
+    assert "there is no directory" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -97,7 +163,7 @@ def test_a_method_is_written_once(llama, calib, tmp_path, monkeypatch):
     options = {"calib": calib, "method": "new", "effective_bits": 4, "head_bits": None}
     cost = estimate_cost(prepare(str(llama), tmp_path / "out" / "model.onnx", ExportOptions(**options)))
     report = export(str(llama), tmp_path / "out" / "model.onnx", **options)
-    assert cost.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
+    assert cost.sizes.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
     scaled = {tensor.name for tensor in onnx.load(report.path, load_external_data=False).graph.initializer}
     assert any(name.endswith("column_scale") for name in scaled)
 

@@ -23,12 +23,15 @@ from ..tiny_models import tiny_llama
 
 # A value of each option that is not its default, as Python has it and on the command line.
 OTHERS = {
+    "adapter": (Path("adapter"), ["--adapter", "adapter"]),
     "bits": (2.5, ["--bits", "2.5"]),
     "effective_bits": (3.25, ["--effective-bits", "3.25"]),
     "size": (2_500_000, ["--size", "2.5MB"]),
     "effort": ("weights", ["--effort", "weights"]),
     "method": ("gptq", ["--method", "gptq"]),
     "head_bits": (None, ["--head-bits", "auto"]),
+    "keep": ({"layers.0.*": 6, "lm_head": 4}, ["--keep", "layers.0.*=6", "--keep", "lm_head=4"]),
+    "exclude": (("*.down_proj", "*.o_proj"), ["--exclude", "*.down_proj", "--exclude", "*.o_proj"]),
     "codebook": ("float16", ["--codebook", "float16"]),
     "accuracy_level": (0, ["--accuracy-level", "0"]),
     "ep": ("cuda", ["--ep", "cuda"]),
@@ -103,6 +106,9 @@ def test_the_record_names_the_method_and_the_file():
         ({"effort": "most"}, "--effort most: must be one of weights, calibrated, tuned"),
         ({"method": "most"}, "--method most: must be one of skim+, skim, squeezellm, gptq, weights, rtn"),
         ({"head_bits": 9}, "--head-bits 9: must be a whole number from 1 to 8, or auto"),
+        ({"keep": {"lm_head": 9}}, "--keep lm_head=9: must be a whole number from 1 to 8"),
+        ({"keep": {"lm_head": 2.5}}, "--keep lm_head=2.5: must be a whole number from 1 to 8"),
+        ({"exclude": "lm_head"}, "--exclude lm_head: must be a list of patterns"),
         ({"codebook": "int4"}, "--codebook int4: must be one of int8, float16"),
         ({"accuracy_level": 5}, "--accuracy-level 5: must be 0 to 4"),
         ({"ep": "rocm"}, "--ep rocm: must be cpu or cuda"),
@@ -121,6 +127,21 @@ def test_the_record_names_the_method_and_the_file():
 def test_what_is_wrong_is_said(options, message):
     with pytest.raises(UserError) as caught:
         ExportOptions(**options)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["lm_head"], "--keep lm_head: expected a pattern and a width, such as lm_head=8"),
+        (["=8"], "--keep =8: expected a pattern and a width, such as lm_head=8"),
+        (["lm_head=2.5"], "--keep lm_head=2.5: expected a pattern and a width, such as lm_head=8"),
+        (["lm_head=4", "lm_head=5"], "--keep lm_head=5: has another width by --keep lm_head=4"),
+    ],
+)
+def test_what_is_no_width_is_said(arguments, message):
+    with pytest.raises(UserError) as caught:
+        parsed(*(f"--keep={argument}" for argument in arguments))
     assert str(caught.value) == message
 
 

@@ -33,7 +33,7 @@ class ModelSpeed:
         threads: of the session.
         prompt_speed: prompt tokens per second.
         decode_speed: new tokens after the first per second.
-        weight_bytes: bytes of packed weights that each new token reads; 0 if the model has none.
+        weight_bytes: bytes of weights that each new token reads; 0 if the model has no packed ones.
         gigabytes_per_second: of weights, while decoding.
         bandwidth: how fast memory alone was read.
         bandwidth_share: the former over the latter.

@@ -16,7 +16,7 @@ from typing import Any
 
 from skim_runtime.errors import UserError
 
-__all__ = ["last_level_cache", "machine", "report_head", "save_json", "versions"]
+__all__ = ["check_json", "last_level_cache", "machine", "report_head", "save_json", "versions"]
 
 UNKNOWN_CACHE = 32 << 20  # bytes, where the system does not tell
 PACKAGES = ("numpy", "onnxruntime", "onnxruntime-genai", "torch", "xllamacpp")
@@ -31,6 +31,16 @@ def report_head() -> dict[str, Any]:
         "versions": versions(),
         "machine": machine(),
     }
+
+
+def check_json(path: Path | None) -> None:
+    """Find out before a measurement whether what `--json` names can be written, if it was given.
+
+    Raises:
+        UserError: there is no such directory.
+    """
+    if path is not None and not path.parent.is_dir():
+        raise UserError(f"--json {path}: there is no directory {path.parent}")
 
 
 def save_json(path: Path | None, value: dict[str, Any]) -> None:

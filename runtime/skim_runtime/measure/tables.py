@@ -8,12 +8,17 @@ from pathlib import Path
 
 from skim_runtime.errors import UserError
 
-__all__ = ["markdown_table", "number", "say", "text_table", "with_error", "write_markdown"]
+__all__ = ["count", "markdown_table", "number", "say", "text_table", "with_error", "write_markdown"]
 
 
 def number(value: float | None, form: str) -> str:
     """A cell of a table, empty for None."""
     return "" if value is None else format(value, form)
+
+
+def count(value: int) -> str:
+    """A large number in millions or billions, such as 135M or 8.19B."""
+    return f"{value / 1e9:.3g}B" if value >= 999.5e6 else f"{value / 1e6:.3g}M"
 
 
 def with_error(value: float, error: float | None) -> str:

@@ -1,0 +1,47 @@
+"""Every architecture exported as users export it; the export compares what it wrote with transformers."""
+
+from __future__ import annotations
+
+import pytest
+
+from skim_export import export
+from skim_export.pipeline import calibration_text
+
+from ..tiny_decoders import DECODERS, tiny_decoder
+from ..tiny_models import TEXT
+
+BOUND = 0.02  # of the relative error, with activations of 16 bits
+
+ALL = pytest.mark.parametrize("name", DECODERS)
+
+
+def check_export(directory, name, **options):
+    report = export(
+        str(tiny_decoder(name, directory / "hf")),
+        directory / "onnx" / "model.onnx",
+        bits=3,
+        threads=1,
+        check=True,
+        **options,
+    )
+    linears, *_ = report.parts
+    assert report.error is not None
+    assert report.error < BOUND
+    assert linears.code_bits == pytest.approx(3, abs=0.05)
+
+
+@ALL
+@pytest.mark.covers("weights")
+def test_weights_only(tmp_path, name):
+    check_export(tmp_path, name, effort="weights")
+
+
+@pytest.mark.slow
+@ALL
+@pytest.mark.covers("calibrated")
+def test_calibrated(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(calibration_text, "SEQUENCES", 4)
+    monkeypatch.setattr(calibration_text, "LENGTH", 64)
+    text = tmp_path / "calib.txt"
+    text.write_text(TEXT * 4)
+    check_export(tmp_path, name, effort="calibrated", calib=text)
