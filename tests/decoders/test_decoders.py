@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 
-from skim_export.checkpoint import Model
-from skim_export.graph.external_data import save_model
-from skim_export.graph.genai_builder import DecoderBuilder
 from skim_export.pipeline.budget import rotary_values
 from skim_runtime import GenaiSession, Session, generate
-from skim_runtime.library import library_path
-from skim_runtime.progress import Progress
 
-from ..exported import packed_weights
-from ..tiny_decoders import DECODERS, tiny_decoder
+from ..tiny_decoders import DECODERS
 from ..tiny_models import VOCABULARY
 
 TOKENS = np.random.default_rng(3).integers(2, VOCABULARY, 72)
@@ -72,17 +65,6 @@ def test_size_of_rotary_tables(exported, name):
     graph = onnx.load(case.directory / "model.onnx", load_external_data=False).graph
     stored = sum(np.prod(tensor.dims) for tensor in graph.initializer if "_cache" in tensor.name)
     assert rotary_values(case.model, None) == stored
-
-
-def test_types_in_half_precision(tmp_path):
-    """Residuals are float32 in Gemma and nothing else is: a graph where they meet without a cast is refused."""
-    model = Model.open(tiny_decoder("gemma4-e", tmp_path / "hf"))
-    packed, file = packed_weights(model), tmp_path / "model.onnx"
-    builder = DecoderBuilder(model, packed.__getitem__, file, 0, ep="cuda", activations="float16")
-    save_model(builder.build(), file, Progress())
-    options = ort.SessionOptions()
-    options.register_custom_ops_library(str(library_path()))
-    ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
 
 
 @pytest.mark.parametrize("name", ["phi3-long", "lfm2", "qwen3_5"])
