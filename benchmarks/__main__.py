@@ -21,6 +21,7 @@ BENCHMARKS = {
     "tables": ("tables", "no measurement: makes the tables of the pages from docs/results/*.json"),
     "architectures": ("architectures", "no measurement: what is tested of every architecture, from the tests"),
     "texts": ("texts", "no measurement: writes the texts to calibrate and evaluate on"),
+    "real-model": ("real_model", "a real model, e.g. a GGUF file, exported at some widths: quality, time, memory"),
     "decode": ("decode", "tokens per second of a whole model, beside other exports"),
     "cuda": ("cuda_benchmark", "microseconds of one linear layer on a GPU, beside cuBLAS; needs torch, numpy and nvcc"),
     "device-check": ("device_check.command", "everything that a GPU is asked, in minutes and steps; see docs/cuda.md"),

@@ -7,6 +7,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from real_model import HEADINGS as REAL_MODEL_HEADINGS
+from real_model import cells as real_model_cells
 from results import AS_DISTRIBUTED
 
 from skim_runtime.measure.tables import markdown_table, number, with_error
@@ -122,6 +124,12 @@ def _evaluations(reports: Sequence[Report]) -> str:
     return markdown_table(("model", "text", "tokens", "perplexity", "KL", "top-1"), lines, left=2)
 
 
+def _real_models(reports: Sequence[Report]) -> str:
+    """`python benchmarks real-model`: a line for each model and width."""
+    rows = [real_model_cells(row) for report in reports for row in report["models"]]
+    return markdown_table(REAL_MODEL_HEADINGS, rows)
+
+
 def _summary(reports: Sequence[Report]) -> str:
     """`python benchmarks decode`, and `skim-eval --json` for models of it: size, quality and speed on one line.
 
@@ -163,4 +171,5 @@ TABLES: Mapping[str, Callable[[Sequence[Report]], str]] = {
     "quality-whole": _quality_whole,
     "arithmetic": _arithmetic,
     "evaluations": _evaluations,
+    "real-models": _real_models,
 }

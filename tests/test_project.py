@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MOST_FILES = {
-    "architecture": 2,
+    "architecture": 1,
     "operator attribute": 6,
     "input format": 2,
     "quantization method": 1,

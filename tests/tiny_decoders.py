@@ -151,6 +151,8 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "HunYuanDenseV1ForCausalLM",
         {"head_dim": 32, "rope_parameters": DYNAMIC},
     ),
+    "seed_oss": ("SeedOssForCausalLM", {"head_dim": 32, "attention_bias": True, "attention_out_bias": False}),
+    "cwm": ("CwmForCausalLM", {"head_dim": 32, "sliding_window": 24, "layer_types": [FULL, SLIDING, SLIDING]}),
     "lfm2": (
         "Lfm2ForCausalLM",
         {"layer_types": ["conv", FULL, "conv"], "block_auto_adjust_ff_dim": True, "block_multiple_of": 32},

@@ -49,6 +49,8 @@ DECLARATIONS = {
     "Ernie4_5ForCausalLM": Declaration("ErnieModel"),
     "HunYuanDenseV1ForCausalLM": Declaration("HunyuanDenseV1Model"),
     "Lfm2ForCausalLM": Declaration("LFM2Model"),
+    "SeedOssForCausalLM": Declaration("LlamaModel", genai_type="llama"),
+    "CwmForCausalLM": Declaration("LlamaModel", genai_type="llama"),
     "Qwen3_5ForCausalLM": Declaration(
         "Qwen35Text", genai_type="qwen3_5_text", floats=("linear_attn.in_proj_a", "linear_attn.in_proj_b")
     ),
