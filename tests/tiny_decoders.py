@@ -85,6 +85,46 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "gemma4": (
+        "Gemma4ForCausalLM",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "sliding_window": 24,
+            "layer_types": [SLIDING, SLIDING, FULL],
+            "final_logit_softcapping": 3.0,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
+        },
+    ),
+    "gemma4-unified": (
+        "Gemma4UnifiedForCausalLM",
+        {
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "sliding_window": 24,
+            "layer_types": [SLIDING, FULL],
+            "num_hidden_layers": 2,
+        },
+    ),
+    "gemma4-e": (
+        "Gemma4ForCausalLM",
+        {
+            "num_hidden_layers": 5,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "num_key_value_heads": 1,
+            "sliding_window": 24,
+            "layer_types": [SLIDING, SLIDING, FULL, SLIDING, FULL],
+            "final_logit_softcapping": 3.0,
+            "hidden_size_per_layer_input": 24,
+            "vocab_size_per_layer_input": VOCABULARY,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": True,
+        },
+    ),
     "phi3": ("Phi3ForCausalLM", {"sliding_window": 24}),
     "phi3-long": (
         "Phi3ForCausalLM",
@@ -144,6 +184,9 @@ def tiny_decoder(name: str, path: Path, seed: int = 0, **entries: Any) -> Path:
                 parameter.uniform_(0.5, 1.5)
             elif parameter_name.endswith("bias"):
                 parameter.normal_(0, 0.3)
+        for buffer_name, buffer in network.named_buffers():
+            if buffer_name.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5)
     network.save_pretrained(path)
     tiny_tokenizer(path)
     return path

@@ -99,11 +99,14 @@ def block_statistics(
 
     linears, streamed = model.architecture.packed_blocks[index], StreamedModel(model, resources.device)
     with workers(resources.workers) as pool:
-        _, arguments = pool.submit(streamed.enter, torch.from_numpy(tokens[:1])).result()
+        _, arguments = pool.submit(streamed.enter, torch.from_numpy(tokens)).result()
         sums = LinearSums(pool, linears, resources.device)
         backward = BlockBackward(linears, model.architecture.block_modules[index], streamed.load_block(index))
+        first = 0
         for trace in traces:
-            backward.run(pool, trace.input(index), trace.gradient(index + 1), arguments[index], sums.add)
+            inputs = trace.input(index)
+            some = slice(first, first := first + len(inputs))
+            backward.run(pool, inputs, trace.gradient(index + 1), arguments[index].part(some), sums.add)
         streamed.unload_block(index)
     yield from zip(linears, sums.statistics(predicted=tokens[:, 1:].size), strict=True)
 

@@ -149,4 +149,5 @@ def calibrating_bytes(architecture: Architecture, text: tuple[int, ...], threads
         seen = FLOAT32_BYTES * length * channels * (min(SEQUENCES_TOGETHER, sequences) + IN_WORK * threads)
         blocks.append(2 * weights + sum(moments) + max(max(moments), seen))
     head = FLOAT32_BYTES * architecture.vocabulary_size * architecture.hidden_size
-    return 3 * hidden + max(*blocks, 3 * head if vocabulary else head)
+    others = 2 * FLOAT32_BYTES * sequences * length * sum(linear.in_features for linear in architecture.others)
+    return 3 * hidden + others + max(*blocks, 3 * head if vocabulary else head)

@@ -11,11 +11,12 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from skim_export.checkpoint import Linear
 from skim_export.work.heap import return_freed_memory
 
+from .arguments import Arguments
 from .workers import in_order
 
 if TYPE_CHECKING:
@@ -34,20 +35,18 @@ PIECE_ROWS = 256  # of one piece of work
 SEQUENCES_TOGETHER = 8  # whose activations and gradients are in memory at once
 
 
-def forward(
-    pool: ThreadPoolExecutor, block: nn.Module, hidden: torch.Tensor, arguments: dict[str, Any]
-) -> torch.Tensor:
+def forward(pool: ThreadPoolExecutor, block: nn.Module, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
     """The output of a block."""
     import torch
 
     device = _device(block)
 
-    def run(sequence: torch.Tensor) -> torch.Tensor:
+    def run(sequence: int) -> torch.Tensor:
         with torch.no_grad():
-            output: torch.Tensor = block(sequence.to(device), **arguments)
+            output: torch.Tensor = block(hidden[sequence, None].to(device), **arguments.of(sequence, device))
         return output.cpu()
 
-    return torch.cat(in_order(pool, run, torch.split(hidden, 1)))
+    return torch.cat(in_order(pool, run, range(len(hidden))))
 
 
 def head_values(
@@ -134,7 +133,7 @@ class BlockBackward:
         pool: ThreadPoolExecutor,
         inputs: torch.Tensor,
         gradient: torch.Tensor,
-        arguments: dict[str, Any],
+        arguments: Arguments,
         consume: Callable[[list[list[Factors]]], None],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """From the inputs and the gradient of the output to the gradient of the inputs.
@@ -157,7 +156,7 @@ class BlockBackward:
         below, trained = [], []
         for start in range(0, len(inputs), SEQUENCES_TOGETHER):
             group = range(start, min(start + SEQUENCES_TOGETHER, len(inputs)))
-            results = in_order(pool, lambda s: self._sequence(inputs[s : s + 1], gradient[s : s + 1], arguments), group)
+            results = in_order(pool, lambda s: self._sequence(s, inputs, gradient, arguments), group)
             below += [result[0] for result in results]
             trained += [result[1] for result in results]
             consume([result[2] for result in results])
@@ -171,20 +170,22 @@ class BlockBackward:
         self._seen.layers[name] = (inputs[0], output)
 
     def _sequence(
-        self, x: torch.Tensor, gradient: torch.Tensor, arguments: dict[str, Any]
+        self, sequence: int, inputs: torch.Tensor, gradient: torch.Tensor, arguments: Arguments
     ) -> tuple[torch.Tensor, list[torch.Tensor], list[Factors]]:
-        """One sequence `[1, T, hidden]`: gradients of the input and of the trained parameters, and the factors.
+        """One sequence: gradients of the input and of the trained parameters, and the factors.
 
         The last two are where the block is.
         """
         import torch
 
         device = _device(self._block)
-        x = x.to(device, copy=True).requires_grad_()
+        x = inputs[sequence, None].to(device, copy=True).requires_grad_()
         seen = self._seen.layers = {}
-        output = self._block(x, **arguments)
+        output = self._block(x, **arguments.of(sequence, device))
         outputs = [seen[name][1] for name in self._names]
-        below, *gradients = torch.autograd.grad(output, [x, *outputs, *self._trained], gradient.to(device))
+        below, *gradients = torch.autograd.grad(
+            output, [x, *outputs, *self._trained], gradient[sequence, None].to(device)
+        )
         by_name = dict(zip(self._names, gradients, strict=False))
         factors = []
         for members in self._members:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +13,9 @@ from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from skim_export.checkpoint import Model, forget_parameters, load_parameters, skeleton
+
+from .arguments import Arguments, Recorder
+from .shared_states import SharedStates
 
 __all__ = ["Head", "StreamedModel"]
 
@@ -43,7 +49,14 @@ class _Given(nn.Module):
     """A decoder whose last states are known."""
 
     def forward(self, inputs_embeds: torch.Tensor, **_: Any) -> BaseModelOutputWithPast:
-        return BaseModelOutputWithPast(last_hidden_state=inputs_embeds)
+        return _States(last_hidden_state=inputs_embeds)
+
+
+class _States(BaseModelOutputWithPast):  # type: ignore[misc,unused-ignore]
+    """Nothing but the last states, whatever else a model's decoder returns."""
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 class StreamedModel:
@@ -64,38 +77,72 @@ class StreamedModel:
         self._decoder = self._network.base_model
         self._decoder.rotary_emb.to(device=device)
         self._load(self._architecture.norm)
+        self._shared = SharedStates(self._checkpoint.config)
+        self._shared.narrow(self.module(self._architecture.norm))
+        self._front = self._modules_in_front()
         self._head_tensors = self._architecture.head_linear.members[0].module
 
-    def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+    def enter(self, tokens: torch.Tensor) -> tuple[torch.Tensor, list[Arguments]]:
         """Run everything in front of the blocks.
 
         Args:
             tokens: int64 `[S, T]`.
 
         Returns:
-            The first block's input, float32 `[S, T, hidden]`, on the CPU, and the further arguments of every block,
-            which are the same for all sequences, on the device.
+            The first block's input, float32 `[S, T, hidden]`, on the CPU, and the further arguments of every block.
         """
-        embedding = self._load(self._architecture.embedding)
         blocks = [self.module(name) for name in self._architecture.block_modules]
+        _, *names = inspect.signature(blocks[0].forward).parameters
         recorded: list[tuple[torch.Tensor, dict[str, Any]]] = []
 
-        def record(hidden: torch.Tensor, **arguments: Any) -> torch.Tensor:
-            recorded.append((hidden, arguments))
+        def record(hidden: torch.Tensor, *further: Any, **arguments: Any) -> torch.Tensor:
+            recorded.append((hidden, dict(zip(names, further, strict=False)) | arguments))
             return hidden
 
-        hidden = []
+        hidden, recorders = [], [Recorder() for _ in blocks]
         for block in blocks:
             block.forward = record
-        with torch.no_grad():
+        with torch.no_grad(), ExitStack() as loaded:
+            used = sorted(set(tokens.flatten().tolist()))
+            for name in self._front:
+                loaded.enter_context(self._loaded(name, used))
             for sequence in tokens:
                 recorded.clear()
                 self._decoder(input_ids=sequence[None].to(device=self._device), use_cache=False)
                 hidden.append(recorded[0][0].cpu())
+                for recorder, (_, arguments) in zip(recorders, recorded, strict=True):
+                    recorder.add(arguments)
         for block in blocks:
             del block.forward
-        forget_parameters(embedding)
-        return torch.cat(hidden), [arguments for _, arguments in recorded]
+        return torch.cat(hidden), [recorder.arguments() for recorder in recorders]
+
+    def _modules_in_front(self) -> list[str]:
+        """Modules with weights that are neither in blocks nor behind them."""
+        known = (self._architecture.norm, self._architecture.head)
+        blocks = tuple(f"{block}." for block in self._architecture.block_modules)
+        return [
+            path
+            for path, module in self._network.named_modules()
+            if any(True for _ in module.parameters(recurse=False)) and path not in known and not path.startswith(blocks)
+        ]
+
+    @contextmanager
+    def _loaded(self, name: str, tokens: list[int]) -> Iterator[None]:
+        """A module in front of the blocks with its weights, of an embedding those of some tokens, ascending."""
+        module = self.module(name)
+        if not isinstance(module, nn.Embedding):
+            self._load(name)
+            yield
+            forget_parameters(module)
+            return
+        whole, padding = module.weight, module.padding_idx
+        rows = torch.cat([self._checkpoint.tensor(f"{name}.weight", run) for run in _runs(tokens)])
+        module.weight, module.padding_idx = nn.Parameter(rows.to(device=self._device), requires_grad=False), None
+        numbers = torch.tensor(tokens, device=self._device)
+        handle = module.register_forward_pre_hook(lambda _, inputs: (torch.searchsorted(numbers, inputs[0]),))
+        yield
+        handle.remove()
+        module.weight, module.padding_idx = whole, padding
 
     def embedding_scale(self) -> float:
         """How much larger the first block's input is than the rows of the embedding: architectures multiply them."""
@@ -106,10 +153,22 @@ class StreamedModel:
 
     def load_block(self, index: int) -> nn.Module:
         """Read the weights of one decoder block."""
-        return self._load(self._architecture.block_modules[index])
+        self._load(self._architecture.block_modules[index])
+        return self.block(index)
+
+    def block(self, index: int) -> nn.Module:
+        """A decoder block from states to states, its weights as they are: what is shared follows the hidden states."""
+        block = self.module(self._architecture.block_modules[index])
+        self._shared.connect(block, index)
+        return block
+
+    def width(self, index: int) -> int:
+        """Channels of the input of a decoder block."""
+        return self._shared.width(index)
 
     def unload_block(self, index: int) -> None:
         """Forget the weights of one decoder block."""
+        self._shared.disconnect(index)
         forget_parameters(self.module(self._architecture.block_modules[index]))
 
     def load_head(self) -> tuple[nn.Module, Head]:
@@ -124,9 +183,8 @@ class StreamedModel:
 
     def load_all(self) -> Any:
         """Read everything: the network, ready to be called."""
-        self._load(self._architecture.embedding)
-        for index in range(len(self._architecture.blocks)):
-            self.load_block(index)
+        for name in (*self._front, *self._architecture.block_modules):
+            self._load(name)
         self.load_head()
         return self._network
 
@@ -140,3 +198,14 @@ class StreamedModel:
         module = self.module(name)
         load_parameters(self._checkpoint, module, name, self._device)
         return module
+
+
+def _runs(numbers: list[int]) -> list[slice]:
+    """Ascending numbers as runs of successive ones."""
+    runs: list[slice] = []
+    for number in numbers:
+        if runs and runs[-1].stop == number:
+            runs[-1] = slice(runs[-1].start, number + 1)
+        else:
+            runs.append(slice(number, number + 1))
+    return runs

@@ -22,7 +22,6 @@ from .declarations import Declaration, declaration_of
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 __all__ = ["Architecture", "Linear", "Member", "architecture_of", "linear_bias", "linear_weight"]
@@ -49,7 +48,7 @@ EPSILONS = ("rms_norm_eps", "norm_eps")
 ACTIVATIONS = ("hidden_act", "hidden_activation")
 
 # Tensors that old checkpoints carry along and that transformers computes itself.
-DERIVED = re.compile(r".*\.rotary_emb\.inv_freq")
+DERIVED = r"\.rotary_emb\.inv_freq$"
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,7 @@ class Architecture:
         embedding: module of the token embedding.
         norm: module of the norm in front of the head.
         head: module of the language model head.
+        others: embeddings and linear layers outside the blocks beside these.
         tied: whether the head is the embedding; its tensor may then be missing from the files.
         vocabulary_size: rows of the embedding.
         hidden_size: columns of the embedding.
@@ -133,6 +133,7 @@ class Architecture:
     embedding: str
     norm: str
     head: str
+    others: list[Linear]
     tied: bool
     vocabulary_size: int
     hidden_size: int
@@ -150,12 +151,12 @@ class Architecture:
 
     @property
     def vocabulary_linears(self) -> list[Linear]:
-        """The embedding, and the head where it is another matrix, as linear layers, unless they are excluded."""
+        """The embedding, the head where it is another matrix, and `others`, unless they are excluded."""
         return [linear for linear in self._vocabulary if linear.name not in self.excluded]
 
     @property
     def all_linears(self) -> list[Linear]:
-        """The linear layers of all blocks, embedding and head, packed or not."""
+        """The linear layers of all blocks, embedding, head and `others`, packed or not."""
         return [*(linear for block in self.blocks for linear in block), *self._vocabulary]
 
     @property
@@ -166,7 +167,7 @@ class Architecture:
     @property
     def _vocabulary(self) -> list[Linear]:
         names = [self.embedding] if self.tied else [self.embedding, self.head]
-        return [Linear.of(name, [self._matrix(name)], self.hidden_size) for name in names]
+        return [Linear.of(name, [self._matrix(name)], self.hidden_size) for name in names] + self.others
 
     @property
     def embedding_linear(self) -> Linear:
@@ -202,15 +203,30 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
         network = skeleton(checkpoint)
     paths = {module: path for path, module in network.named_modules()}
     head, embedding = paths[network.get_output_embeddings()], paths[network.get_input_embeddings()]
+    _check_parts(checkpoint, network)
     tied = _is_tied(checkpoint, head, embedding)
-    _check_tensors(checkpoint, network.state_dict(), f"{head}.weight" if tied else None)
+    _check_tensors(checkpoint, network, f"{head}.weight" if tied else None)
 
     decoder = network.base_model
     blocks = [_linears(paths[block], block, declaration) for block in decoder.layers]
     rows, columns = checkpoint.shape(f"{embedding}.weight")
     modules = [paths[block] for block in decoder.layers]
     norm = paths[_last_norm(decoder, columns)]
-    return Architecture(name, declaration, blocks, modules, embedding, norm, head, tied, rows, columns)
+    others = _others(network, {head, embedding}, modules)
+    return Architecture(name, declaration, blocks, modules, embedding, norm, head, others, tied, rows, columns)
+
+
+def _others(network: nn.Module, known: set[str], blocks: list[str]) -> list[Linear]:
+    """Embeddings and linear layers that are neither `known` nor in blocks."""
+    import torch
+
+    return [
+        Linear.of(path, [Member(path, 0, len(module.weight))], module.weight.shape[1])
+        for path, module in network.named_modules()
+        if isinstance(module, torch.nn.Embedding | torch.nn.Linear)
+        and path not in known
+        and not path.startswith(tuple(f"{block}." for block in blocks))
+    ]
 
 
 def _linears(path: str, block: nn.Module, declaration: Declaration) -> list[Linear]:
@@ -296,10 +312,11 @@ def _check_config(checkpoint: Checkpoint) -> None:
             f"{file}: num_hidden_layers is {config.num_hidden_layers}, the tensors are of {len(blocks)} blocks"
         )
     for name, most in COUNTS.items():
-        value = getattr(config, name, None)
         least = LEAST_POSITIONS if name == "max_position_embeddings" else 1
-        if value is not None and not (isinstance(value, int) and least <= value <= most):
-            raise UserError(f"{file}: {name} must be a whole number from {least} to {most}, is {value!r}")
+        for layer in config.per_layer_config:
+            value = getattr(layer, name, None)
+            if value is not None and not (isinstance(value, int) and least <= value <= most):
+                raise UserError(f"{file}: {name} must be a whole number from {least} to {most}, is {value!r}")
     from transformers.activations import ACT2FN
 
     for name in ACTIVATIONS:
@@ -309,6 +326,18 @@ def _check_config(checkpoint: Checkpoint) -> None:
         epsilon = getattr(config, name, 0)
         if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
             raise UserError(f"{file}: {name} must be at least 0 and below 1, is {epsilon!r}")
+
+
+def _check_parts(checkpoint: Checkpoint, network: nn.Module) -> None:
+    """Refuse what some models of an architecture have and others have not.
+
+    Raises:
+        UserError: there is a mixture of experts.
+    """
+    file = checkpoint.path / "config.json"
+    experts = next((name for name, _ in network.named_parameters() if ".experts." in name), None)
+    if experts is not None:
+        raise UserError(f"{file}: the model has experts ({experts}); mixtures of experts are not supported")
 
 
 def _is_tied(checkpoint: Checkpoint, head_module: str, embedding_module: str) -> bool:
@@ -326,7 +355,9 @@ def _is_tied(checkpoint: Checkpoint, head_module: str, embedding_module: str) ->
     return all(torch.equal(checkpoint.tensor(head, run), checkpoint.tensor(embedding, run)) for run in runs)
 
 
-def _check_tensors(checkpoint: Checkpoint, parameters: dict[str, torch.Tensor], optional: str | None) -> None:
+def _check_tensors(checkpoint: Checkpoint, network: Any, optional: str | None) -> None:
+    parameters = network.state_dict()
+    unused = [DERIVED, *(getattr(network.base_model, "_keys_to_ignore_on_load_unexpected", None) or [])]
     for name, parameter in parameters.items():
         if name == optional and not checkpoint.has(name):
             continue
@@ -334,5 +365,5 @@ def _check_tensors(checkpoint: Checkpoint, parameters: dict[str, torch.Tensor], 
         if shape != expected:
             raise UserError(f"tensor {name} of model {checkpoint.path} has shape {shape}; config.json means {expected}")
     for name in checkpoint.names:
-        if name not in parameters and name != optional and not DERIVED.fullmatch(name):
+        if name not in parameters and name != optional and not any(re.search(pattern, name) for pattern in unused):
             raise UserError(f"model {checkpoint.path} has the tensor {name}, which is no part of its architecture")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 import shutil
@@ -149,6 +150,13 @@ class Checkpoint:
         (directory / CONFIG).unlink()
         write_json(directory / CONFIG, self.raw_config)
         return directory
+
+    @property
+    def uniform_config(self) -> Any:
+        """A copy of the configuration, without what single layers have of their own: sizes of heads, for example."""
+        config = copy.deepcopy(self.config)
+        config.per_layer_config = None
+        return config
 
     @cached_property
     def parameter_count(self) -> int:

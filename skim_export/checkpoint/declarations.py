@@ -39,6 +39,8 @@ DECLARATIONS = {
     "GemmaForCausalLM": Declaration("GemmaModel"),
     "Gemma2ForCausalLM": Declaration("Gemma2Model"),
     "Gemma3ForCausalLM": Declaration("Gemma3Model", genai_type="gemma3_text"),
+    "Gemma4ForCausalLM": Declaration("Gemma4", genai_type="gemma4_text"),
+    "Gemma4UnifiedForCausalLM": Declaration("Gemma4", genai_type="gemma4_text"),
     "Phi3ForCausalLM": Declaration("Phi3MiniModel"),
     "SmolLM3ForCausalLM": Declaration("LlamaModel"),
     "GraniteForCausalLM": Declaration("GraniteModel"),

@@ -10,7 +10,9 @@ from onnxruntime_genai.models.builders import (  # type: ignore[import-not-found
     Qwen35TextModel,
 )
 
-__all__ = ["Ministral3", "Olmo2", "Qwen35Text"]
+from .gemma4 import Gemma4
+
+__all__ = ["Gemma4", "Ministral3", "Olmo2", "Qwen35Text"]
 
 
 class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]

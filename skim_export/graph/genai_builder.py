@@ -7,7 +7,6 @@ touch it.
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 from collections.abc import Callable, Iterator
@@ -79,7 +78,7 @@ def _config(model: Model, context: int | None) -> Any:
 
     Its reading differs from transformers' in some places, which are put right here.
     """
-    config = copy.deepcopy(model.checkpoint.config)
+    config = model.checkpoint.uniform_config  # it knows one size of heads; classes for more ask the layers
     config.architectures = [model.architecture.name]
     config.name_or_path = str(model.checkpoint.plain_directory)
     # The builder would rather believe entries "seq_length" and "rope_position_scale", which transformers ignores.

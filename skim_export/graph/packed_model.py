@@ -232,8 +232,13 @@ class PackedModel:
         self.make_add_bias(None, name, root_input, **kwargs)
 
     def make_embedding_lookup(self, embedding: Any, basename: str, lm_head: Any) -> str:
-        """Rows of the embedding."""
-        linear, ids = self.context.model.architecture.embedding_linear, self.input_names["input_ids"]
+        """Rows of the token embedding."""
+        return self.make_rows(self.weights.get_input_embeddings(), basename)
+
+    def make_rows(self, embedding: Any, basename: str) -> str:
+        """Rows of an embedding; the name of the value."""
+        linear, ids = self._linear(embedding), self.input_names["input_ids"]
+        assert linear is not None  # whatever an architecture keeps float, it's in blocks
         excluded = self._is_excluded(linear)
         name = f"{basename}/{'Gather' if excluded else LUT_GATHER.name}"
         output = f"{name}/output_0"

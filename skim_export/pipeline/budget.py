@@ -113,9 +113,9 @@ class Budget:
 
 def unpacked_parameters(model: Model) -> int:
     """Number of parameters that stay float32: norms and biases."""
-    checkpoint, architecture = model.checkpoint, model.architecture
-    matrices = {f"{module}.weight" for module in architecture.matrices}
-    return sum(math.prod(checkpoint.shape(name)) for name in checkpoint.names if name not in matrices)
+    matrices = {f"{module}.weight" for module in model.architecture.matrices}
+    tensors = skeleton(model.checkpoint).state_dict()
+    return sum(tensor.numel() for name, tensor in tensors.items() if name not in matrices)
 
 
 def excluded_weights(model: Model) -> int:

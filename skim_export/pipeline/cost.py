@@ -269,10 +269,10 @@ class _BlockTimes:
         architecture = job.model.architecture
         streamed = StreamedModel(job.model, device)
         hidden, arguments = streamed.enter(torch.zeros(1, length, dtype=torch.int64))
-        token, token_arguments = streamed.enter(torch.zeros(1, 1, dtype=torch.int64))
-        tokens = token.expand(WRITTEN_TOGETHER, 1, -1)
+        tokens, token_arguments = streamed.enter(torch.zeros(WRITTEN_TOGETHER, 1, dtype=torch.int64))
         largest = max(range(len(architecture.blocks)), key=lambda index: _weights(architecture.blocks[index]))
         linears, module = architecture.blocks[largest], architecture.block_modules[largest]
+        hidden, tokens = (_padded(states, streamed.width(largest)) for states in (hidden, tokens))
         self.load = _seconds(lambda: streamed.load_block(largest), device)
         block = streamed.module(module)
         with workers(1) as pool:
@@ -280,10 +280,18 @@ class _BlockTimes:
             sums = LinearSums(pool, linears, device)
             backward = BlockBackward(linears, module, block)
             factors: list[list[list[Factors]]] = []
-            self.backward = _seconds(lambda: backward.run(pool, hidden, hidden, arguments[largest], factors.append))
+            gradient = _padded(hidden, streamed.width(largest + 1))
+            self.backward = _seconds(lambda: backward.run(pool, hidden, gradient, arguments[largest], factors.append))
             self.sums = _seconds(lambda: sums.add(factors[0]), device)
             self.token = _seconds(lambda: forward(pool, block, tokens, token_arguments[largest]))
         streamed.unload_block(largest)
+
+
+def _padded(states: torch.Tensor, width: int) -> torch.Tensor:
+    """States with so many channels."""
+    import torch
+
+    return torch.nn.functional.pad(states, (0, width - states.shape[-1]))
 
 
 def _weights(linears: list[Linear]) -> int:

@@ -129,6 +129,7 @@ def prepare(
     found = Model.open(model, adapter=options.adapter, progress=progress, download=download)
     opened = excluding(found, options.exclude)
     _check_context(opened, options)
+    _check_head_bits(opened, options)
     job = Job.of(model, output, options, opened, resources, executor)
     if not opened.only_shapes:
         opened.check_tokenizer()
@@ -267,6 +268,16 @@ def _check_output(output: Path) -> None:
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file in it")
     check_directory("--output", output.parent)
+
+
+def _check_head_bits(model: Model, options: ExportOptions) -> None:
+    """Raises: UserError: the sensitivities that an allocation needs are not known."""
+    if options.head_bits is None and model.architecture.others:
+        module = model.architecture.others[0].name
+        raise UserError(
+            f"--head-bits auto: how sensitive {module} is, which the model has beside embedding and head, is not "
+            "measured; give a width from 1 to 8"
+        )
 
 
 def _check_context(model: Model, options: ExportOptions) -> None:

@@ -80,13 +80,14 @@ def prove(model: Model, read: Callable[[Path], object] | None = None) -> None:
 
 def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     """The configuration of a small model of the same kind."""
-    config, raw = checkpoint.config, copy.deepcopy(checkpoint.raw_config)
+    config, raw = checkpoint.uniform_config, copy.deepcopy(checkpoint.raw_config)
     heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     kv_heads = heads if kv_heads is None else kv_heads
     head_size = _head_size(config)
     few = min(kv_heads, 2)
     kinds = {name: getattr(config, name) for name in BY_LAYER if getattr(config, name, None) is not None}
-    layers = _unlike_layers(kinds, config.num_hidden_layers)
+    sharing = getattr(config, "kv_sharing_modes", [])
+    layers = _unlike_layers([*kinds.values(), *([sharing] if sharing else [])], config.num_hidden_layers)
     raw |= {
         "num_hidden_layers": len(layers),
         "num_key_value_heads": few,
@@ -99,6 +100,12 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
         "pad_token_id": None,
     }
     raw |= {name: [of_layers[layer] for layer in layers] for name, of_layers in kinds.items()}
+    if sharing:
+        raw["num_kv_shared_layers"] = sum(sharing[layer] == "reuse" for layer in layers)
+    if hasattr(config, "vocab_size_per_layer_input"):
+        raw["vocab_size_per_layer_input"] = VOCABULARY
+    if checkpoint.config.is_heterogeneous:
+        raw["per_layer_config"] = _own_values(checkpoint.config, layers, few)
     if isinstance(raw.get("sliding_window"), int):
         raw["sliding_window"] = min(raw["sliding_window"], WINDOW)
     for holder in (
@@ -110,14 +117,23 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     return raw
 
 
-def _unlike_layers(kinds: dict[str, list[Any]], count: int) -> list[int]:
+def _unlike_layers(kinds: list[list[Any]], count: int) -> list[int]:
     """One layer of each kind, and at least `BLOCKS`, if there are so many."""
     first: dict[tuple[Any, ...], int] = {}
     for layer in range(count):
-        first.setdefault(tuple(of_layers[layer] for of_layers in kinds.values()), layer)
+        first.setdefault(tuple(of_layers[layer] for of_layers in kinds), layer)
     chosen = set(first.values())
     chosen |= set([layer for layer in range(count) if layer not in chosen][: max(0, BLOCKS - len(chosen))])
     return sorted(chosen)
+
+
+def _own_values(config: Any, layers: list[int], kv_heads: int) -> dict[str, dict[str, Any]]:
+    """What single layers have of their own, by the number that they get among `layers`."""
+    own = {int(layer): dict(values) for layer, values in config.to_dict()["per_layer_config"].items()}
+    for values in own.values():
+        if "num_key_value_heads" in values:
+            values["num_key_value_heads"] = min(values["num_key_value_heads"], kv_heads)
+    return {str(number): own[layer] for number, layer in enumerate(layers) if layer in own}
 
 
 def _head_size(config: Any) -> int:
@@ -152,9 +168,10 @@ def _compare(directory: Path, read: Callable[[Path], object] | None) -> list[flo
     random = np.random.default_rng(0)
     with foreign_errors(f"{directory / 'config.json'}"), torch.device("meta"):
         network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
+    buffers = {name: buffer for name, buffer in network.named_buffers() if name in network.state_dict()}
     tensors = {
-        name: torch.from_numpy(random.uniform(0.5, 1.5, tuple(parameter.shape)).astype(np.float32))
-        for name, parameter in network.named_parameters()
+        name: torch.from_numpy(random.uniform(0.5, 1.5, tuple(tensor.shape)).astype(np.float32))
+        for name, tensor in (*network.named_parameters(), *buffers.items())
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     model = Model.open(directory)
@@ -205,7 +222,7 @@ def _random(random: np.random.Generator, checkpoint: Checkpoint, linear: Linear)
 
 def _logits(session: Any, model: Model, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Logits `[S, V]` of tokens `[S]`."""
-    sizes = {"batch_size": 1, "past_sequence_length": 0, "kv_cache_dim": _head_size(model.checkpoint.config)}
+    sizes = {"batch_size": 1, "past_sequence_length": 0, "kv_cache_dim": _head_size(model.checkpoint.uniform_config)}
     feeds = {"input_ids": tokens[None], "attention_mask": np.ones((1, len(tokens)), np.int64)}
     for value in session.get_inputs():
         if value.name.startswith("past"):

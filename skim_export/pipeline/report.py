@@ -172,7 +172,7 @@ def model_parts(model: Model, linears: list[dict[str, Any]], path: Path, float_b
         path: the ONNX file.
         float_bytes: bytes of a weight that is not packed.
     """
-    embeddings = {model.architecture.embedding, model.architecture.head}
+    embeddings = {linear.name for linear in model.architecture.vocabulary_linears}
     total = path.stat().st_size + path.with_name(path.name + ".data").stat().st_size
     parts = []
     for name, chosen in (

@@ -52,7 +52,7 @@ class Student:
     def load_block(self, index: int) -> nn.Module:
         """A block with its present weights."""
         module = self._architecture.block_modules[index]
-        block = self.streamed.module(module)
+        block = self.streamed.block(index)
         tensors = self._norms | self._weights(self._architecture.packed_blocks[index])
         names = {part: f"{module}.{part}" for part in block.state_dict()}
         return _assigned(

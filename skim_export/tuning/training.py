@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from skim_export.calibration.arguments import Arguments
 from skim_export.calibration.passes import (
     BlockBackward,
     Factors,
@@ -140,7 +141,7 @@ def _final_states(pool: ThreadPoolExecutor, model: Model, ids: torch.Tensor, pro
         streamed.unload_block(index)
         progress.step(f"block {index}")
     norm, _ = streamed.load_head()
-    states = forward(pool, norm, hidden, {})
+    states = forward(pool, norm, hidden, Arguments())
     progress.step("norm")
     progress.finish()
     return states
@@ -177,7 +178,7 @@ class _Trainer:
             gradient = self._backward(index, inputs[index], gradient, arguments[index], rate)
         return sum(losses)
 
-    def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], list[dict[str, object]]]:
+    def _forward(self, ids: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor], list[Arguments]]:
         """The input of the last norm, and of every block with its further arguments."""
         hidden, arguments = self._pool.submit(self._student.streamed.enter, ids).result()
         inputs = []
@@ -188,7 +189,7 @@ class _Trainer:
         return hidden, inputs, arguments
 
     def _backward(
-        self, index: int, inputs: torch.Tensor, gradient: torch.Tensor, arguments: dict[str, object], rate: float
+        self, index: int, inputs: torch.Tensor, gradient: torch.Tensor, arguments: Arguments, rate: float
     ) -> torch.Tensor:
         """Update one block; the gradient in its input."""
         student, module = self._student, self._architecture.block_modules[index]

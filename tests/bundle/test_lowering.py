@@ -283,6 +283,8 @@ def test_what_other_architectures_have_is_not_guessed(change, message, exported,
 @pytest.mark.parametrize(
     ("name", "node"),
     [
+        ("gemma4", "RotaryEmbedding /model/layers.0/attn/q_rotary/RotaryEmbedding"),
+        ("gemma4-e", "RotaryEmbedding /model/layers.0/attn/q_rotary/RotaryEmbedding"),
         ("ministral3", "RotaryEmbedding /model/layers.0/attn/q_rotary/RotaryEmbedding"),
         ("phi3-long", "Greater /model/table_rows/Greater"),
         ("hunyuan", "RotaryEmbedding /model/layers.0/attn/q_rotary/RotaryEmbedding"),

@@ -10,6 +10,7 @@ from skim_export.work.resources import Resources
 from skim_export.work.tasks import SerialExecutor
 from skim_runtime.progress import Progress
 
+from ..tiny_decoders import tiny_decoder
 from ..tiny_models import VOCABULARY, tiny_llama, tiny_mistral
 
 SEQUENCES, LENGTH = 2 * TRACED_TOGETHER + 3, 40
@@ -49,6 +50,21 @@ def test_the_statistics_are_the_same(given, tmp_path):
     store = StatisticsStore(tmp_path / "whole")
     gather_statistics(*given, store, vocabulary=True, resources=Resources(2), progress=Progress())
     assert spread(given, tmp_path / "pieces", Progress(), threads=1) == files(store)
+
+
+def test_what_sequences_have_of_their_own(tmp_path):
+    """Inputs of single layers, and keys and values that later blocks use."""
+    tokens = np.random.default_rng(1).integers(0, VOCABULARY, (TRACED_TOGETHER + 2, 20))
+    model = Model.open(tiny_decoder("gemma4-e", tmp_path / "hf"))
+    stores = []
+    for name, run in (("whole", gather_statistics), ("pieces", spread_statistics)):
+        (tmp_path / name).mkdir()
+        stores.append(StatisticsStore(tmp_path / name))
+        how = {"resources": Resources(1)} if name == "whole" else {"executor": SerialExecutor(Resources(1))}
+        run(model, tokens, stores[-1], **how, progress=Progress())
+    whole, pieces = map(files, stores)
+    assert whole
+    assert pieces == whole
 
 
 def test_it_goes_on_after_an_interruption(given, tmp_path):

@@ -50,7 +50,7 @@ def test_weights_come_to_the_device_and_go(model: Model, second_device: torch.de
     streamed = StreamedModel(model, second_device)
     hidden, arguments = streamed.enter(torch.zeros(2, 8, dtype=torch.int64))
     assert hidden.device.type == "cpu"
-    assert arguments[0]["position_embeddings"][0].device == second_device
+    assert arguments[0].common["position_embeddings"][0].device == second_device
     block = streamed.load_block(0)
     assert {parameter.device for parameter in block.parameters()} == {second_device}
     streamed.unload_block(0)

@@ -18,6 +18,8 @@ IMAGE = {**VISION, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size
 # By the case of the text model: the class, and what its configuration has beside it.
 WHOLE = {
     "gemma3": ("Gemma3ForConditionalGeneration", {"vision_config": IMAGE, "mm_tokens_per_image": 4}),
+    "gemma4-e": ("Gemma4ForConditionalGeneration", {"vision_config": IMAGE, "audio_config": None}),
+    "gemma4-unified": ("Gemma4UnifiedForConditionalGeneration", {"vision_config": {"mm_embed_dim": 64}}),
     "ministral3": ("Mistral3ForConditionalGeneration", {"vision_config": {"model_type": "pixtral", **IMAGE}}),
     "qwen3_5": (
         "Qwen3_5ForConditionalGeneration",

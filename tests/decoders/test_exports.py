@@ -6,6 +6,7 @@ import pytest
 
 from skim_export import export
 from skim_export.pipeline import calibration_text
+from skim_runtime.errors import UserError
 
 from ..tiny_decoders import DECODERS, tiny_decoder
 from ..tiny_models import TEXT
@@ -45,3 +46,10 @@ def test_calibrated(tmp_path, name, monkeypatch):
     text = tmp_path / "calib.txt"
     text.write_text(TEXT * 4)
     check_export(tmp_path, name, effort="calibrated", calib=text)
+
+
+def test_widths_of_embeddings_of_layers_are_to_be_given(tmp_path):
+    """No statistics of them are gathered, so that `--head-bits auto` is refused before any work."""
+    path = str(tiny_decoder("gemma4-e", tmp_path / "hf"))
+    with pytest.raises(UserError, match=r"--head-bits auto: how sensitive model\.embed_tokens_per_layer is"):
+        export(path, tmp_path / "onnx" / "model.onnx", bits=3, head_bits=None)
