@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import transformers
 
@@ -190,3 +192,8 @@ def tiny_decoder(name: str, path: Path, seed: int = 0, **entries: Any) -> Path:
     network.save_pretrained(path)
     tiny_tokenizer(path)
     return path
+
+
+def cases(names: Iterable[str], *always: str) -> list[Any]:
+    """The cases of some names as parameters; all but a few are slow ones."""
+    return [pytest.param(name, marks=() if name in always else pytest.mark.slow) for name in names]

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from .shared_states import SharedStates
 
 __all__ = ["Head", "StreamedModel"]
 
+READ_TOGETHER = 4096  # rows of an embedding: each piece opens its file once
 SCALED_TOKENS = 16  # whose rows tell the scale
 
 
@@ -136,13 +138,22 @@ class StreamedModel:
             forget_parameters(module)
             return
         whole, padding = module.weight, module.padding_idx
-        rows = torch.cat([self._checkpoint.tensor(f"{name}.weight", run) for run in _runs(tokens)])
+        rows = self._rows(f"{name}.weight", tokens)
         module.weight, module.padding_idx = nn.Parameter(rows.to(device=self._device), requires_grad=False), None
         numbers = torch.tensor(tokens, device=self._device)
         handle = module.register_forward_pre_hook(lambda _, inputs: (torch.searchsorted(numbers, inputs[0]),))
         yield
         handle.remove()
         module.weight, module.padding_idx = whole, padding
+
+    def _rows(self, name: str, numbers: list[int]) -> torch.Tensor:
+        """Some rows of a tensor, of which `READ_TOGETHER` are in memory at a time beside them; numbers ascend."""
+        parts = []
+        for piece, members in groupby(numbers, lambda number: number // READ_TOGETHER):
+            start = piece * READ_TOGETHER
+            wanted = torch.tensor([number - start for number in members])
+            parts.append(self._checkpoint.tensor(name, slice(start, start + READ_TOGETHER))[wanted])
+        return torch.cat(parts)
 
     def embedding_scale(self) -> float:
         """How much larger the first block's input is than the rows of the embedding: architectures multiply them."""
@@ -198,14 +209,3 @@ class StreamedModel:
         module = self.module(name)
         load_parameters(self._checkpoint, module, name, self._device)
         return module
-
-
-def _runs(numbers: list[int]) -> list[slice]:
-    """Ascending numbers as runs of successive ones."""
-    runs: list[slice] = []
-    for number in numbers:
-        if runs and runs[-1].stop == number:
-            runs[-1] = slice(runs[-1].start, number + 1)
-        else:
-            runs.append(slice(number, number + 1))
-    return runs

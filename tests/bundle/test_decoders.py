@@ -5,6 +5,7 @@ import pytest
 
 from skim_export.bundle import memory
 
+from ..tiny_decoders import cases
 from ..tiny_models import VOCABULARY
 from .models import SUPPORTED
 from .native import bundle, logits
@@ -28,14 +29,14 @@ def check(case, directory, program, threads):
 
 
 @pytest.mark.covers("bundle")
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", cases(SUPPORTED, "qwen2", "qwen3", "gemma3", "phi3", "olmo2"))
 def test_logits(name, exported, bundles, logits_program):
     case = exported(name)
     directory = bundles(case.directory)
     check(case, directory, logits_program(directory), threads=2)
 
 
-@pytest.mark.parametrize("name", ["gemma2", "granite", "olmo2"])
+@pytest.mark.parametrize("name", cases(["gemma2", "granite", "olmo2"], "gemma2"))
 def test_wide_values_are_shared_out_by_column(name, exported, logits_program, monkeypatch, tmp_path):
     monkeypatch.setattr(memory, "NARROW", 0)
     case = exported(name)
@@ -46,9 +47,9 @@ def test_wide_values_are_shared_out_by_column(name, exported, logits_program, mo
 @pytest.mark.parametrize(
     ("name", "sanitizers", "narrow"),
     [
-        ("qwen3", "memory", memory.NARROW),
+        pytest.param("qwen3", "memory", memory.NARROW, marks=pytest.mark.slow),
         ("olmo2", "threads", memory.NARROW),
-        ("gemma2", "threads", 0),
+        pytest.param("gemma2", "threads", 0, marks=pytest.mark.slow),
     ],
 )
 def test_sanitizers_find_nothing(name, sanitizers, narrow, exported, logits_program, monkeypatch, tmp_path):

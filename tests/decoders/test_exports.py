@@ -8,12 +8,10 @@ from skim_export import export
 from skim_export.pipeline import calibration_text
 from skim_runtime.errors import UserError
 
-from ..tiny_decoders import DECODERS, tiny_decoder
+from ..tiny_decoders import DECODERS, cases, tiny_decoder
 from ..tiny_models import TEXT
 
 BOUND = 0.02  # of the relative error, with activations of 16 bits
-
-ALL = pytest.mark.parametrize("name", DECODERS)
 
 
 def check_export(directory, name, **options):
@@ -31,15 +29,15 @@ def check_export(directory, name, **options):
     assert linears.code_bits == pytest.approx(3, abs=0.05)
 
 
-@ALL
 @pytest.mark.covers("weights")
+@pytest.mark.parametrize("name", cases(DECODERS, "llama", "phi3", "lfm2", "qwen3_5", "gemma4-e"))
 def test_weights_only(tmp_path, name):
     check_export(tmp_path, name, effort="weights")
 
 
 @pytest.mark.slow
-@ALL
 @pytest.mark.covers("calibrated")
+@pytest.mark.parametrize("name", DECODERS)
 def test_calibrated(tmp_path, name, monkeypatch):
     monkeypatch.setattr(calibration_text, "SEQUENCES", 4)
     monkeypatch.setattr(calibration_text, "LENGTH", 64)

@@ -9,7 +9,7 @@ from skim_export.graph.genai_builder import DecoderBuilder
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress import Progress
 
-from ...tiny_decoders import DECODERS
+from ...tiny_decoders import DECODERS, cases
 from ...tiny_models import VOCABULARY
 from ..native import build_cuda_on_cpu
 
@@ -18,7 +18,7 @@ BOUND = 0.02  # of float16
 
 
 @pytest.mark.covers("cuda")
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", cases(DECODERS, "llama", "gemma3", "phi3-long", "qwen3_5", "gemma4-e"))
 def test_logits(exported, name, tmp_path):
     case = exported(name)
     file = tmp_path / "model.onnx"
