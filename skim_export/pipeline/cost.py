@@ -251,7 +251,7 @@ def _text_seconds(job: Job) -> dict[str, float]:
 
 
 class _BlockTimes:
-    """Seconds that the first block takes on a device, or on one thread of the CPU if that is None.
+    """Seconds that the largest block takes on a device, or on one thread of the CPU if that is None.
 
     Attributes:
         load: to read it.
