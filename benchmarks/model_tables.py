@@ -7,7 +7,8 @@ from typing import Any
 
 from architectures import KINDS, Case, lines
 
-from skim_runtime.measure.tables import count, markdown_table
+from skim_export.cli.models import HEADINGS, cells
+from skim_runtime.measure.tables import markdown_table
 
 __all__ = ["TABLES"]
 
@@ -17,25 +18,9 @@ Report = dict[str, Any]
 def _models(reports: Sequence[Report]) -> str:
     """`skim-export models --json`: a line for each recipe, the smallest model first."""
     (report,) = reports
-    headings = (
-        "alias",
-        "model",
-        "licence",
-        "parameters",
-        "bits",
-        "size, GB",
-        "disk, GB",
-        "memory, GB",
-        "with `--calib`",
-    )
-    rows = []
-    for model in sorted(report["models"], key=lambda model: model["parameters"]):
-        licence = model["licence"] + (", gated" if model["gated"] else "")
-        cells = [f"`{model['alias']}`", model["title"], licence, count(model["parameters"]), f"{model['bits']:g}"]
-        sizes = model["sizes"] or {}
-        nbytes = [sizes[name] for name in ("output", "disk", "memory", "memory_given_text") if sizes]
-        rows.append([*cells, *([f"{n / 1e9:.2f}" for n in nbytes] or ["not yet", "", "", ""])])
-    return markdown_table(headings, rows, left=3)
+    rows = [cells(model) for model in sorted(report["models"], key=lambda model: model["parameters"])]
+    headings = [heading.replace("--calib", "`--calib`") for heading in HEADINGS]
+    return markdown_table(headings, [[f"`{alias}`", *others] for alias, *others in rows], left=3)
 
 
 def _architectures(reports: Sequence[Report]) -> str:

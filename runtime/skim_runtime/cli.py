@@ -58,7 +58,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--reference",
         metavar="MODEL",
-        help="alias, Hugging Face id or directory (in float32), or an exported directory",
+        help="alias, Hugging Face id, directory or GGUF file (in float32), or an exported directory",
     )
     parser.add_argument(
         "--context",

@@ -75,7 +75,7 @@ def evaluate(
         session: the model.
         text: a text, or its tokens.
         reference: what to compare with: another exported directory, or a model for torch in float32 (an alias, a
-            Hugging Face id or directory), or anything with `logits`.
+            Hugging Face id, directory or GGUF file), or anything with `logits`.
         context: tokens of a window; 1024, or the model's context if it is less, by default.
         max_tokens: only so many tokens of the text.
         progress: told about every window.

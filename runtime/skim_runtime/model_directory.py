@@ -135,9 +135,9 @@ class Graph:
         """Parse `file` without its external data, whose files are only checked for their size.
 
         Raises:
-            UserError: `file` is not an ONNX model, one of its nodes is not what our operators take or an If node of
-                unknown purpose, or its external data is missing, too short, of another export, or has norms or scales
-                that are not finite.
+            UserError: `file` is not an ONNX model, one of its nodes is not what our operators take, its metadata make
+                no sense, or its external data is missing, too short, of another export, or has norms or scales that are
+                not finite.
         """
         graph = OnnxGraph.read(file)
         check_model(file, graph)

@@ -89,7 +89,7 @@ def export_bundle(
     """Quantize a model and write it as a bundle.
 
     Args:
-        model: alias of a recipe, Hugging Face id, or directory.
+        model: alias of a recipe, Hugging Face id, directory, or GGUF file.
         target: a name in `targets/`, or the path of a file like those there.
         output: directory to write.
         options: of the export, see `skim_export.pipeline.export.export`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +20,7 @@ from skim_export.calibration import (
     traced_vocabulary_statistics,
 )
 from skim_export.calibration.passes import SEQUENCES_TOGETHER
+from skim_export.calibration.shared_states import SharedStates
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Architecture, Linear, Model
 from skim_export.work.resources import FLOAT32_BYTES, Resources
@@ -27,7 +29,7 @@ from skim_runtime.progress import Progress
 
 Statistics: TypeAlias = Callable[[], Iterator[tuple[Linear, LinearStatistics]]]
 
-__all__ = ["calibrating_bytes", "gather_statistics", "spread_statistics"]
+__all__ = ["activation_bytes", "calibrating_bytes", "gather_statistics", "spread_statistics"]
 
 TRACED_TOGETHER = 8  # sequences of a task
 IN_WORK = 6  # times the activations of a sequence that a thread holds while it goes backwards through them
@@ -91,7 +93,7 @@ def spread_statistics(
     if all(store.is_complete(linear.name) for linear in _wanted(architecture, vocabulary)):
         return
     directory, resources = store.directory / "activations", executor.resources
-    memory = calibrating_bytes(architecture, tokens.shape, resources.workers, vocabulary)
+    memory = calibrating_bytes(model, tokens.shape, resources.workers, vocabulary)
     traces, tasks = [], []
     for start in range(0, len(tokens), TRACED_TOGETHER):
         some = tokens[start : start + TRACED_TOGETHER]
@@ -130,17 +132,31 @@ def _keep(statistics: Statistics, store: StatisticsStore) -> None:
         del of_linear  # 1 GB perhaps, which the next block needs
 
 
-def calibrating_bytes(architecture: Architecture, text: tuple[int, ...], threads: int, vocabulary: bool) -> int:
+def activation_bytes(model: Model, text: tuple[int, ...]) -> int:
+    """Disk that the inputs of all blocks take, what the last one gives, and one gradient.
+
+    Args:
+        model: the model.
+        text: sequences, S, and their length, T.
+    """
+    states, blocks = SharedStates(model.checkpoint.config), len(model.architecture.blocks)
+    widths = [states.width(block) for block in range(blocks + 1)]
+    return FLOAT32_BYTES * math.prod(text) * (sum(widths) + widths[-1])
+
+
+def calibrating_bytes(model: Model, text: tuple[int, ...], threads: int, vocabulary: bool) -> int:
     """Memory that calibration takes, an estimate: a block with its statistics and what it sees; or the head.
 
     Args:
-        architecture: of the model.
+        model: the model.
         text: sequences, S, and their length, T.
         threads: sequences that are worked on at the same time.
         vocabulary: whether the statistics of embedding and head are wanted, too.
     """
     sequences, length = text
-    hidden = FLOAT32_BYTES * sequences * length * architecture.hidden_size
+    architecture = model.architecture
+    widest = SharedStates(model.checkpoint.config).width(len(architecture.blocks))
+    hidden = FLOAT32_BYTES * sequences * length * widest
     blocks = []
     for block in architecture.blocks:
         weights = FLOAT32_BYTES * sum(linear.out_features * linear.in_features for linear in block)

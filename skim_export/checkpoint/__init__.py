@@ -1,8 +1,9 @@
 """From a model's name to its tensors: recipes, checkpoints read tensor by tensor, architectures, and models."""
 
-from .architecture import Architecture, Linear, Member, architecture_of, linear_bias, linear_weight
+from .architecture import Architecture, architecture_of
 from .checkpoint import Checkpoint
 from .declarations import DECLARATIONS
+from .linear import Linear, Member, linear_bias, linear_weight
 from .model import Model
 from .recipes import Recipe, default_bits, load_recipes, resolve
 from .shapes import ShapesOnly

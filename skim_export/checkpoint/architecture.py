@@ -6,25 +6,22 @@ architecture is its `Declaration`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
-from skim_runtime.errors import UserError, foreign_errors
+from skim_runtime.errors import foreign_errors
 
 from .checkpoint import Checkpoint
+from .checks import check_config, check_parts, check_tensors
 from .declarations import Declaration, declaration_of
+from .linear import Linear, Member
 from .skeleton import skeleton
 
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["Architecture", "Linear", "Member", "architecture_of", "linear_bias", "linear_weight"]
+__all__ = ["Architecture", "architecture_of"]
 
 # Linear layers with the same input that the graph multiplies with at once, by the name of what they become.
 FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
@@ -32,78 +29,6 @@ FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj")}
 HALVES = {"gate_up_proj": ("gate_proj", "up_proj")}
 
 COMPARED_ROWS = 4096  # of head and embedding at once
-
-# The most that config.json may say. Rotary tables have a row for each position; the rest is far above any model's.
-LEAST_POSITIONS = 2  # the model builder makes no tables of one
-COUNTS = {
-    "max_position_embeddings": 1 << 24,
-    "num_attention_heads": 1 << 16,
-    "num_key_value_heads": 1 << 16,
-    "head_dim": 1 << 16,
-    "hidden_size": 1 << 20,
-    "intermediate_size": 1 << 24,
-    "vocab_size": 1 << 24,
-}
-EPSILONS = ("rms_norm_eps", "norm_eps")
-ACTIVATIONS = ("hidden_act", "hidden_activation")
-
-# Tensors that old checkpoints carry along and that transformers computes itself.
-DERIVED = r"\.rotary_emb\.inv_freq$"
-
-
-@dataclass(frozen=True)
-class Member:
-    """Rows of a module's weight, as a linear layer of the graph holds them.
-
-    Attributes:
-        module: path of the module, e.g. "model.layers.3.self_attn.q_proj".
-        start: the first row.
-        stop: the row behind the last.
-    """
-
-    module: str
-    start: int
-    stop: int
-
-    @property
-    def rows(self) -> slice:
-        """The rows in the module's weight."""
-        return slice(self.start, self.stop)
-
-    @property
-    def count(self) -> int:
-        """Number of rows."""
-        return self.stop - self.start
-
-
-@dataclass(frozen=True)
-class Linear:
-    """One linear layer as it stands in the graph.
-
-    Attributes:
-        name: its name in the graph, e.g. "model.layers.3.attn.qkv_proj".
-        members: the modules whose rows it holds, in order, e.g. "model.layers.3.self_attn.q_proj", k and v.
-        in_features: K.
-        out_features: N, the rows of all members.
-    """
-
-    name: str
-    members: tuple[Member, ...]
-    in_features: int
-    out_features: int
-
-    @classmethod
-    def of(cls, name: str, members: Iterable[Member], in_features: int) -> Linear:
-        """A linear layer with the rows of all `members`."""
-        members = tuple(members)
-        return cls(name, members, in_features, sum(member.count for member in members))
-
-    def places(self) -> Iterator[tuple[Member, slice]]:
-        """Every member with where its rows are in this layer."""
-        first = 0
-        for member in self.members:
-            yield member, slice(first, first + member.count)
-            first += member.count
 
 
 @dataclass(frozen=True)
@@ -198,14 +123,14 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     """
     name = checkpoint.architecture_name
     declaration = declaration_of(name)
-    _check_config(checkpoint)
+    check_config(checkpoint)
     with foreign_errors(f"{checkpoint.path / 'config.json'}: transformers makes no model of it"):
         network = skeleton(checkpoint)
     paths = {module: path for path, module in network.named_modules()}
     head, embedding = paths[network.get_output_embeddings()], paths[network.get_input_embeddings()]
-    _check_parts(checkpoint, network)
+    check_parts(checkpoint, network)
     tied = _is_tied(checkpoint, head, embedding)
-    _check_tensors(checkpoint, network, f"{head}.weight" if tied else None)
+    check_tensors(checkpoint, network, f"{head}.weight" if tied else None)
 
     decoder = network.base_model
     blocks = [_linears(paths[block], block, declaration) for block in decoder.layers]
@@ -275,71 +200,6 @@ def _last_norm(decoder: nn.Module, hidden_size: int) -> nn.Module:
     return norm
 
 
-def linear_weight(checkpoint: Checkpoint, linear: Linear, rows: slice = slice(None)) -> npt.NDArray[np.float32]:
-    """The weight of a linear layer, float32 `[N, K]`: the rows of its members, one after the other; or some rows."""
-    start, stop, _ = rows.indices(linear.out_features)
-    parts = []
-    for member, place in linear.places():
-        first, last = max(start, place.start), min(stop, place.stop)
-        if first < last:
-            offset = member.start - place.start
-            parts.append(checkpoint.tensor(f"{member.module}.weight", slice(first + offset, last + offset)).numpy())
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def linear_bias(checkpoint: Checkpoint, linear: Linear) -> npt.NDArray[np.float32] | None:
-    """The bias of a linear layer, float32 `[N]`, zero for members without one; None if no member has one."""
-    if not any(checkpoint.has(f"{member.module}.bias") for member in linear.members):
-        return None
-    bias = np.zeros(linear.out_features, np.float32)
-    for member, place in linear.places():
-        if checkpoint.has(name := f"{member.module}.bias"):
-            bias[place] = checkpoint.tensor(name, member.rows).numpy()
-    return bias
-
-
-def _check_config(checkpoint: Checkpoint) -> None:
-    """Compare what config.json says with the tensors, as far as a module of absurd size would come of it otherwise.
-
-    Raises:
-        UserError: a value is out of its range.
-    """
-    config, file = checkpoint.config, checkpoint.path / "config.json"
-    pattern = re.compile(r"model\.layers\.([0-9]{1,9})\..*")
-    blocks = {int(match[1]) for match in map(pattern.fullmatch, checkpoint.names) if match}
-    if config.num_hidden_layers != len(blocks):
-        raise UserError(
-            f"{file}: num_hidden_layers is {config.num_hidden_layers}, the tensors are of {len(blocks)} blocks"
-        )
-    for name, most in COUNTS.items():
-        least = LEAST_POSITIONS if name == "max_position_embeddings" else 1
-        for layer in config.per_layer_config:
-            value = getattr(layer, name, None)
-            if value is not None and not (isinstance(value, int) and least <= value <= most):
-                raise UserError(f"{file}: {name} must be a whole number from {least} to {most}, is {value!r}")
-    from transformers.activations import ACT2FN
-
-    for name in ACTIVATIONS:
-        if (activation := getattr(config, name, None)) is not None and activation not in ACT2FN:
-            raise UserError(f"{file}: {name} is {activation!r}, an activation that transformers does not know")
-    for name in EPSILONS:
-        epsilon = getattr(config, name, 0)
-        if not isinstance(epsilon, float | int) or not 0 <= epsilon < 1:
-            raise UserError(f"{file}: {name} must be at least 0 and below 1, is {epsilon!r}")
-
-
-def _check_parts(checkpoint: Checkpoint, network: nn.Module) -> None:
-    """Refuse what some models of an architecture have and others have not.
-
-    Raises:
-        UserError: there is a mixture of experts.
-    """
-    file = checkpoint.path / "config.json"
-    experts = next((name for name, _ in network.named_parameters() if ".experts." in name), None)
-    if experts is not None:
-        raise UserError(f"{file}: the model has experts ({experts}); mixtures of experts are not supported")
-
-
 def _is_tied(checkpoint: Checkpoint, head_module: str, embedding_module: str) -> bool:
     """As transformers decides it: files that hold two different tensors overrule the configuration."""
     if not checkpoint.config.tie_word_embeddings:
@@ -353,17 +213,3 @@ def _is_tied(checkpoint: Checkpoint, head_module: str, embedding_module: str) ->
         return False
     runs = [slice(start, start + COMPARED_ROWS) for start in range(0, checkpoint.shape(head)[0], COMPARED_ROWS)]
     return all(torch.equal(checkpoint.tensor(head, run), checkpoint.tensor(embedding, run)) for run in runs)
-
-
-def _check_tensors(checkpoint: Checkpoint, network: Any, optional: str | None) -> None:
-    parameters = network.state_dict()
-    unused = [DERIVED, *(getattr(network.base_model, "_keys_to_ignore_on_load_unexpected", None) or [])]
-    for name, parameter in parameters.items():
-        if name == optional and not checkpoint.has(name):
-            continue
-        shape, expected = list(checkpoint.shape(name)), list(parameter.shape)
-        if shape != expected:
-            raise UserError(f"tensor {name} of model {checkpoint.path} has shape {shape}; config.json means {expected}")
-    for name in checkpoint.names:
-        if name not in parameters and name != optional and not any(re.search(pattern, name) for pattern in unused):
-            raise UserError(f"model {checkpoint.path} has the tensor {name}, which is no part of its architecture")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["forget_parameters", "load_parameters", "skeleton"]
 
+_LOCK = threading.Lock()  # what is changed while a network is made belongs to the whole process
+
 
 def skeleton(checkpoint: Checkpoint) -> Any:
     """The transformers model in evaluation mode, its parameters on the meta device: it takes next to no memory.
@@ -24,7 +27,7 @@ def skeleton(checkpoint: Checkpoint) -> Any:
     from transformers import AutoModelForCausalLM
     from transformers.initialization import no_init_weights
 
-    with _parameters_on_meta(), no_init_weights():  # random values for nothing would take most of the time
+    with _LOCK, _parameters_on_meta(), no_init_weights():  # random values for nothing would take most of the time
         network = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
     network.tie_weights()
     return network.eval()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from skim_runtime.command import run_command
 from skim_runtime.measure.report import check_json, report_head, save_json
 from skim_runtime.measure.tables import count, say, text_table
 
-if TYPE_CHECKING:
-    from skim_export.pipeline.recipe_sizes import RecipeSizes
-
-__all__ = ["main"]
+__all__ = ["HEADINGS", "cells", "main"]
 
 HEADINGS = ("alias", "model", "licence", "parameters", "bits", "size, GB", "disk, GB", "memory, GB", "with --calib")
 NOTE = (
@@ -34,9 +31,9 @@ def main(argv: Sequence[str]) -> int:
         # Imported late: --help should not wait for torch.
         from skim_export.pipeline.recipe_sizes import recipe_sizes
 
-        found = recipe_sizes()
-        say(text_table(HEADINGS, [_line(one) for one in found], left=3), NOTE)
-        save_json(args.json, {**report_head(), "models": [one.as_json() for one in found]})
+        found = [one.as_json() for one in recipe_sizes()]
+        say(text_table(HEADINGS, [cells(one) for one in found], left=3), NOTE)
+        save_json(args.json, {**report_head(), "models": found})
 
     return run_command("skim-export models", command)
 
@@ -50,14 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _line(model: RecipeSizes) -> list[str]:
-    recipe, sizes = model.recipe, model.sizes
-    nbytes = [sizes.output, sizes.disk, sizes.memory, sizes.memory_given_text] if sizes else []
+def cells(model: Mapping[str, Any]) -> list[str]:
+    """A line of the table, of a model as the JSON file has it."""
+    sizes = model["sizes"] or {}
+    nbytes = [sizes[name] for name in ("output", "disk", "memory", "memory_given_text") if sizes]
     return [
-        recipe.alias,
-        recipe.title,
-        recipe.licence + (", gated" if recipe.gated else ""),
-        count(model.parameters),
-        f"{recipe.bits:g}",
+        model["alias"],
+        model["title"],
+        model["licence"] + (", gated" if model["gated"] else ""),
+        count(model["parameters"]),
+        f"{model['bits']:g}",
         *([f"{n / 1e9:.2f}" for n in nbytes] or ["not yet", "", "", ""]),
     ]

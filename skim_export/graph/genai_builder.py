@@ -1,7 +1,7 @@
 """The decoder graph, through subclasses of onnxruntime-genai's model builder.
 
-The builder is no stable interface: this package is tied to one version. Only `packed_model`, `decoders` and this module
-touch it.
+The builder is no stable interface: this package is tied to one version. Only this module, and those that the classes
+are in (`packed_model`, `attention`, `decoders`, `gemma4`), touch it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
-"""What goes in front of the model builder's classes: nodes on packed weights, and what transformers says of a model.
+"""What goes in front of the model builder's classes: nodes on packed weights.
 
 Linear layers and the embedding become `LutMatMul` and `LutGather` nodes; gate and up of a feed-forward network gated by
 SiLU become one `LutSwiglu` node. Layers that are excluded from all that become `MatMul` and `Gather` nodes on floats.
 The weights of linear layers are read one layer at a time when the graph is written, so memory holds the rest only. A
 node finds its weights by the module that it stands for, so that architectures may name their modules as they like.
-Rotary tables, scales and windows come from transformers' own modules rather than from a second reading of config.json.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 from skim_export.checkpoint import Linear, Member, Model, linear_bias, linear_weight, skeleton
 from skim_export.packed import CLASSES, PackedLinear
 from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, Operator, tensor_names
-from skim_runtime.rotary_switch import ROTARY_SWITCH
 
-from .rotary import is_long_rope, original_positions, rotary_tables, table_kind
+from .attention import AttentionOfTransformers
 
 __all__ = ["LIBRARY_NAME", "Context", "PackedModel"]
 
@@ -52,42 +50,18 @@ class Context:
     codebooks: set[str] = field(default_factory=set)
 
 
-class PackedModel:
+class PackedModel(AttentionOfTransformers):
     """Goes in front of one of the builder's model classes.
 
     The attributes are the builder's but for those that `prepare` sets.
     """
 
-    config: Any
     context: Context
-    model: ir.Model
-    weights: Any
-    values: dict[str, ir.Value]
-    io_dtype: ir.DataType
-    input_names: dict[str, str]
     activation: str
-    layer_id: int
-    layer_types: list[str]
-    ep: str
-    context_length: int
-    q_size: int
-    kv_size: int
-    intermediate_size: int
-    attention_attrs: dict[str, Any]
     embed_attrs: dict[str, Any]
     mlp_attrs: dict[str, Any]
-    rope_attrs: dict[str, Any]
-    make_add: Callable[..., None]
-    make_cast: Callable[..., None]
-    make_gather: Callable[..., None]
-    make_greater: Callable[..., None]
-    make_initializer: Callable[..., None]
-    make_mul: Callable[..., None]
     make_node: Callable[..., None]
-    make_shape: Callable[..., None]
-    make_split: Callable[..., None]
     make_value: Callable[..., Any]
-    make_hidden_state_shape: Callable[..., list[int | str]]
 
     def prepare(self, context: Context) -> None:
         """What is to be known before the graph is made."""
@@ -295,77 +269,6 @@ class PackedModel:
     def has_lm_head(self, module: Any) -> bool:
         """Whether a module is the head: the builder would take any of its width for it."""
         return module is self.weights.get_output_embeddings()
-
-    def make_rope_init(self, config: Any) -> None:
-        """Nothing: the tables are transformers' own."""
-
-    def is_fused_rope_supported(self) -> bool:
-        """Not where positions choose between two tables."""
-        return super().is_fused_rope_supported() and not is_long_rope(self.config)  # type: ignore[misc]
-
-    def make_rotary_embedding_multi_cache(self, **_: Any) -> None:
-        """Nothing: tables are made when the first layer asks for them."""
-
-    def make_rotary_embedding_caches(self, **_: Any) -> tuple[str, str]:
-        """The tables of the layer at hand, made once."""
-        layer_type = self.layer_types[self.layer_id]
-        kind = table_kind(self.config, layer_type).removesuffix("_attention")
-        names = tuple(f"{table}_cache_{kind}" if kind else f"{table}_cache" for table in ("cos", "sin"))
-        if names[0] not in self.model.graph.initializers:
-            tables = rotary_tables(self.weights, layer_type, self.context_length)
-            for name, table in zip(names, tables, strict=True):
-                self.make_initializer(table.to(to_torch_dtype(self.io_dtype)), name)
-        return names[0], names[1]
-
-    def make_attention(self, layer_id: int, attention: Any, root_input: str, **kwargs: Any) -> None:
-        """Attention with the scale that transformers has, rotated where transformers rotates."""
-        attrs = self.attention_attrs
-        before = attrs["rope"], attrs["use_rope_in_attn"]
-        attrs["scale"] = getattr(attention, "scaling", attrs["scale"])
-        if is_long_rope(self.config):
-            kwargs["position_ids"] = self._table_rows()
-        if not getattr(attention, "use_rope", True):
-            attrs["rope"] = attrs["use_rope_in_attn"] = False
-        super().make_attention(layer_id, attention, root_input, **kwargs)  # type: ignore[misc]
-        attrs["rope"], attrs["use_rope_in_attn"] = before
-
-    def _table_rows(self) -> str:
-        """Positions as rows of two tables, one below the other: a text beyond the original context uses the second."""
-        name, positions = "/model/table_rows", self.input_names["position_ids"]
-        rows = f"{name}/Add/output_0"
-        if rows in self.values:
-            return rows
-        switch, kind, shape = original_positions(self.config), ir.DataType.INT64, ["batch_size", "sequence_length"]
-        self.model.metadata_props[ROTARY_SWITCH] = str(switch)
-        original = f"/model/constants/INT64/{switch}"
-        self.make_shape(f"{name}/Shape", self.input_names["attention_mask"], [2])
-        self.make_gather(f"{name}/Gather", [f"{name}/Shape/output_0", "/model/constants/INT64/1"], kind, [], axis=0)
-        self.make_greater(f"{name}/Greater", [f"{name}/Gather/output_0", original], [])
-        self.make_cast(f"{name}/Cast", f"{name}/Greater/output_0", kind, [])
-        self.make_mul(f"{name}/Mul", [f"{name}/Cast/output_0", original], kind, [])
-        self.make_add(f"{name}/Add", [positions, f"{name}/Mul/output_0"], kind, shape)
-        return rows
-
-    def make_attention_qk_rope_and_norm(self, layer_id: int, attention: Any, **kwargs: Any) -> Any:
-        """Norms and rotary embeddings of queries and keys."""
-        attrs = self.attention_attrs
-        if attrs["use_packed_matmul"] and attrs["rope"] and not attrs["use_rope_in_attn"] and not attrs["q_norm"]:
-            self._split_qkv(layer_id)
-        return super().make_attention_qk_rope_and_norm(layer_id, attention, **kwargs)  # type: ignore[misc]
-
-    def _split_qkv(self, layer_id: int) -> None:
-        """Take a fused product apart, for rotary embeddings that are nodes of their own."""
-        name, sizes = f"/model/layers.{layer_id}/attn/qkv_proj/Split", [self.q_size, self.kv_size, self.kv_size]
-        outputs = [f"{name}/output_{i}" for i in range(3)]
-        self.make_split(
-            name,
-            inputs=[self.attention_attrs["q_path"], f"/model/constants/INT64/{sizes}"],
-            outputs=outputs,
-            dtypes=[self.io_dtype] * 3,
-            shapes=[self.make_hidden_state_shape(last_dim=size) for size in sizes],
-        )
-        for path, output in zip(("q_path", "k_path", "v_path"), outputs, strict=True):
-            self.attention_attrs[path] = output
 
     def update_genai_config(self, genai_config: dict[str, Any]) -> None:
         """What genai_config.json says beside what the builder writes."""

@@ -112,7 +112,7 @@ class Budget:
 
 
 def unpacked_parameters(model: Model) -> int:
-    """Number of parameters that stay float32: norms and biases."""
+    """Number of values in no matrix, which stay float32: norms, biases, convolutions."""
     matrices = {f"{module}.weight" for module in model.architecture.matrices}
     tensors = skeleton(model.checkpoint).state_dict()
     return sum(tensor.numel() for name, tensor in tensors.items() if name not in matrices)

@@ -83,7 +83,7 @@ def check(
 
 
 def checking_bytes(model: Model) -> int:
-    """Memory that a check takes: a block or the head in float32, dequantized and once more as a layer of torch."""
+    """Memory that a check takes: a block, the head or an embedding in float32, dequantized and once more in torch."""
     architecture = model.architecture
-    parts = [*architecture.blocks, [architecture.head_linear]]
+    parts = [*architecture.blocks, [architecture.head_linear], *([linear] for linear in architecture.others)]
     return 2 * FLOAT32_BYTES * max(sum(x.out_features * x.in_features for x in part) for part in parts)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from skim_export.calibration.calibrate_model import activation_bytes
 from skim_export.calibration.passes import BlockBackward, Factors, forward
 from skim_export.calibration.sums import LinearSums
 from skim_export.calibration.text import WRITTEN_TOGETHER
@@ -124,11 +125,9 @@ def _statistics_bytes(job: Job) -> int:
     """Calibration statistics, and activations between blocks."""
     if not job.calibrates:
         return 0
-    architecture = job.model.architecture
-    linears = architecture.linears
+    linears = job.model.architecture.linears
     statistics = sum(x.out_features * x.in_features + x.in_features**2 for x in linears) * STATISTICS_BYTES
-    hidden = FLOAT32_BYTES * math.prod(job.text.shape) * architecture.hidden_size
-    activations = hidden * (len(architecture.blocks) + 2)
+    activations = activation_bytes(job.model, job.text.shape)
     return statistics + activations * (1 if isinstance(job.executor, SerialExecutor) else 2)  # gradients of all blocks
 
 
@@ -251,7 +250,7 @@ def _text_seconds(job: Job) -> dict[str, float]:
 
 
 class _BlockTimes:
-    """Seconds that the first block takes on a device, or on one thread of the CPU if that is None.
+    """Seconds that the largest block takes on a device, or on one thread of the CPU if that is None.
 
     Attributes:
         load: to read it.

@@ -72,7 +72,7 @@ def export(
     that was interrupted goes on there when it is repeated, and ends with the same bytes.
 
     Args:
-        model: alias of a recipe, Hugging Face id, or directory.
+        model: alias of a recipe, Hugging Face id, directory, or GGUF file.
         output: the ONNX file to write; the other files go beside it.
         options: what to do; the defaults of all options if it is None.
         progress: told of every step.
@@ -100,7 +100,7 @@ def prepare(
     """Check what an export needs beside its options, and find the model.
 
     Args:
-        model: alias of a recipe, Hugging Face id, or directory.
+        model: alias of a recipe, Hugging Face id, directory, or GGUF file.
         output: the ONNX file to write; the other files go beside it.
         options: what to do; without a budget it is what the model's recipe says, or else 3 bits.
         read: what is to read the graph later; raises UserError for what it does not know.

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, cast, get_args
 
-from skim_export.checkpoint.architecture import LEAST_POSITIONS
+from skim_export.checkpoint.checks import LEAST_POSITIONS
 from skim_export.checkpoint.recipes import DEFAULT_BITS
 from skim_export.packed import CodebookType
 from skim_export.pipeline.effort import DEFAULT_EFFORT, EFFORTS, Effort, effort_named

@@ -117,7 +117,7 @@ def plan(
     would. Left out of the expected loss: the rounding of codebook entries, and the errors of embedding and head.
 
     Args:
-        model: alias of a recipe, Hugging Face id, or directory.
+        model: alias of a recipe, Hugging Face id, directory, or GGUF file.
         bits: average widths of the codes of the linear layers, each from 1 to 8.
         sizes: further budgets, in bytes of the whole model.
         text: a text file to measure the full-precision model on, so that perplexities can be expected.

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from skim_export.calibration.calibrate_model import TRACED_TOGETHER, gather_statistics, spread_statistics
+from skim_export.calibration import Activations, trace_sequences
+from skim_export.calibration.calibrate_model import (
+    TRACED_TOGETHER,
+    activation_bytes,
+    gather_statistics,
+    spread_statistics,
+)
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Model
 from skim_export.work.resources import Resources
@@ -50,6 +56,16 @@ def test_the_statistics_are_the_same(given, tmp_path):
     store = StatisticsStore(tmp_path / "whole")
     gather_statistics(*given, store, vocabulary=True, resources=Resources(2), progress=Progress())
     assert spread(given, tmp_path / "pieces", Progress(), threads=1) == files(store)
+
+
+@pytest.mark.parametrize("make", [tiny_llama, lambda path: tiny_decoder("gemma4-e", path)], ids=["llama", "gemma4-e"])
+def test_what_activations_take_on_disk(make, tmp_path):
+    """Also of a model whose later blocks use keys and values of earlier ones."""
+    model, trace = Model.open(make(tmp_path / "hf")), Activations(tmp_path / "trace")
+    trace_sequences(model, np.arange(24).reshape(2, 12), trace, resources=Resources(1))
+    blocks = len(model.architecture.blocks)
+    stored = [trace.input(block) for block in range(blocks + 1)] + [trace.gradient(blocks)]
+    assert activation_bytes(model, (2, 12)) == sum(part.nbytes for part in stored)
 
 
 def test_what_sequences_have_of_their_own(tmp_path):

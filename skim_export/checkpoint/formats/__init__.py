@@ -21,8 +21,6 @@ __all__ = ["SETTINGS", "float_tensors"]
 
 SETTINGS = "quantization_config"
 WEIGHT = "weight"
-
-
 FORMATS = {"awq": AWQ, "compressed-tensors": COMPRESSED_TENSORS, "fp8": FP8, "gptq": GPTQ}
 
 
