@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Checkpoint
-from .skeleton import skeleton
+from .skeleton import skeleton, state_once
 
 if TYPE_CHECKING:
     import torch
@@ -46,8 +46,8 @@ class ShapesOnly(Checkpoint):
         self.raw_config = config
         self.quantization, self.adapter, self.adapted = None, None, frozenset()
         self._replaced = ()
-        parameters = skeleton(self).named_parameters()  # a head that is the embedding is not among them
-        self._tensors = {name: _RandomTensor(self.path, tuple(parameter.shape)) for name, parameter in parameters}
+        state = state_once(skeleton(self))
+        self._tensors = {name: _RandomTensor(self.path, tuple(tensor.shape)) for name, tensor in state.items()}
 
     @cached_property
     def config(self) -> Any:

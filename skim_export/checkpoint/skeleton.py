@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["forget_parameters", "load_parameters", "skeleton"]
+__all__ = ["forget_parameters", "load_parameters", "skeleton", "state_once"]
 
 _LOCK = threading.Lock()  # what is changed while a network is made belongs to the whole process
 
@@ -50,6 +50,13 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def state_once(network: Any) -> dict[str, torch.Tensor]:
+    """What a checkpoint stores of a network: parameters, a head that is the embedding not among them, and buffers."""
+    state = network.state_dict()
+    buffers = {name: buffer for name, buffer in network.named_buffers() if name in state}
+    return {**dict(network.named_parameters()), **buffers}
 
 
 def load_parameters(checkpoint: Checkpoint, module: nn.Module, name: str, device: torch.device | None = None) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.checkpoint import Checkpoint, Linear, Model, linear_bias
+from skim_export.checkpoint.skeleton import state_once
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import DecoderBuilder
 from skim_export.measure.random_linear import random_linear
@@ -168,10 +169,9 @@ def _compare(directory: Path, read: Callable[[Path], object] | None) -> list[flo
     random = np.random.default_rng(0)
     with foreign_errors(f"{directory / 'config.json'}"), torch.device("meta"):
         network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(directory, trust_remote_code=False))
-    buffers = {name: buffer for name, buffer in network.named_buffers() if name in network.state_dict()}
     tensors = {
         name: torch.from_numpy(random.uniform(0.5, 1.5, tuple(tensor.shape)).astype(np.float32))
-        for name, tensor in (*network.named_parameters(), *buffers.items())
+        for name, tensor in state_once(network).items()
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     model = Model.open(directory)
