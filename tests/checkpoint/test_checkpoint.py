@@ -402,7 +402,7 @@ def test_weights_that_are_integers(tmp_path: Path) -> None:
 def test_unsupported_architecture(tmp_path: Path) -> None:
     path = tiny_llama(tmp_path / "model")
     edit_config(path, architectures=["MambaForCausalLM"])
-    expected = "architecture MambaForCausalLM is not supported; supported, each with ForCausalLM: Ernie4_5, Gemma, "
+    expected = "architecture MambaForCausalLM is not supported; supported, each with ForCausalLM: Cwm, Ernie4_5, "
     with pytest.raises(UserError, match=expected):
         architecture_of(Checkpoint(path))
 
