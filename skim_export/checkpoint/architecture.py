@@ -126,6 +126,11 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
     check_config(checkpoint)
     with foreign_errors(f"{checkpoint.path / 'config.json'}: transformers makes no model of it"):
         network = skeleton(checkpoint)
+    if (made := type(network).__name__) != name:
+        raise UserError(
+            f"{checkpoint.path / 'config.json'}: names the architecture {name}, but its model_type "
+            f"{checkpoint.config.model_type!r} is that of {made}: correct one of them"
+        )
     paths = {module: path for path, module in network.named_modules()}
     head, embedding = paths[network.get_output_embeddings()], paths[network.get_input_embeddings()]
     check_parts(checkpoint, network)

@@ -102,6 +102,9 @@ class Checkpoint:
         _check_adapter(path, adapter)
         self.raw_config = read_json(path / CONFIG)
         settings = self.raw_config.pop(SETTINGS, None)
+        if has_text_part(self.raw_config):
+            within = self.raw_config["text_config"].pop(SETTINGS, None)
+            settings = within if settings is None else settings
         self.files = weight_files(path)
         tensors, self.quantization = float_tensors(path, settings, stored_tensors(self.files))
         self._tensors.update(tensors)

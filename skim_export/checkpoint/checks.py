@@ -16,6 +16,8 @@ __all__ = ["LEAST_POSITIONS", "check_config", "check_parts", "check_tensors"]
 
 # The most that config.json may say. Rotary tables have a row for each position; the rest is far above any model's.
 LEAST_POSITIONS = 2  # the model builder makes no tables of one
+# Where it isn't 1; a convolution over one token has no state.
+LEAST = {"max_position_embeddings": LEAST_POSITIONS, "conv_L_cache": 2, "linear_conv_kernel_dim": 2}
 COUNTS = {
     "max_position_embeddings": 1 << 24,
     "num_attention_heads": 1 << 16,
@@ -24,6 +26,8 @@ COUNTS = {
     "hidden_size": 1 << 20,
     "intermediate_size": 1 << 24,
     "vocab_size": 1 << 24,
+    "conv_L_cache": 1 << 10,
+    "linear_conv_kernel_dim": 1 << 10,
 }
 EPSILONS = ("rms_norm_eps", "norm_eps")
 ACTIVATIONS = ("hidden_act", "hidden_activation")
@@ -46,11 +50,16 @@ def check_config(checkpoint: Checkpoint) -> None:
             f"{file}: num_hidden_layers is {config.num_hidden_layers}, the tensors are of {len(blocks)} blocks"
         )
     for name, most in COUNTS.items():
-        least = LEAST_POSITIONS if name == "max_position_embeddings" else 1
+        least = LEAST.get(name, 1)
         for layer in config.per_layer_config:
             value = getattr(layer, name, None)
             if value is not None and not (isinstance(value, int) and least <= value <= most):
                 raise UserError(f"{file}: {name} must be a whole number from {least} to {most}, is {value!r}")
+    if getattr(config, "hidden_size_per_layer_input", 0) and config.vocab_size_per_layer_input < config.vocab_size:
+        few = config.vocab_size_per_layer_input
+        raise UserError(f"{file}: vocab_size_per_layer_input is {few}, fewer than vocab_size: {config.vocab_size}")
+    if (rotated := getattr(config, "no_rope_layers", None)) and len(rotated) != len(blocks):
+        raise UserError(f"{file}: no_rope_layers has {len(rotated)} values, num_hidden_layers is {len(blocks)}")
     from transformers.activations import ACT2FN
 
     for name in ACTIVATIONS:

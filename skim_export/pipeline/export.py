@@ -133,7 +133,8 @@ def prepare(
     job = Job.of(model, output, options, opened, resources, executor)
     if not opened.only_shapes:
         opened.check_tokenizer()
-        prove(opened, read)
+    prove(opened, read)  # shapes are enough for it
+    if not opened.only_shapes:
         rehearse(opened, options)
     return job if options.max_memory is None else within_memory(job, options.max_memory)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -42,3 +44,32 @@ def test_tensors_that_no_layer_uses(tmp_path):
     save_file({**tensors, "model.layers.3.self_attn.z_proj.weight": torch.zeros(16, 64)}, file, {"format": "pt"})
     with pytest.raises(UserError, match=r"the tensor model\.layers\.3\.self_attn\.z_proj\.weight, which is no part"):
         Model.open(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "entries", "message"),
+    [
+        (
+            "gemma4-e",
+            {"vocab_size_per_layer_input": 300},
+            "per_layer_input is 300, fewer than vocab_size: 320",
+        ),
+        ("smollm3", {"no_rope_layers": [1, 0]}, "no_rope_layers has 2 values, num_hidden_layers is 4"),
+        ("lfm2", {"conv_L_cache": 1}, "conv_L_cache must be a whole number from 2 to 1024, is 1"),
+        (
+            "qwen3_5",
+            {"linear_conv_kernel_dim": 1},
+            "linear_conv_kernel_dim must be a whole number from 2",
+        ),
+        (
+            "olmo2",
+            {"architectures": ["LlamaForCausalLM"]},
+            "the architecture LlamaForCausalLM, but its model_type 'olmo2' is that of Olmo2ForCausalLM",
+        ),
+    ],
+)
+def test_an_entry_that_no_graph_can_follow_is_named(tmp_path, name, entries, message):
+    file = tiny_decoder(name, tmp_path) / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **entries}), "utf-8")
+    with pytest.raises(UserError, match=message):
+        Model.open(tmp_path)

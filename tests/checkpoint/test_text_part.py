@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from skim_export.calibration.streaming import StreamedModel
 from skim_export.checkpoint import Model
@@ -55,3 +58,26 @@ def test_the_text_model_means_the_same(tmp_path, name):
         wanted = network(input_ids=tokens).logits
         found = StreamedModel(model).load_all()(input_ids=tokens).logits
     assert torch.equal(found, wanted)
+
+
+def test_a_quantization_that_the_text_model_alone_has_is_read(tmp_path):
+    """Some config.json have it within text_config."""
+    class_name, more = WHOLE["gemma3"]
+    text_class, entries = DECODERS["gemma3"]
+    text = getattr(transformers, text_class).config_class(**{**SIZES, **entries})
+    model_class = getattr(transformers, class_name)
+    model_class(model_class.config_class(text_config=text.to_dict(), **more)).save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["text_config"]["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [16, 16]}
+    file.write_text(json.dumps(config), "utf-8")
+    name = "language_model.model.layers.0.mlp.down_proj.weight"
+    tensors = load_file(tmp_path / "model.safetensors")
+    codes = torch.randn(tensors[name].shape).to(torch.float8_e4m3fn)
+    steps = torch.full([size // 16 for size in codes.shape], 0.5)
+    save_file({**tensors, name: codes, f"{name}_scale_inv": steps}, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.warns(UserWarning, match=r"is quantized already \(fp8"):
+        model = Model.open(tmp_path)
+    assert "quantization_config" not in model.checkpoint.raw_config
+    read = model.checkpoint.tensor("model.layers.0.mlp.down_proj.weight")
+    assert torch.equal(read, codes.float() / 2)

@@ -114,6 +114,14 @@ def test_a_dry_run_downloads_nothing(absent, tmp_path, capsys, effort):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_dry_run_finds_what_a_bundle_cannot_run(monkeypatch, tmp_path, capsys):
+    """From the recipe's shapes, where a download would come first."""
+    monkeypatch.setattr(model, "is_here", lambda recipe: False)
+    arguments = ["--model", "lfm2-350m", "--dry-run", "--target", "rpi5", "-o", str(tmp_path / "out")]
+    assert main(arguments) == 2
+    assert "the runtime of bundles has no such operator" in capsys.readouterr().err
+
+
 def test_the_list_of_models(absent, tmp_path, monkeypatch, capsys):
     chosen = {alias: load_recipes()[alias] for alias in (absent, "gpt-oss-20b", "llama-3.2-1b")}
     monkeypatch.setattr(recipe_sizes, "load_recipes", lambda: chosen)
