@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from skim_runtime.errors import foreign_errors
+from skim_runtime.errors import UserError, foreign_errors
 
 from .checkpoint import Checkpoint
 from .checks import check_config, check_parts, check_tensors
