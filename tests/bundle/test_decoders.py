@@ -29,7 +29,7 @@ def check(case, directory, program, threads):
 
 
 @pytest.mark.covers("bundle")
-@pytest.mark.parametrize("name", cases(SUPPORTED, "qwen2", "qwen3", "gemma3", "phi3", "olmo2"))
+@pytest.mark.parametrize("name", cases(SUPPORTED, "qwen3", "gemma3", "phi3"))
 def test_logits(name, exported, bundles, logits_program):
     case = exported(name)
     directory = bundles(case.directory)

@@ -10,7 +10,7 @@ import torch
 from skim_export.pipeline.budget import rotary_values
 from skim_runtime import GenaiSession, Session, generate
 
-from ..tiny_decoders import DECODERS
+from ..tiny_decoders import DECODERS, cases
 from ..tiny_models import VOCABULARY
 
 TOKENS = np.random.default_rng(3).integers(2, VOCABULARY, 72)
@@ -22,21 +22,24 @@ def distance(found, wanted):
     return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
 
 
-@ALL
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        pytest.param("auto", marks=pytest.mark.covers("onnx")),
-        pytest.param("function", marks=pytest.mark.covers("function")),
-    ],
-)
-def test_logits(exported, name, kernel):
-    """By the operators' kernels, and by their definition in standard operators."""
-    case = exported(name)
+def check_logits(case, kernel):
     session = Session(case.directory, threads=1, kernel=kernel)
     for length in (1, 20, len(TOKENS)):
         tokens = TOKENS[:length]
         assert distance(session.logits(tokens), case.reference(tokens)) < BOUND
+
+
+@ALL
+@pytest.mark.covers("onnx")
+def test_logits(exported, name):
+    check_logits(exported(name), "auto")
+
+
+@pytest.mark.covers("function")
+@pytest.mark.parametrize("name", cases(DECODERS, "phi3", "gemma4-e", "qwen3_5"))
+def test_logits_of_functions(exported, name):
+    """By the definition of our operators in standard ones."""
+    check_logits(exported(name), "function")
 
 
 @ALL

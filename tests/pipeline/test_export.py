@@ -294,8 +294,8 @@ def test_unsupported_architecture(capsys, copy, tmp_path):
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "architectures": ["FalconForCausalLM"]}))
     line = refused(capsys, tmp_path, "--model", copy)
-    assert "FalconForCausalLM" in line
-    assert "LlamaForCausalLM" in line
+    assert "FalconForCausalLM is not supported; supported, each with ForCausalLM: " in line
+    assert " Llama, " in line
 
 
 def test_truncated_weights(capsys, copy, tmp_path):

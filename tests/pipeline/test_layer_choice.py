@@ -356,6 +356,7 @@ def test_budgets_over_everything_count_what_is_kept(calib, tmp_path, budget):
         assert 4.9 < report.parts[0].effective_bits <= 5
 
 
+@pytest.mark.slow
 def test_plan_and_cost_tell_it_before(calib, tmp_path):
     path = tiny_llama(tmp_path / "hf", hidden_size=128, intermediate_size=256)
     options = {"keep": {"layers.0.mlp.*": 6, "lm_head": 3}, "exclude": ["layers.1.mlp.*"], "calib": calib, "threads": 1}
@@ -367,6 +368,7 @@ def test_plan_and_cost_tell_it_before(calib, tmp_path):
     assert sizes.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)
 
 
+@pytest.mark.slow
 def test_tuning_leaves_excluded_layers_alone(calib, tmp_path):
     path, out = tiny_llama(tmp_path / "hf", attention_bias=True), tmp_path / "out"
     options = {"exclude": ["layers.0.*", "layers.1.mlp.gate_proj"], "keep": {"layers.1.*.k_proj": 4}}
