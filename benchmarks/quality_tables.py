@@ -116,12 +116,19 @@ def _evaluations(reports: Sequence[Report]) -> str:
             Path(report["text"]["name"]).stem,
             str(report["tokens"]),
             with_error(report["perplexity"], report["perplexity_error"]),
+            _of_reference(report),
             number(report["kl_mean"], ".4f"),
             number(report["top1_agreement"], ".1%"),
         )
         for report in reports
     ]
-    return markdown_table(("model", "text", "tokens", "perplexity", "KL", "top-1"), lines, left=2)
+    return markdown_table(("model", "text", "tokens", "perplexity", "of the reference", "KL", "top-1"), lines, left=2)
+
+
+def _of_reference(report: Report) -> str:
+    """The perplexity of what a model was compared with, if it was."""
+    perplexity, error = report["reference_perplexity"], report["reference_perplexity_error"]
+    return "" if perplexity is None else with_error(perplexity, error)
 
 
 def _real_models(reports: Sequence[Report]) -> str:

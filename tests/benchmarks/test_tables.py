@@ -169,7 +169,7 @@ def test_decoders_and_the_summary():
     assert lines[1] == ["m", "onnxruntime-genai", "70.0", "22.00 ± 0.25", "26.00 ± 0.25", "250", "1.50"]
     assert lines[2] == ["g", "llama.cpp", "70.0", "", "", "90", ""]
     lines, _ = made("evaluations", *evaluations)
-    assert lines[1] == ["m.dir", "wiki", "1000", "22.00 ± 0.25", "0.0100", "90.0%"]
+    assert lines[1] == ["m.dir", "wiki", "1000", "22.00 ± 0.25", "22.00 ± 0.25", "0.0100", "90.0%"]
 
 
 def quality_row(method, bits, perplexity):
