@@ -11,6 +11,7 @@ from onnxruntime_genai.models.builders import (  # type: ignore[import-not-found
 )
 
 from .gemma4 import Gemma4
+from .rms_norm import make_rms_norm
 
 __all__ = ["Gemma4", "Ministral3", "Olmo2", "Qwen35Text"]
 
@@ -35,9 +36,9 @@ class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]
         for part, norm, size in (("q", attention.q_norm, self.q_size), ("k", attention.k_norm, self.kv_size)):
             name = f"/model/layers.{layer_id}/attn/{part}_norm/SimplifiedLayerNormalization"
             weight = f"model.layers.{layer_id}.attn.{part}_norm.layernorm.weight"
-            self.make_initializer(norm.weight, weight, to=self.io_dtype)
-            self._norm(name, self.attention_attrs[f"{part}_path"], weight, size)
-            self.attention_attrs[f"{part}_path"] = f"{name}/output_0"
+            shape = self.make_hidden_state_shape(last_dim=size)
+            normed = make_rms_norm(self, name, self.attention_attrs[f"{part}_path"], norm, weight, shape)
+            self.attention_attrs[f"{part}_path"] = normed
 
     def make_layer(self, layer_id: int, layer: Any) -> None:
         """Residual + norm(attention), then residual + norm(feed-forward network)."""
@@ -53,10 +54,9 @@ class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]
 
     def _normed(self, layer_id: int, norm: Any, location: str) -> str:
         weight = f"model.layers.{layer_id}.{location}_layernorm.weight"
-        self.make_initializer(norm.weight, weight, to=self.io_dtype)
         name = f"/model/layers.{layer_id}/{location}_layernorm/LayerNorm"
-        self._norm(name, self.layernorm_attrs["skip_input"], weight, self.hidden_size)
-        return f"{name}/output_0"
+        shape = self.make_hidden_state_shape()
+        return make_rms_norm(self, name, self.layernorm_attrs["skip_input"], norm, weight, shape)
 
     def _add_normed(self, layer_id: int, norm: Any, location: str) -> None:
         normed = self._normed(layer_id, norm, location)
@@ -64,20 +64,6 @@ class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]
         inputs = [self.layernorm_attrs["root_input"], normed]
         self.make_add(name, inputs, dtype=self.io_dtype, shape=self.make_hidden_state_shape())
         self.layernorm_attrs["root_input"] = f"{name}/output_0"
-
-    def _norm(self, name: str, root_input: str, weight: str, size: int) -> None:
-        output = f"{name}/output_0"
-        epsilon = self.layernorm_attrs["epsilon"]
-        self.make_node(
-            "SimplifiedLayerNormalization",
-            inputs=[root_input, weight],
-            outputs=[output],
-            name=name,
-            epsilon=epsilon,
-            axis=-1,
-            stash_type=1,
-        )
-        self.make_value(output, self.io_dtype, shape=self.make_hidden_state_shape(last_dim=size))
 
 
 class Ministral3(MistralModel):  # type: ignore[misc,unused-ignore]

@@ -7,6 +7,8 @@ from typing import Any
 import onnx_ir as ir
 from onnxruntime_genai.models.builders import Gemma4Model  # type: ignore[import-not-found,unused-ignore]
 
+from .rms_norm import make_rms_norm
+
 __all__ = ["Gemma4"]
 
 
@@ -112,17 +114,7 @@ class Gemma4(Gemma4Model):  # type: ignore[misc,unused-ignore]
 
     def _norm(self, name: str, root_input: str, norm: Any, shape: list[int | str]) -> str:
         weight, node = f"{name[1:].replace('/', '.')}.weight", f"{name}/SimplifiedLayerNormalization"
-        self.make_initializer(norm.weight, weight, to=self.io_dtype)
-        attributes = {"epsilon": self.layernorm_attrs["epsilon"], "axis": -1, "stash_type": 1}
-        self.make_node(
-            "SimplifiedLayerNormalization",
-            inputs=[root_input, weight],
-            outputs=[f"{node}/output_0"],
-            name=node,
-            **attributes,
-        )
-        self.make_value(f"{node}/output_0", self.io_dtype, shape=shape)
-        return f"{node}/output_0"
+        return make_rms_norm(self, node, root_input, norm, weight, shape)
 
     def make_embedding(self, embedding: Any) -> None:
         """The token embedding, and the inputs that layers have of their own."""
