@@ -95,20 +95,24 @@ class PackedModel(AttentionOfTransformers):
 
     def _register(self, linear: str) -> PackedLinear:
         """Register the packed tensors of a linear, once."""
-        context, graph = self.context, self.model.graph
+        context = self.context
         packed = context.weights(linear)
         for tensor, name in tensor_names(linear).items():
-            if name in graph.initializers:
-                continue
             array = getattr(packed, tensor)
-            value = self.make_value(name, ir.DataType.from_numpy(array.dtype), array.shape)
-            load = partial(self._load, linear, tensor)
-            value.const_value = ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name)
-            graph.register_initializer(value)
+            dtype = ir.DataType.from_numpy(array.dtype)
+            self._register_lazily(name, dtype, array.shape, partial(self._load, linear, tensor))
         context.classes.update(c for c in range(CLASSES) if packed.rows_per_class[c])
         if packed.codebook.size:  # affine rows have none, whatever its type
             context.codebooks.add(packed.codebook.dtype.name)
         return packed
+
+    def _register_lazily(self, name: str, dtype: ir.DataType, shape: tuple[int, ...], load: Callable[[], Any]) -> None:
+        """Register a tensor that is loaded when the graph is written, unless it is registered already."""
+        graph = self.model.graph
+        if name not in graph.initializers:
+            value = self.make_value(name, dtype, shape)
+            value.const_value = ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name)
+            graph.register_initializer(value)
 
     def _load(self, linear: str, tensor: str) -> Any:
         return ir.tensor(getattr(self.context.weights(linear), tensor))
@@ -123,13 +127,9 @@ class PackedModel(AttentionOfTransformers):
 
     def _register_floats(self, linear: Linear, *, transposed: bool) -> str:
         """Register the weight of a linear that is not packed, `[N, K]` or transposed, once; the name of the tensor."""
-        name = f"{linear.name}.weight"
-        if name not in self.model.graph.initializers:
-            shape = (linear.out_features, linear.in_features)
-            value = self.make_value(name, self.io_dtype, shape[::-1] if transposed else shape)
-            load = partial(self._load_floats, linear, transposed)
-            value.const_value = ir.LazyTensor(load, dtype=value.dtype, shape=value.shape, name=name)
-            self.model.graph.register_initializer(value)
+        name, shape = f"{linear.name}.weight", (linear.out_features, linear.in_features)
+        load = partial(self._load_floats, linear, transposed)
+        self._register_lazily(name, self.io_dtype, shape[::-1] if transposed else shape, load)
         return name
 
     def _load_floats(self, linear: Linear, transposed: bool) -> Any:
