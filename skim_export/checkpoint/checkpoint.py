@@ -137,13 +137,18 @@ class Checkpoint:
         with foreign_errors(f"{self.path / CONFIG} is no configuration that transformers reads"):
             return AutoConfig.from_pretrained(self.plain_directory, trust_remote_code=False)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether files are a text model in full precision and nothing else, as other libraries load it."""
+        return self.path == self.source and self.quantization is None and not self._is_part
+
     @cached_property
     def plain_directory(self) -> Path:
         """Where configuration and tokenizer lie as a text model in full precision has them, for other libraries.
 
         It is `path`; of quantized safetensors, or of more than a text model, a copy, which is removed with this object.
         """
-        if not self._is_part and (self.quantization is None or self.path != self.source):
+        if self.is_plain or (self.path != self.source and not self._is_part):
             return self.path
         directory = Path(tempfile.mkdtemp(prefix="skim-plain-"))
         weakref.finalize(self, shutil.rmtree, directory)

@@ -45,7 +45,7 @@ class TorchReference:
         Raises:
             UserError: transformers cannot load it.
         """
-        if checkpoint.adapter is None and checkpoint.plain_directory == checkpoint.source:
+        if checkpoint.adapter is None and checkpoint.is_plain:
             return cls(_loaded(checkpoint.source))
         tensors = {name: checkpoint.tensor(name) for name in checkpoint.names}
         network = type(skeleton(checkpoint))
