@@ -68,8 +68,8 @@ def _output_gradient(head: Head, x: torch.Tensor, labels: torch.Tensor) -> torch
     gradient: torch.Tensor = torch.softmax(logits.detach(), dim=-1)
     gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
     (output,) = outputs
-    (below,) = torch.autograd.grad(logits, output, gradient[None].reshape(logits.shape))
-    return below.reshape(logits.shape)
+    (below,) = torch.autograd.grad(logits, output, gradient)
+    return below[0]
 
 
 def embedding_fisher(
