@@ -32,6 +32,7 @@ from skim_runtime.errors import UserError, foreign_errors, reason
 from skim_runtime.library import library_path
 from skim_runtime.load_library import one_line
 from skim_runtime.progress import Progress
+from skim_runtime.states import State
 
 __all__ = ["prove"]
 
@@ -199,7 +200,8 @@ def _compare(directory: Path, read: Callable[[Path], object] | None) -> list[flo
     try:
         session = ort.InferenceSession(directory / "proof.onnx", options, providers=["CPUExecutionProvider"])
         tokens = random.integers(VOCABULARY, size=max(LENGTHS))
-        found = [_logits(session, model, tokens[:length]) for length in LENGTHS]
+        head_size = _head_size(model.checkpoint.uniform_config)
+        found = [_logits(session, directory / "proof.onnx", head_size, tokens[:length]) for length in LENGTHS]
     except Exception as error:  # onnxruntime's exceptions have no common base
         raise UserError(f"onnxruntime refuses the graph: {one_line(error)}") from error
     reference = dequantized_model(model, packed.__getitem__)
@@ -220,13 +222,12 @@ def _random(random: np.random.Generator, checkpoint: Checkpoint, linear: Linear)
     return replace(packed, row_scale=scale, bias=packed.bias if bias is None else bias)
 
 
-def _logits(session: Any, model: Model, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+def _logits(session: Any, file: Path, head_size: int, tokens: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
     """Logits `[S, V]` of tokens `[S]`."""
-    sizes = {"batch_size": 1, "past_sequence_length": 0, "kv_cache_dim": _head_size(model.checkpoint.uniform_config)}
     feeds = {"input_ids": tokens[None], "attention_mask": np.ones((1, len(tokens)), np.int64)}
     for value in session.get_inputs():
-        if value.name.startswith("past"):
-            feeds[value.name] = np.zeros([sizes.get(size, size) for size in value.shape], np.float32)
+        if (state := State.of_input(file, value, head_size)) is not None:
+            feeds[value.name] = state.zeros()
         elif value.name == "position_ids":
             feeds[value.name] = np.arange(len(tokens), dtype=np.int64)[None]
     logits: npt.NDArray[np.float32] = session.run(["logits"], feeds)[0][0]

@@ -6,6 +6,7 @@ import pytest
 
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import DecoderBuilder
+from skim_runtime.interface import Interface
 from skim_runtime.model_directory import ModelDirectory
 from skim_runtime.progress import Progress
 
@@ -27,15 +28,8 @@ def test_logits(exported, name, tmp_path):
     options = ort.SessionOptions()
     options.register_custom_ops_library(str(build_cuda_on_cpu().parent / "ort_on_cpu" / "libskim_ops_on_cpu.so"))
     session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    head_size = ModelDirectory.open(case.directory).head_size
-    sizes = {"batch_size": 1, "past_sequence_length": 0, "kv_cache_dim": head_size}
-    types = {"tensor(float16)": np.float16, "tensor(float)": np.float32}
-    feeds = {"input_ids": TOKENS[None], "attention_mask": np.ones((1, len(TOKENS)), np.int64)}
-    for value in session.get_inputs():
-        if value.name == "position_ids":
-            feeds[value.name] = np.arange(len(TOKENS))[None]
-        elif value.name.startswith("past"):
-            feeds[value.name] = np.zeros([sizes.get(size, size) for size in value.shape], types[value.type])
-    found = session.run(["logits"], feeds)[0][0].astype(np.float32)
+    interface = Interface.read(session, ModelDirectory.open(case.directory))
+    states = {state.past: state.zeros() for state in interface.states}
+    found = session.run(["logits"], interface.feeds(TOKENS[None], 0) | states)[0][0].astype(np.float32)
     wanted = case.reference(TOKENS)
     assert np.linalg.norm(found - wanted) < BOUND * np.linalg.norm(wanted)
