@@ -10,7 +10,7 @@ import pytest
 import torch
 import transformers
 
-from tests.tiny_models import VOCABULARY, tiny_tokenizer
+from tests.tiny_models import VOCABULARY, randomize, tiny_tokenizer
 
 SIZES = {
     "hidden_size": 64,
@@ -180,15 +180,7 @@ def tiny_decoder(name: str, path: Path, seed: int = 0, **entries: Any) -> Path:
     model_class = getattr(transformers, architecture)
     torch.manual_seed(seed)
     network = model_class(model_class.config_class(**{**SIZES, **more, **entries}))
-    with torch.no_grad():  # norms and biases start as ones and zeros: random ones show if they get lost
-        for parameter_name, parameter in network.named_parameters():
-            if "norm" in parameter_name:
-                parameter.uniform_(0.5, 1.5)
-            elif parameter_name.endswith("bias"):
-                parameter.normal_(0, 0.3)
-        for buffer_name, buffer in network.named_buffers():
-            if buffer_name.endswith("layer_scalar"):
-                buffer.uniform_(0.5, 1.5)
+    randomize(network)
     network.save_pretrained(path)
     tiny_tokenizer(path)
     return path

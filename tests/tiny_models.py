@@ -59,13 +59,21 @@ def _sizes(layers: int, tie: bool, more: dict[str, Any]) -> dict[str, Any]:
     return {**sizes, **more}
 
 
-def _save(model: PreTrainedModel, path: Path, max_shard_size: str) -> Path:
-    with torch.no_grad():  # norms and biases start as ones and zeros: random ones show if they get lost
+def randomize(model: PreTrainedModel) -> None:
+    """Give norms and biases random values: they start as ones and zeros, with which nobody sees if they get lost."""
+    with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name:
                 parameter.uniform_(0.5, 1.5)
             elif name.endswith("bias"):
                 parameter.normal_(0, 0.3)
+        for name, buffer in model.named_buffers():
+            if name.endswith("layer_scalar"):
+                buffer.uniform_(0.5, 1.5)
+
+
+def _save(model: PreTrainedModel, path: Path, max_shard_size: str) -> Path:
+    randomize(model)
     model.save_pretrained(path, max_shard_size=max_shard_size)
     tiny_tokenizer(path)
     return path

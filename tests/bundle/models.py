@@ -15,24 +15,17 @@ from skim_export.packed.dequantized import dequantized_model
 from skim_runtime.progress import Progress
 
 from ..random_packed import random_units
-from ..tiny_decoders import DECODERS
+from ..tiny_decoders import DECODERS, LLAMA3
 from ..tiny_models import tiny_llama, tiny_mistral
 
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 10000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 128,
-}
+ROTARY = {**LLAMA3, "original_max_position_embeddings": 128}
 MODELS = {
     "llama": lambda path: tiny_llama(path),
     "biased": lambda path: tiny_llama(path, tie=False, attention_bias=True, mlp_bias=True),
     "grouped": lambda path: tiny_llama(path, num_attention_heads=8, num_key_value_heads=2, head_dim=12),
     "wide_heads": lambda path: tiny_llama(path, head_dim=32, layers=1),
     "windowed": lambda path: tiny_mistral(path, sliding_window=16),
-    "llama3": lambda path: tiny_llama(path, rope_parameters=LLAMA3),
+    "llama3": lambda path: tiny_llama(path, rope_parameters=ROTARY),
     "relu": lambda path: tiny_llama(path, hidden_act="relu", layers=1),
     "gelu": lambda path: tiny_llama(path, hidden_act="gelu", layers=1),
     "gelu_tanh": lambda path: tiny_llama(path, hidden_act="gelu_pytorch_tanh", layers=1),
