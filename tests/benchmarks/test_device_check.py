@@ -294,6 +294,7 @@ def test_refusals(tmp_path):
         assert "no GPU: torch" in refusal("device-check")
 
 
+@pytest.mark.slow
 def test_a_short_rehearsal(tmp_path):
     done = device_check("--stand-in", "--output", tmp_path, "--only", "machine", "build", "grid")
     assert done.returncode == 0, done.stderr

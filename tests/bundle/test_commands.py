@@ -29,7 +29,11 @@ def greedy(bundle, prompt, count, emulator=()):
 
 
 @pytest.mark.parametrize(
-    ("target", "tools"), [("x86-avx2", ["gcc"]), ("rpi5", ["aarch64-linux-gnu-gcc", "qemu-aarch64"])]
+    ("target", "tools"),
+    [
+        ("x86-avx2", ["gcc"]),
+        pytest.param("rpi5", ["aarch64-linux-gnu-gcc", "qemu-aarch64"], marks=pytest.mark.slow),
+    ],
 )
 def test_a_bundle_gives_the_tokens_of_onnxruntime(tiny, tmp_path, target, tools):
     require("make", *tools)

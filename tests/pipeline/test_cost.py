@@ -59,7 +59,7 @@ def test_every_step_has_its_time(llama, calib, tmp_path, effort, given):
     "options",
     [
         {"bits": 3, "effort": "weights"},
-        {"bits": 2.5, "head_bits": 4, "codebook": "float16"},
+        pytest.param({"bits": 2.5, "head_bits": 4, "codebook": "float16"}, marks=pytest.mark.slow),
         pytest.param({"bits": 4, "method": "rtn"}, marks=pytest.mark.slow),
         pytest.param({"effective_bits": 4.5}, marks=pytest.mark.slow),
     ],

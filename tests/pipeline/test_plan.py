@@ -86,7 +86,10 @@ def test_the_quadratic_form_is_that_of_real_quantization(llama, calib, planned, 
 
 @pytest.mark.parametrize(
     ("make", "tie", "bits", "head_bits", "codebook"),
-    [(tiny_llama, True, 3, 8, "int8"), (tiny_mistral, False, 2.25, 4, "float16")],
+    [
+        (tiny_llama, True, 3, 8, "int8"),
+        pytest.param(tiny_mistral, False, 2.25, 4, "float16", marks=pytest.mark.slow),
+    ],
 )
 def test_sizes_are_those_of_exports(calib, tmp_path, make, tie, bits, head_bits, codebook):
     path = make(tmp_path / "hf", tie=tie, hidden_size=128, intermediate_size=256)

@@ -31,7 +31,7 @@ def power(layer):
     return (layer.weights.astype(np.float64) * layer.values**2).sum(axis=1)
 
 
-@pytest.mark.parametrize("columns", [1, 2, 31, 100, 512, 1536])
+@pytest.mark.parametrize("columns", [1, 2, 31, 100, 512, pytest.param(1536, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", ["plain", "duplicates", "zeros", "far"])
 def test_clusters_are_optimal_where_they_may_begin_anywhere(columns, kind):
     layer = random_layer(np.random.default_rng(columns), 9, columns, scaled=True)

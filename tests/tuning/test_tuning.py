@@ -150,7 +150,7 @@ class Stop(Progress):
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("steps", [1, 3, 5, 9])
+@pytest.mark.parametrize("steps", [1, 5, *(pytest.param(steps, marks=pytest.mark.slow) for steps in (3, 9))])
 def test_an_interrupted_run_goes_on_to_the_same_bytes(quantized, tmp_path, monkeypatch, steps):
     monkeypatch.setattr(module, "EPOCHS", 2)
     monkeypatch.setattr(module, "PATIENT_LOOKS", 99)

@@ -50,7 +50,7 @@ LONGEST_FIRST = (
     *("decode_16", "decode_16_bfloat16", "prefill", "prefill_bfloat16", *HOPPER),
     *("decode_8", "decode_8_bfloat16", "float32", "gather", "read_memory"),
 )
-FAST = ("decode_8", "decode_8_bfloat16", "gather")  # are always tested, for one architecture
+FAST = ("decode_8", "gather")  # are always tested, for one architecture
 
 of_every_architecture = pytest.mark.parametrize(
     "compiled",
