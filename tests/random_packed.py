@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from skim_export.checkpoint import linear_bias
-from skim_export.packed import LevelKind, PackedLinear, RowLevels, class_bits, class_kind
+from skim_export.packed import LevelKind, PackedLinear, RowLevels, class_bits, class_kind, class_memory
 
 
 def random_levels(rng, rows, columns, classes, entries=np.int8):
@@ -13,6 +13,7 @@ def random_levels(rng, rows, columns, classes, entries=np.int8):
     row_classes = rng.permutation(np.resize(classes, rows))
     bits = np.array([class_bits(c) for c in row_classes], np.uint8)
     kind = np.array([class_kind(c) for c in row_classes], np.uint8)
+    memory = np.array([class_memory(c) for c in row_classes], np.uint8)
     codes = (rng.integers(0, 256, (rows, columns)) & ((1 << bits.astype(np.int64)) - 1)[:, None]).astype(np.uint8)
     if entries == np.int8:
         table = rng.integers(-127, 128, (rows, 256)).astype(np.int8)
@@ -22,7 +23,7 @@ def random_levels(rng, rows, columns, classes, entries=np.int8):
         scale = np.zeros(rows)
     scale = np.where(kind == LevelKind.AFFINE, rng.uniform(1e-3, 1e-2, rows), scale).astype(np.float16)
     offset = np.where(kind == LevelKind.AFFINE, rng.normal(0, 0.02, rows), 0).astype(np.float16)
-    return codes, RowLevels(bits, kind, table, scale, offset)
+    return codes, RowLevels(bits, kind, table, scale, offset, memory)
 
 
 def random_packed(rng, rows, columns, classes, entries=np.int8, *, column_scale=False, bias=False):

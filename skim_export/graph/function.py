@@ -1,7 +1,7 @@
 """`LutMatMul`, `LutSwiglu` and `LutGather` written in standard operators, as functions that travel inside the model.
 
 A stock ONNX Runtime inlines them, so the model runs (slowly) where our library is missing. They follow docs/format.md;
-the place of every bit is taken from `skim_export.packed.codes.FIELDS`.
+the place of every bit is taken from `skim_export.packed.RowClass`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from skim_export.packed import COLUMNS, FIELDS, LANES, Field, LevelKind, PackedLinear, class_bits, class_kind
-from skim_runtime.operators import DOMAIN
+from skim_export.packed import CLASSES, COLUMNS, LANES, CodebookType, Field, PackedLinear, RowClass
+from skim_runtime.operators import DOMAIN, PLAIN_CLASSES
 
 __all__ = ["OPSET", "lut_functions"]
 
@@ -77,7 +77,7 @@ class _Body:
 
 
 class _Field(NamedTuple):
-    """Field i of all eight codes of a lane, `[8]` each; length 0 where a code has no such field."""
+    """Field i of all eight codes, or windows, of a lane, `[8]` each; length 0 where one has no such field."""
 
     vector: list[int]
     bit: list[int]
@@ -85,8 +85,8 @@ class _Field(NamedTuple):
     code_bit: list[int]
 
 
-def _fields(bits: int) -> list[_Field]:
-    by_code = [[f for f in FIELDS[bits] if f.code == j] for j in range(8)]
+def _fields(row_class: RowClass) -> list[_Field]:
+    by_code = [[f for f in row_class.window_fields if f.code == j] for j in range(8)]
     fields = []
     for i in range(max(len(of_code) for of_code in by_code)):
         chosen = [of_code[i] if i < len(of_code) else Field(j, 0, 0, 0, 0) for j, of_code in enumerate(by_code)]
@@ -104,12 +104,14 @@ class _Weight:
 
     def __init__(self, body: _Body, classes: list[int], codebook: npt.DTypeLike) -> None:
         b = self.body = body
-        self.classes = classes
-        self.int8 = np.dtype(codebook) == np.int8
+        entries: CodebookType = "int8" if np.dtype(codebook) == np.int8 else "float16"
+        self.classes = [RowClass.numbered(number, entries) for number in classes]
         one = b.constant([1])
         self.rows = b.op("Reshape", b.attribute("N", onnx.AttributeProto.INT, "Constant", "value_int"), one)
         self.columns = b.op("Reshape", b.attribute("K", onnx.AttributeProto.INT, "Constant", "value_int"), one)
         counts = b.attribute("rows_per_class", onnx.AttributeProto.INTS, "Constant", "value_ints")
+        if max(classes) >= PLAIN_CLASSES:  # nodes of version 1 don't count rows with windows
+            counts = b.op("Concat", counts, b.constant([0] * (CLASSES - PLAIN_CLASSES)), axis=0)
         self.counts = b.op("Gather", counts, b.constant(classes))
 
         block_columns, lanes = b.constant(COLUMNS), b.constant(LANES)
@@ -131,15 +133,15 @@ class _Weight:
         b = self.body
         return b.op("Range", b.constant(0), b.op("Squeeze", count), b.constant(1))
 
-    def codes(self, bits: int, packed: str) -> str:
-        """The codes of the packed rows of one class, uint8 `[count, K]`."""
+    def codes(self, row_class: RowClass, packed: str) -> str:
+        """The codes, or windows, of the packed rows of one class, uint8 `[count, K]`."""
         b = self.body
-        width = b.constant([bits])
+        width = b.constant([row_class.bits])
         row_bytes = b.op("Mul", self.row_bytes, width)
         rows = b.op("Reshape", packed, b.op("Concat", b.constant([-1]), row_bytes, axis=0))
         start = b.op("Add", b.op("Mul", self.bytes_before, width), self.lane)
         codes = ""
-        for field in _fields(bits):
+        for field in _fields(row_class):
             vector = b.op("Mul", b.op("Gather", b.constant(field.vector), self.code), self.lanes)
             value = b.op("Gather", rows, b.op("Add", start, vector), axis=1)
             value = b.op("BitShift", value, self.of_code(field.bit), direction="RIGHT")
@@ -156,18 +158,18 @@ class _Weight:
             return b.constant(values[0], np.uint8)
         return b.op("Gather", b.constant(values, np.uint8), self.code)
 
-    def levels(self, cls: int, codes: str, entries: str, scales: str) -> str:
+    def levels(self, row_class: RowClass, codes: str, entries: str, scales: str) -> str:
         """The levels that the codes of one class stand for, float32 `[count, K]`."""
         b = self.body
-        bits = class_bits(cls)
-        if class_kind(cls) == LevelKind.AFFINE:
+        if row_class.codebook is None:
             scale_offset = b.op("Reshape", scales, b.constant([-1, 2]))
-            steps = b.op("Sub", b.cast(codes, onnx.TensorProto.FLOAT), b.constant(1 << (bits - 1), np.float32))
+            middle = b.constant(1 << (row_class.bits - 1), np.float32)
+            steps = b.op("Sub", b.cast(codes, onnx.TensorProto.FLOAT), middle)
             scale = b.op("Gather", scale_offset, b.constant([0]), axis=1)
             offset = b.op("Gather", scale_offset, b.constant([1]), axis=1)
             return b.op("Add", offset, b.op("Mul", scale, steps))
-        table = b.op("Reshape", b.cast(entries, onnx.TensorProto.FLOAT), b.constant([-1, 1 << bits]))
-        if self.int8:
+        table = b.op("Reshape", b.cast(entries, onnx.TensorProto.FLOAT), b.constant([-1, row_class.entries]))
+        if row_class.codebook == "int8":
             table = b.op("Mul", table, b.op("Reshape", scales, b.constant([-1, 1])))
         return b.op("GatherElements", table, b.cast(codes, onnx.TensorProto.INT32), axis=1)
 
@@ -179,16 +181,15 @@ class _Weight:
     def dense(self, rows: str | None = None) -> str:
         """W in original row order, float32 `[N, K]`, or only its rows `rows`."""
         b = self.body
-        bits = [class_bits(cls) for cls in self.classes]
-        table = [class_kind(cls) == LevelKind.TABLE for cls in self.classes]
-        code_sizes = b.op("Mul", b.op("Mul", self.counts, b.constant(bits)), self.row_bytes)
+        widths = b.constant([row_class.bits for row_class in self.classes])
+        code_sizes = b.op("Mul", b.op("Mul", self.counts, widths), self.row_bytes)
         packed = b.split("codes", code_sizes, len(self.classes))
-        entries = self.parts("codebook", [is_table << n for n, is_table in zip(bits, table, strict=True)])
-        per_row = [int(self.int8) if is_table else 2 for is_table in table]
+        entries = self.parts("codebook", [row_class.entries for row_class in self.classes])
+        per_row = [row_class.scales for row_class in self.classes]
         scales = self.parts(b.cast("row_scale", onnx.TensorProto.FLOAT), per_row)
         levels = [
-            self.levels(cls, self.codes(n, part), *tables)
-            for cls, n, part, *tables in zip(self.classes, bits, packed, entries, scales, strict=True)
+            self.levels(row_class, self.codes(row_class, part), *tables)
+            for row_class, part, *tables in zip(self.classes, packed, entries, scales, strict=True)
         ]
         stored = b.op("Concat", *levels, axis=0)
         row_class = b.cast(b.filled("row_class", self.rows, 0, np.uint8), onnx.TensorProto.INT64)
@@ -208,7 +209,7 @@ def lut_functions(classes: Iterable[int], codebook: npt.DTypeLike) -> list[onnx.
     Only the classes that occur are written out: an inlined function costs nodes, and loading time, for each of them.
 
     Args:
-        classes: the row classes (0..15) that any packed linear of the model has.
+        classes: the row classes that any packed linear of the model has.
         codebook: `np.int8` or `np.float16`, the same for the whole model.
     """
     classes = sorted(set(classes))

@@ -61,8 +61,9 @@ def random_linear(
 
 def _codes(random: np.random.Generator, row_class: RowClass, rows: int, columns: int) -> npt.NDArray[np.uint8]:
     """Packed codes of some rows of a class, one after the other."""
-    bits, size = row_class.bits, row_class.row_bytes(columns)
+    bits, size, fields = row_class.bits, row_class.row_bytes(columns), row_class.fields
     codes = np.frombuffer(random.bytes(rows * size), np.uint8)
     if rows and columns % 32:  # what pads a row must be 0
-        codes = pack_codes(unpack_codes(codes.reshape(rows, size), bits, columns)[:, :columns], bits).reshape(-1)
+        unpadded = unpack_codes(codes.reshape(rows, size), bits, columns, fields)[:, :columns]
+        codes = pack_codes(unpadded, bits, fields).reshape(-1)
     return codes

@@ -1,6 +1,6 @@
 """The packed form of a linear layer, which everything shares: its format, its row classes, a model's layers on disk."""
 
-from skim_export.packed.codes import COLUMNS, FIELDS, LANES, Field, pack_codes, row_bytes, unpack_codes
+from skim_export.packed.codes import COLUMNS, FIELDS, LANES, Field, lane_columns, pack_codes, row_bytes, unpack_codes
 from skim_export.packed.levels import LevelKind, RowLevels
 from skim_export.packed.linear import FORMAT_VERSION, PackedFormatError, PackedLinear
 from skim_export.packed.row_class import (
@@ -10,6 +10,7 @@ from skim_export.packed.row_class import (
     all_classes,
     class_bits,
     class_kind,
+    class_memory,
     level_bytes,
 )
 from skim_export.packed.section import Section
@@ -31,6 +32,8 @@ __all__ = [
     "all_classes",
     "class_bits",
     "class_kind",
+    "class_memory",
+    "lane_columns",
     "level_bytes",
     "pack_codes",
     "row_bytes",

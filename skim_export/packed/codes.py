@@ -7,7 +7,18 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["COLUMNS", "FIELDS", "LANES", "Field", "pack_codes", "row_bytes", "superblocks", "unpack_codes"]
+__all__ = [
+    "COLUMNS",
+    "FIELDS",
+    "LANES",
+    "Field",
+    "lane_columns",
+    "pack_codes",
+    "row_bytes",
+    "stream_fields",
+    "superblocks",
+    "unpack_codes",
+]
 
 LANES = 32  # lanes of a full superblock: one AVX2 register
 COLUMNS = 8 * LANES  # columns of a full superblock
@@ -54,6 +65,24 @@ FIELDS: dict[int, list[Field]] = {
 }
 
 
+def stream_fields(bits: int, memory: int = 0) -> list[Field]:
+    """Fields of codes that follow each other in the bits of a lane, or of their windows (docs/format.md, "Windows").
+
+    Args:
+        bits: width of a code.
+        memory: bits before a code, around the end of the lane, that its window also has, below its own.
+    """
+    fields = []
+    for j in range(8):
+        left, code_bit = bits + memory, 0
+        while left:
+            vector, bit = divmod((bits * j - memory + code_bit) % (8 * bits), 8)
+            length = min(left, 8 - bit)
+            fields.append(Field(j, code_bit, length, vector, bit))
+            left, code_bit = left - length, code_bit + length
+    return fields
+
+
 def row_bytes(bits: int, in_features: int) -> int:
     """Bytes that the codes of one row take."""
     return bits * 4 * -(-in_features // 32)
@@ -68,7 +97,16 @@ def superblocks(in_features: int) -> list[tuple[int, int, int]]:
     return runs
 
 
-def pack_codes(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+def lane_columns(in_features: int) -> npt.NDArray[np.int64]:
+    """The columns of each lane of a row, `[K / 8, 8]`; K is a multiple of 32."""
+    parts = []
+    for first, count, lanes in superblocks(in_features):
+        columns = first + np.arange(count * 8 * lanes).reshape(count, 8, lanes)
+        parts.append(columns.transpose(0, 2, 1).reshape(-1, 8))
+    return np.concatenate(parts)
+
+
+def pack_codes(codes: npt.NDArray[np.uint8], bits: int, fields: list[Field]) -> npt.NDArray[np.uint8]:
     """Pack codes `[R, K]` (values below 2^bits) into `[R, row_bytes(bits, K)]`."""
     rows, columns = codes.shape
     out = []
@@ -77,15 +115,20 @@ def pack_codes(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]
         padding = count * 8 * lanes - block.shape[1]
         block = np.pad(block, ((0, 0), (0, padding))).reshape(rows, count, 8, lanes)
         packed = np.zeros((rows, count, bits, lanes), np.uint8)
-        for f in FIELDS[bits]:
+        for f in fields:
             value = (block[:, :, f.code] >> np.uint8(f.code_bit)) & np.uint8((1 << f.length) - 1)
             packed[:, :, f.vector] |= value << np.uint8(f.bit)
         out.append(packed.reshape(rows, -1))
     return np.concatenate(out, axis=1)
 
 
-def unpack_codes(packed: npt.NDArray[np.uint8], bits: int, in_features: int) -> npt.NDArray[np.uint8]:
-    """Undo `pack_codes`: `[R, row_bytes]` to codes `[R, 32 * ceil(K / 32)]`, padding codes included."""
+def unpack_codes(
+    packed: npt.NDArray[np.uint8], bits: int, in_features: int, fields: list[Field]
+) -> npt.NDArray[np.uint8]:
+    """Undo `pack_codes`: `[R, row_bytes]` to codes `[R, 32 * ceil(K / 32)]`, padding codes included.
+
+    With the fields of windows, to those.
+    """
     rows = packed.shape[0]
     out = []
     start = 0
@@ -93,7 +136,7 @@ def unpack_codes(packed: npt.NDArray[np.uint8], bits: int, in_features: int) -> 
         size = count * bits * lanes
         block = packed[:, start : start + size].reshape(rows, count, bits, lanes)
         codes = np.zeros((rows, count, 8, lanes), np.uint8)
-        for f in FIELDS[bits]:
+        for f in fields:
             value = (block[:, :, f.vector] >> np.uint8(f.bit)) & np.uint8((1 << f.length) - 1)
             codes[:, :, f.code] |= value << np.uint8(f.code_bit)
         out.append(codes.reshape(rows, -1))

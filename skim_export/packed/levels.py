@@ -26,9 +26,11 @@ class RowLevels:
     Attributes:
         bits: width of each row, uint8 `[N]`, 1..8.
         kind: `LevelKind` of each row, uint8 `[N]`.
-        entries: codebook entries, int8 or float16 `[N, E]`, E at least 2^b for every table row; the rest is ignored.
+        entries: codebook entries, int8 or float16 `[N, E]`, E at least 2^(b + m) for every table row with memory m; the
+            rest is ignored.
         scale: float16 `[N]`; ignored for table rows with float16 entries.
         offset: float16 `[N]`; ignored for table rows.
+        memory: bits of a window beside those of its code, uint8 `[N]`; 0 where levels are those of the codes.
     """
 
     bits: npt.NDArray[np.uint8]
@@ -36,10 +38,16 @@ class RowLevels:
     entries: npt.NDArray[Any]
     scale: npt.NDArray[np.float16]
     offset: npt.NDArray[np.float16]
+    memory: npt.NDArray[np.uint8]
+
+    @property
+    def window_bits(self) -> npt.NDArray[np.uint8]:
+        """Width of what a level is looked up by, uint8 `[N]`: b + m."""
+        return self.bits + self.memory
 
     def values(self) -> npt.NDArray[np.float32]:
-        """The levels of all rows, float32 `[N, 2^max(bits)]`; a row uses its first 2^b."""
-        count = 1 << int(self.bits.max())
+        """The levels of all rows, float32 `[N, 2^max(b + m)]`; a row uses its first 2^(b + m)."""
+        count = 1 << int(self.window_bits.max())
         scale = self.scale.astype(np.float32)[:, None]
         values = np.zeros((len(self.bits), count), np.float32)
         table = self.kind == LevelKind.TABLE
@@ -51,8 +59,8 @@ class RowLevels:
         return values
 
     def table(self, row: int) -> npt.NDArray[np.float32]:
-        """The 2^b levels of one row, float32."""
-        b = int(self.bits[row])
+        """The 2^(b + m) levels of one row, float32."""
+        b = int(self.window_bits[row])
         if self.kind[row] == LevelKind.AFFINE:
             steps = np.arange(1 << b, dtype=np.float32) - np.float32(1 << (b - 1))
             return np.float32(self.offset[row]) + np.float32(self.scale[row]) * steps

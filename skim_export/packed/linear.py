@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed.codes import pack_codes, superblocks, unpack_codes
+from skim_export.packed.codes import Field, pack_codes, superblocks, unpack_codes
 from skim_export.packed.levels import RowLevels
 from skim_export.packed.row_class import CLASSES, CodebookType, RowClass, all_classes, class_numbers
 from skim_export.packed.section import Section
@@ -73,14 +73,15 @@ class PackedLinear:
         if too_wide.any():
             row = int(np.flatnonzero(too_wide)[0])
             raise PackedFormatError(f"codes: row {row} has code {codes[row].max()}, above its {levels.bits[row]} bits")
-        numbers = class_numbers(levels.kind, levels.bits)
+        numbers = class_numbers(levels)
         counts = np.bincount(numbers, minlength=CLASSES)
         scales = np.stack([levels.scale, levels.offset], axis=1)
         code_parts, entry_parts, scale_parts = [], [], []
         for row_class, count in zip(_classes(levels.entries), counts, strict=True):
             if count:
                 rows_of_class = np.flatnonzero(numbers == row_class.number)
-                code_parts.append(pack_codes(codes[rows_of_class], row_class.bits).reshape(-1))
+                packed_codes = pack_codes(codes[rows_of_class], row_class.bits, row_class.fields)
+                code_parts.append(packed_codes.reshape(-1))
                 entry_parts.append(levels.entries[rows_of_class, : row_class.entries].reshape(-1))
                 scale_parts.append(scales[rows_of_class, : row_class.scales].reshape(-1))
         packed = cls(
@@ -172,21 +173,31 @@ class PackedLinear:
         """Undo `pack`: codes, uint8 `[N, K]`, and levels."""
         n, order, sections = self.out_features, self.row_order(), self.sections()
         codes = np.empty((n, self.in_features), np.uint8)
-        kind = np.empty(n, np.uint8)
+        kind, memory = np.empty(n, np.uint8), np.empty(n, np.uint8)
         entries = np.zeros((n, max(section.row_class.entries for section in sections)), self.codebook.dtype)
         scale_offset = np.zeros((2, n), np.float16)
         for section in sections:
             rows, row_class = order[section.rows], section.row_class
-            codes[rows] = unpack_codes(section.codes, row_class.bits, self.in_features)[:, : self.in_features]
-            kind[rows] = row_class.kind
+            codes[rows] = self._read(section, row_class.fields)
+            kind[rows], memory[rows] = row_class.kind, row_class.memory
             entries[rows, : row_class.entries] = section.codebook
             scale_offset[: row_class.scales, rows] = section.row_scale.T
-        return codes, RowLevels(self.row_bits(), kind, entries, *scale_offset)
+        return codes, RowLevels(self.row_bits(), kind, entries, scale_offset[0], scale_offset[1], memory)
+
+    def windows(self) -> npt.NDArray[np.uint8]:
+        """What levels are looked up by, uint8 `[N, K]`: the windows of rows with a memory, the codes of all others."""
+        windows, order = np.empty((self.out_features, self.in_features), np.uint8), self.row_order()
+        for section in self.sections():
+            windows[order[section.rows]] = self._read(section, section.row_class.window_fields)
+        return windows
+
+    def _read(self, section: Section, fields: list[Field]) -> npt.NDArray[np.uint8]:
+        return unpack_codes(section.codes, section.row_class.bits, self.in_features, fields)[:, : self.in_features]
 
     def dequantize(self) -> npt.NDArray[np.float32]:
         """The weight matrix that is meant, float32 `[N, K]`: the reference that every kernel is compared with."""
-        codes, levels = self.unpack()
-        weight = np.take_along_axis(levels.values(), codes.astype(np.intp), axis=1)
+        levels = self.unpack()[1]
+        weight = np.take_along_axis(levels.values(), self.windows().astype(np.intp), axis=1)
         if self.column_scale.size:
             weight *= self.column_scale.astype(np.float32)
         return weight
@@ -250,7 +261,7 @@ class PackedLinear:
             return
         first, count, lanes = superblocks(k)[-1]
         for section in self.sections():
-            bits = section.row_class.bits
-            codes = unpack_codes(section.codes[:, -bits * lanes * count :], bits, k - first)
+            bits, fields = section.row_class.bits, section.row_class.fields
+            codes = unpack_codes(section.codes[:, -bits * lanes * count :], bits, k - first, fields)
             if codes[:, k - first :].any():
                 raise PackedFormatError(f"codes: a padding code of the {bits}-bit rows is not 0")

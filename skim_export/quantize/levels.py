@@ -64,7 +64,8 @@ def round_levels(centroids: Float32, mass: Float32, bits: UInt8, codebook: Codeb
     else:
         entries, scale = centroids.astype(np.float16), np.zeros(len(centroids), np.float16)
     kind = np.full(len(centroids), LevelKind.TABLE, np.uint8)
-    return RowLevels(bits, kind, entries, scale, np.zeros(len(centroids), np.float16))
+    offset, memory = np.zeros(len(centroids), np.float16), np.zeros(len(centroids), np.uint8)
+    return RowLevels(bits, kind, entries, scale, offset, memory)
 
 
 def _round_to_int8(centroids: Float64, mass: Float64) -> tuple[npt.NDArray[np.int8], Float16]:
@@ -129,7 +130,8 @@ def _affine(rows: WeightRows, bits: UInt8, rounds: int) -> tuple[UInt8, RowLevel
         best = best.better_rows(latest)
     kind = np.full(rows.count, LevelKind.AFFINE, np.uint8)
     entries = np.zeros((rows.count, 0), np.int8)
-    return best.codes, RowLevels(bits, kind, entries, best.scale, best.offset), best.errors
+    memory = np.zeros(rows.count, np.uint8)
+    return best.codes, RowLevels(bits, kind, entries, best.scale, best.offset, memory), best.errors
 
 
 @dataclass

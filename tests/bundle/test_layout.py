@@ -21,7 +21,9 @@ def dequantize(data, layout):
     for rows in layout.rows:
         bits = rows.row_class.bits
         stored = tensor(data, rows.codes, (rows.count, rows.row_bytes), np.uint8)
-        codes = unpack_codes(stored, bits, layout.in_features)[:, : layout.in_features].astype(np.intp)
+        codes = unpack_codes(stored, bits, layout.in_features, rows.row_class.fields)[:, : layout.in_features].astype(
+            np.intp
+        )
         if rows.row_class.kind == LevelKind.AFFINE:
             scale, offset = tensor(data, rows.row_scale, (rows.count, 2), np.float32).T[:, :, None]
             levels = offset + scale * (np.arange(1 << bits, dtype=np.float32) - np.float32(1 << (bits - 1)))

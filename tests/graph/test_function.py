@@ -7,6 +7,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from skim_export.graph.function import OPSET, lut_functions
+from skim_export.packed import CLASSES
 from skim_runtime.operators import DOMAIN, OPERATORS, TENSORS
 
 from ..random_packed import random_packed
@@ -45,7 +46,7 @@ def test_functions_have_the_inputs_and_attributes_of_the_schema():
         assert sorted(functions[name].attribute) == sorted(attribute.name for attribute in operator.attributes)
 
 
-CASES = [[b] for b in range(16)] + [[1, 2, 3], [0, 4, 5, 6, 7, 15], list(range(16))]
+CASES = [[b] for b in range(CLASSES)] + [[1, 2, 3], [0, 4, 5, 6, 7, 15], [2, 20], list(range(CLASSES))]
 
 
 @pytest.mark.parametrize("entries", [np.int8, np.float16])
@@ -68,7 +69,7 @@ def test_classes_of_other_layers_do_no_harm():
     rng = np.random.default_rng(6)
     packed = random_packed(rng, 24, 96, [2], np.int8)
     x = rng.normal(size=(1, 96)).astype(np.float32)
-    session = ort.InferenceSession(one_node_model("LutMatMul", packed, TensorProto.FLOAT, range(16), x.shape))
+    session = ort.InferenceSession(one_node_model("LutMatMul", packed, TensorProto.FLOAT, range(CLASSES), x.shape))
     want = x.astype(np.float64) @ packed.dequantize().astype(np.float64).T
     assert np.linalg.norm(session.run(None, {"X": x})[0] - want) <= 1e-6 * np.linalg.norm(want)
 
@@ -87,9 +88,9 @@ def test_float16_activations_accumulate_in_float32():
 @pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.FLOAT16])
 def test_lut_gather_function(dtype):
     rng = np.random.default_rng(8)
-    packed = random_packed(rng, 50, 200, [2, 4, 15], np.int8, column_scale=True)
+    packed = random_packed(rng, 50, 200, [2, 4, 15, 19], np.int8, column_scale=True)
     ids = rng.integers(0, 50, (2, 7))
-    model = one_node_model("LutGather", packed, TensorProto.INT64, [2, 4, 15], ids.shape, dtype=dtype)
+    model = one_node_model("LutGather", packed, TensorProto.INT64, [2, 4, 15, 19], ids.shape, dtype=dtype)
     model = onnx.load_from_string(model)
     model.graph.output[0].type.tensor_type.elem_type = dtype
     got = ort.InferenceSession(model.SerializeToString()).run(None, {"ids": ids})[0]

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from skim_export.packed import (
-    FIELDS,
+    CLASSES,
     LevelKind,
     PackedFormatError,
     PackedLinear,
+    RowClass,
     RowLevels,
     pack_codes,
     row_bytes,
@@ -21,56 +22,95 @@ from ..random_packed import random_levels, random_packed
 COLUMNS = [1, 31, 32, 33, 64, 192, 255, 256, 257, 480, 576, 1000, 1536]
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_fields_cover_every_bit_once(bits):
-    stored = sorted((f.vector, f.bit + i) for f in FIELDS[bits] for i in range(f.length))
-    assert stored == [(v, i) for v in range(bits) for i in range(8)]
-    coded = sorted((f.code, f.code_bit + i) for f in FIELDS[bits] for i in range(f.length))
-    assert coded == [(j, t) for j in range(8) for t in range(bits)]
+of_every_class = pytest.mark.parametrize("number", range(CLASSES))
 
 
-@pytest.mark.parametrize("bits", range(1, 9))
+@of_every_class
+def test_fields_cover_every_bit_once(number):
+    row_class = RowClass.numbered(number, "int8")
+    stored = sorted((f.vector, f.bit + i) for f in row_class.fields for i in range(f.length))
+    assert stored == [(v, i) for v in range(row_class.bits) for i in range(8)]
+    coded = sorted((f.code, f.code_bit + i) for f in row_class.fields for i in range(f.length))
+    assert coded == [(j, t) for j in range(8) for t in range(row_class.bits)]
+
+
+@of_every_class
 @pytest.mark.parametrize("columns", COLUMNS)
-def test_codes_round_trip(bits, columns):
+def test_codes_round_trip(number, columns):
+    row_class = RowClass.numbered(number, "int8")
+    bits, fields = row_class.bits, row_class.fields
     codes = np.random.default_rng(columns).integers(0, 1 << bits, (5, columns)).astype(np.uint8)
-    packed = pack_codes(codes, bits)
+    packed = pack_codes(codes, bits, fields)
     assert packed.shape == (5, row_bytes(bits, columns))
-    unpacked = unpack_codes(packed, bits, columns)
+    unpacked = unpack_codes(packed, bits, columns, fields)
     np.testing.assert_array_equal(unpacked[:, :columns], codes)
     assert not unpacked[:, columns:].any()
 
 
 @pytest.mark.parametrize("columns", [576, 300, 33])
-@pytest.mark.parametrize("bits", range(1, 9))
-def test_code_place_follows_the_formula(bits, columns):
+@of_every_class
+def test_code_place_follows_the_formula(number, columns):
     """One code at a time, by the formula of docs/format.md, independent of the vectorised packer."""
-    rng = np.random.default_rng(bits)
+    row_class = RowClass.numbered(number, "int8")
+    rng, bits, fields = np.random.default_rng(number), row_class.bits, row_class.fields
     for k in rng.integers(0, columns, 20):
         code = int(rng.integers(1, 1 << bits))
         codes = np.zeros((1, columns), np.uint8)
         codes[0, k] = code
-        packed = pack_codes(codes, bits)[0]
+        packed = pack_codes(codes, bits, fields)[0]
         block = k // 256
         lanes = 32 if columns - 256 * block >= 256 else 4 * -(-(columns % 256) // 32)
         start = block * bits * 32
         j, lane = divmod(k - 256 * block, lanes)
         got = 0
-        for f in FIELDS[bits]:
+        for f in fields:
             if f.code == j:
                 byte = int(packed[start + f.vector * lanes + lane])
                 got |= ((byte >> f.bit) & ((1 << f.length) - 1)) << f.code_bit
         assert got == code
 
 
+def windows_of(packed, row):
+    """The windows of a row's columns, by the formula of docs/format.md: bits of a lane, around its end."""
+    number = int(packed.row_classes()[row])
+    bits, memory = ((1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (4, 1))[number - 16]
+    section = next(s for s in packed.sections() if s.row_class.number == number)
+    stored = section.codes[list(packed.row_order()[section.rows]).index(row)]
+    windows = []
+    for k in range(packed.in_features):
+        block = k // 256
+        lanes = 32 if packed.in_features - 256 * block >= 256 else 4 * -(-(packed.in_features % 256) // 32)
+        j, lane = divmod(k - 256 * block, lanes)
+        of_lane = [int(stored[block * bits * 32 + v * lanes + lane]) for v in range(bits)]
+        stream = sum(byte << (8 * v) for v, byte in enumerate(of_lane))
+        place = [(bits * j - memory + t) % (8 * bits) for t in range(bits + memory)]
+        windows.append(sum(((stream >> at) & 1) << t for t, at in enumerate(place)))
+    return np.array(windows)
+
+
+@pytest.mark.parametrize("columns", [1, 33, 64, 256, 300, 576])
+@pytest.mark.parametrize("number", range(16, CLASSES))
+def test_windows_are_the_definition(number, columns):
+    packed = random_packed(np.random.default_rng(columns), 3, columns, [number, 2], np.int8)
+    windows = packed.windows()
+    codes, levels = packed.unpack()
+    for row in np.flatnonzero(packed.row_classes() == number):
+        np.testing.assert_array_equal(windows[row], windows_of(packed, row))
+        np.testing.assert_array_equal(windows[row] >> levels.memory[row], codes[row])
+    plain = packed.row_classes() == 2
+    np.testing.assert_array_equal(windows[plain], codes[plain])
+
+
 @pytest.mark.parametrize("entries", [np.int8, np.float16])
-@pytest.mark.parametrize("classes", [[2], [9], [0, 1, 2, 3], list(range(16))])
+@pytest.mark.parametrize("classes", [[2], [9], [0, 1, 2, 3], [20], [2, 16, 21], list(range(CLASSES))])
 @pytest.mark.parametrize("shape", [(1, 1), (17, 33), (64, 576)])
 def test_dequantize_is_the_definition(entries, classes, shape):
     rng = np.random.default_rng(3)
     codes, levels = random_levels(rng, *shape, classes, entries)
     scale = rng.uniform(0.5, 2, shape[1]).astype(np.float16)
     packed = PackedLinear.pack(codes, levels, scale)
-    weight = np.stack([levels.table(r)[codes[r]] for r in range(shape[0])]) * scale.astype(np.float32)
+    looked_up = [windows_of(packed, r) if levels.memory[r] else codes[r] for r in range(shape[0])]
+    weight = np.stack([levels.table(r)[at] for r, at in enumerate(looked_up)]) * scale.astype(np.float32)
     np.testing.assert_array_equal(packed.dequantize(), weight)
     np.testing.assert_array_equal(packed.row_bits(), levels.bits)
 
@@ -99,7 +139,7 @@ def _with(packed, **changes):
 
 def test_invalid_tensors_are_refused():
     rng = np.random.default_rng(1)
-    p = random_packed(rng, 8, 40, [0, 2, 15], np.int8, column_scale=True)
+    p = random_packed(rng, 8, 40, [0, 2, 20, 15], np.int8, column_scale=True)
     assert "codes must be uint8" in _with(p, codes=p.codes[:-1])
     assert "codebook must be int8 of" in _with(p, codebook=p.codebook[:-1])
     assert "row_scale must be float16" in _with(p, row_scale=p.row_scale.astype(np.float32))
@@ -125,7 +165,7 @@ def test_kinds_are_told_apart():
 @pytest.mark.parametrize("options", [{}, {"column_scale": True, "bias": True}], ids=str)
 @pytest.mark.parametrize("sizes", [[40], [7, 1, 32]])
 def test_rows_packed_in_parts_are_the_whole(entries, options, sizes):
-    whole = random_packed(np.random.default_rng(3), 40, 70, [0, 2, 3, 9, 15], entries, **options)
+    whole = random_packed(np.random.default_rng(3), 40, 70, [0, 2, 3, 9, 15, 17, 20], entries, **options)
     codes, levels = whole.unpack()
     parts, start = [], 0
     for rows in sizes:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from skim_export.packed import (
+    CLASSES,
     LevelKind,
     PackedLinear,
     RowClass,
@@ -11,6 +12,7 @@ from skim_export.packed import (
     all_classes,
     class_bits,
     class_kind,
+    class_memory,
     level_bytes,
 )
 
@@ -21,20 +23,20 @@ TYPES = {"int8": np.int8, "float16": np.float16}
 
 def random_rows(rng, number, columns, entries):
     """What docs/format.md says a row of a class has: random elements of codes, codebook and row_scale."""
-    table, bits = number < 8, number % 8 + 1
+    table, bits = not 8 <= number < 16, class_bits(number)
     code_bytes = bits * 4 * int(np.ceil(columns / 32))
     scales = (1 if entries == np.int8 else 0) if table else 2
     return {
         "codes": rng.integers(0, 256, code_bytes).astype(np.uint8),
-        "codebook": rng.integers(-127, 128, 2**bits if table else 0).astype(entries),
+        "codebook": rng.integers(-127, 128, 2 ** (bits + class_memory(number)) if table else 0).astype(entries),
         "row_scale": rng.uniform(1e-3, 1e-2, scales).astype(np.float16),
     }
 
 
 def random_counts(rng):
     """Rows of each class: none of most, at times of all but one."""
-    counts = rng.integers(1, 6, 16) * (rng.random(16) < rng.choice([0.1, 0.5, 0.9]))
-    counts[rng.integers(16)] += 1
+    counts = rng.integers(1, 6, CLASSES) * (rng.random(CLASSES) < rng.choice([0.1, 0.5, 0.9]))
+    counts[rng.integers(CLASSES)] += 1
     return counts
 
 
@@ -44,9 +46,9 @@ def random_counts(rng):
 def test_sections_are_the_rows_of_each_class(codebook, columns, seed):
     rng = np.random.default_rng([seed, columns])
     entries, counts = TYPES[codebook], random_counts(rng)
-    rows = [(number, random_rows(rng, number, columns, entries)) for number in np.repeat(np.arange(16), counts)]
+    rows = [(number, random_rows(rng, number, columns, entries)) for number in np.repeat(np.arange(CLASSES), counts)]
     tensors = {name: np.concatenate([row[name] for _, row in rows]) for name in ("codes", "codebook", "row_scale")}
-    row_class = rng.permutation(np.repeat(np.arange(16, dtype=np.uint8), counts))
+    row_class = rng.permutation(np.repeat(np.arange(CLASSES, dtype=np.uint8), counts))
     packed = PackedLinear(
         out_features=len(rows),
         in_features=columns,
@@ -62,7 +64,7 @@ def test_sections_are_the_rows_of_each_class(codebook, columns, seed):
     for section in sections:
         number = section.row_class.number
         assert section.count == counts[number]
-        assert section.row_class.codebook == (codebook if number < 8 else None)
+        assert section.row_class.codebook == (None if 8 <= number < 16 else codebook)
         assert (section.rows.start, section.row_start) == (stored, stored)
         np.testing.assert_array_equal(order[section.rows], np.flatnonzero(row_class == number))
         for of_class, row in rows[section.rows]:
@@ -80,7 +82,7 @@ def test_sections_are_the_rows_of_each_class(codebook, columns, seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_sections_tile_the_tensors(codebook, columns, seed):
     rng = np.random.default_rng([seed, columns])
-    classes = np.repeat(np.arange(16), random_counts(rng))
+    classes = np.repeat(np.arange(CLASSES), random_counts(rng))
     packed = random_packed(rng, len(classes), columns, classes, TYPES[codebook])
     for name in Section.TENSORS:
         tensor, end = getattr(packed, name), 0
@@ -96,20 +98,24 @@ def test_sections_tile_the_tensors(codebook, columns, seed):
 @pytest.mark.parametrize("codebook", TYPES)
 def test_numbers_kinds_and_widths_are_the_same_classes(codebook):
     classes = all_classes(codebook)
-    pairs = [(kind, bits) for kind in (LevelKind.TABLE, LevelKind.AFFINE) for bits in range(1, 9)]
-    assert [(c.kind, c.bits) for c in classes] == pairs
-    assert [(class_kind(number), class_bits(number)) for number in range(16)] == pairs
+    kinds = [(kind, bits, 0) for kind in (LevelKind.TABLE, LevelKind.AFFINE) for bits in range(1, 9)]
+    windows = ((1, 2), (1, 3), (2, 1), (2, 2), (3, 1), (4, 1))
+    kinds += [(LevelKind.TABLE, bits, memory) for bits, memory in windows]
+    assert [(c.kind, c.bits, c.memory) for c in classes] == kinds
+    numbers = range(CLASSES)
+    assert [(class_kind(number), class_bits(number), class_memory(number)) for number in numbers] == kinds
     for number, row_class in enumerate(classes):
+        kind, bits, memory = kinds[number]
         assert row_class.number == number
-        assert row_class == RowClass.numbered(number, codebook) == RowClass.of(*pairs[number], codebook)
+        assert row_class == RowClass.numbered(number, codebook) == RowClass.of(kind, bits, codebook, memory)
 
 
 @pytest.mark.parametrize("columns", [31, 256, 300])
 @pytest.mark.parametrize("codebook", TYPES)
-@pytest.mark.parametrize("number", range(16))
+@pytest.mark.parametrize("number", range(CLASSES))
 def test_a_row_takes_the_bytes_of_its_class(number, codebook, columns):
     packed = random_packed(np.random.default_rng(number), 3, columns, [number], TYPES[codebook])
     row_class = RowClass.numbered(number, codebook)
     assert packed.codes.nbytes == 3 * row_class.row_bytes(columns)
     assert packed.codebook.nbytes + packed.row_scale.nbytes == 3 * row_class.level_bytes
-    assert level_bytes(row_class.bits, codebook, number >= 8) == row_class.level_bytes
+    assert level_bytes(row_class.bits, codebook, 8 <= number < 16, class_memory(number)) == row_class.level_bytes

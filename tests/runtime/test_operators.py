@@ -108,7 +108,7 @@ def with_attribute(node, name, value):
 
 
 REFUSALS = {
-    "version": ("version", 2, "version must be 1, got 2"),
+    "version": ("version", 3, "version must be 1 or 2, got 3"),
     "no version": ("version", None, "the attribute version is missing"),
     "N": ("N", 0, "N must be 1..2147483647, got 0"),
     "type": ("K", 64.0, "K must be an integer, got another type"),
@@ -163,9 +163,9 @@ def test_a_session_refuses_another_version_in_one_line(copy):
     model = onnx.load(copy / "model.onnx", load_external_data=False)
     for node in model.graph.node:
         if node.domain == DOMAIN:
-            with_attribute(node, "version", 2)
+            with_attribute(node, "version", 3)
     onnx.save(model, copy / "model.onnx")
-    with pytest.raises(UserError, match=r"model\.onnx: Lut\w+ '.*': version must be 1, got 2$"):
+    with pytest.raises(UserError, match=r"model\.onnx: Lut\w+ '.*': version must be 1 or 2, got 3$"):
         Session(copy, kernel="function")
 
 

@@ -8,6 +8,7 @@ from skim_runtime.operators.node import PackedNode, PackedWeights, parse_node, p
 from skim_runtime.operators.schema import (
     ACCURACY_LEVEL,
     CLASSES,
+    CLASSES_BY_VERSION,
     DOMAIN,
     FLOATS,
     FORMAT_VERSION,
@@ -16,6 +17,7 @@ from skim_runtime.operators.schema import (
     LUT_MATMUL,
     LUT_SWIGLU,
     OPERATORS,
+    PLAIN_CLASSES,
     TENSORS,
     Attribute,
     Operator,
@@ -26,6 +28,7 @@ from skim_runtime.operators.schema import (
 __all__ = [
     "ACCURACY_LEVEL",
     "CLASSES",
+    "CLASSES_BY_VERSION",
     "DOMAIN",
     "FLOATS",
     "FORMAT_VERSION",
@@ -34,6 +37,7 @@ __all__ = [
     "LUT_MATMUL",
     "LUT_SWIGLU",
     "OPERATORS",
+    "PLAIN_CLASSES",
     "TENSORS",
     "Attribute",
     "Operator",

@@ -9,10 +9,12 @@ from typing import Any, Generic, Protocol, TypeVar
 from skim_runtime.errors import UserError
 from skim_runtime.operators.schema import (
     ACCURACY_LEVEL,
+    CLASSES,
     COLUMNS,
     DOMAIN,
     INTEGER_ACCURACY,
     OPERATORS,
+    PLAIN_CLASSES,
     ROWS,
     ROWS_PER_CLASS,
     TENSORS,
@@ -48,7 +50,7 @@ class PackedWeights(Generic[T]):
         name: e.g. "model.layers.0.attn.qkv_proj"; a tied head has its embedding's.
         out_features: N.
         in_features: K.
-        rows_per_class: counts of rows.
+        rows_per_class: counts of rows of all classes that there are now.
         sources: names of its initializers, by tensor of the packed format.
         tensors: the initializers, by tensor of the packed format.
         integer: whether the node multiplies it in integers (docs/format.md, "Arithmetic").
@@ -61,6 +63,11 @@ class PackedWeights(Generic[T]):
     sources: dict[str, str]
     tensors: dict[str, T]
     integer: bool
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether levels of some rows are looked up by windows (docs/format.md, "Windows")."""
+        return any(self.rows_per_class[PLAIN_CLASSES:])
 
 
 @dataclass(frozen=True)
@@ -106,11 +113,12 @@ def parse_node(
         first = 1 + i * len(TENSORS)
         sources = dict(zip(TENSORS, inputs[first : first + len(TENSORS)], strict=True))
         weights = {tensor: tensors[source] for tensor, source in sources.items()}
+        counts = values[prefix + ROWS_PER_CLASS.name]
         operand = PackedWeights(
             name=sources[TENSORS[0]].removesuffix(f".{TENSORS[0]}"),
             out_features=values[ROWS.name],
             in_features=values[COLUMNS.name],
-            rows_per_class=tuple(values[prefix + ROWS_PER_CLASS.name]),
+            rows_per_class=(*counts, *[0] * (CLASSES - len(counts))),
             sources=sources,
             tensors=weights,
             integer=_is_integer(values, weights["codebook"]),

@@ -15,6 +15,7 @@ from skim_runtime.errors import UserError
 __all__ = [
     "ACCURACY_LEVEL",
     "CLASSES",
+    "CLASSES_BY_VERSION",
     "DOMAIN",
     "FORMAT_VERSION",
     "INTEGER_ACCURACY",
@@ -22,6 +23,7 @@ __all__ = [
     "LUT_MATMUL",
     "LUT_SWIGLU",
     "OPERATORS",
+    "PLAIN_CLASSES",
     "TENSORS",
     "Attribute",
     "Operator",
@@ -30,8 +32,10 @@ __all__ = [
 ]
 
 DOMAIN = "ai.skim"
-FORMAT_VERSION = 1
-CLASSES = 16  # of rows, by width and kind of levels
+FORMAT_VERSION = 2  # the newest
+PLAIN_CLASSES = 16  # of rows, by width and kind of levels
+CLASSES = 22  # with those of windows, behind them
+CLASSES_BY_VERSION = {1: PLAIN_CLASSES, 2: CLASSES}  # that a node of a version counts the rows of
 TENSORS = ("codes", "codebook", "row_scale", "row_class", "column_scale", "bias")  # of a packed linear, as inputs
 INTEGER_ACCURACY = 4  # the accuracy level that allows for integer arithmetic, as for MatMulNBits
 
@@ -59,24 +63,24 @@ class Attribute:
     Attributes:
         name: with the prefix of a packed linear, if each has its own.
         allowed: the values that it may have; None if other attributes or the weights decide.
-        length: number of integers; None for a single one.
+        by_class: whether there is an integer for each row class that the node's version has, or a single one.
         default: what is meant where it is missing; None if it must not be.
     """
 
     name: str
     allowed: Sequence[int] | None = None
-    length: int | None = None
+    by_class: bool = False
     default: int | None = None
 
-    def check(self, value: object) -> None:
-        """Refuse what it can't be.
+    def check(self, value: object, version: int) -> None:
+        """Refuse what it can't be in a node of a version of the format.
 
         Raises:
             UserError: with its name, the value and what would be right.
         """
-        if self.length is not None:
-            if not isinstance(value, list | tuple) or len(value) != self.length:
-                raise UserError(f"{self.name} must be {self.length} integers, got {value}")
+        if self.by_class:
+            if not isinstance(value, list | tuple) or len(value) != CLASSES_BY_VERSION[version]:
+                raise UserError(f"{self.name} must be {CLASSES_BY_VERSION[version]} integers, got {value}")
         elif not isinstance(value, int):
             raise UserError(f"{self.name} must be an integer, got {value}")
         elif self.allowed is not None and value not in self.allowed:
@@ -91,10 +95,10 @@ def _one_of(allowed: Sequence[int]) -> str:
     return f"{', '.join(others)} or {last}" if others else last
 
 
-VERSION = Attribute("version", range(FORMAT_VERSION, FORMAT_VERSION + 1))
+VERSION = Attribute("version", tuple(CLASSES_BY_VERSION))
 ROWS = Attribute("N", range(1, 1 << 31))
 COLUMNS = Attribute("K", range(1, 1 << 31))
-ROWS_PER_CLASS = Attribute("rows_per_class", length=CLASSES)  # of each packed linear
+ROWS_PER_CLASS = Attribute("rows_per_class", by_class=True)  # of each packed linear
 ACCURACY_LEVEL = Attribute("accuracy_level", range(INTEGER_ACCURACY + 1), default=0)
 FLOATS = {1: "float32", 10: "float16", 16: "bfloat16"}  # by ONNX's numbers
 DTYPE = Attribute("dtype", tuple(FLOATS))
@@ -146,7 +150,7 @@ class Operator:
             values[name] = given.get(name, attribute.default)
             if values[name] is None:
                 raise UserError(f"the attribute {name} is missing")
-            attribute.check(values[name])
+            attribute.check(values[name], values[VERSION.name])
         return values
 
     def node_inputs(self, first: str, names: Sequence[str]) -> list[str]:
@@ -157,17 +161,21 @@ class Operator:
     def node_attributes(self, linears: Sequence[PackedSizes], **own: int) -> dict[str, Any]:
         """The attributes of a node on packed linears; `own` are the operator's own ones.
 
+        The version is the oldest that has all their row classes, so that older libraries run what they can.
+
         Raises:
             UserError: `own` is not what the operator has.
         """
+        has_windows = any(any(linear.rows_per_class[PLAIN_CLASSES:]) for linear in linears)
+        version = 2 if has_windows else 1
         values: dict[str, Any] = {
-            VERSION.name: FORMAT_VERSION,
+            VERSION.name: version,
             ROWS.name: linears[0].out_features,
             COLUMNS.name: linears[0].in_features,
             **own,
         }
         for prefix, linear in zip(self.prefixes, linears, strict=True):
-            values[prefix + ROWS_PER_CLASS.name] = list(linear.rows_per_class)
+            values[prefix + ROWS_PER_CLASS.name] = list(linear.rows_per_class[: CLASSES_BY_VERSION[version]])
         self.check(values)
         return values
 
