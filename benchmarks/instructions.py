@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cmake_build import build
 
-from skim_export.packed import CLASSES, LevelKind, class_bits, class_kind
+from skim_export.packed import CLASSES, class_bits, class_kind, class_memory
 from skim_runtime.errors import UserError
 from skim_runtime.measure.options import at_least, parse_shape
 from skim_runtime.measure.report import report_head, save_json
@@ -133,7 +133,8 @@ def _printed(counts: list[Count], title: str) -> str:
     lines = []
     found = {(count.row_class, count.arithmetic, count.tokens): count.instructions for count in counts}
     for row_class in dict.fromkeys(count.row_class for count in counts):
-        kind = "table" if class_kind(row_class) == LevelKind.TABLE else "affine"
+        memory = class_memory(row_class)
+        kind = f"windows of {class_bits(row_class) + memory}" if memory else class_kind(row_class).name.lower()
         cells = [number(found.get((row_class, *column)), ".3f") for column in columns]
         lines.append((str(row_class), f"{class_bits(row_class)} bits, {kind}", *cells))
     return text_table(("class", "rows", *headings), lines, title, left=2)

@@ -34,27 +34,33 @@ SKIM_INLINE Floats32 FromHalves(__m256i low0, __m256i low1, __m256i high0, __m25
            _mm256_castsi256_ps(_mm256_blend_epi16(_mm256_srli_epi32(low1, 16), high1, 0xaa))}};
 }
 
-// 16 consecutive entries of a codebook from `entry` on, of which the first `count` are read.
-template <CodebookType kType, int kCount>
-SKIM_INLINE void LoadEntries(const void* codebook, int64_t entry, __m256* low, __m256* high) {
-  if constexpr (kType == CodebookType::kInt8) {
-    __m128i bytes = _mm_setzero_si128();
-    std::memcpy(&bytes, static_cast<const int8_t*>(codebook) + entry, kCount);
-    *low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
-    *high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)));
-  } else {
-    __m128i halves[2] = {};
-    std::memcpy(halves, static_cast<const uint16_t*>(codebook) + entry, 2 * kCount);
-    *low = _mm256_cvtph_ps(halves[0]);
-    *high = _mm256_cvtph_ps(halves[1]);
-  }
+// 16 consecutive entries of a codebook from `entry` on, of which the first kCount are read.
+template <int kCount>
+SKIM_INLINE void LoadEntries(const int8_t* codebook, int64_t entry, __m256* low, __m256* high) {
+  __m128i bytes = _mm_setzero_si128();
+  std::memcpy(&bytes, codebook + entry, kCount);
+  *low = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes));
+  *high = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)));
 }
+
+template <int kCount>
+SKIM_INLINE void LoadEntries(const uint16_t* codebook, int64_t entry, __m256* low, __m256* high) {
+  __m128i halves[2] = {};
+  std::memcpy(halves, codebook + entry, 2 * kCount);
+  *low = _mm256_cvtph_ps(halves[0]);
+  *high = _mm256_cvtph_ps(halves[1]);
+}
+
+// Elements of a codebook.
+template <CodebookType kType>
+using Entry = std::conditional_t<kType == CodebookType::kInt8, int8_t, uint16_t>;
 
 // Free codebooks of up to 6 bits: a lookup for each byte plane of the float32 entries. The lowest byte of an entry is
 // always 0, and that of an int8 value the two lowest.
-template <int kBits, CodebookType kType>
+template <typename CodeOfRow, CodebookType kType>
 struct FloatTable {
-  static constexpr int kWidth = kBits;
+  using Code = CodeOfRow;
+  static constexpr int kBits = Code::kLevelBits;
   static constexpr int kPlanes = kType == CodebookType::kInt8 ? 2 : 3;
   static constexpr int kTables = kBits <= 4 ? 1 : 1 << (kBits - 4);
   __m256i tables[3][kTables];  // byte 1, 2 and 3 of 16 entries, in both halves
@@ -62,9 +68,11 @@ struct FloatTable {
   SKIM_INLINE FloatTable(const RowRun& run, int64_t row) {
     constexpr int count = kBits <= 4 ? 1 << kBits : 16;
     const __m256i byte = _mm256_set1_epi16(0xff);
+    Entry<kType> repeated[1 << kBits];
+    const Entry<kType>* codebook = CodebookOf<Code>(run, row, repeated);
     for (int t = 0; t < kTables; ++t) {
       __m256 low, high;
-      LoadEntries<kType, count>(run.codebook, (row << kBits) + 16 * t, &low, &high);
+      LoadEntries<count>(codebook, 16 * t, &low, &high);
       const __m256i a = _mm256_castps_si256(low), b = _mm256_castps_si256(high);
       // Packing works within halves: [a 0-3, b 0-3 | a 4-7, b 4-7], put in order by the permutation.
       const __m256i top = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));
@@ -93,7 +101,7 @@ struct FloatTable {
 // Evenly spaced levels of any width: (code - 2^(b-1)) * 2^24, an integer whose top byte is converted.
 template <int kBits>
 struct FloatAffine {
-  static constexpr int kWidth = kBits;
+  using Code = RowCode<kBits>;
 
   SKIM_INLINE FloatAffine(const RowRun&, int64_t) {}
 
@@ -110,13 +118,13 @@ constexpr float kAffineUnit = 1.0f / (1 << 24);
 // Free codebooks of 7 and 8 bits: gathers from a table of floats. Slow, and rarely of use (see docs/format.md).
 template <int kBits, CodebookType kType>
 struct GatheredTable {
-  static constexpr int kWidth = kBits;
+  using Code = RowCode<kBits>;
   alignas(32) float table[1 << kBits];
 
   SKIM_INLINE GatheredTable(const RowRun& run, int64_t row) {
     for (int i = 0; i < 1 << kBits; i += 16) {
       __m256 low, high;
-      LoadEntries<kType, 16>(run.codebook, (row << kBits) + i, &low, &high);
+      LoadEntries<16>(static_cast<const Entry<kType>*>(run.codebook), (row << kBits) + i, &low, &high);
       _mm256_store_ps(table + i, low);
       _mm256_store_ps(table + i + 8, high);
     }
@@ -149,21 +157,21 @@ template <typename Levels>
 void DotFloats(const Layer& layer, const RowRun& run, int64_t begin, int64_t end, const float* token, void* y,
                FloatType type) {
   const int64_t K = layer.weights.K;
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
+  const int64_t row_bytes = RowBytes(Levels::Code::kBits, K);
   const int64_t superblocks = Superblocks(K);
   const float token_sum = token[PaddedColumns(K)];
   for (int64_t row = begin; row < end; ++row) {
     const Levels levels(run, row);
     const float* x = token;
     __m256 sum[4] = {_mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps()};
-    EachCodes<Levels::kWidth, 1>(run.codes + row * row_bytes, row_bytes, K, 0, superblocks,
-                                 [&](const __m256i(&codes)[1]) __attribute__((always_inline)) {
-                                   const Floats32 w = levels(codes[0]);
-                                   for (int i = 0; i < 4; ++i) {
-                                     sum[i] = _mm256_fmadd_ps(w.v[i], _mm256_load_ps(x + 8 * i), sum[i]);
-                                   }
-                                   x += kGroup;
-                                 });
+    EachCodes<typename Levels::Code, 1>(run.codes + row * row_bytes, row_bytes, K, 0, superblocks,
+                                        [&](const __m256i(&codes)[1]) __attribute__((always_inline)) {
+                                          const Floats32 w = levels(codes[0]);
+                                          for (int i = 0; i < 4; ++i) {
+                                            sum[i] = _mm256_fmadd_ps(w.v[i], _mm256_load_ps(x + 8 * i), sum[i]);
+                                          }
+                                          x += kGroup;
+                                        });
     const float product = Sum(_mm256_add_ps(_mm256_add_ps(sum[0], sum[1]), _mm256_add_ps(sum[2], sum[3])));
     const RowEnd row_end = EndOf(layer, run, row);
     StoreFloat(y, type, row_end.n, Finish(row_end, product, token_sum));
@@ -173,14 +181,14 @@ void DotFloats(const Layer& layer, const RowRun& run, int64_t begin, int64_t end
 // The levels of the superblocks begin..end of a row, unscaled, in prepared order.
 template <typename Levels>
 void DecodeFloats(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, float* out) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
+  const int64_t row_bytes = RowBytes(Levels::Code::kBits, K);
   const Levels levels(run, row);
-  EachCodes<Levels::kWidth, 1>(run.codes + row * row_bytes, row_bytes, K, begin, end,
-                               [&](const __m256i(&codes)[1]) __attribute__((always_inline)) {
-                                 const Floats32 w = levels(codes[0]);
-                                 for (int i = 0; i < 4; ++i) _mm256_store_ps(out + 8 * i, w.v[i]);
-                                 out += kGroup;
-                               });
+  EachCodes<typename Levels::Code, 1>(run.codes + row * row_bytes, row_bytes, K, begin, end,
+                                      [&](const __m256i(&codes)[1]) __attribute__((always_inline)) {
+                                        const Floats32 w = levels(codes[0]);
+                                        for (int i = 0; i < 4; ++i) _mm256_store_ps(out + 8 * i, w.v[i]);
+                                        out += kGroup;
+                                      });
 }
 
 struct FloatFunctions {
@@ -191,14 +199,20 @@ struct FloatFunctions {
 template <typename Levels>
 constexpr FloatFunctions kFloats{DotFloats<Levels>, DecodeFloats<Levels>};
 
+template <CodebookType kType, int kBits, int kMemory = 0>
+constexpr FloatFunctions kTable = kFloats<FloatTable<RowCode<kBits, kMemory>, kType>>;
+template <CodebookType kType, int kBits>
+constexpr FloatFunctions kGathered = kFloats<GatheredTable<kBits, kType>>;
+template <int kBits>
+constexpr FloatFunctions kAffine = kFloats<FloatAffine<kBits>>;
+
 template <CodebookType kType>
 constexpr FloatFunctions kFloatsOf[kClasses] = {
-    kFloats<FloatTable<1, kType>>,    kFloats<FloatTable<2, kType>>,    kFloats<FloatTable<3, kType>>,
-    kFloats<FloatTable<4, kType>>,    kFloats<FloatTable<5, kType>>,    kFloats<FloatTable<6, kType>>,
-    kFloats<GatheredTable<7, kType>>, kFloats<GatheredTable<8, kType>>, kFloats<FloatAffine<1>>,
-    kFloats<FloatAffine<2>>,          kFloats<FloatAffine<3>>,          kFloats<FloatAffine<4>>,
-    kFloats<FloatAffine<5>>,          kFloats<FloatAffine<6>>,          kFloats<FloatAffine<7>>,
-    kFloats<FloatAffine<8>>};
+    kTable<kType, 1>,    kTable<kType, 2>,    kTable<kType, 3>,    kTable<kType, 4>,    kTable<kType, 5>,
+    kTable<kType, 6>,    kGathered<kType, 7>, kGathered<kType, 8>, kAffine<1>,          kAffine<2>,
+    kAffine<3>,          kAffine<4>,          kAffine<5>,          kAffine<6>,          kAffine<7>,
+    kAffine<8>,          kTable<kType, 1, 3>, kTable<kType, 1, 3>, kTable<kType, 2, 2>, kTable<kType, 2, 2>,
+    kTable<kType, 3, 1>, kTable<kType, 4, 1>};
 
 const FloatFunctions& FloatsOf(const Layer& layer, const RowRun& run) {
   return layer.weights.codebook_type == CodebookType::kInt8 ? kFloatsOf<CodebookType::kInt8>[run.row_class]

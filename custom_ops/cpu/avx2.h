@@ -30,9 +30,9 @@ constexpr int kGroup = 32;  // columns whose levels are looked up at once
 // ---- codes
 
 // Field i of code j of all 32 lanes, in its place within the code.
-template <int kBits, int kJ, int kI>
+template <typename Code, int kJ, int kI>
 SKIM_INLINE __m256i FieldOf(const __m256i* vectors) {
-  constexpr Field f = CodeField(kBits, kJ, kI);
+  constexpr Field f = Code::FieldAt(kJ, kI);
   constexpr int right = f.bit - f.code_bit;
   __m256i bits = vectors[f.vector];
   if constexpr (right > 0) bits = _mm256_srli_epi16(bits, right);
@@ -42,11 +42,11 @@ SKIM_INLINE __m256i FieldOf(const __m256i* vectors) {
 }
 
 // Code j of all 32 lanes.
-template <int kBits, int kJ>
+template <typename Code, int kJ>
 SKIM_INLINE __m256i CodesOf(const __m256i* vectors) {
-  __m256i codes = FieldOf<kBits, kJ, 0>(vectors);
-  if constexpr (FieldCount(kBits, kJ) > 1) codes = _mm256_or_si256(codes, FieldOf<kBits, kJ, 1>(vectors));
-  if constexpr (FieldCount(kBits, kJ) > 2) codes = _mm256_or_si256(codes, FieldOf<kBits, kJ, 2>(vectors));
+  __m256i codes = FieldOf<Code, kJ, 0>(vectors);
+  if constexpr (Code::Fields(kJ) > 1) codes = _mm256_or_si256(codes, FieldOf<Code, kJ, 1>(vectors));
+  if constexpr (Code::Fields(kJ) > 2) codes = _mm256_or_si256(codes, FieldOf<Code, kJ, 2>(vectors));
   return codes;
 }
 
@@ -58,20 +58,31 @@ SKIM_INLINE long long Load64(const uint8_t* p) {
 
 // Field i of the code that 64-bit lane `lane` of group `group` holds in a dense superblock of 8 or 16 lanes; a field of
 // length 0 if that code has fewer.
-constexpr Field DenseField(int bits, int lanes, int group, int lane, int i) {
+template <typename Code>
+constexpr Field DenseField(int lanes, int group, int lane, int i) {
   const int j = group * (kGroup / lanes) + lane / (lanes / 8);
-  return i < FieldCount(bits, j) ? CodeField(bits, j, i) : Field{0, 0, 0, 0};
+  return i < Code::Fields(j) ? Code::FieldAt(j, i) : Field{0, 0, 0, 0};
+}
+
+// The most fields of a code of a group.
+template <typename Code>
+constexpr int DenseFields(int lanes, int group) {
+  int most = 0;
+  for (int j = group * (kGroup / lanes); j < (group + 1) * (kGroup / lanes); ++j) {
+    most = Code::Fields(j) > most ? Code::Fields(j) : most;
+  }
+  return most;
 }
 
 // The lowest `length` bits of each byte.
 constexpr long long ByteMask(int length) { return static_cast<long long>(0x0101010101010101u * ((1u << length) - 1)); }
 
-template <int kBits, int kDenseLanes, int kGroupIndex, int kI>
+template <typename Code, int kDenseLanes, int kGroupIndex, int kI>
 SKIM_INLINE __m256i DenseFieldOf(const uint8_t* p) {
-  constexpr Field f0 = DenseField(kBits, kDenseLanes, kGroupIndex, 0, kI);
-  constexpr Field f1 = DenseField(kBits, kDenseLanes, kGroupIndex, 1, kI);
-  constexpr Field f2 = DenseField(kBits, kDenseLanes, kGroupIndex, 2, kI);
-  constexpr Field f3 = DenseField(kBits, kDenseLanes, kGroupIndex, 3, kI);
+  constexpr Field f0 = DenseField<Code>(kDenseLanes, kGroupIndex, 0, kI);
+  constexpr Field f1 = DenseField<Code>(kDenseLanes, kGroupIndex, 1, kI);
+  constexpr Field f2 = DenseField<Code>(kDenseLanes, kGroupIndex, 2, kI);
+  constexpr Field f3 = DenseField<Code>(kDenseLanes, kGroupIndex, 3, kI);
   constexpr int second = kDenseLanes == 16 ? 8 : 0;  // odd 64-bit lanes hold the second half of 16 lanes
   __m256i bits = _mm256_set_epi64x(Load64(p + f3.vector * kDenseLanes + second), Load64(p + f2.vector * kDenseLanes),
                                    Load64(p + f1.vector * kDenseLanes + second), Load64(p + f0.vector * kDenseLanes));
@@ -82,35 +93,35 @@ SKIM_INLINE __m256i DenseFieldOf(const uint8_t* p) {
 }
 
 // Codes of 32 consecutive columns of a dense superblock.
-template <int kBits, int kDenseLanes, int kGroupIndex>
+template <typename Code, int kDenseLanes, int kGroupIndex>
 SKIM_INLINE __m256i DenseCodesOf(const uint8_t* p) {
-  // The last code of a group has the most fields.
-  constexpr int fields = FieldCount(kBits, (kGroupIndex + 1) * (kGroup / kDenseLanes) - 1);
-  __m256i codes = DenseFieldOf<kBits, kDenseLanes, kGroupIndex, 0>(p);
-  if constexpr (fields > 1) codes = _mm256_or_si256(codes, DenseFieldOf<kBits, kDenseLanes, kGroupIndex, 1>(p));
-  if constexpr (fields > 2) codes = _mm256_or_si256(codes, DenseFieldOf<kBits, kDenseLanes, kGroupIndex, 2>(p));
+  constexpr int fields = DenseFields<Code>(kDenseLanes, kGroupIndex);
+  __m256i codes = DenseFieldOf<Code, kDenseLanes, kGroupIndex, 0>(p);
+  if constexpr (fields > 1) codes = _mm256_or_si256(codes, DenseFieldOf<Code, kDenseLanes, kGroupIndex, 1>(p));
+  if constexpr (fields > 2) codes = _mm256_or_si256(codes, DenseFieldOf<Code, kDenseLanes, kGroupIndex, 2>(p));
   return codes;
 }
 
 // All codes of a dense superblock, 32 consecutive columns each. Not inlined: it is short beside a row, and there would
 // be a copy for every kind of levels.
-template <int kBits>
+template <typename Code>
 __attribute__((noinline)) void DenseCodes(const uint8_t* p, int lanes, __m256i* codes) {
   if (lanes == 8) {
-    codes[0] = DenseCodesOf<kBits, 8, 0>(p);
-    codes[1] = DenseCodesOf<kBits, 8, 1>(p);
+    codes[0] = DenseCodesOf<Code, 8, 0>(p);
+    codes[1] = DenseCodesOf<Code, 8, 1>(p);
   } else {
-    codes[0] = DenseCodesOf<kBits, 16, 0>(p);
-    codes[1] = DenseCodesOf<kBits, 16, 1>(p);
-    codes[2] = DenseCodesOf<kBits, 16, 2>(p);
-    codes[3] = DenseCodesOf<kBits, 16, 3>(p);
+    codes[0] = DenseCodesOf<Code, 16, 0>(p);
+    codes[1] = DenseCodesOf<Code, 16, 1>(p);
+    codes[2] = DenseCodesOf<Code, 16, 2>(p);
+    codes[3] = DenseCodesOf<Code, 16, 3>(p);
   }
 }
 
-// Hands the codes of the superblocks begin..end of kRows rows, `stride` bytes apart, to `sink`, 32 of each row at a
-// time, as an array of registers.
-template <int kBits, int kRows, typename Sink>
+// Hands the codes, or windows, of the superblocks begin..end of kRows rows, `stride` bytes apart, to `sink`, 32 of each
+// row at a time, as an array of registers.
+template <typename Code, int kRows, typename Sink>
 SKIM_INLINE void EachCodes(const uint8_t* row, int64_t stride, int64_t K, int64_t begin, int64_t end, Sink&& sink) {
+  constexpr int kBits = Code::kBits;
   const int64_t full = Min(K / kSuperblockColumns, end);
   const int lanes = full < end ? TailLanes(K) : 0;
   const uint8_t* p = row + begin * kBits * kLanes;
@@ -138,7 +149,7 @@ SKIM_INLINE void EachCodes(const uint8_t* row, int64_t stride, int64_t K, int64_
     }
     const auto codes_of = [&](auto j) __attribute__((always_inline)) {
       __m256i codes[kRows];
-      for (int r = 0; r < kRows; ++r) codes[r] = CodesOf<kBits, decltype(j)::value>(vectors[r]);
+      for (int r = 0; r < kRows; ++r) codes[r] = CodesOf<Code, decltype(j)::value>(vectors[r]);
       sink(codes);
     };
     codes_of(std::integral_constant<int, 0>());
@@ -152,7 +163,7 @@ SKIM_INLINE void EachCodes(const uint8_t* row, int64_t stride, int64_t K, int64_
   }
   if (TailIsDense(lanes)) {
     __m256i dense[kRows][4];
-    for (int r = 0; r < kRows; ++r) DenseCodes<kBits>(p + r * stride, lanes, dense[r]);
+    for (int r = 0; r < kRows; ++r) DenseCodes<Code>(p + r * stride, lanes, dense[r]);
     for (int i = 0; i < 8 * lanes / kGroup; ++i) {
       __m256i codes[kRows];
       for (int r = 0; r < kRows; ++r) codes[r] = dense[r][i];

@@ -25,15 +25,17 @@ constexpr int64_t IntegerWords(int64_t K) { return kHeader + PaddedColumns(K); }
 
 // ---- levels: 32 codes to 32 unsigned bytes; `IntegerEnd` knows what they are too large by
 
-template <int kBits>
+template <typename CodeOfRow>
 struct UnsignedTable {
-  static constexpr int kWidth = kBits;
+  using Code = CodeOfRow;
+  static constexpr int kBits = Code::kLevelBits;
   static constexpr int kTables = kBits <= 4 ? 1 : 1 << (kBits - 4);
   static constexpr int kDotRows = kTables == 1 ? 2 : 1;  // as many as have place in the registers
   __m256i tables[kTables];
 
   SKIM_INLINE UnsignedTable(const RowRun& run, int64_t row) {
-    const int8_t* entries = static_cast<const int8_t*>(run.codebook) + (row << kBits);
+    int8_t repeated[1 << kBits];
+    const int8_t* entries = CodebookOf<Code>(run, row, repeated);
     for (int i = 0; i < kTables; ++i) {
       __m128i bytes = _mm_setzero_si128();
       std::memcpy(&bytes, entries + 16 * i, kBits < 4 ? 1 << kBits : 16);
@@ -46,7 +48,8 @@ struct UnsignedTable {
 
 template <int kBits>
 struct UnsignedAffine {
-  static constexpr int kWidth = kBits, kDotRows = 2;
+  using Code = RowCode<kBits>;
+  static constexpr int kDotRows = 2;
 
   SKIM_INLINE UnsignedAffine(const RowRun&, int64_t) {}
 
@@ -98,7 +101,7 @@ template <typename Levels, int kRows, int kTokens>
 SKIM_INLINE void DotIntegers(const Layer& layer, const RowRun& run, int64_t row, int64_t apart, const int16_t* tokens,
                              void* y, FloatType type) {
   const int64_t N = layer.weights.N, K = layer.weights.K, stride = IntegerWords(K);
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
+  const int64_t row_bytes = RowBytes(Levels::Code::kBits, K), superblocks = Superblocks(K);
   const Levels first(run, row), last(run, row + (kRows - 1) * apart);
   const int16_t* x = tokens + kHeader;
   __m256d totals[kRows][kTokens];
@@ -110,7 +113,7 @@ SKIM_INLINE void DotIntegers(const Layer& layer, const RowRun& run, int64_t row,
     for (auto& of_row : sums) {
       for (__m256i& sum : of_row) sum = _mm256_setzero_si256();
     }
-    EachCodes<Levels::kWidth, kRows>(
+    EachCodes<typename Levels::Code, kRows>(
         run.codes + row * row_bytes, apart * row_bytes, K, block, Min(block + kFlushBlocks, superblocks),
         [&](const __m256i(&codes)[kRows]) __attribute__((always_inline)) {
 #pragma GCC unroll 2
@@ -157,16 +160,16 @@ void DotIntegerRows(const Layer& layer, const RowRun& run, int64_t begin, int64_
 // The levels of the superblocks begin..end of a row as words, in prepared order.
 template <typename Levels>
 void DecodeIntegers(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, int16_t* out) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
+  const int64_t row_bytes = RowBytes(Levels::Code::kBits, K);
   const Levels levels(run, row);
-  EachCodes<Levels::kWidth, 1>(run.codes + row * row_bytes, row_bytes, K, begin, end,
-                               [&](const __m256i(&codes)[1]) __attribute__((always_inline)) {
-                                 const __m256i w = levels(codes[0]);
-                                 auto* words = reinterpret_cast<__m256i*>(out);
-                                 _mm256_store_si256(words, EvenBytes(w));
-                                 _mm256_store_si256(words + 1, OddBytes(w));
-                                 out += kGroup;
-                               });
+  EachCodes<typename Levels::Code, 1>(run.codes + row * row_bytes, row_bytes, K, begin, end,
+                                      [&](const __m256i(&codes)[1]) __attribute__((always_inline)) {
+                                        const __m256i w = levels(codes[0]);
+                                        auto* words = reinterpret_cast<__m256i*>(out);
+                                        _mm256_store_si256(words, EvenBytes(w));
+                                        _mm256_store_si256(words + 1, OddBytes(w));
+                                        out += kGroup;
+                                      });
 }
 
 struct IntegerFunctions {
@@ -180,13 +183,15 @@ template <typename Levels>
 constexpr IntegerFunctions kIntegers{DotIntegerRows<Levels, 1>, DotIntegerRows<Levels, 2>, DotIntegerRows<Levels, 4>,
                                      DecodeIntegers<Levels>};
 
+template <int kBits, int kMemory = 0>
+constexpr IntegerFunctions kTable = kIntegers<UnsignedTable<RowCode<kBits, kMemory>>>;
+template <int kBits>
+constexpr IntegerFunctions kAffine = kIntegers<UnsignedAffine<kBits>>;
+
 constexpr IntegerFunctions kIntegersOf[kClasses] = {
-    kIntegers<UnsignedTable<1>>,  kIntegers<UnsignedTable<2>>,  kIntegers<UnsignedTable<3>>,
-    kIntegers<UnsignedTable<4>>,  kIntegers<UnsignedTable<5>>,  kIntegers<UnsignedTable<6>>,
-    kIntegers<UnsignedTable<7>>,  kIntegers<UnsignedTable<8>>,  kIntegers<UnsignedAffine<1>>,
-    kIntegers<UnsignedAffine<2>>, kIntegers<UnsignedAffine<3>>, kIntegers<UnsignedAffine<4>>,
-    kIntegers<UnsignedAffine<5>>, kIntegers<UnsignedAffine<6>>, kIntegers<UnsignedAffine<7>>,
-    kIntegers<UnsignedAffine<8>>};
+    kTable<1>,    kTable<2>,    kTable<3>,    kTable<4>,    kTable<5>,    kTable<6>,   kTable<7>,  kTable<8>,
+    kAffine<1>,   kAffine<2>,   kAffine<3>,   kAffine<4>,   kAffine<5>,   kAffine<6>,  kAffine<7>, kAffine<8>,
+    kTable<1, 3>, kTable<1, 3>, kTable<2, 2>, kTable<2, 2>, kTable<3, 1>, kTable<4, 1>};
 
 // ---- activations
 

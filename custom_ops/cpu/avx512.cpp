@@ -20,16 +20,16 @@ struct Floats64 {
 };
 
 // 16 consecutive entries of a codebook, of which the first kCount are read; the others repeat them.
-template <CodebookType kType, int kCount>
-SKIM_INLINE __m512 LoadEntries(const void* codebook, int64_t entry) {
+template <int kCount, typename T>
+SKIM_INLINE __m512 LoadEntries(const T* codebook, int64_t entry) {
   __m512 floats;
-  if constexpr (kType == CodebookType::kInt8) {
+  if constexpr (sizeof(T) == 1) {
     __m128i bytes = _mm_setzero_si128();
-    std::memcpy(&bytes, static_cast<const int8_t*>(codebook) + entry, kCount);
+    std::memcpy(&bytes, codebook + entry, kCount);
     floats = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes));
   } else {
     __m256i halves = _mm256_setzero_si256();
-    std::memcpy(&halves, static_cast<const uint16_t*>(codebook) + entry, 2 * kCount);
+    std::memcpy(&halves, codebook + entry, 2 * kCount);
     floats = _mm512_cvtph_ps(halves);
   }
   if constexpr (kCount == 16) return floats;
@@ -38,15 +38,19 @@ SKIM_INLINE __m512 LoadEntries(const void* codebook, int64_t entry) {
 }
 
 // Free codebooks of up to 4 bits, and float16 ones of any width.
-template <int kBits, CodebookType kType>
+template <typename CodeOfRow, CodebookType kType>
 struct FloatTable {
-  static constexpr int kWidth = kBits;
+  using Code = CodeOfRow;
+  using Entry = std::conditional_t<kType == CodebookType::kInt8, int8_t, uint16_t>;
+  static constexpr int kBits = Code::kLevelBits;
   static constexpr int kRegisters = kBits <= 4 ? 1 : 1 << (kBits - 4);
   __m512 tables[kRegisters];
 
   SKIM_INLINE FloatTable(const RowRun& run, int64_t row) {
     constexpr int count = kBits <= 4 ? 1 << kBits : 16;
-    for (int i = 0; i < kRegisters; ++i) tables[i] = LoadEntries<kType, count>(run.codebook, (row << kBits) + 16 * i);
+    Entry repeated[1 << kBits];
+    const Entry* codebook = CodebookOf<Code>(run, row, repeated);
+    for (int i = 0; i < kRegisters; ++i) tables[i] = LoadEntries<count>(codebook, 16 * i);
   }
 
   // Of the kCount registers from kFirst on.
@@ -75,19 +79,19 @@ SKIM_INLINE Floats64 Widen(__m512i bytes) {
            _mm512_cvtepi32_ps(_mm512_srai_epi32(bytes, 24))}};
 }
 
-template <int kBits>
+template <typename CodeOfRow>
 struct WideTable {
-  static constexpr int kWidth = kBits;
-  ByteTable<kBits> table;
+  using Code = CodeOfRow;
+  ByteTable<Code::kLevelBits> table;
 
   SKIM_INLINE WideTable(const RowRun& run, int64_t row)
-      : table(static_cast<const int8_t*>(run.codebook) + (row << kBits)) {}
+      : table(static_cast<const int8_t*>(run.codebook) + (row << Code::kLevelBits)) {}
   SKIM_INLINE Floats64 operator()(__m512i codes) const { return Widen(table(codes)); }
 };
 
 template <int kBits>
 struct FloatAffine {
-  static constexpr int kWidth = kBits;
+  using Code = RowCode<kBits>;
 
   SKIM_INLINE FloatAffine(const RowRun&, int64_t) {}
   SKIM_INLINE Floats64 operator()(__m512i codes) const {
@@ -124,7 +128,7 @@ SKIM_INLINE __m512 SumRows(const Lanes<float>& lanes) {
 template <typename Levels>
 void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const float* token, int64_t at,
                Lanes<float>& lanes) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
+  const int64_t row_bytes = RowBytes(Levels::Code::kBits, K), superblocks = Superblocks(K);
   for (int64_t r = 0; r < count; ++r) {
     const Levels levels(run, row + r);
     const float* x = token;
@@ -132,15 +136,15 @@ void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const f
     for (auto& half : sums) {
       for (__m512& sum : half) sum = _mm512_setzero_ps();
     }
-    EachCodes<Levels::kWidth>(run.codes + (row + r) * row_bytes, K, 0, superblocks,
-                              [&](__m512i codes, auto parity) __attribute__((always_inline)) {
-                                const Floats64 floats = levels(codes);
-                                for (int i = 0; i < 4; ++i) {
-                                  __m512& sum = sums[parity][i];
-                                  sum = _mm512_fmadd_ps(floats.v[i], _mm512_load_ps(x + 16 * i), sum);
-                                }
-                                x += kGroup;
-                              });
+    EachCodes<typename Levels::Code>(run.codes + (row + r) * row_bytes, K, 0, superblocks,
+                                     [&](__m512i codes, auto parity) __attribute__((always_inline)) {
+                                       const Floats64 floats = levels(codes);
+                                       for (int i = 0; i < 4; ++i) {
+                                         __m512& sum = sums[parity][i];
+                                         sum = _mm512_fmadd_ps(floats.v[i], _mm512_load_ps(x + 16 * i), sum);
+                                       }
+                                       x += kGroup;
+                                     });
     __m512 sum = _mm512_setzero_ps();
     for (int i = 0; i < 4; ++i) sum = _mm512_add_ps(sum, _mm512_add_ps(sums[0][i], sums[1][i]));
     _mm512_store_ps(lanes.of_row[at + r], sum);
@@ -151,12 +155,12 @@ void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const f
 template <typename Levels>
 void DecodeFloats(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, float* out) {
   const Levels levels(run, row);
-  EachCodes<Levels::kWidth>(run.codes + row * RowBytes(Levels::kWidth, K), K, begin, end,
-                            [&](__m512i codes, auto) __attribute__((always_inline)) {
-                              const Floats64 floats = levels(codes);
-                              for (int i = 0; i < 4; ++i) _mm512_store_ps(out + 16 * i, floats.v[i]);
-                              out += kGroup;
-                            });
+  EachCodes<typename Levels::Code>(run.codes + row * RowBytes(Levels::Code::kBits, K), K, begin, end,
+                                   [&](__m512i codes, auto) __attribute__((always_inline)) {
+                                     const Floats64 floats = levels(codes);
+                                     for (int i = 0; i < 4; ++i) _mm512_store_ps(out + 16 * i, floats.v[i]);
+                                     out += kGroup;
+                                   });
 }
 
 struct FloatFunctions {
@@ -168,20 +172,44 @@ template <typename Levels>
 constexpr FloatFunctions kFloats{DotFloats<Levels>, DecodeFloats<Levels>};
 
 constexpr CodebookType kInt8 = CodebookType::kInt8, kHalf = CodebookType::kFloat16;
-constexpr FloatFunctions kFloatsOfInt8[kClasses] = {
-    kFloats<FloatTable<1, kInt8>>, kFloats<FloatTable<2, kInt8>>, kFloats<FloatTable<3, kInt8>>,
-    kFloats<FloatTable<4, kInt8>>, kFloats<WideTable<5>>,         kFloats<WideTable<6>>,
-    kFloats<WideTable<7>>,         kFloats<WideTable<8>>,         kFloats<FloatAffine<1>>,
-    kFloats<FloatAffine<2>>,       kFloats<FloatAffine<3>>,       kFloats<FloatAffine<4>>,
-    kFloats<FloatAffine<5>>,       kFloats<FloatAffine<6>>,       kFloats<FloatAffine<7>>,
-    kFloats<FloatAffine<8>>};
-constexpr FloatFunctions kFloatsOfHalf[8] = {kFloats<FloatTable<1, kHalf>>, kFloats<FloatTable<2, kHalf>>,
-                                             kFloats<FloatTable<3, kHalf>>, kFloats<FloatTable<4, kHalf>>,
-                                             kFloats<FloatTable<5, kHalf>>, kFloats<FloatTable<6, kHalf>>,
-                                             kFloats<FloatTable<7, kHalf>>, kFloats<FloatTable<8, kHalf>>};
+template <CodebookType kType, int kBits, int kMemory = 0>
+constexpr FloatFunctions kTable = kFloats<FloatTable<RowCode<kBits, kMemory>, kType>>;
+template <int kBits, int kMemory = 0>
+constexpr FloatFunctions kWide = kFloats<WideTable<RowCode<kBits, kMemory>>>;
+template <int kBits>
+constexpr FloatFunctions kAffine = kFloats<FloatAffine<kBits>>;
+
+constexpr FloatFunctions kFloatsOfInt8[kClasses] = {kTable<kInt8, 1>,
+                                                    kTable<kInt8, 2>,
+                                                    kTable<kInt8, 3>,
+                                                    kTable<kInt8, 4>,
+                                                    kWide<5>,
+                                                    kWide<6>,
+                                                    kWide<7>,
+                                                    kWide<8>,
+                                                    kAffine<1>,
+                                                    kAffine<2>,
+                                                    kAffine<3>,
+                                                    kAffine<4>,
+                                                    kAffine<5>,
+                                                    kAffine<6>,
+                                                    kAffine<7>,
+                                                    kAffine<8>,
+                                                    kTable<kInt8, 1, 3>,
+                                                    kTable<kInt8, 1, 3>,
+                                                    kTable<kInt8, 2, 2>,
+                                                    kTable<kInt8, 2, 2>,
+                                                    kTable<kInt8, 3, 1>,
+                                                    kWide<4, 1>};
+constexpr FloatFunctions kFloatsOfHalf[kClasses] = {
+    kTable<kHalf, 1>,    kTable<kHalf, 2>,    kTable<kHalf, 3>,    kTable<kHalf, 4>,    kTable<kHalf, 5>,
+    kTable<kHalf, 6>,    kTable<kHalf, 7>,    kTable<kHalf, 8>,    kAffine<1>,          kAffine<2>,
+    kAffine<3>,          kAffine<4>,          kAffine<5>,          kAffine<6>,          kAffine<7>,
+    kAffine<8>,          kTable<kHalf, 1, 3>, kTable<kHalf, 1, 3>, kTable<kHalf, 2, 2>, kTable<kHalf, 2, 2>,
+    kTable<kHalf, 3, 1>, kTable<kHalf, 4, 1>};
+
 const FloatFunctions& FloatsOf(const Layer& layer, const RowRun& run) {
-  const bool half = layer.weights.codebook_type == kHalf && !IsAffine(run.row_class);
-  return half ? kFloatsOfHalf[run.row_class] : kFloatsOfInt8[run.row_class];
+  return (layer.weights.codebook_type == kHalf ? kFloatsOfHalf : kFloatsOfInt8)[run.row_class];
 }
 
 // ---- activations

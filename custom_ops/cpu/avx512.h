@@ -45,104 +45,138 @@ SKIM_INLINE __m512i Select(__m512i mask, __m512i one, __m512i other) {  // bitwi
   return _mm512_ternarylogic_epi32(one, other, mask, 0xe4);
 }
 
+// Field i of code j, or the first one if it has fewer.
+template <typename Code>
+constexpr Field FieldOrFirst(int j, int i) {
+  return Code::FieldAt(j, i < Code::Fields(j) ? i : 0);
+}
+
+// The bits of code j that are those of the fields before field i.
+template <typename Code>
+constexpr int BitsBefore(int j, int i) {
+  return i < Code::Fields(j) ? (1 << Code::FieldAt(j, i).code_bit) - 1 : 0xff;
+}
+
+SKIM_INLINE __m512i Halves(const uint8_t* low, const uint8_t* high) {
+  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(low));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(a), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(high)), 1);
+}
+
 // Field kI of the codes 2 kPair and 2 kPair + 1 of 32 lanes, in its place within the code; other bits are of no
 // meaning.
-template <int kBits, int kPair, int kI>
+template <typename Code, int kPair, int kI>
 SKIM_INLINE __m512i FieldOf(const uint8_t* p) {
-  constexpr Field a = CodeField(kBits, 2 * kPair, kI), b = CodeField(kBits, 2 * kPair + 1, kI);
+  constexpr Field a = FieldOrFirst<Code>(2 * kPair, kI), b = FieldOrFirst<Code>(2 * kPair + 1, kI);
   constexpr int shift_a = a.bit - a.code_bit, shift_b = b.bit - b.code_bit;
-  static_assert(a.vector == b.vector || a.vector + 1 == b.vector);
-  const __m512i bits = a.vector == b.vector ? BothHalves(p + a.vector * kLanes) : Load(p + a.vector * kLanes);
+  const __m512i bits = a.vector == b.vector       ? BothHalves(p + a.vector * kLanes)
+                       : a.vector + 1 == b.vector ? Load(p + a.vector * kLanes)
+                                                  : Halves(p + a.vector * kLanes, p + b.vector * kLanes);
   if constexpr (shift_a == 0 && shift_b == 0) return bits;
   constexpr auto ca = static_cast<long long>(Control(shift_a)), cb = static_cast<long long>(Control(shift_b));
   return _mm512_multishift_epi64_epi8(_mm512_setr_epi64(ca, ca, ca, ca, cb, cb, cb, cb), bits);
 }
 
-// A code from its fields: the lowest bits from the first.
-template <int kBits, int kJ, typename Fields>
-SKIM_INLINE __m512i FromFields(Fields&& field) {
+// Codes from their fields: the lowest bits from the first. There are kFields at most, and `before(i)` tells which bits
+// are those of fields before field i.
+template <int kFields, typename FieldAt, typename Before>
+SKIM_INLINE __m512i FromFields(FieldAt&& field, Before&& before) {
   using std::integral_constant;
   __m512i codes = field(integral_constant<int, 0>());
-  if constexpr (FieldCount(kBits, kJ) > 1) {
-    constexpr int split = CodeField(kBits, kJ, 1).code_bit;
-    codes = Select(_mm512_set1_epi8((1 << split) - 1), codes, field(integral_constant<int, 1>()));
+  if constexpr (kFields > 1) {
+    constexpr integral_constant<int, 1> i;
+    codes = Select(before(i), codes, field(i));
   }
-  if constexpr (FieldCount(kBits, kJ) > 2) {
-    constexpr int split = CodeField(kBits, kJ, 2).code_bit;
-    codes = Select(_mm512_set1_epi8((1 << split) - 1), codes, field(integral_constant<int, 2>()));
+  if constexpr (kFields > 2) {
+    constexpr integral_constant<int, 2> i;
+    codes = Select(before(i), codes, field(i));
   }
   return codes;
 }
 
+constexpr int Most(int a, int b) { return a > b ? a : b; }
+
 // The codes 2 kPair and 2 kPair + 1 of 32 lanes.
-template <int kBits, int kPair>
+template <typename Code, int kPair>
 SKIM_INLINE __m512i PairOf(const uint8_t* p) {
-  return FromFields<kBits, 2 * kPair>(
-      [&](auto i) __attribute__((always_inline)) { return FieldOf<kBits, kPair, decltype(i)::value>(p); });
+  return FromFields<Most(Code::Fields(2 * kPair), Code::Fields(2 * kPair + 1))>(
+      [&](auto i) __attribute__((always_inline)) { return FieldOf<Code, kPair, decltype(i)::value>(p); },
+      [](auto i) __attribute__((always_inline)) {
+        constexpr int kI = decltype(i)::value;
+        constexpr auto a = static_cast<char>(BitsBefore<Code>(2 * kPair, kI));
+        constexpr auto b = static_cast<char>(BitsBefore<Code>(2 * kPair + 1, kI));
+        return a == b ? _mm512_set1_epi8(a) : _mm512_inserti64x4(_mm512_set1_epi8(a), _mm256_set1_epi8(b), 1);
+      });
 }
 
 // Code of byte `byte` of group `group` of a dense superblock.
 constexpr int DenseCode(int lanes, int group, int byte) { return (group * kGroup + byte) / lanes; }
 
 // Where the quadwords of a field of a group come from: the first vector that is read, and of those behind it the
-// quadword and the bits.
+// quadword and the bits; and the bits of the fields before it.
 struct DenseMap {
   int first;
   alignas(64) int64_t quadword[8];
   alignas(64) uint64_t control[8];
+  alignas(64) uint64_t before[8];
 };
 
-constexpr DenseMap MakeDenseMap(int bits, int lanes, int group, int i) {
-  DenseMap map{kLanes, {}, {}};
+template <typename Code>
+constexpr DenseMap MakeDenseMap(int lanes, int group, int i) {
+  DenseMap map{kLanes, {}, {}, {}};
   for (int q = 0; q < 8; ++q) {
-    const Field f = CodeField(bits, DenseCode(lanes, group, 8 * q), i);
+    const Field f = FieldOrFirst<Code>(DenseCode(lanes, group, 8 * q), i);
     if (f.vector < map.first) map.first = f.vector;
   }
   const int per_vector = lanes / 8;
   for (int q = 0; q < 8; ++q) {
-    const Field f = CodeField(bits, DenseCode(lanes, group, 8 * q), i);
+    const int j = DenseCode(lanes, group, 8 * q);
+    const Field f = FieldOrFirst<Code>(j, i);
     map.quadword[q] = (f.vector - map.first) * per_vector + q % per_vector;
     map.control[q] = Control(f.bit - f.code_bit);
+    map.before[q] = 0x0101010101010101u * static_cast<uint64_t>(BitsBefore<Code>(j, i));
   }
   return map;
 }
 
+// The most fields of a code of a group.
+template <typename Code>
+constexpr int DenseFields(int lanes, int group) {
+  int most = 0;
+  for (int byte = 0; byte < kGroup; byte += 8) most = Most(most, Code::Fields(DenseCode(lanes, group, byte)));
+  return most;
+}
+
 // Field kI of the codes of group kGroupIndex of a dense superblock.
-template <int kBits, int kDenseLanes, int kGroupIndex, int kI>
+template <typename Code, int kDenseLanes, int kGroupIndex, int kI>
 SKIM_INLINE __m512i DenseFieldOf(const uint8_t* p) {
-  static constexpr DenseMap map = MakeDenseMap(kBits, kDenseLanes, kGroupIndex, kI);
+  static constexpr DenseMap map = MakeDenseMap<Code>(kDenseLanes, kGroupIndex, kI);
   // No more than the superblock: what lies behind the row is not ours to read.
-  constexpr int quadwords = (kBits - map.first) * kDenseLanes / 8;
+  constexpr int quadwords = (Code::kBits - map.first) * kDenseLanes / 8;
   constexpr auto mask = static_cast<__mmask8>(quadwords < 8 ? (1 << quadwords) - 1 : 0xff);
   const __m512i vectors = _mm512_maskz_loadu_epi64(mask, p + map.first * kDenseLanes);
   return _mm512_multishift_epi64_epi8(_mm512_load_si512(map.control),
                                       _mm512_permutexvar_epi64(_mm512_load_si512(map.quadword), vectors));
 }
 
-template <int kBits, int kDenseLanes, int kGroupIndex>
+template <typename Code, int kDenseLanes, int kGroupIndex>
 SKIM_INLINE __m512i DenseCodesOf(const uint8_t* p) {
-  // The codes of a group have the same number of fields, but for 3 bits; there the first six have no second one, and
-  // take their top bit from the first.
-  constexpr int last = DenseCode(kDenseLanes, kGroupIndex, kGroup - 1);
-  if constexpr (kBits != 3 || last < 6) {
-    return FromFields<kBits, last>([&](auto i) __attribute__((always_inline)) {
-      return DenseFieldOf<kBits, kDenseLanes, kGroupIndex, decltype(i)::value>(p);
-    });
-  } else {
-    constexpr __mmask64 two = kDenseLanes == 8 ? ~__mmask64{0} << 48 : ~__mmask64{0} << 32;
-    const __m512i low = DenseFieldOf<kBits, kDenseLanes, kGroupIndex, 0>(p);
-    const __m512i top = DenseFieldOf<kBits, kDenseLanes, kGroupIndex, 1>(p);
-    return _mm512_mask_mov_epi8(low, two, Select(_mm512_set1_epi8(3), low, top));
-  }
+  return FromFields<DenseFields<Code>(kDenseLanes, kGroupIndex)>(
+      [&](auto i) __attribute__((always_inline)) {
+        return DenseFieldOf<Code, kDenseLanes, kGroupIndex, decltype(i)::value>(p);
+      },
+      [](auto i) __attribute__((always_inline)) {
+        static constexpr DenseMap map = MakeDenseMap<Code>(kDenseLanes, kGroupIndex, decltype(i)::value);
+        return _mm512_load_si512(map.before);
+      });
 }
 
-template <int kBits>
+template <typename Code>
 __attribute__((noinline)) void DenseCodes(const uint8_t* p, int lanes, __m512i* codes) {
   if (lanes == 8) {
-    codes[0] = DenseCodesOf<kBits, 8, 0>(p);
+    codes[0] = DenseCodesOf<Code, 8, 0>(p);
   } else {
-    codes[0] = DenseCodesOf<kBits, 16, 0>(p);
-    codes[1] = DenseCodesOf<kBits, 16, 1>(p);
+    codes[0] = DenseCodesOf<Code, 16, 0>(p);
+    codes[1] = DenseCodesOf<Code, 16, 1>(p);
   }
 }
 
@@ -165,11 +199,12 @@ SKIM_INLINE void Prefetch(const uint8_t* p, int64_t bytes, int64_t ahead) {
   }
 }
 
-// Hands the codes of the superblocks begin..end of kRows rows to `sink(codes, parity)`, 64 of each at a time, in an
-// array of registers; `parity` is 0 and 1 in turn, a constant of the compiler. Only the lowest kBits bits of a code
-// count.
-template <int kBits, int kRows, typename Sink>
+// Hands the codes, or windows, of the superblocks begin..end of kRows rows to `sink(codes, parity)`, 64 of each at a
+// time, in an array of registers; `parity` is 0 and 1 in turn, a constant of the compiler. Only the lowest kLevelBits
+// bits count.
+template <typename Code, int kRows, typename Sink>
 SKIM_INLINE void EachCodesOf(const uint8_t* const (&rows)[kRows], int64_t K, int64_t begin, int64_t end, Sink&& sink) {
+  constexpr int kBits = Code::kBits;
   constexpr std::integral_constant<int, 0> even;
   constexpr std::integral_constant<int, 1> odd;
   const int64_t ahead = PrefetchAhead(RowBytes(kBits, K));
@@ -179,7 +214,7 @@ SKIM_INLINE void EachCodesOf(const uint8_t* const (&rows)[kRows], int64_t K, int
   for (int r = 0; r < kRows; ++r) p[r] = rows[r] + begin * kBits * kLanes;
   const auto pair = [&](auto index, auto parity) __attribute__((always_inline)) {
     __m512i codes[kRows];
-    for (int r = 0; r < kRows; ++r) codes[r] = PairOf<kBits, decltype(index)::value>(p[r]);
+    for (int r = 0; r < kRows; ++r) codes[r] = PairOf<Code, decltype(index)::value>(p[r]);
     sink(codes, parity);
   };
   const auto superblock = [&]() __attribute__((always_inline)) {
@@ -196,7 +231,7 @@ SKIM_INLINE void EachCodesOf(const uint8_t* const (&rows)[kRows], int64_t K, int
   if (lanes == 0) return;
   if (TailIsDense(lanes)) {
     __m512i dense[kRows][2];
-    for (int r = 0; r < kRows; ++r) DenseCodes<kBits>(p[r], lanes, dense[r]);
+    for (int r = 0; r < kRows; ++r) DenseCodes<Code>(p[r], lanes, dense[r]);
     for (int i = 0; i < lanes / 8; ++i) {
       __m512i codes[kRows];
       for (int r = 0; r < kRows; ++r) codes[r] = dense[r][i];
@@ -213,10 +248,10 @@ SKIM_INLINE void EachCodesOf(const uint8_t* const (&rows)[kRows], int64_t K, int
 }
 
 // The same of one row, as a register.
-template <int kBits, typename Sink>
+template <typename Code, typename Sink>
 SKIM_INLINE void EachCodes(const uint8_t* row, int64_t K, int64_t begin, int64_t end, Sink&& sink) {
   const uint8_t* const rows[1] = {row};
-  EachCodesOf<kBits>(rows, K, begin, end, [&](const __m512i(&codes)[1], auto parity) __attribute__((always_inline)) {
+  EachCodesOf<Code>(rows, K, begin, end, [&](const __m512i(&codes)[1], auto parity) __attribute__((always_inline)) {
     sink(codes[0], parity);
   });
 }
@@ -372,7 +407,7 @@ void PrefetchRows(const Layer& layer, int64_t begin, int64_t end) {
   const int64_t rows = Min(end - begin, kTileRows);
   const int entry = layer.weights.codebook_type == CodebookType::kInt8 ? 1 : 2;
   EachRun(layer, begin, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t) {
-    const int bits = ClassBits(run.row_class);
+    const int bits = LevelBits(run.row_class);
     if (run.codebook) {
       PrefetchBytes(static_cast<const char*>(run.codebook) + (row << bits) * entry, (count << bits) * entry);
     }

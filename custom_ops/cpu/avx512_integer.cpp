@@ -22,13 +22,18 @@ struct IntegerView {
 
 // ---- levels: 64 codes to 64 unsigned bytes; `RowEnds` knows what they are too large by
 
-template <int kBits>
+template <typename CodeOfRow>
 struct UnsignedTable {
-  static constexpr int kWidth = kBits;
-  ByteTable<kBits> table;
+  using Code = CodeOfRow;
+  using Table = ByteTable<Code::kLevelBits>;
+  Table table;
 
-  SKIM_INLINE UnsignedTable(const RowRun& run, int64_t row)
-      : table(static_cast<const int8_t*>(run.codebook) + (row << kBits)) {
+  static SKIM_INLINE Table TableOf(const RowRun& run, int64_t row) {
+    int8_t repeated[1 << Code::kLevelBits];
+    return Table(CodebookOf<Code>(run, row, repeated));
+  }
+
+  SKIM_INLINE UnsignedTable(const RowRun& run, int64_t row) : table(TableOf(run, row)) {
     for (__m512i& entries : table.tables) entries = _mm512_xor_si512(entries, _mm512_set1_epi8(-128));
   }
   SKIM_INLINE __m512i operator()(__m512i codes) const { return table(codes); }
@@ -36,7 +41,7 @@ struct UnsignedTable {
 
 template <int kBits>
 struct UnsignedAffine {
-  static constexpr int kWidth = kBits;
+  using Code = RowCode<kBits>;
 
   SKIM_INLINE UnsignedAffine(const RowRun&, int64_t) {}
   SKIM_INLINE __m512i operator()(__m512i codes) const { return CleanCodes<kBits>(codes); }
@@ -105,7 +110,7 @@ void DotIntegers(const RowRun& run, int64_t row, int64_t count, int64_t K, const
   // One token has two sums of each kind, since few would wait for themselves. Several share their loads between two
   // rows.
   constexpr int kChains = kTokens == 1 ? 2 : 1, kRows = kTokens == 1 ? 1 : 2;
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K), superblocks = Superblocks(K);
+  const int64_t row_bytes = RowBytes(Levels::Code::kBits, K), superblocks = Superblocks(K);
   for (int64_t r = 0; r < count; r += kRows) {
     const int64_t other = Min(r + kRows - 1, count - 1);  // an odd last row is its own neighbour
     const Levels first(run, row + r), second(run, row + other);
@@ -114,23 +119,23 @@ void DotIntegers(const RowRun& run, int64_t row, int64_t count, int64_t K, const
     rows[kRows - 1] = run.codes + (row + other) * row_bytes;
     int64_t k = 0;
     Int32x16 high[kRows][kTokens][kChains] = {}, low[kRows][kTokens][kChains] = {};
-    EachCodesOf<Levels::kWidth>(rows, K, 0, superblocks,
-                                [&](const __m512i(&codes)[kRows], auto parity) __attribute__((always_inline)) {
-                                  constexpr int chain = decltype(parity)::value % kChains;
-                                  __m512i bytes[kRows];
-                                  bytes[0] = first(codes[0]);
-                                  if constexpr (kRows == 2) bytes[1] = second(codes[1]);
-                                  for (int t = 0; t < kTokens; ++t) {
-                                    const __m512i x_high = Load(x.high + t * x_stride + k);
-                                    const __m512i x_low = Load(x.low + t * x_stride + k);
-                                    for (int i = 0; i < kRows; ++i) {
-                                      Int32x16 &h = high[i][t][chain], &l = low[i][t][chain];
-                                      h = DotBytes(h, bytes[i], x_high);
-                                      l = DotBytes(l, bytes[i], x_low);
-                                    }
-                                  }
-                                  k += kGroup;
-                                });
+    EachCodesOf<typename Levels::Code>(rows, K, 0, superblocks,
+                                       [&](const __m512i(&codes)[kRows], auto parity) __attribute__((always_inline)) {
+                                         constexpr int chain = decltype(parity)::value % kChains;
+                                         __m512i bytes[kRows];
+                                         bytes[0] = first(codes[0]);
+                                         if constexpr (kRows == 2) bytes[1] = second(codes[1]);
+                                         for (int t = 0; t < kTokens; ++t) {
+                                           const __m512i x_high = Load(x.high + t * x_stride + k);
+                                           const __m512i x_low = Load(x.low + t * x_stride + k);
+                                           for (int i = 0; i < kRows; ++i) {
+                                             Int32x16 &h = high[i][t][chain], &l = low[i][t][chain];
+                                             h = DotBytes(h, bytes[i], x_high);
+                                             l = DotBytes(l, bytes[i], x_low);
+                                           }
+                                         }
+                                         k += kGroup;
+                                       });
     for (int i = 0; i < kRows; ++i) {
       const int64_t place = at + (i == 0 ? r : other);
       for (int t = 0; t < kTokens; ++t) {
@@ -149,11 +154,11 @@ void DotIntegers(const RowRun& run, int64_t row, int64_t count, int64_t K, const
 template <typename Levels>
 void DecodeIntegers(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, uint8_t* out) {
   const Levels levels(run, row);
-  EachCodes<Levels::kWidth>(run.codes + row * RowBytes(Levels::kWidth, K), K, begin, end,
-                            [&](__m512i codes, auto) __attribute__((always_inline)) {
-                              _mm512_store_si512(out, levels(codes));
-                              out += kGroup;
-                            });
+  EachCodes<typename Levels::Code>(run.codes + row * RowBytes(Levels::Code::kBits, K), K, begin, end,
+                                   [&](__m512i codes, auto) __attribute__((always_inline)) {
+                                     _mm512_store_si512(out, levels(codes));
+                                     out += kGroup;
+                                   });
 }
 
 constexpr int kDotTokens = 4;  // at most, for each of which a row is multiplied as it is decoded
@@ -169,13 +174,15 @@ constexpr IntegerFunctions kIntegers{
     {DotIntegers<Levels, 1>, DotIntegers<Levels, 2>, DotIntegers<Levels, 3>, DotIntegers<Levels, 4>},
     DecodeIntegers<Levels>};
 
+template <int kBits, int kMemory = 0>
+constexpr IntegerFunctions kTable = kIntegers<UnsignedTable<RowCode<kBits, kMemory>>>;
+template <int kBits>
+constexpr IntegerFunctions kAffine = kIntegers<UnsignedAffine<kBits>>;
+
 constexpr IntegerFunctions kIntegersOf[kClasses] = {
-    kIntegers<UnsignedTable<1>>,  kIntegers<UnsignedTable<2>>,  kIntegers<UnsignedTable<3>>,
-    kIntegers<UnsignedTable<4>>,  kIntegers<UnsignedTable<5>>,  kIntegers<UnsignedTable<6>>,
-    kIntegers<UnsignedTable<7>>,  kIntegers<UnsignedTable<8>>,  kIntegers<UnsignedAffine<1>>,
-    kIntegers<UnsignedAffine<2>>, kIntegers<UnsignedAffine<3>>, kIntegers<UnsignedAffine<4>>,
-    kIntegers<UnsignedAffine<5>>, kIntegers<UnsignedAffine<6>>, kIntegers<UnsignedAffine<7>>,
-    kIntegers<UnsignedAffine<8>>};
+    kTable<1>,    kTable<2>,    kTable<3>,    kTable<4>,    kTable<5>,    kTable<6>,   kTable<7>,  kTable<8>,
+    kAffine<1>,   kAffine<2>,   kAffine<3>,   kAffine<4>,   kAffine<5>,   kAffine<6>,  kAffine<7>, kAffine<8>,
+    kTable<1, 3>, kTable<1, 3>, kTable<2, 2>, kTable<2, 2>, kTable<3, 1>, kTable<4, 1>};
 
 // ---- activations
 

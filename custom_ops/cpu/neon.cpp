@@ -31,20 +31,20 @@ SKIM_INLINE Floats16 Widen(int8x16_t bytes) {
 
 enum class Entries { kInt8, kHalf, kAffine };
 
-// 16 entries of a table of 2^kBits from `first` on, in 16 bits each; those of a smaller one repeated.
-template <int kBits, Entries kEntries>
-SKIM_INLINE uint16x8x2_t LoadEntries(const RowRun& run, int64_t row, int64_t first) {
+// 16 entries of a table of 2^kBits from `first` on, in 16 bits each; those of a smaller one repeated. The codebook is
+// not read for even levels.
+template <int kBits, Entries kEntries, typename T>
+SKIM_INLINE uint16x8x2_t LoadEntries(const T* codebook, int64_t first) {
   constexpr int count = kBits < 4 ? 1 << kBits : 16;
-  const int64_t entry = (row << kBits) + first;
   if constexpr (kEntries == Entries::kHalf) {
-    const auto* p = static_cast<const uint16_t*>(run.codebook) + entry;
+    const uint16_t* p = codebook + first;
     if constexpr (count == 16) return {{vld1q_u16(p), vld1q_u16(p + 8)}};
     const uint16x8_t repeated = vreinterpretq_u16_u8(Repeat<Min(2 * count, 16)>(p));
     return {{repeated, repeated}};
   } else {
     int8x16_t bytes;
     if constexpr (kEntries == Entries::kInt8) {
-      bytes = vreinterpretq_s8_u8(Repeat<count>(static_cast<const int8_t*>(run.codebook) + entry));
+      bytes = vreinterpretq_s8_u8(Repeat<count>(codebook + first));
     } else {
       static_assert(kBits <= 4);
       constexpr int8_t codes[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
@@ -58,15 +58,19 @@ SKIM_INLINE uint16x8x2_t LoadEntries(const RowRun& run, int64_t row, int64_t fir
   }
 }
 
-template <int kBits, Entries kEntries>
+template <typename CodeOfRow, Entries kEntries>
 struct FloatTable {
-  static constexpr int kWidth = kBits, kClean = TableClean(kBits);
+  using Code = CodeOfRow;
+  using Entry = std::conditional_t<kEntries == Entries::kHalf, uint16_t, int8_t>;
+  static constexpr int kBits = Code::kLevelBits, kClean = TableClean(kBits);
   ByteTable<kBits> low, high;  // the bytes of 16 bits
 
   SKIM_INLINE FloatTable(const RowRun& run, int64_t row) {
+    Entry repeated[1 << kBits];
+    const Entry* codebook = kEntries == Entries::kAffine ? nullptr : CodebookOf<Code>(run, row, repeated);
     const auto fill = [&](ByteTable<kBits>& table, auto&& bytes) __attribute__((always_inline)) {
       table.Fill([&](int i) __attribute__((always_inline)) {
-        const uint16x8x2_t entries = LoadEntries<kBits, kEntries>(run, row, 16 * i);
+        const uint16x8x2_t entries = LoadEntries<kBits, kEntries>(codebook, 16 * i);
         return bytes(vreinterpretq_u8_u16(entries.val[0]), vreinterpretq_u8_u16(entries.val[1]));
       });
     };
@@ -95,7 +99,8 @@ struct FloatTable {
 // Signed bytes, converted.
 template <typename Bytes>
 struct WideBytes {
-  static constexpr int kWidth = Bytes::kWidth, kClean = Bytes::kClean;
+  using Code = typename Bytes::Code;
+  static constexpr int kClean = Bytes::kClean;
   Bytes bytes;
 
   SKIM_INLINE WideBytes(const RowRun& run, int64_t row) : bytes(run, row) {}
@@ -108,11 +113,11 @@ struct WideBytes {
 
 template <typename Levels>
 void DotFloats(const RowRun& run, int64_t row, int64_t count, int64_t K, const float* x, float* products) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
+  const int64_t row_bytes = RowBytes(Levels::Code::kBits, K);
   for (int64_t r = 0; r < count; ++r) {
     const Levels levels(run, row + r);
     float32x4_t sums[4] = {};
-    EachCodes<Levels::kWidth, Levels::kClean, 1>(
+    EachCodes<typename Levels::Code, Levels::kClean, 1>(
         run.codes + (row + r) * row_bytes, row_bytes, K, 0, Superblocks(K),
         [&](const uint8x16_t(&codes)[1], int64_t column) __attribute__((always_inline)) {
           const Floats16 floats = levels(codes[0]);
@@ -130,13 +135,12 @@ constexpr int64_t kFloatBlocks = 2;  // superblocks decoded at a time: 32 KiB fo
 template <typename Levels>
 void DecodeFloats(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, float* out) {
   const Levels levels(run, row);
-  EachCodes<Levels::kWidth, Levels::kClean, 1>(run.codes + row * RowBytes(Levels::kWidth, K), 0, K, begin, end,
-                                               [&](const uint8x16_t(&codes)[1], int64_t column)
-                                                   __attribute__((always_inline)) {
-                                                     const Floats16 floats = levels(codes[0]);
-                                                     for (int i = 0; i < 4; ++i)
-                                                       vst1q_f32(out + column + 4 * i, floats.v[i]);
-                                                   });
+  EachCodes<typename Levels::Code, Levels::kClean, 1>(
+      run.codes + row * RowBytes(Levels::Code::kBits, K), 0, K, begin, end,
+      [&](const uint8x16_t(&codes)[1], int64_t column) __attribute__((always_inline)) {
+        const Floats16 floats = levels(codes[0]);
+        for (int i = 0; i < 4; ++i) vst1q_f32(out + column + 4 * i, floats.v[i]);
+      });
 }
 
 // Sums of the products of kTokens tokens, `stride` floats apart, with four rows of a tile over `columns` columns, added
@@ -173,35 +177,32 @@ struct FloatFunctions {
 
 template <typename Levels>
 constexpr FloatFunctions kFloats{DotFloats<Levels>, DecodeFloats<Levels>};
+constexpr Entries kInt8 = Entries::kInt8, kHalf = Entries::kHalf;
+template <Entries kEntries, int kBits, int kMemory = 0>
+constexpr FloatFunctions kTable = kFloats<FloatTable<RowCode<kBits, kMemory>, kEntries>>;
 template <int kBits>
-constexpr FloatFunctions kInt8Table = kFloats<FloatTable<kBits, Entries::kInt8>>;
+constexpr FloatFunctions kWideTable = kFloats<WideBytes<SignedTable<RowCode<kBits>>>>;
 template <int kBits>
-constexpr FloatFunctions kHalfTable = kFloats<FloatTable<kBits, Entries::kHalf>>;
+constexpr FloatFunctions kAffine = kTable<Entries::kAffine, kBits>;
 template <int kBits>
-constexpr FloatFunctions kAffineTable = kFloats<FloatTable<kBits, Entries::kAffine>>;
+constexpr FloatFunctions kWideAffine = kFloats<WideBytes<SignedAffine<kBits>>>;
 
-constexpr FloatFunctions kFloatsOfInt8[kClasses] = {kInt8Table<1>,
-                                                    kInt8Table<2>,
-                                                    kInt8Table<3>,
-                                                    kInt8Table<4>,
-                                                    kInt8Table<5>,
-                                                    kInt8Table<6>,
-                                                    kFloats<WideBytes<SignedTable<7>>>,
-                                                    kFloats<WideBytes<SignedTable<8>>>,
-                                                    kAffineTable<1>,
-                                                    kAffineTable<2>,
-                                                    kAffineTable<3>,
-                                                    kAffineTable<4>,
-                                                    kFloats<WideBytes<SignedAffine<5>>>,
-                                                    kFloats<WideBytes<SignedAffine<6>>>,
-                                                    kFloats<WideBytes<SignedAffine<7>>>,
-                                                    kFloats<WideBytes<SignedAffine<8>>>};
-constexpr FloatFunctions kFloatsOfHalf[8] = {kHalfTable<1>, kHalfTable<2>, kHalfTable<3>, kHalfTable<4>,
-                                             kHalfTable<5>, kHalfTable<6>, kHalfTable<7>, kHalfTable<8>};
+constexpr FloatFunctions kFloatsOfInt8[kClasses] = {
+    kTable<kInt8, 1>,    kTable<kInt8, 2>,    kTable<kInt8, 3>,    kTable<kInt8, 4>,    kTable<kInt8, 5>,
+    kTable<kInt8, 6>,    kWideTable<7>,       kWideTable<8>,       kAffine<1>,          kAffine<2>,
+    kAffine<3>,          kAffine<4>,          kWideAffine<5>,      kWideAffine<6>,      kWideAffine<7>,
+    kWideAffine<8>,      kTable<kInt8, 1, 3>, kTable<kInt8, 1, 3>, kTable<kInt8, 2, 2>, kTable<kInt8, 2, 2>,
+    kTable<kInt8, 3, 1>, kTable<kInt8, 4, 1>};
+constexpr FloatFunctions kFloatsOfHalf[kClasses] = {
+    kTable<kHalf, 1>,    kTable<kHalf, 2>,    kTable<kHalf, 3>,    kTable<kHalf, 4>,    kTable<kHalf, 5>,
+    kTable<kHalf, 6>,    kTable<kHalf, 7>,    kTable<kHalf, 8>,    kAffine<1>,          kAffine<2>,
+    kAffine<3>,          kAffine<4>,          kWideAffine<5>,      kWideAffine<6>,      kWideAffine<7>,
+    kWideAffine<8>,      kTable<kHalf, 1, 3>, kTable<kHalf, 1, 3>, kTable<kHalf, 2, 2>, kTable<kHalf, 2, 2>,
+    kTable<kHalf, 3, 1>, kTable<kHalf, 4, 1>};
 
 const FloatFunctions& FloatsOf(const Layer& layer, const RowRun& run) {
-  const bool half = layer.weights.codebook_type == CodebookType::kFloat16 && !IsAffine(run.row_class);
-  return half ? kFloatsOfHalf[run.row_class] : kFloatsOfInt8[run.row_class];
+  const bool half = layer.weights.codebook_type == CodebookType::kFloat16;
+  return (half ? kFloatsOfHalf : kFloatsOfInt8)[run.row_class];
 }
 
 void PrepareFloats(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {

@@ -22,9 +22,9 @@ constexpr int kGroup = 16;  // columns that are looked up at once
 // ---- codes
 
 // Field kI of code kJ of 16 lanes, in its place within the code. Bits beside it are of no meaning.
-template <int kBits, int kJ, int kI>
+template <typename Code, int kJ, int kI>
 SKIM_INLINE uint8x16_t FieldOf(const uint8_t* p, int64_t lanes) {
-  constexpr Field f = CodeField(kBits, kJ, kI);
+  constexpr Field f = Code::FieldAt(kJ, kI);
   constexpr int right = f.bit - f.code_bit;
   const uint8x16_t bits = vld1q_u8(p + f.vector * lanes);
   if constexpr (right > 0) return vshrq_n_u8(bits, right);
@@ -32,22 +32,22 @@ SKIM_INLINE uint8x16_t FieldOf(const uint8_t* p, int64_t lanes) {
   return bits;
 }
 
-template <int kBits, int kJ, int kI>
+template <typename Code, int kJ, int kI>
 SKIM_INLINE uint8x16_t InsertField(uint8x16_t code, const uint8_t* p, int64_t lanes) {
-  constexpr Field f = CodeField(kBits, kJ, kI);
-  return vbslq_u8(vdupq_n_u8(((1 << f.length) - 1) << f.code_bit), FieldOf<kBits, kJ, kI>(p, lanes), code);
+  constexpr Field f = Code::FieldAt(kJ, kI);
+  return vbslq_u8(vdupq_n_u8(((1 << f.length) - 1) << f.code_bit), FieldOf<Code, kJ, kI>(p, lanes), code);
 }
 
 // Code kJ of 16 of the `lanes` lanes of a superblock, the first of them at p. The bits from kClean on are 0.
-template <int kBits, int kClean, int kJ>
+template <typename Code, int kClean, int kJ>
 SKIM_INLINE uint8x16_t CodeOf(const uint8_t* p, int64_t lanes) {
-  constexpr int fields = FieldCount(kBits, kJ);
-  constexpr Field f = CodeField(kBits, kJ, 0);
+  constexpr int fields = Code::Fields(kJ);
+  constexpr Field f = Code::FieldAt(kJ, 0);
   constexpr int clean = fields == 1 ? kClean : f.length;
-  uint8x16_t code = FieldOf<kBits, kJ, 0>(p, lanes);
+  uint8x16_t code = FieldOf<Code, kJ, 0>(p, lanes);
   if constexpr (8 - f.bit > clean) code = vandq_u8(code, vdupq_n_u8((1 << clean) - 1));
-  if constexpr (fields > 1) code = InsertField<kBits, kJ, 1>(code, p, lanes);
-  if constexpr (fields > 2) code = InsertField<kBits, kJ, 2>(code, p, lanes);
+  if constexpr (fields > 1) code = InsertField<Code, kJ, 1>(code, p, lanes);
+  if constexpr (fields > 2) code = InsertField<Code, kJ, 2>(code, p, lanes);
   return code;
 }
 
@@ -63,8 +63,9 @@ constexpr int kTailBytes = kSuperblockColumns + 8;  // the last of 8 lanes are s
 
 // The codes of a last superblock, in the order of the padded columns; returns how many there are. Not inlined: it is
 // short beside a row, and there would be a copy for every kind of levels.
-template <int kBits, int kClean>
+template <typename Code, int kClean>
 __attribute__((noinline)) int64_t TailCodes(const uint8_t* p, int lanes, uint8_t* codes) {
+  constexpr int kBits = Code::kBits;
   // What lies behind the row is not ours to read.
   uint8_t spread[kBits * kLanes] = {};
   const int64_t stride = lanes <= 16 ? 16 : kLanes;
@@ -75,7 +76,7 @@ __attribute__((noinline)) int64_t TailCodes(const uint8_t* p, int lanes, uint8_t
   for (int64_t lane = 0; lane < step; lane += kGroup) {
     Unroll<8>([&](auto j) __attribute__((always_inline)) {
       constexpr int kJ = decltype(j)::value;
-      vst1q_u8(codes + kJ * step + lane, CodeOf<kBits, kClean, kJ>(spread + lane, stride));
+      vst1q_u8(codes + kJ * step + lane, CodeOf<Code, kClean, kJ>(spread + lane, stride));
     });
   }
   return 8 * step;
@@ -83,8 +84,9 @@ __attribute__((noinline)) int64_t TailCodes(const uint8_t* p, int lanes, uint8_t
 
 // Calls sink(codes, column) for each 16 columns of the superblocks begin..end of kRows rows: their codes as an array of
 // registers, and the first column, counted from `begin`.
-template <int kBits, int kClean, int kRows, typename Sink>
+template <typename Code, int kClean, int kRows, typename Sink>
 SKIM_INLINE void EachCodes(const uint8_t* row, int64_t row_bytes, int64_t K, int64_t begin, int64_t end, Sink&& sink) {
+  constexpr int kBits = Code::kBits;
   const int64_t full = Min(K / kSuperblockColumns, end);
   const uint8_t* p = row + begin * kBits * kLanes;
   int64_t column = 0;
@@ -93,7 +95,7 @@ SKIM_INLINE void EachCodes(const uint8_t* row, int64_t row_bytes, int64_t K, int
       Unroll<8>([&](auto j) __attribute__((always_inline)) {
         constexpr int kJ = decltype(j)::value;
         uint8x16_t codes[kRows];
-        for (int r = 0; r < kRows; ++r) codes[r] = CodeOf<kBits, kClean, kJ>(p + r * row_bytes + lane, kLanes);
+        for (int r = 0; r < kRows; ++r) codes[r] = CodeOf<Code, kClean, kJ>(p + r * row_bytes + lane, kLanes);
         sink(codes, column + lane + kJ * kLanes);
       });
     }
@@ -101,7 +103,7 @@ SKIM_INLINE void EachCodes(const uint8_t* row, int64_t row_bytes, int64_t K, int
   if (full == end) return;
   uint8_t tails[kRows][kTailBytes];
   int64_t columns = 0;
-  for (int r = 0; r < kRows; ++r) columns = TailCodes<kBits, kClean>(p + r * row_bytes, TailLanes(K), tails[r]);
+  for (int r = 0; r < kRows; ++r) columns = TailCodes<Code, kClean>(p + r * row_bytes, TailLanes(K), tails[r]);
   for (int64_t k = 0; k < columns; k += kGroup) {
     uint8x16_t codes[kRows];
     for (int r = 0; r < kRows; ++r) codes[r] = vld1q_u8(tails[r] + k);
@@ -175,14 +177,16 @@ struct ByteTable {
 
 // ---- levels as signed bytes, `kZero` more than they are
 
-template <int kBits>
+template <typename CodeOfRow>
 struct SignedTable {
-  static constexpr int kWidth = kBits, kClean = TableClean(kBits), kZero = 0;
+  using Code = CodeOfRow;
+  static constexpr int kBits = Code::kLevelBits, kClean = TableClean(kBits), kZero = 0;
   static constexpr int kRows = kBits <= 6 ? 2 : 1;  // whose tables fit into the registers
   ByteTable<kBits> table;
 
   SKIM_INLINE SignedTable(const RowRun& run, int64_t row) {
-    const int8_t* entries = static_cast<const int8_t*>(run.codebook) + (row << kBits);
+    int8_t repeated[1 << kBits];
+    const int8_t* entries = CodebookOf<Code>(run, row, repeated);
     table.Fill([&](int i) __attribute__((always_inline)) { return Repeat<Min(16, 1 << kBits)>(entries + 16 * i); });
   }
   SKIM_INLINE int8x16_t operator()(uint8x16_t codes) const { return vreinterpretq_s8_u8(table(codes)); }
@@ -190,7 +194,8 @@ struct SignedTable {
 
 template <int kBits>
 struct SignedAffine {
-  static constexpr int kWidth = kBits, kClean = kBits, kZero = kBits < 8 ? 1 << (kBits - 1) : 0;
+  using Code = RowCode<kBits>;
+  static constexpr int kClean = kBits, kZero = kBits < 8 ? 1 << (kBits - 1) : 0;
   static constexpr int kRows = 2;
 
   SKIM_INLINE SignedAffine(const RowRun&, int64_t) {}

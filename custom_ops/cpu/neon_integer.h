@@ -63,10 +63,10 @@ struct RowProducts {
 // kRows rows from `row` on: their sums over the digits, high and low for each.
 template <typename Products, typename Levels, int kRows>
 SKIM_INLINE void DotIntegers(const RowRun& run, int64_t row, int64_t K, const int8_t* digits, int32_t* sums) {
-  const int64_t row_bytes = RowBytes(Levels::kWidth, K);
+  const int64_t row_bytes = RowBytes(Levels::Code::kBits, K);
   const Levels first(run, row), second(run, row + kRows - 1);
   typename Products::template Sums<kRows> products;
-  EachCodes<Levels::kWidth, Levels::kClean, kRows>(
+  EachCodes<typename Levels::Code, Levels::kClean, kRows>(
       run.codes + row * row_bytes, row_bytes, K, 0, Superblocks(K),
       [&](const uint8x16_t(&codes)[kRows], int64_t column) __attribute__((always_inline)) {
         const int8x16_t a = first(codes[0]), b = kRows == 1 ? a : second(codes[kRows - 1]);
@@ -97,8 +97,8 @@ template <typename Products, typename Levels>
 void DecodeIntegers(const RowRun& run, int64_t row, int64_t K, int64_t begin, int64_t end, int8_t* pair,
                     int64_t row_of_pair) {
   const Levels levels(run, row);
-  EachCodes<Levels::kWidth, Levels::kClean, 1>(
-      run.codes + row * RowBytes(Levels::kWidth, K), 0, K, begin, end,
+  EachCodes<typename Levels::Code, Levels::kClean, 1>(
+      run.codes + row * RowBytes(Levels::Code::kBits, K), 0, K, begin, end,
       [&](const uint8x16_t(&codes)[1], int64_t column)
           __attribute__((always_inline)) { Products::StoreRow(pair + 2 * column, row_of_pair, levels(codes[0])); });
 }
@@ -142,14 +142,20 @@ struct IntegerFunctions {
 
 template <typename Products, typename Levels>
 constexpr IntegerFunctions kIntegers{Levels::kZero, DotIntegerRows<Products, Levels>, DecodeIntegers<Products, Levels>};
+template <typename Products, int kBits, int kMemory = 0>
+constexpr IntegerFunctions kSignedTable = kIntegers<Products, SignedTable<RowCode<kBits, kMemory>>>;
+template <typename Products, int kBits>
+constexpr IntegerFunctions kSignedAffine = kIntegers<Products, SignedAffine<kBits>>;
 template <typename Products>
 constexpr IntegerFunctions kIntegersOf[kClasses] = {
-    kIntegers<Products, SignedTable<1>>,  kIntegers<Products, SignedTable<2>>,  kIntegers<Products, SignedTable<3>>,
-    kIntegers<Products, SignedTable<4>>,  kIntegers<Products, SignedTable<5>>,  kIntegers<Products, SignedTable<6>>,
-    kIntegers<Products, SignedTable<7>>,  kIntegers<Products, SignedTable<8>>,  kIntegers<Products, SignedAffine<1>>,
-    kIntegers<Products, SignedAffine<2>>, kIntegers<Products, SignedAffine<3>>, kIntegers<Products, SignedAffine<4>>,
-    kIntegers<Products, SignedAffine<5>>, kIntegers<Products, SignedAffine<6>>, kIntegers<Products, SignedAffine<7>>,
-    kIntegers<Products, SignedAffine<8>>};
+    kSignedTable<Products, 1>,    kSignedTable<Products, 2>,    kSignedTable<Products, 3>,
+    kSignedTable<Products, 4>,    kSignedTable<Products, 5>,    kSignedTable<Products, 6>,
+    kSignedTable<Products, 7>,    kSignedTable<Products, 8>,    kSignedAffine<Products, 1>,
+    kSignedAffine<Products, 2>,   kSignedAffine<Products, 3>,   kSignedAffine<Products, 4>,
+    kSignedAffine<Products, 5>,   kSignedAffine<Products, 6>,   kSignedAffine<Products, 7>,
+    kSignedAffine<Products, 8>,   kSignedTable<Products, 1, 3>, kSignedTable<Products, 1, 3>,
+    kSignedTable<Products, 2, 2>, kSignedTable<Products, 2, 2>, kSignedTable<Products, 3, 1>,
+    kSignedTable<Products, 4, 1>};
 
 template <typename Products>
 void PrepareIntegers(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {

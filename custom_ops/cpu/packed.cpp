@@ -20,22 +20,23 @@ bool AllFinite(const Tensor<uint16_t>& halves) {
 }
 
 // The bits of a row's last superblock that belong to columns K and above, `bits * lanes` bytes.
-std::vector<uint8_t> PaddingMask(int bits, int64_t K) {
+std::vector<uint8_t> PaddingMask(int row_class, int64_t K) {
+  const int bits = ClassBits(row_class);
   const int lanes = TailLanes(K);
   std::vector<uint8_t> mask(bits * lanes);
   for (int column = static_cast<int>(K % kSuperblockColumns); column < 8 * lanes; ++column) {
     const int j = column / lanes;
-    for (int i = 0; i < FieldCount(bits, j); ++i) {
-      const Field f = CodeField(bits, j, i);
+    for (int i = 0; i < (HasWindows(row_class) ? StreamFieldCount(bits, 0, j) : FieldCount(bits, j)); ++i) {
+      const Field f = HasWindows(row_class) ? StreamField(bits, 0, j, i) : CodeField(bits, j, i);
       mask[f.vector * lanes + column % lanes] |= ((1 << f.length) - 1) << f.bit;
     }
   }
   return mask;
 }
 
-bool PaddingIsZero(const uint8_t* codes, int bits, int64_t rows, int64_t K) {
-  const std::vector<uint8_t> mask = PaddingMask(bits, K);
-  const int64_t row_bytes = RowBytes(bits, K);
+bool PaddingIsZero(const uint8_t* codes, int row_class, int64_t rows, int64_t K) {
+  const std::vector<uint8_t> mask = PaddingMask(row_class, K);
+  const int64_t row_bytes = RowBytes(ClassBits(row_class), K);
   for (int64_t row = 0; row < rows; ++row) {
     const uint8_t* tail = codes + (row + 1) * row_bytes - mask.size();
     for (size_t i = 0; i < mask.size(); ++i) {
@@ -67,7 +68,7 @@ std::string PackedLinear::Validate() const {
   for (int c = 0; c < kClasses; ++c) {  // N rows together: nothing of this overflows
     const int64_t count = rows_per_class[c];
     code_bytes += count * RowBytes(ClassBits(c), K);
-    if (!IsAffine(c)) entries += count << ClassBits(c);
+    if (!IsAffine(c)) entries += count << LevelBits(c);
     scales += count * (IsAffine(c) ? 2 : int8);
   }
   if (codes.size != code_bytes) return WrongSize("codes", std::to_string(code_bytes), codes.size);
@@ -84,7 +85,8 @@ std::string PackedLinear::Validate() const {
   int64_t counts[kClasses] = {};
   for (int64_t n = 0; n < row_class.size; ++n) {
     if (row_class.data[n] >= kClasses) {
-      return "row_class must be 0..15, got " + std::to_string(row_class.data[n]) + " for row " + std::to_string(n);
+      return "row_class must be 0.." + std::to_string(kClasses - 1) + ", got " + std::to_string(row_class.data[n]) +
+             " for row " + std::to_string(n);
     }
     ++counts[row_class.data[n]];
   }
@@ -105,7 +107,7 @@ std::string PackedLinear::Validate() const {
   const uint8_t* class_codes = codes.data;
   for (int c = 0; c < kClasses; ++c) {
     const int bits = ClassBits(c);
-    if (K % 32 != 0 && !PaddingIsZero(class_codes, bits, rows_per_class[c], K)) {
+    if (K % 32 != 0 && !PaddingIsZero(class_codes, c, rows_per_class[c], K)) {
       return "codes: a padding code of the " + std::to_string(bits) + "-bit rows is not 0";
     }
     class_codes += rows_per_class[c] * RowBytes(bits, K);
@@ -129,7 +131,7 @@ IndexedLayer::IndexedLayer(const PackedLinear& weights) : layer_{weights, {}, 0,
         c, row, count, codes, IsAffine(c) ? nullptr : codebook, scales ? row_scale : nullptr};
     row += count;
     codes += count * RowBytes(ClassBits(c), weights.K);
-    if (!IsAffine(c)) codebook += (count << ClassBits(c)) * (int8 ? 1 : 2);
+    if (!IsAffine(c)) codebook += (count << LevelBits(c)) * (int8 ? 1 : 2);
     row_scale += count * scales;
   }
   if (layer_.run_count > 1) {

@@ -11,15 +11,16 @@ float ColumnScale(const Layer& layer, int64_t k) {
   return layer.weights.column_scale.size ? HalfToFloat(layer.weights.column_scale.data[k]) : 1.0f;
 }
 
-// Code of column k in the codes of one row.
-int CodeAt(const uint8_t* row, int bits, int64_t K, int64_t k) {
+// What the level of column k is looked up by, in the codes of one row: its code, or its window.
+int CodeAt(const uint8_t* row, int row_class, int64_t K, int64_t k) {
+  const int bits = ClassBits(row_class), memory = ClassMemory(row_class);
   const int64_t block = k / kSuperblockColumns;
   const int lanes = (block + 1) * kSuperblockColumns <= K ? kLanes : TailLanes(K);
-  const int column = static_cast<int>(k % kSuperblockColumns);
+  const int column = static_cast<int>(k % kSuperblockColumns), j = column / lanes;
   const uint8_t* lane = row + block * bits * kLanes + column % lanes;
   int code = 0;
-  for (int i = 0; i < FieldCount(bits, column / lanes); ++i) {
-    const Field f = CodeField(bits, column / lanes, i);
+  for (int i = 0; i < (memory ? StreamFieldCount(bits, memory, j) : FieldCount(bits, j)); ++i) {
+    const Field f = memory ? StreamField(bits, memory, j, i) : CodeField(bits, j, i);
     code |= ((lane[f.vector * lanes] >> f.bit) & ((1 << f.length) - 1)) << f.code_bit;
   }
   return code;
@@ -33,7 +34,7 @@ float Level(const RowRun& run, CodebookType type, int64_t row, int code) {
     const float offset = HalfToFloat(run.row_scale[2 * row + 1]);
     return offset + scale * static_cast<float>(code - (1 << (bits - 1)));
   }
-  const int64_t entry = (row << bits) + code;
+  const int64_t entry = (row << LevelBits(run.row_class)) + code;
   if (type == CodebookType::kFloat16) return HalfToFloat(static_cast<const uint16_t*>(run.codebook)[entry]);
   return HalfToFloat(run.row_scale[row]) * static_cast<float>(static_cast<const int8_t*>(run.codebook)[entry]);
 }
@@ -42,12 +43,12 @@ float Level(const RowRun& run, CodebookType type, int64_t row, int code) {
 void DecodeRow(const Layer& layer, int64_t stored, float* levels) {
   const RowRun* run = RunOf(layer.runs, stored);
   const int64_t row = stored - run->first;
-  const int bits = ClassBits(run->row_class);
   float table[256];
-  for (int code = 0; code < 1 << bits; ++code) table[code] = Level(*run, layer.weights.codebook_type, row, code);
+  for (int code = 0; code < 1 << LevelBits(run->row_class); ++code)
+    table[code] = Level(*run, layer.weights.codebook_type, row, code);
   const int64_t K = layer.weights.K;
-  const uint8_t* codes = run->codes + row * RowBytes(bits, K);
-  for (int64_t k = 0; k < K; ++k) levels[k] = table[CodeAt(codes, bits, K, k)];
+  const uint8_t* codes = run->codes + row * RowBytes(ClassBits(run->row_class), K);
+  for (int64_t k = 0; k < K; ++k) levels[k] = table[CodeAt(codes, run->row_class, K, k)];
 }
 
 // A token as float32, multiplied by the column scale.
@@ -111,6 +112,7 @@ void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t
     const int64_t row = stored - run->first;
     const int bits = ClassBits(run->row_class);
     const uint8_t* codes = run->codes + row * RowBytes(bits, K);
+    const int64_t entry = row << LevelBits(run->row_class);
     const RowEnd end_of_row = MakeRowEnd(layer, *run, row);
     for (int64_t m = 0; m < M; ++m) {
       const char* in = static_cast<const char*>(prepared) + m * IntegerBytesPrepared(K);
@@ -118,9 +120,9 @@ void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t
       const IntegerToken token = MeaningOf(in);
       int32_t high = 0, low = 0;
       for (int64_t k = 0; k < K; ++k) {
-        const int code = CodeAt(codes, bits, K, k);
+        const int code = CodeAt(codes, run->row_class, K, k);
         const int level = IsAffine(run->row_class) ? code - (1 << (bits - 1))
-                                                   : static_cast<const int8_t*>(run->codebook)[(row << bits) + code];
+                                                   : static_cast<const int8_t*>(run->codebook)[entry + code];
         high += level * digits[k];
         low += level * digits[K + k];
       }

@@ -21,6 +21,20 @@ struct RowEnd {
   int64_t n;  // original row
 };
 
+// The codebook of a row of a run, for kernels that look levels up by `Code::kLevelBits` bits. Those for windows serve
+// smaller memories, too: the bits that stand furthest before a code are the lowest of its window, and are ignored if
+// every entry is there for both of their values. `repeated` has room for all entries.
+template <typename Code, typename T>
+static SKIM_INLINE const T* CodebookOf(const RowRun& run, int64_t row, T* repeated) {
+  const T* codebook = static_cast<const T*>(run.codebook);
+  if constexpr (Code::kMemory == 0) return codebook + (row << Code::kLevelBits);
+  const int ignored = Code::kMemory - ClassMemory(run.row_class);
+  const T* entries = codebook + (row << (Code::kLevelBits - ignored));
+  if (ignored == 0) return entries;
+  for (int i = 0; i < 1 << Code::kLevelBits; ++i) repeated[i] = entries[i >> ignored];
+  return repeated;
+}
+
 static inline RowEnd MakeRowEnd(const Layer& layer, const RowRun& run, int64_t row) {
   const bool affine = IsAffine(run.row_class);
   RowEnd end;

@@ -148,6 +148,9 @@ std::shared_ptr<const DeviceWeights> UploadWeights(const OrtApi* api, const OrtK
     return copy.data();
   };
   const PackedLinear weights = ReadWeights(api, info, node, first, prefix, to_host);
+  for (int c = kPlainClasses; c < kClasses; ++c) {
+    if (weights.rows_per_class[c] > 0) throw InvalidArgument(node + ": rows with windows run on the CPU only");
+  }
   int device = 0;
   CheckCuda(cudaGetDevice(&device), node, BytesText(weights.codes.size));
 

@@ -64,12 +64,13 @@ int64_t ReadAttribute(const OrtApi* api, const OrtKernelInfo* info, const char* 
   return value;
 }
 
-void ReadRowsPerClass(const OrtApi* api, const OrtKernelInfo* info, const std::string& name, int64_t* counts) {
-  size_t size = kClasses;
+void ReadRowsPerClass(const OrtApi* api, const OrtKernelInfo* info, const std::string& name, size_t classes,
+                      int64_t* counts) {
+  size_t size = classes;
   OrtStatus* status = abi::KernelInfoGetAttributeArray_int64(api, info, name.c_str(), counts, &size);
   if (status != nullptr) abi::ReleaseStatus(api, status);
-  if (status != nullptr || size != kClasses) {
-    throw InvalidArgument("the attribute " + name + " must be " + std::to_string(kClasses) + " integers");
+  if (status != nullptr || size != classes) {
+    throw InvalidArgument("the attribute " + name + " must be " + std::to_string(classes) + " integers");
   }
 }
 
@@ -79,14 +80,15 @@ PackedLinear Read(const OrtApi* api, const OrtKernelInfo* info, size_t first, co
     return ReadInput(api, info, first + index, prefix + name, to_host);
   };
   const int64_t version = ReadAttribute(api, info, "version");
-  if (version != kFormatVersion) {
-    throw InvalidArgument("version must be " + std::to_string(kFormatVersion) + ", got " + std::to_string(version) +
+  if (version < 1 || version > kFormatVersion) {
+    throw InvalidArgument("version must be 1.." + std::to_string(kFormatVersion) + ", got " + std::to_string(version) +
                           "; the model needs another version of this library");
   }
   PackedLinear weights{};
   weights.N = ReadAttribute(api, info, "N");
   weights.K = ReadAttribute(api, info, "K");
-  ReadRowsPerClass(api, info, prefix + "rows_per_class", weights.rows_per_class);
+  ReadRowsPerClass(api, info, prefix + "rows_per_class", version == 1 ? kPlainClasses : kClasses,
+                   weights.rows_per_class);
   weights.codes = input(0, "codes").As<uint8_t>(abi::kUint8);
   const Input codebook = input(1, "codebook");
   const bool int8 = codebook.info.element_type == abi::kInt8;

@@ -87,9 +87,9 @@ struct RandomLinear {
       for (int64_t n = 0; n < N; ++n) {
         if (row_class[n] != c) continue;
         ++rows_per_class[c];
-        std::vector<double> level(1 << bits);
+        std::vector<double> level(1 << LevelBits(c));
         const uint16_t scale = half(uniform(1e-3, 1e-2)), offset = half(uniform(-0.05, 0.05));
-        for (int q = 0; q < 1 << bits; ++q) {
+        for (int q = 0; q < 1 << LevelBits(c); ++q) {
           if (IsAffine(c)) {
             level[q] = HalfToFloat(offset) + double{HalfToFloat(scale)} * (q - (1 << (bits - 1)));
           } else if (int8) {
@@ -104,20 +104,46 @@ struct RandomLinear {
         if (IsAffine(c)) row_scale.push_back(offset);
         const size_t row = codes.size();
         codes.resize(row + RowBytes(bits, K));
-        for (int64_t k = 0; k < K; ++k) {
-          const int64_t block = k / 256;
-          const int lanes = (block + 1) * 256 <= K ? 32 : TailLanes(K);
-          const int code = static_cast<int>(random() % (1 << bits)), j = k % 256 / lanes;
-          for (int i = 0; i < FieldCount(bits, j); ++i) {
-            const Field f = CodeField(bits, j, i);
-            const int value = (code >> f.code_bit) & ((1 << f.length) - 1);
-            codes[row + block * bits * 32 + f.vector * lanes + k % 256 % lanes] |= value << f.bit;
-          }
-          weights[n * K + k] = level[code] * HalfToFloat(column_scale[k]);
-        }
+        for (int64_t k = 0; k < K; ++k) SetCode(c, row, k, static_cast<int>(random() % (1 << bits)));
+        for (int64_t k = 0; k < K; ++k) weights[n * K + k] = level[Window(c, row, k)] * HalfToFloat(column_scale[k]);
       }
     }
     if (classes.size() == 1) row_class.clear();
+  }
+
+  // Bit t of code j of the lane of column k, around the end of the lane: its byte and its place there. The bits of the
+  // codes of windows follow each other.
+  std::pair<size_t, int> Bit(int row_class, size_t row, int64_t k, int t) const {
+    const int bits = ClassBits(row_class), lanes = (k / 256 + 1) * 256 <= K ? 32 : TailLanes(K);
+    const size_t lane = row + k / 256 * bits * 32 + k % 256 % lanes;
+    const int j = static_cast<int>(k % 256 / lanes);
+    if (HasWindows(row_class)) {
+      const int at = (bits * (j + 8) + t) % (8 * bits);
+      return {lane + at / 8 * lanes, at % 8};
+    }
+    for (int i = 0; i < FieldCount(bits, j); ++i) {
+      const Field f = CodeField(bits, j, i);
+      if (t >= f.code_bit && t < f.code_bit + f.length) return {lane + f.vector * lanes, f.bit + t - f.code_bit};
+    }
+    return {lane, 0};  // not reached
+  }
+
+  void SetCode(int row_class, size_t row, int64_t k, int code) {
+    for (int t = 0; t < ClassBits(row_class); ++t) {
+      const auto [byte, bit] = Bit(row_class, row, k, t);
+      codes[byte] |= ((code >> t) & 1) << bit;
+    }
+  }
+
+  // What the level of column k is looked up by.
+  int Window(int row_class, size_t row, int64_t k) const {
+    const int memory = ClassMemory(row_class);
+    int window = 0;
+    for (int t = 0; t < LevelBits(row_class); ++t) {
+      const auto [byte, bit] = Bit(row_class, row, k, t - memory);
+      window |= ((codes[byte] >> bit) & 1) << t;
+    }
+    return window;
   }
 
   // Makes all levels the largest of a byte, 127, or the smallest, -128, times 2^-7; affine rows add 2^-7. Column scales

@@ -41,8 +41,8 @@ def test_the_operators_compile():
     ("cpu", "columns", "cases"),
     [
         # The last one has the kernels of all; with the others they are also chosen rightly.
-        *(pytest.param(cpu, (), 648, id=cpu, marks=pytest.mark.slow) for cpu in KERNELS),
-        pytest.param("max", (33, 320), 70, id="some columns"),
+        *(pytest.param(cpu, (), 876, id=cpu, marks=pytest.mark.slow) for cpu in KERNELS),
+        pytest.param("max", (33, 320), 94, id="some columns"),
     ],
 )
 def test_kernels_under_emulation(kernel_test, cpu, columns, cases):

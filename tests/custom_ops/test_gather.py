@@ -5,14 +5,14 @@ import onnx
 import pytest
 from onnx import helper
 
-from skim_export.packed import PackedLinear
+from skim_export.packed import CLASSES, PackedLinear
 from skim_runtime.operators import LUT_GATHER
 from tests.random_packed import random_packed
 
 from .models import TYPES, attributes, gather_model, initializers, model, relative_error, run, session
 
 BOUND = {np.float32: 1e-6, np.float16: 1e-3}
-ALL = list(range(16))
+ALL = list(range(CLASSES))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from skim_export.packed import CLASSES
 from tests.random_packed import random_packed
 
 from .models import matmul_model, relative_error, run, session
@@ -13,7 +14,7 @@ ROWS = [1, 31, 32, 33, 64, 192, 576, 1000, 1536]
 COLUMNS = [1, 31, 32, 33, 64, 192, 576, 1000, 1536]
 TOKENS = [1, 2, 3, 7, 16, 33, 128]
 BOUND = {np.float32: 1e-5, np.float16: 1e-3}
-ALL = list(range(16))
+ALL = list(range(CLASSES))
 
 
 def check(rng, packed, tokens, dtype=np.float32, **attributes):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from onnx import helper, numpy_helper
 
-from skim_export.packed import FIELDS, PackedLinear
+from skim_export.packed import CLASSES, PackedLinear, RowClass, class_bits
+from skim_runtime.operators import PLAIN_CLASSES
 from tests.random_packed import random_packed
 
 from .models import attributes, initializers, matmul_model, model, session
@@ -31,7 +32,7 @@ def test_a_valid_tensor_is_accepted(packed):
 @pytest.mark.parametrize(
     ("name", "value", "match"),
     [
-        ("version", 2, "version must be 1, got 2"),
+        ("version", 3, "version must be 1..2, got 3"),
         ("version", None, "attribute version is missing"),
         ("N", 0, "N and K must be 1..*, got N=0, K=40"),
         ("N", 2**33, "N and K must be"),
@@ -83,8 +84,8 @@ def test_types(packed, name):
 
 def test_a_class_out_of_range(packed):
     row_class = packed.row_class.copy()
-    row_class[3] = 16
-    refused(matmul_model(replace(packed, row_class=row_class)), "row_class must be 0..15, got 16 for row 3")
+    row_class[3] = CLASSES
+    refused(matmul_model(replace(packed, row_class=row_class)), "row_class must be 0..21, got 22 for row 3")
 
 
 def test_classes_that_differ_from_the_counts(packed):
@@ -119,13 +120,15 @@ def test_a_column_scale_that_is_not_positive(packed, bad):
     refused(matmul_model(replace(packed, column_scale=scale)), "column_scale has a value that is not positive")
 
 
-@pytest.mark.parametrize("row_class", range(16))
+@pytest.mark.parametrize(
+    "row_class", [pytest.param(c, id=f"{c}, windows" if c >= PLAIN_CLASSES else None) for c in range(CLASSES)]
+)
 @pytest.mark.parametrize("columns", [1, 40, 250, 300])
 def test_a_padding_code_that_is_not_zero(row_class, columns):
     """A bit of the last superblock either belongs to a column, or is refused if it is set."""
     rng = np.random.default_rng(columns + row_class)
     packed = random_packed(rng, 3, columns, [row_class])
-    bits = row_class % 8 + 1
+    bits, fields = class_bits(row_class), RowClass.numbered(row_class, "int8").fields
     lanes = 4 * -(-(columns % 256) // 32)
     tail = bits * lanes
     for position in rng.permutation(8 * tail)[:20]:
@@ -133,16 +136,16 @@ def test_a_padding_code_that_is_not_zero(row_class, columns):
         end_of_row = int(rng.integers(1, 4)) * codes.size // 3
         codes[end_of_row - tail + position // 8] ^= 1 << (position % 8)
         proto = matmul_model(replace(packed, codes=codes))
-        if column_of(bits, lanes, position) < columns % 256:
+        if column_of(fields, lanes, position) < columns % 256:
             session(proto)
         else:
             refused(proto, f"codes: a padding code of the {bits}-bit rows is not 0")
 
 
-def column_of(bits, lanes, position):
+def column_of(fields, lanes, position):
     """Column, within the superblock, of the code that owns a bit of it."""
     vector, lane, bit = position // 8 // lanes, position // 8 % lanes, position % 8
-    field = next(f for f in FIELDS[bits] if f.vector == vector and f.bit <= bit < f.bit + f.length)
+    field = next(f for f in fields if f.vector == vector and f.bit <= bit < f.bit + f.length)
     return field.code * lanes + lane
 
 
@@ -160,5 +163,5 @@ def test_the_name_of_the_node_is_said(packed):
         for name, values in [("/model/layers.7/q_proj", attributes(packed) | {"version": 3})]
     ]
     x, y = (helper.make_tensor_value_info(name, 1, None) for name in "XY")
-    with pytest.raises(Exception, match=r"LutMatMul node '/model/layers\.7/q_proj': version must be 1, got 3"):
+    with pytest.raises(Exception, match=r"LutMatMul node '/model/layers\.7/q_proj': version must be 1..2, got 3"):
         session(model(nodes, [x], [y], initializers(packed)))

@@ -7,16 +7,27 @@
 
 namespace skim {
 
-constexpr int64_t kFormatVersion = 1;
-constexpr int kClasses = 16;
+constexpr int64_t kFormatVersion = 2;  // the newest
+constexpr int kPlainClasses = 16;      // of version 1, whose levels are those of the codes
+constexpr int kClasses = 22;           // of version 2, with those of windows
+constexpr int kWindowClasses[kClasses - kPlainClasses][2] = {{1, 2}, {1, 3}, {2, 1}, {2, 2}, {3, 1}, {4, 1}};
 constexpr int kLanes = 32;                            // lanes of a full superblock
 constexpr int kSuperblockColumns = 8 * kLanes;        // columns of a full superblock
 constexpr int64_t kMaxRows = (int64_t{1} << 31) - 1;  // row numbers are int32
 
 // The helpers below are `static`: the kernels' files are compiled for other instruction sets, and a shared inline
 // function would let the linker pick the copy that an older CPU can't run.
-static constexpr int ClassBits(int row_class) { return row_class % 8 + 1; }
-static constexpr bool IsAffine(int row_class) { return row_class >= 8; }
+static constexpr bool HasWindows(int row_class) { return row_class >= kPlainClasses; }
+static constexpr int ClassBits(int row_class) {
+  return HasWindows(row_class) ? kWindowClasses[row_class - kPlainClasses][0] : row_class % 8 + 1;
+}
+// Bits of a window beside those of its code.
+static constexpr int ClassMemory(int row_class) {
+  return HasWindows(row_class) ? kWindowClasses[row_class - kPlainClasses][1] : 0;
+}
+// Bits that a level is looked up by.
+static constexpr int LevelBits(int row_class) { return ClassBits(row_class) + ClassMemory(row_class); }
+static constexpr bool IsAffine(int row_class) { return row_class >= 8 && row_class < kPlainClasses; }
 // Lanes of the last superblock; 0 if K is a multiple of 256.
 static constexpr int TailLanes(int64_t K) { return 4 * static_cast<int>((K % kSuperblockColumns + 31) / 32); }
 static constexpr int64_t RowBytes(int bits, int64_t K) { return bits * 4 * ((K + 31) / 32); }
@@ -43,6 +54,32 @@ static constexpr Field CodeField(int bits, int j, int i) {
   if (i == 1 && bits != 5) return {4, 2, 4 + j / 4, 2 * (j % 4)};
   return {bits - 1, 1, bits - 1, j};  // the top bit of 5 and of 7
 }
+
+// The same of windows, which follow each other in the bits of a lane, around its end, and overlap in `memory` bits; of
+// their codes, with a memory of 0.
+static constexpr int StreamStart(int bits, int memory, int j) { return (bits * (j + 8) - memory) % (8 * bits); }
+
+static constexpr int StreamFieldCount(int bits, int memory, int j) {
+  return StreamStart(bits, memory, j) % 8 + bits + memory > 8 ? 2 : 1;
+}
+
+static constexpr Field StreamField(int bits, int memory, int j, int i) {
+  const int start = StreamStart(bits, memory, j), length = bits + memory, left = 8 - start % 8;
+  const int first = length < left ? length : left;
+  if (i == 0) return {0, first, start / 8, start % 8};
+  return {first, length - first, (start + first) % (8 * bits) / 8, 0};
+}
+
+// How kernels read a row: the widths of a code and of what a window has beside it, as constants.
+template <int kWidth, int kRemembered = 0>
+struct RowCode {
+  static constexpr int kBits = kWidth, kMemory = kRemembered, kLevelBits = kBits + kMemory;
+
+  static constexpr int Fields(int j) { return kMemory ? StreamFieldCount(kBits, kMemory, j) : FieldCount(kBits, j); }
+  static constexpr Field FieldAt(int j, int i) {
+    return kMemory ? StreamField(kBits, kMemory, j, i) : CodeField(kBits, j, i);
+  }
+};
 
 enum class CodebookType { kInt8, kFloat16 };
 

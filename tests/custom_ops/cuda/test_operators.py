@@ -254,5 +254,11 @@ def test_an_unknown_dtype_is_refused(library):
 
 def test_refusals(library):
     """What is invalid for the CPU is so for the GPU."""
-    done = run_tests([ROOT / "tests/custom_ops/test_refusals.py"], SKIM_TEST_LIBRARY=str(library))
+    done = run_tests([ROOT / "tests/custom_ops/test_refusals.py"], "not windows", SKIM_TEST_LIBRARY=str(library))
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
+
+
+def test_windows_are_refused(library):
+    packed = random_packed(np.random.default_rng(14), 20, 64, [2, 20])
+    with pytest.raises(Exception, match=r"LutMatMul node '\w+': rows with windows run on the CPU only"):
+        session(matmul_model(packed, np.float16), library=library)
