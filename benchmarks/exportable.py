@@ -17,6 +17,7 @@ from skim_export.pipeline.budget import Budget
 from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.pipeline.quantize_model import allocate, linear_tasks
 from skim_export.quantize import Method, layer_objective, method_named
+from skim_export.quantize.level_fits import FreeLevels
 from skim_export.tuning import tune
 from skim_export.work.resources import Resources
 from skim_export.work.tasks import SerialExecutor, do_tasks
@@ -37,6 +38,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "scaled": {"column_scale": True},
     "unscaled": {"column_scale": False},
     "uncorrelated": {"correlated": False},
+    "windows": {"levels": FreeLevels(windows=True)},
 }
 
 

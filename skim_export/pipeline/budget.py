@@ -140,7 +140,9 @@ def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: CodebookTy
 
 def _row_bytes(bits: int, columns: int, codebook: CodebookType, method: Method) -> int:
     """Codes and levels of a row."""
-    return row_bytes(bits, columns) + level_bytes(bits, codebook, method.levels.even(bits, columns, codebook))
+    return row_bytes(bits, columns) + level_bytes(
+        bits, codebook, method.levels.even(bits, columns, codebook), method.levels.memory(bits, columns)
+    )
 
 
 def other_bytes(model: Model, options: ExportOptions, quantizing: QuantizeOptions) -> int:

@@ -117,7 +117,8 @@ def _output_bytes(job: Job) -> int:
             widths = np.where(free.mask(linear), math.ceil(free.average), job.quantizing.given(linear))
             for width, rows in zip(*np.unique(widths, return_counts=True), strict=True):
                 even = levels.even(int(width), linear.in_features, codebook)
-                stored += int(rows) * (level_bytes(int(width), codebook, even) + ROW_CLASS_BYTES)
+                memory = levels.memory(int(width), linear.in_features)
+                stored += int(rows) * (level_bytes(int(width), codebook, even, memory) + ROW_CLASS_BYTES)
     return int(stored) + _other_bytes(job)
 
 

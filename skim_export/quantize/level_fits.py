@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ from skim_export.quantize.levels import fit_affine, fit_tables, range_affine
 from skim_export.quantize.native_library import most_bits
 from skim_export.quantize.refinement import Coupling, feed_back, refine_tables
 from skim_export.quantize.solver import WeightRows, error_curves, refine
+from skim_export.quantize.windows import WINDOW_GAINS, refine_windows, worthwhile_memory
 
 __all__ = [
     "AFFINE_BITS",
@@ -54,6 +55,14 @@ class LevelFit(ABC):
     def even(self, bits: int, columns: int, codebook: CodebookType) -> bool:
         """Whether rows of so many bits and columns get even levels, which are stored as a scale and an offset."""
 
+    def memory(self, bits: int, columns: int) -> int:
+        """The memory that windows of rows of so many bits and columns get; 0 if levels are those of the codes."""
+        return 0
+
+    def in_lanes(self, columns: int) -> bool:
+        """Whether columns are to go together lane after lane: some width has windows."""
+        return any(self.memory(bits, columns) for bits in range(1, AFFINE_BITS))
+
     @abstractmethod
     def fit(self, rows: WeightRows, bits: UInt8, codebook: CodebookType, coupling: Coupling | None) -> FittedRows:
         """Quantize rows.
@@ -76,9 +85,12 @@ class FreeLevels(LevelFit):
 
     Attributes:
         points: of the clustering, see `skim_export.quantize.solver.kmeans`; None for the optimum.
+        windows: whether codes of rows that see the coupling of their columns get windows where these are worth what
+            they take.
     """
 
     points: int | None = None
+    windows: bool = False
 
     @property
     def refined_bits(self) -> int:
@@ -88,6 +100,10 @@ class FreeLevels(LevelFit):
     def even(self, bits: int, columns: int, codebook: CodebookType) -> bool:
         """See `LevelFit`."""
         return bits >= AFFINE_BITS
+
+    def memory(self, bits: int, columns: int) -> int:
+        """See `LevelFit`."""
+        return worthwhile_memory(bits, columns) if self.windows else 0
 
     def fit(self, rows: WeightRows, bits: UInt8, codebook: CodebookType, coupling: Coupling | None) -> FittedRows:
         """See `LevelFit`; the columns' coupling is seen where levels are free."""
@@ -106,12 +122,33 @@ class FreeLevels(LevelFit):
         columns = []
         for b in widths:
             columns.append(curves[:, b - 1] if b in free else fit_affine(rows, np.full(rows.count, b, np.uint8))[2])
+            if memory := self.memory(b, rows.columns):
+                columns[-1] = columns[-1] * 4.0 ** -WINDOW_GAINS[b, memory]
         return np.stack(columns, axis=1)
 
     def _fit_free(self, rows: WeightRows, bits: UInt8, codebook: CodebookType, coupling: Coupling | None) -> FittedRows:
         if coupling is None:
             return fit_tables(rows, bits, codebook, self.points)
-        return refine_tables(rows, coupling, bits, codebook)
+        if not coupling.lanes:
+            return refine_tables(rows, coupling, bits, codebook)
+        order = coupling.order
+        lanes, inner = rows.permuted(order), replace(coupling, order=np.arange(len(order)), lanes=False)
+        memory = np.array([self.memory(b, rows.columns) for b in bits.tolist()], np.uint8)
+        plain, windowed = memory == 0, memory > 0
+        if not windowed.any():
+            found = refine_tables(lanes, inner, bits, codebook)
+        elif not plain.any():
+            found = refine_windows(lanes, inner, bits, memory, codebook)
+        else:
+            found = _merged(
+                bits,
+                plain,
+                refine_windows(lanes.take(windowed), inner, bits[windowed], memory[windowed], codebook),
+                refine_tables(lanes.take(plain), inner, bits[plain], codebook),
+            )
+        codes = np.empty_like(found[0])
+        codes[:, order] = found[0]
+        return codes, *found[1:]
 
 
 @dataclass(frozen=True)
@@ -162,22 +199,15 @@ def even_levels_pay(bits: int, columns: int, codebook: CodebookType) -> bool:
     return 8 * further / columns >= FREE_LEVELS_GAIN[bits]
 
 
-def _merged(bits: UInt8, is_even: npt.NDArray[np.bool_], free: FittedRows, even: FittedRows) -> FittedRows:
-    """Rows with free and rows with even levels in the order of all of them, where `is_even` tells which is which."""
-    free_codes, free_levels, free_errors = free
-    even_codes, even_levels, even_errors = even
-    count = len(bits)
-    codes, errors = np.empty((count, free_codes.shape[1]), np.uint8), np.empty(count)
-    kind = np.empty(count, np.uint8)
+def _merged(bits: UInt8, is_second: npt.NDArray[np.bool_], first: FittedRows, second: FittedRows) -> FittedRows:
+    """Rows that were fitted apart in the order of all of them; if one part has even levels, it is the second."""
+    count, dtype = len(bits), first[1].entries.dtype
+    codes, errors = np.empty((count, first[0].shape[1]), np.uint8), np.empty(count)
+    kind, memory = np.empty(count, np.uint8), np.empty(count, np.uint8)
     scale, offset = np.empty(count, np.float16), np.empty(count, np.float16)
-    entries = np.zeros((count, free_levels.entries.shape[1]), free_levels.entries.dtype)
-    entries[~is_even] = free_levels.entries
-    for target, of_free, of_even in (
-        (codes, free_codes, even_codes),
-        (errors, free_errors, even_errors),
-        (kind, free_levels.kind, even_levels.kind),
-        (scale, free_levels.scale, even_levels.scale),
-        (offset, free_levels.offset, even_levels.offset),
-    ):
-        target[~is_even], target[is_even] = of_free, of_even
-    return codes, RowLevels(bits, kind, entries, scale, offset), errors
+    entries = np.zeros((count, max(part[1].entries.shape[1] for part in (first, second))), dtype)
+    for rows, (of_codes, levels, of_errors) in ((~is_second, first), (is_second, second)):
+        codes[rows], errors[rows] = of_codes, of_errors
+        kind[rows], memory[rows], scale[rows], offset[rows] = levels.kind, levels.memory, levels.scale, levels.offset
+        entries[rows, : levels.entries.shape[1]] = levels.entries
+    return codes, RowLevels(bits, kind, entries, scale, offset, memory), errors

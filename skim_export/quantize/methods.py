@@ -171,7 +171,8 @@ class Method:
         """How the columns go together; the time it takes grows with the cube of their number."""
         if not self.correlated:
             return None
-        return Coupling.of(damped(data.correlation()), self._by_column(data), resources.device)
+        lanes = self.levels.in_lanes(data.shape[1])
+        return Coupling.of(damped(data.correlation()), self._by_column(data), resources.device, lanes=lanes)
 
     def no_coupling(self, columns: int) -> Coupling | None:
         """What `coupling` is for columns that do not go together, in no time."""

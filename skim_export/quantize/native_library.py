@@ -44,14 +44,15 @@ def solver_library() -> ctypes.CDLL:
     rows, number, flag = ctypes.POINTER(NativeRows), ctypes.c_int32, ctypes.c_bool
     floats, doubles, vector = _array(np.float32, 2), _array(np.float64, 2), _array(np.float64, 1)
     bits, codes, singles = _array(np.uint8, 1), _array(np.uint8, 2), _array(np.float32, 1)
+    pointer = ctypes.c_void_p  # of an array that may be missing
     work = {
         "skim_error_curves": (rows, number, number, doubles),
         "skim_kmeans": (rows, bits, number, number, number, floats, floats, codes),
         "skim_assign": (rows, bits, floats, number, number, codes, vector),
         "skim_assign_affine": (rows, bits, singles, singles, number, codes, vector, vector, vector),
         "skim_refit": (rows, bits, codes, number, number, floats, vector, vector, vector),
-        "skim_feedback": (rows, floats, bits, floats, number, number, codes),
-        "skim_refine": (rows, floats, bits, number, number, number, flag, number, floats, codes, vector),
+        "skim_feedback": (rows, pointer, bits, pointer, floats, number, number, codes),
+        "skim_refine": (rows, floats, bits, pointer, number, number, number, flag, number, floats, codes, vector),
     }
     for name, arguments in work.items():
         function = getattr(library, name)

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed import CodebookType, RowLevels
+from skim_export.packed import CodebookType, RowLevels, lane_columns
 from skim_export.quantize.levels import round_levels
 from skim_export.quantize.solver import WeightRows, feedback, kmeans, refine
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Coupling", "damped", "feed_back", "refine_tables"]
+__all__ = ["REFINE_ROUNDS", "Coupling", "damped", "feed_back", "lane_order", "level_mass", "refine_tables"]
 
 Float32 = npt.NDArray[np.float32]
 Float64 = npt.NDArray[np.float64]
 UInt8 = npt.NDArray[np.uint8]
 
 _DAMPING = 0.1  # less follows the chance correlations of a small calibration text, more ignores the true ones
-_REFINE_ROUNDS = 3  # alternations between levels and codes
+REFINE_ROUNDS = 3  # alternations between levels and codes
 _SWEEPS = 3  # over the codes of a row in each of them
 
 
@@ -42,14 +42,16 @@ class Coupling:
     """How the columns of a linear go together; the same for all of its rows.
 
     Attributes:
-        correlation: of the columns, damped, float32 `[K, K]`.
+        correlation: of the columns, damped, float32 `[K, K]`; lane after lane, if there are lanes.
         order: the columns in the order of error feedback, int64 `[K]`.
         factor: upper Cholesky factor of the inverse of the correlation in that order, float32 `[K, K]`.
+        lanes: whether that order is lane after lane, as windows are found.
     """
 
     correlation: Float32
     order: npt.NDArray[np.int64]
     factor: Float32
+    lanes: bool = False
 
     @classmethod
     def none(cls, columns: int) -> Coupling:
@@ -58,23 +60,43 @@ class Coupling:
         return cls(identity, np.arange(columns), identity)
 
     @classmethod
-    def of(cls, correlation: Float32, sensitivity: Float64 | None, device: torch.device | None = None) -> Coupling:
+    def of(
+        cls,
+        correlation: Float32,
+        sensitivity: Float64 | None,
+        device: torch.device | None = None,
+        *,
+        lanes: bool = False,
+    ) -> Coupling:
         """Factor a correlation.
 
         Args:
             correlation: of the columns, damped, float32 `[K, K]`.
             sensitivity: of each column, float64 `[K]`: the most sensitive come first. None to keep their order.
             device: where torch factors it; None for one thread of the CPU, which always gives the same bits.
+            lanes: whether the columns of a lane stay together, as windows need it; there must be sensitivities.
         """
         order = np.arange(len(correlation))
         if sensitivity is not None:
-            order = np.argsort(-sensitivity, kind="stable")
+            order = lane_order(sensitivity) if lanes else np.argsort(-sensitivity, kind="stable")
         ordered = correlation[np.ix_(order, order)]
+        if lanes:
+            correlation = ordered.copy()
         if device is None:
-            return cls(correlation, order, _inverse_factor(ordered))
+            return cls(correlation, order, _inverse_factor(ordered), lanes)
         from skim_export.quantize import torch_solver
 
-        return cls(correlation, order, torch_solver.inverse_factor(ordered, device))
+        return cls(correlation, order, torch_solver.inverse_factor(ordered, device), lanes)
+
+
+def lane_order(sensitivity: Float64) -> npt.NDArray[np.int64]:
+    """Columns lane after lane, the most sensitive lanes first, int64 `[K]`; K is a multiple of 32.
+
+    Args:
+        sensitivity: of each column, float64 `[K]`.
+    """
+    lanes = lane_columns(len(sensitivity))
+    return lanes[np.argsort(-sensitivity[lanes].sum(axis=1), kind="stable")].reshape(-1)
 
 
 def feed_back(rows: WeightRows, coupling: Coupling, bits: UInt8, levels: Float32) -> UInt8:
@@ -131,13 +153,13 @@ def refine_tables(
     centroids, _, _ = kmeans(rows, bits)
     correlation = coupling.correlation
     codes = feed_back(rows, coupling, bits, centroids)
-    centroids, codes, _ = refine(rows, correlation, bits, centroids, codes, rounds=_REFINE_ROUNDS, sweeps=_SWEEPS)
-    levels = round_levels(centroids, _mass(rows, codes, centroids.shape[1]), bits, codebook)
+    centroids, codes, _ = refine(rows, correlation, bits, centroids, codes, rounds=REFINE_ROUNDS, sweeps=_SWEEPS)
+    levels = round_levels(centroids, level_mass(rows, codes, centroids.shape[1]), bits, codebook)
     _, codes, errors = refine(rows, correlation, bits, levels.values(), codes, rounds=1, sweeps=_SWEEPS, fit=False)
     return codes, levels, errors
 
 
-def _mass(rows: WeightRows, codes: UInt8, stride: int) -> Float32:
+def level_mass(rows: WeightRows, codes: UInt8, stride: int) -> Float32:
     """The weight that each level carries, float32 `[N, stride]`."""
     weights = np.ones(rows.values.shape, np.float32) if rows.weights is None else rows.weights
     weights = weights * rows.column_scale**2

@@ -38,6 +38,7 @@ __all__ = [
 POINTS = 1024  # where a cluster may begin in a row, if not anywhere: the error is nearly that of the optimum
 _CALL_SECONDS = 0.25  # about as long as one call may take: Ctrl-C is seen between calls
 _SECONDS_PER_LEVEL = 2e-8  # of the dynamic program, for one weight and one level
+_LANE_COLUMNS, _MOST_MEMORY, _MOST_WINDOW_BITS = 8, 3, 5  # of windows, see native/row_refine.h
 _SECONDS_PER_PASS = 4e-11  # of one thread, to multiply a weight with one column's entry of a correlation
 
 Float32 = npt.NDArray[np.float32]
@@ -101,8 +102,8 @@ class WeightRows:
         """K."""
         return len(self.column_scale)
 
-    def take(self, rows: npt.NDArray[np.bool_]) -> WeightRows:
-        """Some of the rows."""
+    def take(self, rows: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> WeightRows:
+        """Some of the rows, or all in another order."""
         weights = None if self.weights is None else self.weights[rows]
         return WeightRows(self.values[rows], weights, self.column_scale, self.resources)
 
@@ -137,6 +138,19 @@ def _checked_bits(bits: UInt8, rows: int) -> tuple[UInt8, int]:
     if bits.shape != (rows,) or bits.dtype != np.uint8 or bits.min() < 1 or bits.max() > most_bits():
         raise ValueError(f"bits must be uint8 [{rows}] from 1 to {most_bits()}")
     return np.ascontiguousarray(bits), 1 << int(bits.max())
+
+
+def _checked_memory(memory: UInt8 | None, bits: UInt8, columns: int) -> UInt8 | None:
+    """The memory as the solver reads it."""
+    if memory is None:
+        return None
+    if memory.shape != bits.shape or memory.dtype != np.uint8 or memory.min() < 1 or memory.max() > _MOST_MEMORY:
+        raise ValueError(f"memory must be uint8 [{len(bits)}] from 1 to {_MOST_MEMORY}")
+    if (memory >= bits).any() or bits.max() > _MOST_WINDOW_BITS:
+        raise ValueError(f"windows must have more bits than their memory, and at most {_MOST_WINDOW_BITS}")
+    if columns % _LANE_COLUMNS:
+        raise ValueError(f"columns of windows must be lanes of {_LANE_COLUMNS}, got {columns}")
+    return np.ascontiguousarray(memory)
 
 
 def _check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
@@ -255,28 +269,40 @@ def refit(rows: WeightRows, bits: UInt8, codes: UInt8, centroids: Float32) -> tu
     return centroids, errors, numerator, denominator
 
 
-def feedback(rows: WeightRows, factor: Float32, bits: UInt8, levels: Float32) -> UInt8:
+def feedback(
+    rows: WeightRows, factor: Float32 | None, bits: UInt8, levels: Float32, memory: UInt8 | None = None
+) -> UInt8:
     """Codes chosen column after column, the error of each made up for in those to come (GPTQ, arXiv 2210.17323).
+
+    With a memory, codes are windows: columns 8 i to 8 i + 7 are a lane, and their windows are chosen together.
 
     Args:
         rows: the rows.
-        factor: upper Cholesky factor of the inverse of the columns' correlation, float32 `[K, K]`; see `refine`.
-        bits: width of each row, uint8 `[N]`.
-        levels: float32 `[N, 2^max(bits)]`, the first 2^b of each row ascending.
+        factor: upper Cholesky factor of the inverse of the columns' correlation, float32 `[K, K]`; see `refine`. None,
+            with a memory, for columns that do not go together.
+        bits: width of each row, uint8 `[N]`; that of a window with its memory.
+        levels: float32 `[N, 2^max(bits)]`, the first 2^b of each row ascending; by window.
+        memory: bits of each row's windows that are those of the column before, uint8 `[N]`, 1..3.
 
     Returns:
-        codes, uint8 `[N, K]`.
+        codes, or windows, uint8 `[N, K]`.
     """
     bits, stride = _checked_bits(bits, rows.count)
-    _check_shape("factor", factor, (rows.columns, rows.columns))
+    memory = _checked_memory(memory, bits, rows.columns)
+    if factor is not None:
+        _check_shape("factor", factor, (rows.columns, rows.columns))
     _check_shape("levels", levels, (rows.count, stride))
     if rows.device is not None:
         from skim_export.quantize import torch_solver
 
+        if factor is None or memory is not None:
+            raise NotImplementedError("windows have no solver in torch")
         return torch_solver.feedback(rows, factor, bits, levels)
     codes = np.empty((rows.count, rows.columns), np.uint8)
     for run in rows.runs(_SECONDS_PER_PASS * rows.columns / 2, rows_together()):
-        _call("skim_feedback", rows, run, factor, bits[run], levels[run], stride, rows.threads, codes[run])
+        matrix = None if factor is None else factor.ctypes.data
+        remembered = None if memory is None else memory[run].ctypes.data
+        _call("skim_feedback", rows, run, matrix, bits[run], remembered, levels[run], stride, rows.threads, codes[run])
     return codes
 
 
@@ -290,33 +316,39 @@ def refine(
     rounds: int,
     sweeps: int,
     fit: bool = True,
+    memory: UInt8 | None = None,
 ) -> tuple[Float32, UInt8, Float64]:
     """Improve levels and codes under the full objective of each row, in turn; the error never rises.
 
     That is d^T S^1/2 C S^1/2 d for the error d [K] of a row, with S the diagonal of the weights of that row and
     C the correlation of the columns. The optimal levels for given codes have a closed form; the codes are improved by
-    coordinate descent (LNQ in GuidedQuant, arXiv 2505.07004, section 4; GANQ, arXiv 2501.12956).
+    coordinate descent (LNQ in GuidedQuant, arXiv 2505.07004, section 4; GANQ, arXiv 2501.12956), windows a lane at a
+    time (see `feedback`).
 
     Args:
         rows: the rows.
         correlation: C, float32 `[K, K]`, symmetric, positive definite, 1 on the diagonal.
-        bits: width of each row, uint8 `[N]`.
-        levels: float32 `[N, 2^max(bits)]`, the first 2^b of each row ascending.
-        codes: uint8 `[N, K]`.
+        bits: width of each row, uint8 `[N]`; that of a window with its memory.
+        levels: float32 `[N, 2^max(bits)]`, the first 2^b of each row ascending; by window.
+        codes: or windows, uint8 `[N, K]`.
         rounds: alternations between levels and codes.
         sweeps: over the codes, at most, in each round.
         fit: whether the levels may change.
+        memory: bits of each row's windows that are those of the column before, uint8 `[N]`, 1..3.
 
     Returns:
         levels, codes, and the error of each row, float64 `[N]`.
     """
     bits, stride = _checked_bits(bits, rows.count)
+    memory = _checked_memory(memory, bits, rows.columns)
     _check_shape("correlation", correlation, (rows.columns, rows.columns))
     _check_shape("levels", levels, (rows.count, stride))
     _check_shape("codes", codes, (rows.count, rows.columns))
     if rows.device is not None:
         from skim_export.quantize import torch_solver
 
+        if memory is not None:
+            raise NotImplementedError("windows have no solver in torch")
         return torch_solver.refine(
             rows, correlation, bits, levels, codes, rounds=rounds, sweeps=sweeps, fit=fit
         )  # fmt: skip
@@ -324,7 +356,7 @@ def refine(
     errors = np.empty(rows.count, np.float64)
     for run in rows.runs(_SECONDS_PER_PASS * rows.columns * 2 * rounds, rows_together()):
         _call(
-            "skim_refine", rows, run, correlation, bits[run], stride, rounds, sweeps, fit, rows.threads,
-            levels[run], codes[run], errors[run],
+            "skim_refine", rows, run, correlation, bits[run], None if memory is None else memory[run].ctypes.data,
+            stride, rounds, sweeps, fit, rows.threads, levels[run], codes[run], errors[run],
         )  # fmt: skip
     return levels, codes, errors

@@ -25,27 +25,27 @@ class TrainedLinear:
     """
 
     def __init__(self, packed: PackedLinear) -> None:
-        codes, self._stored = packed.unpack()
+        self._stored = packed.unpack()[1]
         self._packed = packed
-        self._codes = torch.from_numpy(codes)
+        self._windows = torch.from_numpy(packed.windows())
         self._scale = torch.ones(packed.in_features)
         if packed.column_scale.size:
             self._scale = torch.from_numpy(packed.column_scale.astype(np.float32))
         self.levels = torch.from_numpy(self._stored.values())
         self._spread = self.weight().div_(self._scale).std(dim=1, keepdim=True, correction=0)
-        counts = 1 << self._stored.bits.astype(np.int64)
+        counts = 1 << self._stored.window_bits.astype(np.int64)
         free = (np.arange(self.levels.shape[1]) < counts[:, None]) & (self._stored.kind == LevelKind.TABLE)[:, None]
         self._free = torch.from_numpy(free)
         self.optimizer = Adam(self.levels.shape)
 
     def weight(self) -> torch.Tensor:
         """The dequantized weight, float32 `[N, K]`."""
-        return torch.gather(self.levels, 1, self._codes.long()).mul_(self._scale)
+        return torch.gather(self.levels, 1, self._windows.long()).mul_(self._scale)
 
     def level_gradient(self, gradient: torch.Tensor, rows: slice) -> torch.Tensor:
         """From the gradient in some rows of the weight `[R, K]` to that in their levels `[R, levels]`."""
-        codes = self._codes[rows].long()
-        return torch.zeros(len(codes), self.levels.shape[1]).scatter_add_(1, codes, gradient * self._scale)
+        windows = self._windows[rows].long()
+        return torch.zeros(len(windows), self.levels.shape[1]).scatter_add_(1, windows, gradient * self._scale)
 
     def step(self, gradient: torch.Tensor, rate: float) -> None:
         """Move the levels against their gradient `[N, levels]` by about `rate` times the spread of each row."""
@@ -53,13 +53,13 @@ class TrainedLinear:
 
     def pack(self) -> PackedLinear:
         """The layer with its levels rounded to what is stored."""
-        codes, bits = self._codes.numpy(), self._stored.bits
+        windows = self._windows.numpy()
         table = self._stored.kind == LevelKind.TABLE
         if not table.any():
             return self._packed
-        mass = self.level_gradient(torch.ones(codes.shape), slice(None)).numpy()
+        mass = self.level_gradient(torch.ones(windows.shape), slice(None)).numpy()
         codebook: CodebookType = "int8" if self._stored.entries.dtype == np.int8 else "float16"
-        rounded = round_levels(self.levels.numpy() * self._free.numpy(), mass, bits, codebook)
+        rounded = round_levels(self.levels.numpy() * self._free.numpy(), mass, self._stored.window_bits, codebook)
         levels = replace(
             self._stored,
             entries=rounded.entries[:, : self._stored.entries.shape[1]],
@@ -67,4 +67,4 @@ class TrainedLinear:
         )
         column_scale = self._packed.column_scale if self._packed.column_scale.size else None
         bias = self._packed.bias if self._packed.bias.size else None
-        return PackedLinear.pack(codes, levels, column_scale, bias)
+        return PackedLinear.pack(windows >> self._stored.memory[:, None], levels, column_scale, bias)

@@ -11,7 +11,7 @@ from skim_export import tuning
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Model
-from skim_export.packed import LevelKind
+from skim_export.packed import CLASSES, LevelKind
 from skim_export.packed.checkpoint import PackedCheckpoint
 from skim_export.packed.dequantized import dequantized_model
 from skim_export.pipeline.budget import Budget
@@ -197,7 +197,7 @@ def test_the_state_of_another_run_is_refused(quantized, tmp_path):
 
 @pytest.mark.parametrize("codebook", [np.int8, np.float16])
 def test_a_layer_that_was_not_moved_is_as_it_was(codebook):
-    packed = random_packed(np.random.default_rng(1), 60, 70, range(16), codebook, column_scale=True)
+    packed = random_packed(np.random.default_rng(1), 60, 70, range(CLASSES), codebook, column_scale=True)
     layer = TrainedLinear(packed)
     np.testing.assert_allclose(layer.weight().numpy(), packed.dequantize(), rtol=1e-6)
     again = layer.pack()
@@ -209,7 +209,7 @@ def test_a_layer_that_was_not_moved_is_as_it_was(codebook):
 
 
 def test_affine_rows_stay():
-    packed = random_packed(np.random.default_rng(2), 60, 70, range(16))
+    packed = random_packed(np.random.default_rng(2), 60, 70, range(CLASSES))
     layer = TrainedLinear(packed)
     layer.step(torch.ones_like(layer.levels), rate=0.5)
     affine = packed.unpack()[1].kind == LevelKind.AFFINE

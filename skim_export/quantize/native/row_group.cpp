@@ -43,7 +43,7 @@ int64_t GroupCount(const SkimRows& rows, const uint8_t* bits, RefineStep step, i
 }
 
 RefineGroup RowGroup::Load(const SkimRows& rows, int64_t first, int64_t end, const float* matrix, const uint8_t* bits,
-                           RefineStep step, float* levels, int32_t stride, uint8_t* codes) {
+                           const uint8_t* memory, RefineStep step, float* levels, int32_t stride, uint8_t* codes) {
   const auto size = static_cast<int32_t>(end - first);
   const int32_t panels = Panels(rows.columns);
   const size_t row_panels = size_t{1} * panels * size;
@@ -54,7 +54,9 @@ RefineGroup RowGroup::Load(const SkimRows& rows, int64_t first, int64_t end, con
   for (int32_t r = 0; r < size; r++) {
     LoadRow(Row(rows, first + r), size, &target_[r], &unit_[r]);
     const int32_t count = 1 << bits[first + r];
-    rows_[r] = {count, all_levels, levels + (first + r) * stride, codes + (first + r) * rows.columns, 0, false, 0};
+    float* of_row = levels + (first + r) * stride;
+    const int32_t remembered = memory ? memory[first + r] : 0;
+    rows_[r] = {count, remembered, all_levels, of_row, codes + (first + r) * rows.columns, 0, false, 0};
     all_levels += count;
     most_levels = std::max(most_levels, count);
   }
@@ -73,6 +75,7 @@ RefineGroup RowGroup::Load(const SkimRows& rows, int64_t first, int64_t end, con
   group.size = size;
   group.levels = all_levels;
   group.matrix = matrix;
+  group.windows = memory != nullptr;
   group.columns = rows.columns;
   group.panels = panels;
   group.target = target_.data();

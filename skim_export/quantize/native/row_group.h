@@ -27,8 +27,9 @@ int64_t MostBytes(int32_t columns, int32_t bits, RefineStep step);
 class RowGroup {
  public:
   // Rows first..end-1: v = sqrt(s) w, u = sqrt(s) a. Levels [rows, stride] and codes [rows, columns] are of all rows.
+  // `memory` [rows] of windows; nullptr: codes are free.
   RefineGroup Load(const SkimRows& rows, int64_t first, int64_t end, const float* matrix, const uint8_t* bits,
-                   RefineStep step, float* levels, int32_t stride, uint8_t* codes);
+                   const uint8_t* memory, RefineStep step, float* levels, int32_t stride, uint8_t* codes);
 
  private:
   std::vector<RefineRow> rows_;

@@ -7,6 +7,7 @@
 namespace skim {
 namespace {
 
+#include "lane_search_body.h"
 #include "panel_sums_body.h"
 
 constexpr int32_t kLanes = 8;
@@ -212,6 +213,79 @@ void SweepPanel(const RefineGroup& group, int32_t panel) {
   }
 }
 
+// Calls work(first row, rows, what they share) for rows that are searched together: neighbours of the same widths.
+template <typename Work>
+void EachTogether(const RefineGroup& group, const Work& work) {
+  const auto same = [](const RefineRow& a, const RefineRow& b) { return a.count == b.count && a.memory == b.memory; };
+  for (int32_t first = 0, last; first < group.size; first = last) {
+    const RefineRow& row = group.rows[first];
+    last = first + 1;
+    while (last < group.size && last < first + kTogether && same(group.rows[last], row)) last++;
+    LaneRows rows = {__builtin_ctz(row.count) - row.memory, row.memory, {}};
+    for (int32_t w = 0; w < row.count; w++) {
+      for (int32_t i = 0; i < last - first; i++) rows.levels[w][i] = group.rows[first + i].levels[w];
+    }
+    work(first, last - first, rows);
+  }
+}
+
+// The part of a panel of some rows that is a lane: value k of row i to lane[k][i]. Rows that there are none of get 1.
+inline void LoadLane(const Panel* panel, int32_t column, int32_t rows, Floats* lane) {
+  for (int32_t k = 0; k < kLane; k++) {
+    lane[k] = Floats{} + 1.0f;
+    for (int32_t i = 0; i < rows; i++) lane[k][i] = panel[i].at[column + k];
+  }
+}
+
+// The same as SweepPanel where codes are windows: a lane at a time gets those that are found to cost least, if they
+// cost less.
+void SweepLanes(const RefineGroup& group, int32_t panel) {
+  Panel tile[1][kPanel];
+  CopyTiles(group, panel, panel, panel + 1, tile);
+  Panel* residual = group.residual + At(group, panel, 0);
+  const Panel* unit = group.unit + At(group, panel, 0);
+  const int32_t lanes = PanelWidth(group, panel) / kLane;
+  Lane lane[kPanel / kLane];
+  float inverse[kPanel / kLane][kLane][kLane];
+  for (int32_t l = 0; l < lanes; l++) {
+    float own[kLane][kPanel];
+    for (int32_t k = 0; k < kLane; k++) __builtin_memcpy(own[k], tile[0][l * kLane + k].at + l * kLane, 4 * kLane);
+    InvertLane(own, lane[l].factor, inverse[l]);
+  }
+  for (int32_t r = 0; r < group.size; r++) group.counts[At(group, panel, r)] = 0;
+  EachTogether(group, [&](int32_t first, int32_t count, const LaneRows& rows) {
+    bool settled = true;
+    for (int32_t i = 0; i < count; i++) settled = settled && group.rows[first + i].settled;
+    if (settled) return;
+    for (int32_t l = 0; l < lanes; l++) {
+      const int32_t column = l * kLane;
+      Floats pull[kLane];
+      Numbers now[kLane] = {}, found[kLane] = {};
+      LoadLane(residual + first, column, count, pull);
+      LoadLane(unit + first, column, count, lane[l].unit);
+      for (int32_t k = 0; k < kLane; k++) {
+        for (int32_t i = 0; i < count; i++) now[k][i] = group.rows[first + i].codes[panel * kPanel + column + k];
+        lane[l].target[k] = lane[l].unit[k] * LevelOf(rows, now[k]);
+        for (int32_t j = 0; j < kLane; j++) lane[l].target[k] += inverse[l][k][j] * pull[j];
+      }
+      const Numbers better = FindWindows(lane[l], rows, found) < CostOf(lane[l], rows, now);
+      for (int32_t i = 0; i < count; i++) {
+        RefineRow& row = group.rows[first + i];
+        if (!better[i] || row.settled) continue;
+        for (int32_t k = 0; k < kLane; k++) {
+          if (now[k][i] == found[k][i]) continue;
+          const float difference = row.levels[now[k][i]] - row.levels[found[k][i]];
+          const Term term = {column + k, difference * lane[l].unit[k][i]};
+          AddTerms(tile[0]->at, kPanel, &term, 1, residual + first + i);
+          Append(group, panel, first + i, term);
+          row.codes[panel * kPanel + column + k] = static_cast<uint8_t>(found[k][i]);
+          row.changes++;
+        }
+      }
+    }
+  });
+}
+
 // Takes panels together: work(panel) for one after the other, which may leave terms for all others. Before it the sums
 // of the panel get what was left the last time in the panels after it, then what is left now in those before it.
 template <typename Work>
@@ -231,7 +305,8 @@ void InTurn(const RefineGroup& group, Sums sums, const Work& work) {
 // One round of coordinate descent; false if it changed nothing.
 bool Sweep(const RefineGroup& group) {
   for (int32_t r = 0; r < group.size; r++) group.rows[r].changes = 0;
-  InTurn(group, {group.residual, group.size, false}, [&](int32_t panel) { SweepPanel(group, panel); });
+  InTurn(group, {group.residual, group.size, false},
+         [&](int32_t panel) { (group.windows ? SweepLanes : SweepPanel)(group, panel); });
   bool changed = false;
   for (int32_t r = 0; r < group.size; r++) {
     group.rows[r].settled = group.rows[r].changes == 0;
@@ -262,6 +337,39 @@ void FeedBackPanel(const RefineGroup& group, int32_t panel) {
   }
 }
 
+// The same where codes are windows, a lane at a time.
+void FeedBackLanes(const RefineGroup& group, int32_t panel) {
+  Panel tile[1][kPanel];
+  if (group.matrix) CopyTiles(group, panel, panel, panel + 1, tile);
+  Panel* target = group.target + At(group, panel, 0);
+  const Panel* unit = group.unit + At(group, panel, 0);
+  EachTogether(group, [&](int32_t first, int32_t count, const LaneRows& rows) {
+    for (int32_t column = 0; column < PanelWidth(group, panel); column += kLane) {
+      Lane lane;
+      Numbers windows[kLane] = {};
+      LoadLane(target + first, column, count, lane.target);
+      LoadLane(unit + first, column, count, lane.unit);
+      for (int32_t k = 0; k < kLane; k++) {
+        for (int32_t i = 0; i < kLane; i++) {
+          lane.factor[k][i] = group.matrix ? tile[0][column + k].at[column + i] : k == i ? 1.0f : 0.0f;
+        }
+      }
+      FindWindows(lane, rows, windows);
+      for (int32_t i = 0; i < count; i++) {
+        const RefineRow& row = group.rows[first + i];
+        for (int32_t k = 0; k < kLane; k++) {
+          row.codes[panel * kPanel + column + k] = static_cast<uint8_t>(windows[k][i]);
+          if (!group.matrix) continue;
+          const float error = target[first + i].at[column + k] - row.levels[windows[k][i]] * lane.unit[k][i];
+          const Term term = {column + k, -(error / lane.factor[k][k])};
+          AddTerms(tile[0]->at, kPanel, &term, 1, target + first + i);
+          Append(group, panel, first + i, term);
+        }
+      }
+    }
+  });
+}
+
 double Error(const RefineGroup& group, int32_t r) {
   const RefineRow& row = group.rows[r];
   double error = 0;
@@ -280,8 +388,11 @@ double Error(const RefineGroup& group, int32_t r) {
 
 void SKIM_FEEDBACK_ROWS(const RefineGroup& group) {
   ClearTerms(group);
-  for (int32_t r = 0; r < group.size; r++) SetMiddles(group, group.rows[r]);
-  InTurn(group, {group.target, group.size, false}, [&](int32_t panel) { FeedBackPanel(group, panel); });
+  if (!group.windows) {
+    for (int32_t r = 0; r < group.size; r++) SetMiddles(group, group.rows[r]);
+  }
+  InTurn(group, {group.target, group.size, false},
+         [&](int32_t panel) { (group.windows ? FeedBackLanes : FeedBackPanel)(group, panel); });
 }
 
 void SKIM_REFINE_ROWS(const RefineGroup& group, int32_t rounds, int32_t sweeps, bool fit) {
@@ -292,8 +403,10 @@ void SKIM_REFINE_ROWS(const RefineGroup& group, int32_t rounds, int32_t sweeps, 
       RefineRow& row = group.rows[r];
       if (fit) FitLevels(group, r);
       SetResidual(group, r);
-      if (fit) Sort(row, group.columns);  // now that nothing needs the products, which follow the old codes
-      SetMiddles(group, row);
+      if (!group.windows) {
+        if (fit) Sort(row, group.columns);  // now that nothing needs the products, which follow the old codes
+        SetMiddles(group, row);
+      }
       row.settled = false;
     }
     ClearTerms(group);

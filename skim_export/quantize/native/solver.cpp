@@ -105,13 +105,13 @@ Refine FastestRefine() {
 
 // Calls work(group, index of its first row) for groups of all rows.
 template <typename Work>
-bool ForGroups(const SkimRows& rows, RefineStep step, const float* matrix, const uint8_t* bits, float* levels,
-               int32_t stride, int32_t threads, uint8_t* codes, const Work& work) {
+bool ForGroups(const SkimRows& rows, RefineStep step, const float* matrix, const uint8_t* bits, const uint8_t* memory,
+               float* levels, int32_t stride, int32_t threads, uint8_t* codes, const Work& work) {
   const int64_t groups = GroupCount(rows, bits, step, threads);
   const auto make = [] { return RowGroup(); };
-  return ParallelFor(groups, threads, make, [&](RowGroup& memory, int64_t index) {
+  return ParallelFor(groups, threads, make, [&](RowGroup& group, int64_t index) {
     const int64_t first = index * rows.count / groups, end = (index + 1) * rows.count / groups;
-    work(memory.Load(rows, first, end, matrix, bits, step, levels, stride, codes), first);
+    work(group.Load(rows, first, end, matrix, bits, memory, step, levels, stride, codes), first);
   });
 }
 
@@ -209,19 +209,22 @@ bool skim_refit(const SkimRows* rows, const uint8_t* bits, const uint8_t* codes,
   return done;
 }
 
-bool skim_feedback(const SkimRows* rows, const float* factor, const uint8_t* bits, float* levels, int32_t stride,
-                   int32_t threads, uint8_t* codes) {
+bool skim_feedback(const SkimRows* rows, const float* factor, const uint8_t* bits, const uint8_t* memory, float* levels,
+                   int32_t stride, int32_t threads, uint8_t* codes) {
   const skim::Feedback feedback = skim::FastestFeedback();
   const auto done = [&](const skim::RefineGroup& group, int64_t) { feedback(group); };
-  return skim::ForGroups(*rows, skim::RefineStep::kFeedback, factor, bits, levels, stride, threads, codes, done);
+  return skim::ForGroups(*rows, skim::RefineStep::kFeedback, factor, bits, memory, levels, stride, threads, codes,
+                         done);
 }
 
-bool skim_refine(const SkimRows* rows, const float* correlation, const uint8_t* bits, int32_t stride, int32_t rounds,
-                 int32_t sweeps, bool fit, int32_t threads, float* levels, uint8_t* codes, double* errors) {
+bool skim_refine(const SkimRows* rows, const float* correlation, const uint8_t* bits, const uint8_t* memory,
+                 int32_t stride, int32_t rounds, int32_t sweeps, bool fit, int32_t threads, float* levels,
+                 uint8_t* codes, double* errors) {
   const skim::Refine refine = skim::FastestRefine();
   const auto done = [&](const skim::RefineGroup& group, int64_t first) {
     refine(group, rounds, sweeps, fit);
     for (int32_t r = 0; r < group.size; r++) errors[first + r] = group.rows[r].error;
   };
-  return skim::ForGroups(*rows, skim::RefineStep::kRefine, correlation, bits, levels, stride, threads, codes, done);
+  return skim::ForGroups(*rows, skim::RefineStep::kRefine, correlation, bits, memory, levels, stride, threads, codes,
+                         done);
 }

@@ -53,14 +53,19 @@ SKIM_EXPORT bool skim_refit(const SkimRows* rows, const uint8_t* bits, const uin
 
 // The full objective of a row is (w - c[q] a)^T diag(s)^1/2 C diag(s)^1/2 (w - c[q] a), with the row's weights s and
 // a correlation C [columns, columns]: symmetric, positive definite, 1 on its diagonal. With C = 1 it is the error
-// above. Levels [rows, stride] are ascending in the first 2^bits[row].
+// above.
+//
+// `memory` nullptr: codes are free, and levels [rows, stride] ascending in the first 2^bits[row]. Otherwise codes are
+// windows (docs/format.md) of bits[row], at most 5, and the lowest memory[row] of these, 1 to 3, are the top ones of
+// the column before; eight columns after the other, from a multiple of eight on, are a lane, in a circle.
 
-// Codes by error feedback, codes [rows, columns]. `factor` is the upper Cholesky factor of the inverse of C.
-SKIM_EXPORT bool skim_feedback(const SkimRows* rows, const float* factor, const uint8_t* bits, float* levels,
-                               int32_t stride, int32_t threads, uint8_t* codes);
+// Codes by error feedback, codes [rows, columns]. `factor` is the upper Cholesky factor of the inverse of C; nullptr,
+// for windows alone: C = 1.
+SKIM_EXPORT bool skim_feedback(const SkimRows* rows, const float* factor, const uint8_t* bits, const uint8_t* memory,
+                               float* levels, int32_t stride, int32_t threads, uint8_t* codes);
 
 // `rounds` times: the optimal levels for the codes, if `fit`, then up to `sweeps` sweeps of coordinate descent over the
 // codes. Levels [rows, stride] and codes [rows, columns] are changed in place; errors [rows] are those of the result.
-SKIM_EXPORT bool skim_refine(const SkimRows* rows, const float* correlation, const uint8_t* bits, int32_t stride,
-                             int32_t rounds, int32_t sweeps, bool fit, int32_t threads, float* levels, uint8_t* codes,
-                             double* errors);
+SKIM_EXPORT bool skim_refine(const SkimRows* rows, const float* correlation, const uint8_t* bits, const uint8_t* memory,
+                             int32_t stride, int32_t rounds, int32_t sweeps, bool fit, int32_t threads, float* levels,
+                             uint8_t* codes, double* errors);

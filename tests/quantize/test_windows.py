@@ -1,0 +1,198 @@
+"""Windows: the search against brute force, refinement against what the definitions say, and whole layers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from skim_export.packed import RowClass, lane_columns
+from skim_export.quantize import METHODS, quantize_linear
+from skim_export.quantize.level_fits import FreeLevels
+from skim_export.quantize.solver import WeightRows, feedback, refine
+from skim_export.quantize.windows import WINDOW_GAINS, worthwhile_memory
+from skim_export.work.resources import Resources
+
+from .reference import full_error
+from .test_refinement import random_problem
+
+KINDS = sorted(WINDOW_GAINS)  # width and memory
+LANE = 8
+WINDOWED = replace(METHODS["skim+"], levels=FreeLevels(windows=True))
+
+
+def all_windows(bits, memory):
+    """The windows of every sequence of codes of a lane, `[2^(8 bits), 8]`."""
+    codes = np.stack(np.meshgrid(*[np.arange(1 << bits)] * LANE, indexing="ij"), axis=-1).reshape(-1, LANE)
+    stream = np.concatenate([(codes[:, j, None] >> np.arange(bits)) & 1 for j in range(LANE)], axis=1)
+    windows = np.zeros_like(codes)
+    for j in range(LANE):
+        for t in range(bits + memory):
+            windows[:, j] |= stream[:, (bits * j - memory + t) % (LANE * bits)] << t
+    return windows
+
+
+def random_levels(rng, rows, width):
+    return rng.normal(size=(rows, 1 << width)).astype(np.float32)
+
+
+def of_kind(rows, bits, memory):
+    return np.full(rows, bits + memory, np.uint8), np.full(rows, memory, np.uint8)
+
+
+def is_path(windows, bits, memory):
+    """Whether each window's state is what the windows before it say, around the lane."""
+    lanes = windows.reshape(len(windows), -1, LANE)
+    codes = lanes >> memory
+    stream = np.concatenate([(codes[..., j, None] >> np.arange(bits)) & 1 for j in range(LANE)], axis=-1)
+    expected = np.zeros_like(lanes)
+    for j in range(LANE):
+        for t in range(bits + memory):
+            expected[..., j] |= (stream[..., (bits * j - memory + t) % (LANE * bits)] << t).astype(np.uint8)
+    return (expected == lanes).all()
+
+
+@pytest.mark.parametrize(("bits", "memory"), [kind for kind in KINDS if kind[0] <= 2])
+def test_without_coupling_the_search_is_exact(bits, memory):
+    layer, _ = random_problem(5, 2 * LANE)
+    rng = np.random.default_rng(bits)
+    levels = random_levels(rng, 5, bits + memory)
+    width, remembered = of_kind(5, bits, memory)
+    found = feedback(layer, None, width, levels, remembered)
+    paths = all_windows(bits, memory)
+    assert is_path(found, bits, memory)
+    for row in range(5):
+        for lane in (slice(0, LANE), slice(LANE, 2 * LANE)):
+            stored = levels[row][paths] * layer.column_scale[lane]
+            errors = (layer.weights[row, lane] * (layer.values[row, lane] - stored) ** 2).sum(axis=1)
+            own = (paths == found[row, lane]).all(axis=1)
+            assert own.sum() == 1
+            assert errors[own][0] <= errors.min() * (1 + 1e-5)
+
+
+@pytest.mark.parametrize(("coupling", "median", "mean"), [(0.3, 1.01, 1.05), (1.0, 1.2, 1.6)])
+def test_with_coupling_the_search_is_nearly_exact(coupling, median, mean):
+    """Of a single lane, error feedback is the search itself. Columns of real layers hardly go together."""
+    ratios = []
+    for seed in range(20):
+        layer, correlation = random_problem(4, LANE, seed=seed)
+        correlation = (coupling * correlation + (1 - coupling) * np.eye(LANE)).astype(np.float32)
+        levels = random_levels(np.random.default_rng(seed), 4, 4)
+        factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(correlation.astype(np.float64))).T, np.float32)
+        width, remembered = of_kind(4, 2, 2)
+        found = feedback(layer, factor, width, levels, remembered)
+        paths = all_windows(2, 2)
+        for row in range(4):
+            root = np.sqrt(layer.weights[row].astype(np.float64))
+            off = root * (layer.values[row] - levels[row][paths] * layer.column_scale)
+            errors = np.einsum("pj,jk,pk->p", off, correlation.astype(np.float64), off)
+            ratios.append(errors[(paths == found[row]).all(axis=1)][0] / errors.min())
+    assert min(ratios) >= 1 - 1e-5
+    assert np.median(ratios) < median
+    assert np.mean(ratios) < mean
+
+
+@pytest.mark.parametrize(("bits", "memory"), KINDS)
+@pytest.mark.parametrize("columns", [8, 64, 72, 320])
+def test_the_error_never_rises_and_is_that_of_the_definition(bits, memory, columns):
+    layer, correlation = random_problem(11, columns)
+    width, remembered = of_kind(11, bits, memory)
+    levels = random_levels(np.random.default_rng(columns), 11, bits + memory)
+    windows = feedback(layer, None, width, levels, remembered)
+    assert is_path(windows, bits, memory)
+    before = full_error(layer, correlation, levels, windows)
+    for fit in (False, True, True, True):
+        given = levels, windows
+        levels, windows, errors = refine(
+            layer, correlation, width, levels, windows, rounds=1, sweeps=1, fit=fit, memory=remembered
+        )
+        assert fit or (levels == given[0]).all()
+        assert is_path(windows, bits, memory)
+        np.testing.assert_allclose(errors, full_error(layer, correlation, levels, windows), rtol=1e-3, atol=1e-5)
+        assert (errors <= before * (1 + 1e-4) + 1e-6).all()
+        before = errors
+    once_more = refine(layer, correlation, width, levels, windows, rounds=2, sweeps=3, memory=remembered)[2]
+    assert (once_more <= errors * (1 + 1e-4) + 1e-6).all()
+
+
+def test_results_do_not_depend_on_threads_and_other_rows():
+    rows, columns = 150, 72
+    layer, correlation = random_problem(rows, columns, threads=1)
+    kinds = np.array(KINDS, np.uint8)[np.sort(np.random.default_rng(0).integers(len(KINDS), size=rows))]
+    width, memory = kinds.sum(axis=1).astype(np.uint8), np.ascontiguousarray(kinds[:, 1])
+    levels = random_levels(np.random.default_rng(1), rows, int(width.max()))
+    factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(correlation.astype(np.float64))).T, np.float32)
+
+    def solved(some, threads):
+        part = WeightRows(layer.values[some], layer.weights[some], layer.column_scale, Resources(threads))
+        own = np.ascontiguousarray(levels[some, : 1 << int(width[some].max())])
+        windows = feedback(part, factor, width[some], own, memory[some])
+        return refine(part, correlation, width[some], own, windows, rounds=2, sweeps=2, memory=memory[some])
+
+    expected = solved(slice(None), 1)
+    for threads, step in ((3, rows), (2, 41), (1, 1)):
+        for first in range(0, rows, step):
+            some = slice(first, first + step)
+            for got, wanted in zip(solved(some, threads), expected, strict=True):
+                wanted = wanted[some]
+                np.testing.assert_array_equal(got, wanted[:, : got.shape[1]] if got.ndim == 2 else wanted)
+
+
+@pytest.mark.parametrize(
+    ("width", "memory", "columns", "message"),
+    [
+        (4, 4, 64, "memory must be uint8 .2. from 1 to 3"),
+        (3, 3, 64, "more bits than their memory"),
+        (6, 1, 64, "at most 5"),
+        (4, 1, 60, "lanes of 8, got 60"),
+    ],
+)
+def test_refusals(width, memory, columns, message):
+    layer, _ = random_problem(2, columns)
+    levels = np.zeros((2, 1 << width), np.float32)
+    with pytest.raises(ValueError, match=message):
+        feedback(layer, None, np.full(2, width, np.uint8), levels, np.full(2, memory, np.uint8))
+
+
+@pytest.mark.parametrize("columns", [32, 256, 288, 576])
+def test_lanes_are_those_of_the_packed_format(columns):
+    lanes = lane_columns(columns)
+    assert sorted(lanes.reshape(-1).tolist()) == list(range(columns))
+    for lane in lanes.tolist():
+        first = lane[0] // 256 * 256
+        width = min(columns - first, 256) // 8
+        assert lane == [lane[0] + j * width for j in range(8)]
+
+
+def test_a_memory_must_earn_its_levels():
+    assert [worthwhile_memory(b, 64) for b in (1, 2, 3, 4)] == [0, 0, 0, 0]
+    assert [worthwhile_memory(b, 576) for b in (1, 2, 3, 4)] == [2, 1, 1, 0]
+    assert [worthwhile_memory(b, 4096) for b in range(1, 9)] == [3, 2, 1, 1, 0, 0, 0, 0]
+    assert worthwhile_memory(3, 4095) == 0  # not in whole lanes
+
+
+@pytest.mark.parametrize("codebook", ["int8", "float16"])
+@pytest.mark.parametrize(("rows", "columns"), [(40, 256), (19, 576)])
+def test_layers(rows, columns, codebook):
+    """Rows of all widths: what is stored has the errors that are told, and less than without windows."""
+    layer, correlation = random_problem(rows, columns)
+    bits = np.resize(np.arange(1, 9), rows).astype(np.uint8)
+    found = {
+        name: quantize_linear(
+            layer.values, layer.weights, bits, method, correlation=correlation.copy(), codebook=codebook
+        )
+        for name, method in (("plain", METHODS["skim+"]), ("windows", WINDOWED))
+    }
+    packed = found["windows"].pack()
+    classes = [RowClass.numbered(number, codebook) for number in packed.row_classes().tolist()]
+    assert [c.bits for c in classes] == bits.tolist()
+    assert [c.memory for c in classes] == [worthwhile_memory(b, columns) for b in bits.tolist()]
+    root = np.sqrt(layer.weights.astype(np.float64))
+    errors = {}
+    damping = 0.9 * correlation + 0.1 * np.eye(columns)  # `damped` once more, as the method does it
+    for name, quantized in found.items():
+        off = root * (layer.values - quantized.pack().dequantize())
+        errors[name] = np.einsum("nj,jk,nk->n", off, damping, off)
+    coupled = bits < 7
+    np.testing.assert_allclose(errors["windows"][coupled], found["windows"].errors[coupled], rtol=1e-3)
+    windowed = np.array([c.memory > 0 for c in classes])
+    assert errors["windows"][windowed].sum() < 0.85 * errors["plain"][windowed].sum()
