@@ -14,7 +14,6 @@ from skim_export.bundle.kernels.compile import compile_kernels
 from skim_export.bundle.target import CpuTarget
 from skim_export.graph.reader import load
 from skim_export.packed import PackedLinear
-from skim_runtime.errors import UserError
 from skim_runtime.operators import LUT_GATHER, parse_proto
 
 __all__ = ["PackedOperand", "kernels_for", "packed_operands"]
@@ -69,8 +68,6 @@ def packed_operands(node: onnx.NodeProto, parameters: Parameters) -> list[Packed
     gathered = packed_node.operator == LUT_GATHER
     operands = []
     for weights in packed_node.operands:
-        if weights.has_windows:
-            raise UserError(f"{node.op_type} {node.name}: this example has no kernels for rows with windows")
         packed, source, variable = load(weights), weights.sources, parameters.variable
         rows, columns = (packed.out_features,), (packed.in_features,)
         column_scale: Derivation = "float32" if packed.column_scale.size else "ones"

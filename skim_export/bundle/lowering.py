@@ -82,12 +82,9 @@ class _Lowering(Operands):
     def packed(self, node: ir.Node) -> tuple[PackedWeights[ir.TensorProtocol], ...]:
         """The packed linears of a node."""
         try:
-            operands = packed_node(node).operands
+            return packed_node(node).operands
         except UserError as error:
             raise UserError(f"{self.file}: {error}") from None
-        if any(weights.has_windows for weights in operands):
-            raise self.refusal(node, "bundles have no kernels for rows with windows")
-        return operands
 
     def gather(self, node: ir.Node) -> None:
         (weights,) = self.packed(node)

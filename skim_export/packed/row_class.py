@@ -83,9 +83,14 @@ class RowClass:
         return stream_fields(self.bits, self.memory) if self.memory else FIELDS[self.bits]
 
     @property
+    def level_bits(self) -> int:
+        """Bits that a level is looked up by: b + m."""
+        return self.bits + self.memory
+
+    @property
     def entries(self) -> int:
         """Codebook entries of a row."""
-        return 0 if self.codebook is None else 1 << (self.bits + self.memory)
+        return 0 if self.codebook is None else 1 << self.level_bits
 
     @property
     def scales(self) -> int:

@@ -11,6 +11,7 @@ import torch
 from skim_export.checkpoint import Model
 from skim_export.graph.external_data import save_model
 from skim_export.graph.genai_builder import DecoderBuilder
+from skim_export.packed import CLASSES as ALL_CLASSES
 from skim_export.packed.dequantized import dequantized_model
 from skim_runtime.progress import Progress
 
@@ -37,7 +38,7 @@ MISSING = {"gemma4", "gemma4-e", "gemma4-unified", "ministral3", "phi3-long", "h
 SUPPORTED = sorted(DECODERS.keys() - MISSING)
 CLASSES = {
     "float16": {"classes": (0, 3, 5, 10), "vocabulary_classes": (2, 14), "entries": np.float16},
-    "all_widths": {"classes": range(16), "vocabulary_classes": range(16)},
+    "all_widths": {"classes": range(ALL_CLASSES), "vocabulary_classes": range(ALL_CLASSES)},
 }
 
 

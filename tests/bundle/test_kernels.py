@@ -6,7 +6,8 @@ import pytest
 from skim_export.bundle.abi import Product
 from skim_export.bundle.target import load_cpu_target, target_names
 from skim_export.measure.running.program import Program
-from skim_export.packed import LevelKind, RowClass
+from skim_export.packed import LevelKind, RowClass, all_classes
+from skim_runtime.operators import PLAIN_CLASSES
 
 from ..random_packed import random_packed
 from ..tools import require, require_packages
@@ -16,8 +17,11 @@ require_packages("tvm")
 TABLES = [RowClass(LevelKind.TABLE, bits, "int8") for bits in range(1, 9)]
 AFFINE = [RowClass(LevelKind.AFFINE, bits, None) for bits in range(1, 9)]
 HALF_TABLES = [RowClass(LevelKind.TABLE, bits, "float16") for bits in range(1, 9)]
+WINDOWS = all_classes("int8")[PLAIN_CLASSES:]
+HALF_WINDOWS = all_classes("float16")[PLAIN_CLASSES:]
+EVERY = TABLES + AFFINE + HALF_TABLES + WINDOWS + HALF_WINDOWS
 MIXED = [TABLES[2], AFFINE[7]]
-SOME = [*MIXED, HALF_TABLES[1]]
+SOME = [*MIXED, HALF_TABLES[1], WINDOWS[4]]
 COLUMNS = [1, 3, 31, 32, 33, 64, 100, 200, 231, 256, 257, 300, 512, 576, 1320]
 TOKENS = [1, 2, 3, 5, 8, 16, 19]
 POISON = np.frombuffer(b"\xff" * 4, np.float32)[0]
@@ -120,7 +124,7 @@ def machine(request, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=target_names("cpu"))
 def complete_machine(request, tmp_path_factory):
-    return program(request.param, TABLES + AFFINE + HALF_TABLES, tmp_path_factory.mktemp(request.param))
+    return program(request.param, EVERY, tmp_path_factory.mktemp(request.param))
 
 
 def some_cases(rng, classes):
@@ -164,8 +168,7 @@ def check_gather(machine, rng, classes):
 @pytest.mark.slow
 def test_products_of_every_class(complete_machine):
     rng = np.random.default_rng(2)
-    classes = TABLES + AFFINE + HALF_TABLES
-    check(complete_machine, rng, some_cases(rng, classes))
-    check(complete_machine, rng, [(TABLES + AFFINE, 100, columns, 1) for columns in COLUMNS])
-    check(complete_machine, rng, [(HALF_TABLES, 40, 1320, tokens) for tokens in TOKENS])
-    check_gather(complete_machine, rng, classes)
+    check(complete_machine, rng, some_cases(rng, EVERY))
+    check(complete_machine, rng, [(TABLES + AFFINE + WINDOWS, 100, columns, 1) for columns in COLUMNS])
+    check(complete_machine, rng, [(HALF_TABLES + HALF_WINDOWS, 40, 1320, tokens) for tokens in TOKENS])
+    check_gather(complete_machine, rng, EVERY)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from skim_export.bundle.layout import HEADER_BYTES, MAGIC, TENSOR_ALIGNMENT, WeightsFile
-from skim_export.packed import LevelKind, unpack_codes
+from skim_export.packed import CLASSES, LevelKind, unpack_codes
 
 from ..random_packed import random_packed
 
@@ -19,24 +19,24 @@ def dequantize(data, layout):
     """The weights that a layout describes, as the kernels' interface says it."""
     weight = np.full((layout.out_features, layout.in_features), np.nan, np.float32)
     for rows in layout.rows:
-        bits = rows.row_class.bits
+        bits, fields = rows.row_class.bits, rows.row_class.window_fields
         stored = tensor(data, rows.codes, (rows.count, rows.row_bytes), np.uint8)
-        codes = unpack_codes(stored, bits, layout.in_features, rows.row_class.fields)[:, : layout.in_features].astype(
-            np.intp
-        )
+        windows = unpack_codes(stored, bits, layout.in_features, fields)[:, : layout.in_features].astype(np.intp)
         if rows.row_class.kind == LevelKind.AFFINE:
             scale, offset = tensor(data, rows.row_scale, (rows.count, 2), np.float32).T[:, :, None]
             levels = offset + scale * (np.arange(1 << bits, dtype=np.float32) - np.float32(1 << (bits - 1)))
         else:
-            levels = tensor(data, rows.codebook, (rows.count, 1 << bits), rows.row_class.codebook).astype(np.float32)
+            levels = tensor(data, rows.codebook, (rows.count, rows.row_class.entries), rows.row_class.codebook).astype(
+                np.float32
+            )
             if rows.row_class.codebook == "int8":
                 levels = levels * tensor(data, rows.row_scale, (rows.count, 1), np.float32)
         row_index = tensor(data, rows.row_index, (rows.count,), np.int32)
-        weight[row_index] = np.take_along_axis(levels, codes, axis=1)
+        weight[row_index] = np.take_along_axis(levels, windows, axis=1)
     return weight * tensor(data, layout.column_scale, (layout.in_features,), np.float32)
 
 
-@pytest.mark.parametrize("classes", [[2], [15], [1, 2, 3], [0, 7, 8, 11], range(16)], ids=str)
+@pytest.mark.parametrize("classes", [[2], [15], [1, 2, 3], [0, 7, 8, 11, 19], range(CLASSES)], ids=str)
 @pytest.mark.parametrize("entries", [np.int8, np.float16])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (37, 33), (64, 300)])
 @pytest.mark.parametrize("column_scale", [False, True])

@@ -14,7 +14,6 @@ from skim_runtime.operators.schema import (
     DOMAIN,
     INTEGER_ACCURACY,
     OPERATORS,
-    PLAIN_CLASSES,
     ROWS,
     ROWS_PER_CLASS,
     TENSORS,
@@ -63,11 +62,6 @@ class PackedWeights(Generic[T]):
     sources: dict[str, str]
     tensors: dict[str, T]
     integer: bool
-
-    @property
-    def has_windows(self) -> bool:
-        """Whether levels of some rows are looked up by windows (docs/format.md, "Windows")."""
-        return any(self.rows_per_class[PLAIN_CLASSES:])
 
 
 @dataclass(frozen=True)

@@ -90,7 +90,9 @@ def _body(row_class: RowClass, s: Decode) -> None:
             index = let("block", turn * s.threads + thread)
             with when(index < blocks):
                 block = block_at(index, blocks)
-                _multiply_block(sums, row_class.bits, rows, block, x, quads, levels, group * (s.rows << row_class.bits))
+                _multiply_block(
+                    sums, row_class, rows, block, x, quads, levels, group * (s.rows << row_class.level_bits)
+                )
         partial = shared("partial", s.groups * outputs * s.threads)
         first = let("first_partial", group * (outputs * s.threads))
         for output in range(outputs):
@@ -109,7 +111,7 @@ def _body(row_class: RowClass, s: Decode) -> None:
 
 def _shared_levels(weights: Weights, s: Decode, first_row: Expr, thread: Expr) -> Buffer:
     """The levels of all rows of the workgroup."""
-    bits, threads = weights.row_class.bits, s.groups * s.threads
+    bits, threads = weights.row_class.level_bits, s.groups * s.threads
     count = (s.groups * s.rows) << bits
     levels = shared("levels", count)
     with serial("turn", -(-count // threads)) as turn:
@@ -123,7 +125,7 @@ def _shared_levels(weights: Weights, s: Decode, first_row: Expr, thread: Expr) -
 
 def _multiply_block(
     sums: Buffer,
-    bits: int,
+    row_class: RowClass,
     rows: list[RowCodes],
     block: Block,
     x: Buffer,
@@ -135,7 +137,7 @@ def _multiply_block(
 
     Args:
         sums: of all tokens for one row after the other.
-        bits: width of the codes.
+        row_class: of the rows.
         rows: of this group of threads.
         block: of them.
         x: the activations.
@@ -149,10 +151,10 @@ def _multiply_block(
         columns = [load4(x, first + quad) for first in quads]
         for r in range(len(rows)):
             for lane in range(LANES_OF_WORD):
-                code = code_of(words[r], bits, j, lane)
+                code = code_of(words[r], row_class, j, lane)
                 if levels is None:
-                    level = let("level", steps(code, bits))
+                    level = let("level", steps(code, row_class.bits))
                 else:
-                    level = let("level", levels[first_level + (r << bits) + code.astype("int32")])
+                    level = let("level", levels[first_level + (r << row_class.level_bits) + code.astype("int32")])
                 for m in range(len(quads)):
                     add(sums, r * len(quads) + m, level * columns[m][lane])

@@ -41,5 +41,5 @@ def _body(row_class: RowClass, threads: int) -> None:
                     for j in range(CODES):
                         column = let("column", block.quad(j) * 4 + lane)
                         with when(column < weights.K):
-                            level = levels[let("code", code_of(words, row_class.bits, j))]
+                            level = levels[let("code", code_of(words, row_class, j))]
                             store(y, token * weights.K + column, level * column_scale[column])

@@ -97,7 +97,7 @@ def _fill_weights(
 
     The columns of a block lie in the tile in the order of codes and lanes, as `_fill_x` places them.
     """
-    bits, threads = weights.row_class.bits, s.row_threads * s.token_threads
+    threads = s.row_threads * s.token_threads
     tasks = s.rows * s.blocks * LANES_OF_WORD
     with serial("task_turn", -(-tasks // threads)) as turn:
         task = let("task", turn * threads + index)
@@ -116,7 +116,7 @@ def _fill_weights(
                 words = [let("from_lane", word >> (lane * 8).astype("uint32")) for word in words]
                 levels = RowLevels(weights, row)
                 for j in range(CODES):
-                    store(tile, place + j * LANES_OF_WORD, levels[let("code", code_of(words, bits, j))])
+                    store(tile, place + j * LANES_OF_WORD, levels[let("code", code_of(words, weights.row_class, j))])
 
 
 def _fill_x(

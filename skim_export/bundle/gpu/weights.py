@@ -23,7 +23,7 @@ from skim_export.bundle.gpu.tir import (
     select,
     uint32,
 )
-from skim_export.packed import COLUMNS, FIELDS, LANES, LevelKind, RowClass
+from skim_export.packed import COLUMNS, LANES, LevelKind, RowClass
 
 __all__ = ["CODES", "LANES_OF_WORD", "Block", "RowCodes", "RowLevels", "Weights", "block_at", "code_of", "steps"]
 
@@ -66,17 +66,17 @@ def block_at(index: Expr, blocks: Expr) -> Block:
     return Block(superblock, let("within", index % BLOCKS), let("width", minimum(blocks - superblock * BLOCKS, BLOCKS)))
 
 
-def code_of(words: list[Expr], bits: int, j: int, lane: int = 0) -> Expr:
-    """Code j of a lane, uint32.
+def code_of(words: list[Expr], row_class: RowClass, j: int, lane: int = 0) -> Expr:
+    """Code j of a lane, or its window, uint32.
 
     Args:
         words: of a block, one of each vector.
-        bits: width of the codes.
+        row_class: of the row.
         j: which of the lane's codes.
         lane: which byte of the words.
     """
     parts = []
-    for field in FIELDS[bits]:
+    for field in row_class.window_fields:
         if field.code != j:
             continue
         right = 8 * lane + field.bit - field.code_bit
@@ -161,7 +161,7 @@ class RowLevels:
                 let("offset", weights.row_scale[first + 1]),
             )
             return
-        self._start = let("first_entry", weights.codebook_start + row * (1 << self._row_class.bits))
+        self._start = let("first_entry", weights.codebook_start + row * self._row_class.entries)
         if self._row_class.codebook == "int8":
             self.scale = let("scale", weights.row_scale[weights.scale_start + row])
 

@@ -7,29 +7,33 @@ from functools import reduce
 from tvm.tirx.script import builder as T
 
 from skim_export.bundle.kernels.tir import Buffer, Expr, cast, load, splat
-from skim_export.packed import COLUMNS, FIELDS, LANES
+from skim_export.packed import COLUMNS, LANES, RowClass
 
 __all__ = ["CODES", "unpack"]
 
 CODES = COLUMNS // LANES  # of a lane
 
 
-def unpack(packed: Buffer, index: Expr, stride: Expr | int, bits: int, lanes: int, dtype: str = "uint8") -> list[Expr]:
-    """The codes of `lanes` lanes of a superblock, which begin at `index`: 8 vectors, the first for code 0 of each lane.
+def unpack(
+    packed: Buffer, index: Expr, stride: Expr | int, row_class: RowClass, lanes: int, dtype: str = "uint8"
+) -> list[Expr]:
+    """The codes, or windows, of `lanes` lanes of a superblock, which begin at `index`: 8 vectors.
+
+    The first is for code 0 of each lane.
 
     Args:
         packed: the codes of all rows.
         index: of the first lane's byte in the superblock's first vector.
         stride: bytes from one vector of the superblock to the next.
-        bits: width of the codes.
+        row_class: of the rows.
         lanes: how many lanes to take.
         dtype: of the codes.
     """
-    vectors = [T.Bind(cast(load(packed, index + stride * i, lanes), dtype)) for i in range(bits)]
+    vectors = [T.Bind(cast(load(packed, index + stride * i, lanes), dtype)) for i in range(row_class.bits)]
     codes = []
     for j in range(CODES):
         fields = []
-        for f in FIELDS[bits]:
+        for f in row_class.window_fields:
             if f.code != j:
                 continue
             right = f.bit - f.code_bit

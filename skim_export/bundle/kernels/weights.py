@@ -97,10 +97,10 @@ class Weights:
         self, row_class: RowClass, lookup: Lookup, float_lookup: FloatLookup | None, given: SimpleNamespace
     ) -> None:
         self.row_class = row_class
-        has_floats = float_lookup and row_class.kind == LevelKind.TABLE and row_class.bits <= float_lookup.bits
+        has_floats = float_lookup and row_class.kind == LevelKind.TABLE and row_class.level_bits <= float_lookup.bits
         self._float_lookup = float_lookup if has_floats else None
         self._code_type = "int32" if self._float_lookup else "uint8"
-        in_registers = row_class.codebook == "int8" and row_class.bits <= lookup.most_bits
+        in_registers = row_class.codebook == "int8" and row_class.level_bits <= lookup.most_bits
         self._lookup = lookup if in_registers else IN_MEMORY
         # From memory, levels come one by one: more of them at once would only need more registers.
         by_register = row_class.kind == LevelKind.AFFINE or self._float_lookup or self._lookup is not IN_MEMORY
@@ -108,9 +108,10 @@ class Weights:
         self.codes, self._codebook, self._row_scale = given.codes, given.codebook, given.row_scale
 
     def codes_of(self, row: Row, piece: Piece) -> list[Expr]:
-        """The codes of a piece of a row, vectors of `Row.look_up`'s type; the first holds code 0 of each lane."""
-        index, bits = row.start + cast(piece.offset, "int64"), self.row_class.bits
-        return [T.Bind(c) for c in unpack(self.codes, index, piece.stride, bits, piece.lanes, self._code_type)]
+        """The codes, or windows, of a piece of a row, vectors of `Row.look_up`'s type; first code 0 of each lane."""
+        index = row.start + cast(piece.offset, "int64")
+        codes = unpack(self.codes, index, piece.stride, self.row_class, piece.lanes, self._code_type)
+        return [T.Bind(c) for c in codes]
 
     def prefetch(self, row: Row, piece: Piece, ahead: int) -> None:
         """Fetch what lies `ahead` bytes behind the codes of a whole superblock; it does not matter what that is."""
@@ -125,7 +126,7 @@ class Weights:
         return row
 
     def _row_of_its_kind(self, index: Expr) -> Row:
-        bits = self.row_class.bits
+        bits = self.row_class.level_bits
         if self.row_class.kind == LevelKind.AFFINE:
             return _Affine(bits, self._row_scale, index)
         if self._float_lookup is not None:
@@ -175,7 +176,7 @@ class _FloatTable(Row):
     def __init__(
         self, row_class: RowClass, lookup: FloatLookup, codebook: Buffer, row_scale: Buffer, index: Expr
     ) -> None:
-        entries = load(codebook, index << row_class.bits, 1 << row_class.bits)
+        entries = load(codebook, index << row_class.level_bits, row_class.entries)
         is_half = row_class.codebook == "float16"
         self._lookup = lookup
         self._table = lookup.table(T.Bind(float_of_half(entries) if is_half else super().floats(entries)))

@@ -3,7 +3,7 @@
 //     kernel_driver CALLS RESULTS REPETITIONS
 //
 // Each function is called so many times.
-// CALLS holds, for each call, the name of a function (32 bytes, zero-padded), the number of its arguments, and these: a
+// CALLS holds, for each call, the name of a function (64 bytes, zero-padded), the number of its arguments, and these: a
 // kind (int32), a size in bytes (int32) and as many bytes. A kind is 0 for an integer, 1 for memory that is read, 2 for
 // memory that is written. What is written is poisoned before and put into RESULTS, in this order.
 #include <stdint.h>
@@ -12,7 +12,7 @@
 #include <string.h>
 
 #define MOST_ARGUMENTS 13
-#define NAME_BYTES 32
+#define NAME_BYTES 64
 #define READABLE_BEHIND 64  // a kernel may read so many bytes behind its arguments' ends
 
 typedef void (*function)(void);

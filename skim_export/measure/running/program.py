@@ -23,7 +23,7 @@ __all__ = ["Call", "Program"]
 # written.
 Call = tuple[Any, ...]
 
-NAME_BYTES = 32
+NAME_BYTES = 64
 INTEGER, READ, WRITTEN = range(3)
 
 

@@ -3,9 +3,11 @@
 import numpy as np
 
 from skim_export.bundle.gpu.launch import class_rows, device_tensors, gather, prepare, product
-from skim_export.packed import LevelKind, RowClass
+from skim_export.packed import LevelKind, RowClass, all_classes
+from skim_runtime.operators import PLAIN_CLASSES
 
 TABLES = [RowClass(LevelKind.TABLE, b, codebook) for codebook in ("int8", "float16") for b in range(1, 9)]
+WINDOWS = [c for codebook in ("int8", "float16") for c in all_classes(codebook)[PLAIN_CLASSES:]]
 AFFINE = [RowClass(LevelKind.AFFINE, b, None) for b in range(1, 9)]
 
 

@@ -10,7 +10,7 @@ from skim_runtime.errors import UserError
 from tests.random_packed import random_packed
 
 LANGUAGES = ["cuda", "opencl", "metal", "webgpu"]
-CLASSES = [2, 4, 11]
+CLASSES = [2, 4, 11, 20]
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +88,9 @@ def test_same_bytes_every_time(directory, kernels, bundle, packed):
 @pytest.mark.parametrize("language", LANGUAGES)
 def test_all_classes_fit_the_target(language, bundle):
     """`write_kernels` refuses a kernel that needs more than the target says."""
-    from .products import AFFINE, TABLES
+    from .products import AFFINE, TABLES, WINDOWS
 
-    bundle(language, TABLES + AFFINE)
+    bundle(language, TABLES + AFFINE + WINDOWS)
 
 
 def test_too_much_shared_memory(tmp_path):

@@ -5,11 +5,12 @@ import pytest
 
 from tests.random_packed import random_packed
 
-from .products import AFFINE, TABLES, check, matmul, rows_of
+from .products import AFFINE, TABLES, WINDOWS, check, matmul, rows_of
 
 pytestmark = pytest.mark.slow
 
-CLASSES = [c for c in TABLES + AFFINE if c.name in ("table3_int8", "table5_float16", "table8_int8", "affine6")]
+NAMES = ("table3_int8", "table5_float16", "table8_int8", "affine6", "window3_1_int8")
+CLASSES = [c for c in TABLES + AFFINE + WINDOWS if c.name in NAMES]
 
 
 @pytest.fixture(scope="module", params=["cuda", "metal", "webgpu"])

@@ -7,7 +7,7 @@ import pytest
 
 from skim_runtime.errors import UserError
 
-from .products import AFFINE, TABLES
+from .products import AFFINE, TABLES, WINDOWS
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_120")
 
@@ -28,14 +28,15 @@ def check_registers(nvcc, source, architecture):
 
 
 def test_compiles_and_keeps_to_registers(nvcc, bundle):
-    classes = [c for c in TABLES + AFFINE if c.name in ("table3_int8", "affine8")]
+    names = ("table3_int8", "affine8", "window3_1_int8")
+    classes = [c for c in TABLES + AFFINE + WINDOWS if c.name in names]
     check_registers(nvcc, bundle("cuda", classes) / "kernels.cu", ARCHITECTURES[0])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_class_keeps_to_registers(nvcc, bundle, architecture):
-    check_registers(nvcc, bundle("cuda", TABLES + AFFINE) / "kernels.cu", architecture)
+    check_registers(nvcc, bundle("cuda", TABLES + AFFINE + WINDOWS) / "kernels.cu", architecture)
 
 
 def test_cubins_lie_beside_the_source(nvcc, tmp_path):

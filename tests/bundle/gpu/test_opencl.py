@@ -3,21 +3,22 @@
 import numpy as np
 import pytest
 
+from skim_export.packed import CLASSES
 from skim_runtime.errors import UserError
 from tests.random_packed import random_packed
 
-from .products import AFFINE, TABLES, check
+from .products import AFFINE, TABLES, WINDOWS, check
 
 COLUMNS = [1, 3, 31, 33, 64, 200, 250, 256, 300, 576, 1320]
 TOKENS = [1, 2, 3, 4, 5, 6, 7, 8, 37]
-ALL = list(range(16))
+ALL = list(range(CLASSES))
 
 
 @pytest.fixture(scope="module")
 def device(bundle, opencl_context):
     from skim_export.bundle.gpu.opencl import OpenClKernels
 
-    return OpenClKernels(bundle("opencl", TABLES + AFFINE), opencl_context, ["-cl-opt-disable"])
+    return OpenClKernels(bundle("opencl", TABLES + AFFINE + WINDOWS), opencl_context, ["-cl-opt-disable"])
 
 
 @pytest.fixture
