@@ -17,8 +17,8 @@ import torch
 from cuda_device import Device, Kernels, Layer
 
 from skim_export.measure.random_linear import random_linear
+from skim_export.packed import CLASSES, LevelKind, RowClass, class_kind
 from skim_runtime.measure.tables import say
-from skim_runtime.operators import PLAIN_CLASSES
 
 __all__ = ["TYPE_BOUNDS", "Case", "Finding", "Tally", "cases", "check", "fits", "relative_error"]
 
@@ -26,9 +26,12 @@ __all__ = ["TYPE_BOUNDS", "Case", "Finding", "Tally", "cases", "check", "fits", 
 # rounded, each off by at most 2^-8 of itself, and their squares add up.
 TYPE_BOUNDS = {"float16": 1e-3, "bfloat16": 3**0.5 * 2**-8, "float32": 1e-5}
 MARGIN = 64  # elements around an output that must stay as they are
-ALL_CLASSES = tuple(range(PLAIN_CLASSES))
-INTEGER_CLASSES = (0, 1, 2, 3, *range(8, PLAIN_CLASSES))  # that decoding multiplies as integers
-TABLES = ALL_CLASSES[:8]
+ALL_CLASSES = tuple(range(CLASSES))
+# That decoding multiplies as integers: those whose levels are codes, or looked up by up to 4 bits.
+INTEGER_CLASSES = tuple(
+    c for c in ALL_CLASSES if class_kind(c) == LevelKind.AFFINE or RowClass.numbered(c, "int8").level_bits <= 4
+)
+TABLES = tuple(c for c in ALL_CLASSES if class_kind(c) == LevelKind.TABLE)
 
 
 Codebook = Literal["int8", "float16"]

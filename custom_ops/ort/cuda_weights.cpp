@@ -56,9 +56,8 @@ class HostLayer {
     const int entry_bytes = weights.codebook_type == CodebookType::kInt8 ? 1 : 2;
     for (int i = 0; i < placed.layer.run_count; ++i) {
       RowRun& run = placed.layer.runs[i];
-      const int bits = ClassBits(run.row_class);
-      tensor(run.codes, run.count * RowBytes(bits, weights.K));
-      tensor(run.codebook, (run.count << bits) * entry_bytes);
+      tensor(run.codes, run.count * RowBytes(ClassBits(run.row_class), weights.K));
+      tensor(run.codebook, (run.count << LevelBits(run.row_class)) * entry_bytes);
       tensor(run.row_scale, run.count * (IsAffine(run.row_class) ? 2 : 1) * 2);
     }
     tensor(placed.layer.destination, weights.N * 4);
@@ -148,9 +147,6 @@ std::shared_ptr<const DeviceWeights> UploadWeights(const OrtApi* api, const OrtK
     return copy.data();
   };
   const PackedLinear weights = ReadWeights(api, info, node, first, prefix, to_host);
-  for (int c = kPlainClasses; c < kClasses; ++c) {
-    if (weights.rows_per_class[c] > 0) throw InvalidArgument(node + ": rows with windows run on the CPU only");
-  }
   int device = 0;
   CheckCuda(cudaGetDevice(&device), node, BytesText(weights.codes.size));
 

@@ -7,7 +7,6 @@ import pytest
 from onnx import helper, numpy_helper
 
 from skim_export.packed import CLASSES, PackedLinear, RowClass, class_bits
-from skim_runtime.operators import PLAIN_CLASSES
 from tests.random_packed import random_packed
 
 from .models import attributes, initializers, matmul_model, model, session
@@ -120,9 +119,7 @@ def test_a_column_scale_that_is_not_positive(packed, bad):
     refused(matmul_model(replace(packed, column_scale=scale)), "column_scale has a value that is not positive")
 
 
-@pytest.mark.parametrize(
-    "row_class", [pytest.param(c, id=f"{c}, windows" if c >= PLAIN_CLASSES else None) for c in range(CLASSES)]
-)
+@pytest.mark.parametrize("row_class", range(CLASSES))
 @pytest.mark.parametrize("columns", [1, 40, 250, 300])
 def test_a_padding_code_that_is_not_zero(row_class, columns):
     """A bit of the last superblock either belongs to a column, or is refused if it is set."""

@@ -51,10 +51,10 @@ class CodeStream {
     plan.K = static_cast<int>(layer.weights.K);
     for (int i = 0; i < layer.run_count; ++i) {
       const RowRun& run = layer.runs[i];
-      const int bits = ClassBits(run.row_class);
-      const bool in_registers = !IsAffine(run.row_class) && bits <= kMaxRegisterBits;
+      const int bits = ClassBits(run.row_class), level_bits = LevelBits(run.row_class);
+      const bool in_registers = !IsAffine(run.row_class) && level_bits <= kMaxRegisterBits;
       const int entry_bytes = layer.weights.codebook_type == CodebookType::kInt8 ? 1 : 2;
-      const int table_bytes = in_registers ? entry_bytes << bits : 0;
+      const int table_bytes = in_registers ? entry_bytes << level_bits : 0;
       plan.runs[i] = {run.codes,
                       static_cast<const char*>(run.codebook),
                       static_cast<int>(run.count),

@@ -21,14 +21,16 @@ constexpr int kDecodeWarps = 8;
 constexpr int kDecodeThreads = 32 * kDecodeWarps;
 
 // Words of each vector that a thread has in registers at once: as many as fit into 48 bytes for each row.
-static constexpr int WordsAtOnce(int row_tiles, int bits) { return row_tiles == 1 && bits <= 3 ? 4 : 2; }
+static constexpr int WordsAtOnce(int row_tiles, int level_bits) { return row_tiles == 1 && level_bits <= 3 ? 4 : 2; }
 
 // Where levels are looked up that do not fit into registers, and what their tables take. Those of 16 rows have entries
 // that lie apart only where that is cheap.
-static constexpr Place TablePlace(int row_tiles, int bits) {
-  return row_tiles == 2 || bits <= 6 ? Place::kSharedApart : Place::kShared;
+static constexpr Place TablePlace(int row_tiles, int level_bits) {
+  return row_tiles == 2 || level_bits <= 6 ? Place::kSharedApart : Place::kShared;
 }
-static constexpr int TableBytes(int row_tiles, int bits) { return EntryDistance(TablePlace(row_tiles, bits)) << bits; }
+static constexpr int TableBytes(int row_tiles, int level_bits) {
+  return EntryDistance(TablePlace(row_tiles, level_bits)) << level_bits;
+}
 
 // How a launch divides its work, and the shared memory of a block. It begins with the tables.
 struct DecodePlan {
@@ -70,9 +72,9 @@ struct Decode {
     plan.codes = Stream::Plan(layer);
     for (int i = 0; i < layer.run_count; ++i) {
       const RowRun& run = layer.runs[i];
-      const int bits = ClassBits(run.row_class);
-      const bool in_memory = !kIntegers && bits > kMaxRegisterBits && !IsAffine(run.row_class);
-      const int table_bytes = in_memory ? TableBytes(kRowTiles, bits) : 0;
+      const int level_bits = LevelBits(run.row_class);
+      const bool in_memory = !kIntegers && level_bits > kMaxRegisterBits && !IsAffine(run.row_class);
+      const int table_bytes = in_memory ? TableBytes(kRowTiles, level_bits) : 0;
       if (table_bytes > plan.table_bytes) plan.table_bytes = table_bytes;
     }
     const auto bytes = [&](int tokens, int units, int slots) {
@@ -111,9 +113,9 @@ struct Decode {
   }
 
   // Tables in shared memory, for classes that have such.
-  template <LevelKind kKind, int kBits>
+  template <LevelKind kKind, typename Code>
   static SKIM_DEVICE void FillTables(const RowTile& tile, char* tables) {
-    using RowLevels = Levels<kKind, kBits, TablePlace(kRowTiles, kBits), Element>;
+    using RowLevels = Levels<kKind, Code, TablePlace(kRowTiles, Code::kLevelBits), Element>;
     if constexpr (RowLevels::kInMemory) {
       for (int r = 0; r < kRowTiles; ++r) {
         int64_t rows[2];
@@ -129,12 +131,13 @@ struct Decode {
   }
 
   // Adds the products of a unit. `activations`: of its superblocks, the first of which is `first`.
-  template <LevelKind kKind, int kBits>
+  template <LevelKind kKind, typename Code>
   static SKIM_DEVICE void Multiply(const RowTile& tile, Stream& stream, const char* slot, const char* tables,
                                    char* activations, int first, int tokens, Sums& sums) {
-    using RowLevels = std::conditional_t<kIntegers, ByteLevels<kKind, kBits>,
-                                         Levels<kKind, kBits, TablePlace(kRowTiles, kBits), Element>>;
-    constexpr int kMost = WordsAtOnce(kRowTiles, kBits), kAtOnce = kMost < kWords ? kMost : kWords;
+    using RowLevels = std::conditional_t<kIntegers, ByteLevels<kKind, Code>,
+                                         Levels<kKind, Code, TablePlace(kRowTiles, Code::kLevelBits), Element>>;
+    constexpr int kBits = Code::kBits, kMost = WordsAtOnce(kRowTiles, Code::kLevelBits),
+                  kAtOnce = kMost < kWords ? kMost : kWords;
     const int lane = threadIdx.x % 32, g = lane / 4, c = lane % 4;
     RowLevels levels[kRowTiles][2];
 #pragma unroll
@@ -154,7 +157,7 @@ struct Decode {
     }
     const int block = first + c * kWords / 8, word = c * kWords % 8;
     const Tile of_block(activations + (block - first) * tokens * Tile::kTokenBytes, block);
-#pragma unroll(kBits <= kMaxRegisterBits ? kWords : 1)
+#pragma unroll(Code::kLevelBits <= kMaxRegisterBits ? kWords : 1)
     for (int i = 0; i < kWords; i += kAtOnce) {
       uint32_t words[kRowTiles][2][kBits][kAtOnce];
       Stream::template Read<kBits>(slot, i, words);
@@ -273,7 +276,7 @@ struct Decode {
     }
   }
 
-  // `with(row_class, body)` calls body(kind, bits), both as constants.
+  // `with(row_class, body)` calls body(kind, code), as WithLevels does.
   template <typename With>
   static SKIM_DEVICE void Run(const DeviceLayer& device, const Element* x, int64_t M, const DecodePlan& plan,
                               Epilogue epilogue, Element* y, With&& with) {
@@ -314,7 +317,7 @@ struct Decode {
     Stream stream(plan.codes, first, slots);
     if constexpr (kIntegers) {
       Quantize(of_tokens, activations, Parts(parts, tokens, 0));
-    } else if (IsAffine(layer.runs[layer.run_count - 1].row_class)) {
+    } else if (HasAffine(layer)) {
       TokenSums<kTokenTiles, Element> sums;
       char* of_unit = activations;
 #pragma unroll 1
@@ -347,7 +350,7 @@ struct Decode {
       if (!cursor.AtEnd()) n = OriginalRow(layer, rows().run, row_to_store(rows()));  // for the next tile
       if constexpr (!kIntegers) {
         with(tile.run.row_class,
-             [&](auto kind, auto bits) { FillTables<decltype(kind)::value, decltype(bits)::value>(tile, tables); });
+             [&](auto kind, auto code) { FillTables<decltype(kind)::value, decltype(code)>(tile, tables); });
       }
       Sums sums;
       char* of_unit = activations;
@@ -356,9 +359,9 @@ struct Decode {
         if (!stay) stage_alone(unit);
         const char* slot = stream.Next();
         __syncwarp();
-        with(tile.run.row_class, [&](auto kind, auto bits) {
-          Multiply<decltype(kind)::value, decltype(bits)::value>(tile, stream, slot, tables, of_unit,
-                                                                 unit * Stream::kSuperblocks, tokens, sums);
+        with(tile.run.row_class, [&](auto kind, auto code) {
+          Multiply<decltype(kind)::value, decltype(code)>(tile, stream, slot, tables, of_unit,
+                                                          unit * Stream::kSuperblocks, tokens, sums);
         });
       }
       const Parts of_tile(parts, tokens, turn % kPartTiles);
@@ -375,9 +378,9 @@ struct Decode {
 // Of integers there are only levels that are bytes in registers.
 template <LevelKind kTable, bool kIntegers, typename Body>
 SKIM_DEVICE void WithDecodeLevels(int row_class, Body&& body) {
-  WithLevels<kTable>(row_class, [&](auto kind, auto bits) {
+  WithLevels<kTable>(row_class, [&](auto kind, auto code) {
     constexpr bool kAffine = decltype(kind)::value == LevelKind::kAffine;
-    if constexpr (!kIntegers || kAffine || decltype(bits)::value <= kMaxRegisterBits) body(kind, bits);
+    if constexpr (!kIntegers || kAffine || decltype(code)::kLevelBits <= kMaxRegisterBits) body(kind, code);
   });
 }
 
@@ -423,7 +426,7 @@ Decoder<Element> FindIntegerDecoder(const DeviceLayer& device, int64_t M) {
   for (int i = 0; i < layer.run_count; ++i) {
     const int row_class = layer.runs[i].row_class;
     if (IsAffine(row_class)) continue;
-    if (layer.weights.codebook_type != CodebookType::kInt8 || ClassBits(row_class) > kMaxRegisterBits) possible = false;
+    if (layer.weights.codebook_type != CodebookType::kInt8 || LevelBits(row_class) > kMaxRegisterBits) possible = false;
   }
   if (!possible) return {};
   using Kernel = Decode<Element, LevelKind::kTableInt8, kRowTiles, kTokenTiles, kWords, true>;

@@ -25,10 +25,10 @@ struct Float32 {
   }
 
   // A word of codes of the thread's two rows: as fragments (see MultiplyAdd) of all eight codes.
-  template <LevelKind kKind, int kBits>
+  template <LevelKind kKind, typename Code>
   static SKIM_DEVICE void Decode(const RowTile& tile, int K, int block, int word, uint32_t (&fragments)[8][4]) {
-    using RowLevels = Levels<kKind, kBits, Place::kCache>;
-    constexpr int kTogether = RowLevels::kTogether;
+    using RowLevels = Levels<kKind, Code, Place::kCache>;
+    constexpr int kBits = Code::kBits, kTogether = RowLevels::kTogether;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       int64_t row = tile.first + 8 * h + threadIdx.x % 32 / 4;
@@ -69,8 +69,8 @@ struct Float32 {
 #pragma unroll 1
       for (int word = c; word < 8; word += 4) {
         uint32_t fragments[8][4];
-        WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto bits) {
-          Decode<decltype(kind)::value, decltype(bits)::value>(tile, x.K, block, word, fragments);
+        WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto code) {
+          Decode<decltype(kind)::value, decltype(code)>(tile, x.K, block, word, fragments);
         });
 #pragma unroll
         for (int j = 0; j < 8; ++j) {

@@ -23,7 +23,7 @@ SKIM_DEVICE void GatherRow(const DeviceLayer& device, int64_t id, Float* y) {
   const RowRun* run = device.layer.runs;
   while (stored >= run->first + run->count) ++run;
   const int64_t row = stored - run->first;
-  const int bits = ClassBits(run->row_class);
+  const int bits = ClassBits(run->row_class), memory = ClassMemory(run->row_class);
   const LevelKind kind = KindOf(run->row_class, weights.codebook_type);
   const RowScale scale = LoadRowScale(kind, *run, row, device.column_unit);
   const uint8_t* codes = run->codes + row * RowBytes(bits, K);
@@ -31,16 +31,16 @@ SKIM_DEVICE void GatherRow(const DeviceLayer& device, int64_t id, Float* y) {
     const int block = unit / 8, lanes = (block + 1) * kSuperblockColumns <= K ? kLanes : TailLanes(K);
     const uint8_t* word = codes + block * bits * kLanes + unit % 8 * 4;
     for (int j = 0; j < 8; ++j) {
-      uint32_t four = 0;  // codes j of the word's lanes
-      for (int i = 0; i < FieldCount(bits, j); ++i) {
-        const Field f = CodeField(bits, j, i);
+      uint32_t four = 0;  // codes j of the word's lanes, or their windows
+      for (int i = 0; i < (memory ? StreamFieldCount(bits, memory, j) : FieldCount(bits, j)); ++i) {
+        const Field f = memory ? StreamField(bits, memory, j, i) : CodeField(bits, j, i);
         const uint32_t vector = Load(reinterpret_cast<const uint32_t*>(word + f.vector * lanes));
         four |= (vector >> f.bit & ((1u << f.length) - 1) * 0x01010101u) << f.code_bit;
       }
       const int column = block * kSuperblockColumns + j * lanes + unit % 8 * 4;
       for (int i = 0; i < 4 && column + i < K; ++i) {
         const int code = four >> 8 * i & 0xff;
-        const int64_t entry = (row << bits) + code;
+        const int64_t entry = (row << (bits + memory)) + code;
         float level;
         if (kind == LevelKind::kAffine) {
           level = static_cast<float>(code - (1 << (bits - 1)));

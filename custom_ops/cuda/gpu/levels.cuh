@@ -34,13 +34,13 @@ static constexpr int CodeOfStep(int bits, int together, int i, int k) {
   return together == 1 ? i : PairFirst(bits, i) + k * PairDistance(bits);
 }
 
-// Code j of four lanes, one in each byte, times 2^shift.
-template <int kBits>
-SKIM_DEVICE uint32_t CodeBytes(const uint32_t (&word)[kBits], int j, int shift = 0) {
+// Code j of four lanes, or its window, one in each byte, times 2^shift.
+template <typename Code>
+SKIM_DEVICE uint32_t CodeBytes(const uint32_t (&word)[Code::kBits], int j, int shift = 0) {
   uint32_t codes = 0;
 #pragma unroll
-  for (int i = 0; i < FieldCount(kBits, j); ++i) {
-    const Field f = CodeField(kBits, j, i);
+  for (int i = 0; i < Code::Fields(j); ++i) {
+    const Field f = Code::FieldAt(j, i);
     const int left = f.code_bit + shift - f.bit;
     const uint32_t mask = (((1u << f.length) - 1) << (f.code_bit + shift)) * 0x01010101u;
     codes |= (left >= 0 ? word[f.vector] << left : word[f.vector] >> -left) & mask;
@@ -49,16 +49,16 @@ SKIM_DEVICE uint32_t CodeBytes(const uint32_t (&word)[kBits], int j, int shift =
 }
 
 // Two codes, for widths up to 4: the first in the low nibbles of the bytes.
-template <int kBits>
-SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[kBits], int first, int second) {
-  return CodeBytes(word, first) | CodeBytes(word, second, 4);
+template <typename Code>
+SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[Code::kBits], int first, int second) {
+  return CodeBytes<Code>(word, first) | CodeBytes<Code>(word, second, 4);
 }
 
 // Both codes of a pair.
-template <int kBits>
-SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[kBits], int pair) {
-  const int first = PairFirst(kBits, pair);
-  return CodeNibbles(word, first, first + PairDistance(kBits));
+template <typename Code>
+SKIM_DEVICE uint32_t CodeNibbles(const uint32_t (&word)[Code::kBits], int pair) {
+  const int first = PairFirst(Code::kBits, pair);
+  return CodeNibbles<Code>(word, first, first + PairDistance(Code::kBits));
 }
 
 // Up to 16 bytes in registers, looked up by byte permutation.
@@ -135,11 +135,11 @@ static constexpr int EntryDistance(Place place) {
 //   kInMemory: whether they are looked up in memory; if that is shared memory, the warps `Fill` it first.
 //   kTogether: codes of a word that are decoded at once, and words. Two share their work; lookups in memory are so many
 //     that those of one code of one word fill the registers.
-template <LevelKind kKind, int kBits, Place kPlace, typename Element = Half>
+template <LevelKind kKind, typename Code, Place kPlace, typename Element = Half>
 class Levels;
 
 // int8 codebooks up to 4 bits: a table of bytes, which become elements after they are looked up.
-template <int kBits, typename Element>
+template <typename Code, typename Element>
 class RegisterBytes {
  public:
   static constexpr bool kInMemory = false;
@@ -147,14 +147,15 @@ class RegisterBytes {
 
   template <typename From = FromGlobal>
   SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char*, int) {
-    LoadTable<(1 << kBits), From>(static_cast<const char*>(codebook) + (row << kBits), table_.words);
+    constexpr int kEntries = 1 << Code::kLevelBits;
+    LoadTable<kEntries, From>(static_cast<const char*>(codebook) + row * kEntries, table_.words);
 #pragma unroll
     for (uint32_t& word : table_.words) word ^= 0x80808080;  // 128 more, so that no entry is negative
   }
 
-  SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int pair, uint32_t (&halves)[2][2]) const {
+  SKIM_DEVICE void Decode(const uint32_t (&word)[Code::kBits], int pair, uint32_t (&halves)[2][2]) const {
     uint32_t entries[2];  // of lanes 0, 1 and 2, 3, with the pair's codes in turn
-    table_.LookUp(CodeNibbles(word, pair), entries);
+    table_.LookUp(CodeNibbles<Code>(word, pair), entries);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       halves[0][i] = ElementPair<Element>::template Centered<8>(entries[i], 0x4240);
@@ -163,7 +164,7 @@ class RegisterBytes {
   }
 
  private:
-  ByteTable<kBits> table_;
+  ByteTable<Code::kLevelBits> table_;
 };
 
 // A word of a codebook's entries as elements: four of int8, or two of float16.
@@ -179,7 +180,7 @@ SKIM_DEVICE void ToElements(uint32_t word, uint32_t (&elements)[kInt8 ? 2 : 1]) 
 }
 
 // Codebooks up to 4 bits whose entries are elements of two bytes: a table of low bytes and one of high bytes.
-template <bool kInt8, int kBits, typename Element>
+template <bool kInt8, typename Code, typename Element>
 class RegisterElements {
  public:
   static constexpr bool kInMemory = false;
@@ -187,8 +188,8 @@ class RegisterElements {
 
   template <typename From = FromGlobal>
   SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char*, int) {
-    constexpr int kWords = ByteTable<kBits>::kWords, kOfWord = kInt8 ? 2 : 1;
-    constexpr int kBytes = kInt8 ? 1 << kBits : 2 << kBits;
+    constexpr int kWords = ByteTable<Code::kLevelBits>::kWords, kOfWord = kInt8 ? 2 : 1;
+    constexpr int kBytes = (kInt8 ? 1 : 2) << Code::kLevelBits;
     uint32_t words[2 * kWords / kOfWord], elements[2 * kWords];
     LoadTable<kBytes, From>(static_cast<const char*>(codebook) + row * kBytes, words);
 #pragma unroll
@@ -205,8 +206,8 @@ class RegisterElements {
     }
   }
 
-  SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int pair, uint32_t (&halves)[2][2]) const {
-    const uint32_t codes = CodeNibbles(word, pair);
+  SKIM_DEVICE void Decode(const uint32_t (&word)[Code::kBits], int pair, uint32_t (&halves)[2][2]) const {
+    const uint32_t codes = CodeNibbles<Code>(word, pair);
     uint32_t low[2], high[2];
     low_.LookUp(codes, low);
     high_.LookUp(codes, high);
@@ -218,12 +219,12 @@ class RegisterElements {
   }
 
  private:
-  ByteTable<kBits> low_, high_;
+  ByteTable<Code::kLevelBits> low_, high_;
 };
 
 // Codebooks of 5 bits and more, both types. In shared memory they are elements, entry by entry, and of each for each of
 // the 32 threads of a warp those of its rows g and g + 8: a thread reads its own bank.
-template <bool kInt8, int kBits, Place kPlace, typename Element>
+template <bool kInt8, typename Code, Place kPlace, typename Element>
 class MemoryTable {
  public:
   static constexpr bool kInMemory = true;
@@ -232,12 +233,13 @@ class MemoryTable {
   // Fills the tables of a thread's rows g and g + 8, all of them by kWarps warps together.
   template <int kWarps>
   static SKIM_DEVICE void Fill(const RowRun& run, const int64_t (&rows)[2], char* shared) {
-    constexpr int kOfWarp = (1 << kBits) / kWarps, kBytes = kOfWarp * kEntryBytes;
+    constexpr int kOfWarp = (1 << Code::kLevelBits) / kWarps, kBytes = kOfWarp * kEntryBytes;
     const int first = threadIdx.x / 32 * kOfWarp;
     uint32_t words[2][kBytes / 4];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      LoadTable<kBytes>(static_cast<const char*>(run.codebook) + ((rows[h] << kBits) + first) * kEntryBytes, words[h]);
+      LoadTable<kBytes>(static_cast<const char*>(run.codebook) + ((rows[h] << Code::kLevelBits) + first) * kEntryBytes,
+                        words[h]);
     }
     auto* to = reinterpret_cast<uint32_t*>(shared + kDistance * first) + threadIdx.x % 32;
 #pragma unroll
@@ -254,15 +256,15 @@ class MemoryTable {
   SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char* shared, int half) {
     if constexpr (kPlace == Place::kCache) {
       table_ = static_cast<const char*>(codebook);
-      first_ = static_cast<uint32_t>(row) << kBits;
+      first_ = static_cast<uint32_t>(row) << Code::kLevelBits;
     } else {
       table_ = shared + 2 * half;
       first_ = 4 * (threadIdx.x % 32);
     }
   }
 
-  SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int j, uint32_t (&halves)[1][2]) const {
-    const uint32_t codes = CodeBytes(word, j);
+  SKIM_DEVICE void Decode(const uint32_t (&word)[Code::kBits], int j, uint32_t (&halves)[1][2]) const {
+    const uint32_t codes = CodeBytes<Code>(word, j);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       const uint32_t two = LookUp(codes, 2 * i) | LookUp(codes, 2 * i + 1) << 16;
@@ -310,21 +312,21 @@ class MemoryTable {
   uint32_t first_;     // of this thread: bytes in shared memory; else of this row: entries
 };
 
-template <int kBits, Place kPlace, typename Element>
-class Levels<LevelKind::kTableInt8, kBits, kPlace, Element>
-    : public std::conditional_t<kBits <= kMaxRegisterBits,
-                                std::conditional_t<HasElements<Element>(kBits), RegisterElements<true, kBits, Element>,
-                                                   RegisterBytes<kBits, Element>>,
-                                MemoryTable<true, kBits, kPlace, Element>> {};
+template <typename Code, Place kPlace, typename Element>
+class Levels<LevelKind::kTableInt8, Code, kPlace, Element>
+    : public std::conditional_t<Code::kLevelBits <= kMaxRegisterBits,
+                                std::conditional_t<HasElements<Element>(Code::kLevelBits),
+                                                   RegisterElements<true, Code, Element>, RegisterBytes<Code, Element>>,
+                                MemoryTable<true, Code, kPlace, Element>> {};
 
-template <int kBits, Place kPlace, typename Element>
-class Levels<LevelKind::kTableFloat16, kBits, kPlace, Element>
-    : public std::conditional_t<kBits <= kMaxRegisterBits, RegisterElements<false, kBits, Element>,
-                                MemoryTable<false, kBits, kPlace, Element>> {};
+template <typename Code, Place kPlace, typename Element>
+class Levels<LevelKind::kTableFloat16, Code, kPlace, Element>
+    : public std::conditional_t<Code::kLevelBits <= kMaxRegisterBits, RegisterElements<false, Code, Element>,
+                                MemoryTable<false, Code, kPlace, Element>> {};
 
 // Even levels: code - 2^(bits - 1).
-template <int kBits, Place kPlace, typename Element>
-class Levels<LevelKind::kAffine, kBits, kPlace, Element> {
+template <typename Code, Place kPlace, typename Element>
+class Levels<LevelKind::kAffine, Code, kPlace, Element> {
  public:
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
@@ -332,12 +334,12 @@ class Levels<LevelKind::kAffine, kBits, kPlace, Element> {
   template <typename From = FromGlobal>
   SKIM_DEVICE void Prepare(const void*, int64_t, const char*, int) {}
 
-  SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int pair, uint32_t (&halves)[2][2]) const {
+  SKIM_DEVICE void Decode(const uint32_t (&word)[Code::kBits], int pair, uint32_t (&halves)[2][2]) const {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      const uint32_t codes = CodeBytes(word, PairFirst(kBits, pair) + k * PairDistance(kBits));
-      halves[k][0] = ElementPair<Element>::template Centered<kBits>(codes, 0x4140);
-      halves[k][1] = ElementPair<Element>::template Centered<kBits>(codes, 0x4342);
+      const uint32_t codes = CodeBytes<Code>(word, PairFirst(Code::kBits, pair) + k * PairDistance(Code::kBits));
+      halves[k][0] = ElementPair<Element>::template Centered<Code::kBits>(codes, 0x4140);
+      halves[k][1] = ElementPair<Element>::template Centered<Code::kBits>(codes, 0x4342);
     }
   }
 };
@@ -374,12 +376,16 @@ static constexpr LevelKind KindOf(int row_class, CodebookType codebook) {
   return codebook == CodebookType::kInt8 ? LevelKind::kTableInt8 : LevelKind::kTableFloat16;
 }
 
-// Calls body(kind, bits), both as constants, for the rows of a class.
+// Calls body(kind, code) for the rows of a class: their kind as a constant, and a `RowCode`.
 template <LevelKind kTable, typename Body>
 SKIM_DEVICE void WithLevels(int row_class, Body&& body) {
 #define SKIM_CASE(kind, bits)                       \
   case 8 * (kind == LevelKind::kAffine) + bits - 1: \
-    return body(std::integral_constant<LevelKind, kind>{}, std::integral_constant<int, bits>{});
+    return body(std::integral_constant<LevelKind, kind>{}, RowCode<bits>{});
+#define SKIM_WINDOW_CASE(i)                                  \
+  case kPlainClasses + i:                                    \
+    return body(std::integral_constant<LevelKind, kTable>{}, \
+                RowCode<ClassBits(kPlainClasses + i), ClassMemory(kPlainClasses + i)>{});
 #define SKIM_CASES(kind) \
   SKIM_CASE(kind, 1)     \
   SKIM_CASE(kind, 2)     \
@@ -387,7 +393,14 @@ SKIM_DEVICE void WithLevels(int row_class, Body&& body) {
   switch (row_class) {
     SKIM_CASES(kTable)
     SKIM_CASES(LevelKind::kAffine)
+    SKIM_WINDOW_CASE(0)
+    SKIM_WINDOW_CASE(1)
+    SKIM_WINDOW_CASE(2)
+    SKIM_WINDOW_CASE(3)
+    SKIM_WINDOW_CASE(4)
+    SKIM_WINDOW_CASE(5)
   }
+#undef SKIM_WINDOW_CASE
 #undef SKIM_CASES
 #undef SKIM_CASE
 }

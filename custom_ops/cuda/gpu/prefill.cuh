@@ -33,10 +33,10 @@ struct Prefill {
   // Two words of each of the thread's rows as fragments, of the four codes of a stage.
   using Fragments = uint32_t[kCodes][kWords][kRowTiles][4];
 
-  template <LevelKind kKind, int kBits, int kFirstCode>
+  template <LevelKind kKind, typename Code, int kFirstCode>
   static SKIM_DEVICE void Decode(const RowTile& tile, int warp_row, int K, int block, Fragments& fragments) {
-    using RowLevels = Levels<kKind, kBits, Place::kCache, Element>;
-    constexpr int kTogether = RowLevels::kTogether;
+    using RowLevels = Levels<kKind, Code, Place::kCache, Element>;
+    constexpr int kBits = Code::kBits, kTogether = RowLevels::kTogether;
     const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
 #pragma unroll
     for (int r = 0; r < kRowTiles; ++r) {
@@ -87,11 +87,11 @@ struct Prefill {
       if (stage < 0) continue;
       Fragments fragments;
       if (!idle) {
-        WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto bits) {
+        WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto code) {
           if (stage % 2 == 0) {
-            Decode<decltype(kind)::value, decltype(bits)::value, 0>(tile, warp_row, x.K, stage / 2, fragments);
+            Decode<decltype(kind)::value, decltype(code), 0>(tile, warp_row, x.K, stage / 2, fragments);
           } else {
-            Decode<decltype(kind)::value, decltype(bits)::value, kCodes>(tile, warp_row, x.K, stage / 2, fragments);
+            Decode<decltype(kind)::value, decltype(code), kCodes>(tile, warp_row, x.K, stage / 2, fragments);
           }
         });
       }

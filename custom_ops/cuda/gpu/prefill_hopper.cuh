@@ -139,10 +139,11 @@ struct HopperPrefill {
   }
 
   // Adds the products of a warpgroup's rows.
-  template <LevelKind kKind, int kBits>
+  template <LevelKind kKind, typename Code>
   static SKIM_DEVICE void Multiply(const RowTile& rows, int K, Ring ring, Sums& sums) {
     const RowRun& run = rows.run;
-    using RowLevels = Levels<kKind, kBits, Place::kCache, Element>;
+    using RowLevels = Levels<kKind, Code, Place::kCache, Element>;
+    constexpr int kBits = Code::kBits;
     const int g = threadIdx.x % 32 / 4, c = threadIdx.x % 4;
     RowLevels levels[kRowTiles][2];
     const uint8_t* codes = run.codes + rows.first * RowBytes(kBits, K);
@@ -277,8 +278,8 @@ __global__ void __launch_bounds__(HopperPrefill<Element, kRowTiles, kTokenTiles>
   typename Kernel::Sums sums = {};
   const typename Kernel::Ring ring{shared, group, CountStages(K)};
   if (const RowTile rows = Kernel::RowsOf(group, tile.rows); rows.first < rows.run.count) {
-    WithLevels<kTable>(rows.run.row_class, [&](auto kind, auto bits) {
-      Kernel::template Multiply<decltype(kind)::value, decltype(bits)::value>(rows, K, ring, sums);
+    WithLevels<kTable>(rows.run.row_class, [&](auto kind, auto code) {
+      Kernel::template Multiply<decltype(kind)::value, decltype(code)>(rows, K, ring, sums);
     });
   } else {
     Kernel::Skip(ring);

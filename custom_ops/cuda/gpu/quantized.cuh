@@ -115,29 +115,30 @@ SKIM_DEVICE float InverseUnit(float unit) {
 }
 
 // A word's levels as bytes: codes of affine rows, which are not signed, or int8 entries of up to 4 bits.
-template <LevelKind kKind, int kBits>
+template <LevelKind kKind, typename Code>
 class ByteLevels {
  public:
   static constexpr bool kSigned = kKind == LevelKind::kTableInt8;
 
   // As Levels has it, with the codebook in shared memory.
   SKIM_DEVICE void Prepare(const char* codebook, int row) {
-    if constexpr (kSigned) LoadTable<(1 << kBits), FromShared>(codebook + (row << kBits), table_.words);
+    constexpr int kEntries = 1 << Code::kLevelBits;
+    if constexpr (kSigned) LoadTable<kEntries, FromShared>(codebook + row * kEntries, table_.words);
   }
 
   // Of codes 2 pair and 2 pair + 1: in turn, of two lanes and of two more.
-  SKIM_DEVICE void Decode(const uint32_t (&word)[kBits], int pair, uint32_t (&bytes)[2]) const {
+  SKIM_DEVICE void Decode(const uint32_t (&word)[Code::kBits], int pair, uint32_t (&bytes)[2]) const {
     if constexpr (kSigned) {
-      table_.LookUp(CodeNibbles(word, 2 * pair, 2 * pair + 1), bytes);
+      table_.LookUp(CodeNibbles<Code>(word, 2 * pair, 2 * pair + 1), bytes);
     } else {
-      const uint32_t first = CodeBytes(word, 2 * pair), second = CodeBytes(word, 2 * pair + 1);
+      const uint32_t first = CodeBytes<Code>(word, 2 * pair), second = CodeBytes<Code>(word, 2 * pair + 1);
       bytes[0] = Permute(first, second, 0x5140);
       bytes[1] = Permute(first, second, 0x7362);
     }
   }
 
  private:
-  ByteTable<kSigned ? kBits : 1> table_;
+  ByteTable<kSigned ? Code::kLevelBits : 1> table_;
 };
 
 // Sums of kRowTiles * 16 rows with kTokenTiles * 8 tokens, of the upper and the lower bytes of activations.

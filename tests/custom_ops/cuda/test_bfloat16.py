@@ -7,11 +7,12 @@ import pytest
 from cuda_library import CudaLibrary
 from ml_dtypes import bfloat16
 
+from skim_export.packed import CLASSES
 from tests.random_packed import random_packed
 
 from .products import BOUNDS, ExactLayer, Kernels, address, check_product, relative_error
 
-ALL = list(range(16))
+ALL = list(range(CLASSES))
 NOT_SUPPORTED = 801
 
 codebooks = pytest.mark.parametrize("entries", [np.int8, np.float16], ids=["int8", "float16"])

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from skim_export.packed import CLASSES
 from tests.random_packed import random_packed
 
 from .products import BOUNDS, ExactLayer, Kernels, relative_error
@@ -20,7 +21,7 @@ def kernels(on_cpu):
 @pytest.mark.parametrize("columns", [1, 31, 100, 256, 384, 1000, 1024])
 def test_rows(kernels, columns, column_scale, entries, dtype):
     rng = np.random.default_rng(columns)
-    for classes in ([15], [2], list(range(16))):
+    for classes in ([15], [2], list(range(CLASSES))):
         packed = random_packed(rng, 60, columns, classes, entries, column_scale=column_scale, bias=True)
         ids = rng.permutation(np.resize(np.arange(60), 70))
         y = kernels.gather(ExactLayer(packed), ids, columns, dtype)

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
+from skim_export.packed import CLASSES
 from tests.random_packed import random_packed
 
 from ..native import run_tests
 from .products import ExactLayer, Kernels, check_product, relative_error
 
-ALL = list(range(16))
+ALL = list(range(CLASSES))
 HOPPER = {"SKIM_CUDA_CAPABILITY": "9.0"}
 
 dtypes = pytest.mark.parametrize("dtype", [np.float16, bfloat16], ids=["float16", "bfloat16"])

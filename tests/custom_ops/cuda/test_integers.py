@@ -8,7 +8,7 @@ from tests.random_packed import random_packed
 
 from .products import ExactLayer, Kernels, check_product, relative_error
 
-CLASSES = [*range(4), *range(8, 16)]  # the levels are bytes in registers
+CLASSES = [*range(4), *range(8, 21)]  # the levels are bytes in registers
 LARGEST = 32512  # that a token's largest magnitude becomes
 
 types = pytest.mark.parametrize("dtype", [np.float16, bfloat16], ids=["float16", "bfloat16"])

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from skim_export.packed import CLASSES
 from tests.random_packed import random_packed
 
 from .products import ExactLayer, Kernels, check_product, relative_error
 
-ALL = list(range(16))
+ALL = list(range(CLASSES))
 TOKENS = [*range(1, 18), 64, 65, 128]
 # Every number of lanes of the last superblock, with codes and activations that are aligned to 16 bytes and not;
 # more columns than the warps of a block load at once.

@@ -15,7 +15,7 @@ import pytest
 from ml_dtypes import bfloat16
 from onnx import helper
 
-from skim_export.packed import PackedLinear
+from skim_export.packed import CLASSES, PackedLinear
 from skim_runtime.aligned import aligned_copy
 from skim_runtime.errors import UserError
 from skim_runtime.measure.bandwidth import read_gpu, reading_model
@@ -30,7 +30,7 @@ from ..test_swiglu import expected, pair, swiglu_model
 from .products import BOUNDS
 
 BOUND = {np.float32: 1e-5, np.float16: 1e-3, bfloat16: BOUNDS["bfloat16"]}
-ALL = list(range(16))
+ALL = list(range(CLASSES))
 
 
 @pytest.fixture(scope="module")
@@ -254,11 +254,5 @@ def test_an_unknown_dtype_is_refused(library):
 
 def test_refusals(library):
     """What is invalid for the CPU is so for the GPU."""
-    done = run_tests([ROOT / "tests/custom_ops/test_refusals.py"], "not windows", SKIM_TEST_LIBRARY=str(library))
+    done = run_tests([ROOT / "tests/custom_ops/test_refusals.py"], SKIM_TEST_LIBRARY=str(library))
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-8000:]
-
-
-def test_windows_are_refused(library):
-    packed = random_packed(np.random.default_rng(14), 20, 64, [2, 20])
-    with pytest.raises(Exception, match=r"LutMatMul node '\w+': rows with windows run on the CPU only"):
-        session(matmul_model(packed, np.float16), library=library)
