@@ -295,9 +295,7 @@ def feedback(
     if rows.device is not None:
         from skim_export.quantize import torch_solver
 
-        if factor is None or memory is not None:
-            raise NotImplementedError("windows have no solver in torch")
-        return torch_solver.feedback(rows, factor, bits, levels)
+        return torch_solver.feedback(rows, factor, bits, levels, memory)
     codes = np.empty((rows.count, rows.columns), np.uint8)
     for run in rows.runs(_SECONDS_PER_PASS * rows.columns / 2, rows_together()):
         matrix = None if factor is None else factor.ctypes.data
@@ -347,10 +345,8 @@ def refine(
     if rows.device is not None:
         from skim_export.quantize import torch_solver
 
-        if memory is not None:
-            raise NotImplementedError("windows have no solver in torch")
         return torch_solver.refine(
-            rows, correlation, bits, levels, codes, rounds=rounds, sweeps=sweeps, fit=fit
+            rows, correlation, bits, levels, codes, rounds=rounds, sweeps=sweeps, fit=fit, memory=memory
         )  # fmt: skip
     levels, codes = np.ascontiguousarray(levels).copy(), np.ascontiguousarray(codes).copy()
     errors = np.empty(rows.count, np.float64)

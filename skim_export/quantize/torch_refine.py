@@ -13,9 +13,9 @@ import torch
 
 from skim_export.quantize.native_library import refine_floor, refine_ridge
 
-__all__ = ["feedback", "inverse_factor", "refine", "scaled_rows"]
+__all__ = ["COLUMNS_TOGETHER", "feedback", "fit_levels", "inverse_factor", "refine", "scaled_rows"]
 
-_COLUMNS_TOGETHER = 128  # that are taken one by one; what they change in the others is one product
+COLUMNS_TOGETHER = 128  # that are taken one by one; what they change in the others is one product
 _FIT_BYTES = 1 << 28  # memory for the products that levels are fitted from
 _FIT_WORKING_BYTES = 32  # for one weight and one level: one-hot codes and products, float32 and float64
 
@@ -39,8 +39,8 @@ def feedback(target: torch.Tensor, unit: torch.Tensor, factor: torch.Tensor, lev
     codes = torch.empty_like(target, dtype=torch.int64)
     middles = _middles(levels)
     inverse = factor.diagonal().reciprocal()
-    for start in range(0, len(target), _COLUMNS_TOGETHER):
-        block = slice(start, min(start + _COLUMNS_TOGETHER, len(target)))
+    for start in range(0, len(target), COLUMNS_TOGETHER):
+        block = slice(start, min(start + COLUMNS_TOGETHER, len(target)))
         ours, errors = target[block], torch.empty_like(target[block])
         columns = _columns(ours, unit[block], errors, codes[block])
         rows = zip(factor[block, block].unbind(), errors.unbind(), inverse[block].unbind(), strict=True)
@@ -84,7 +84,7 @@ def refine(
     pull = correlation @ target if fit else None
     for _ in range(rounds):
         if pull is not None:
-            _fit_levels(unit, correlation, pull, levels, codes, widths)
+            fit_levels(unit, correlation, pull, levels, codes, widths)
             levels, codes = _sorted(levels, codes)
         residual = correlation @ (target - unit * _chosen(levels, codes))
         for left in reversed(range(sweeps)):
@@ -122,7 +122,7 @@ def _chosen(levels: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
     return levels.T.gather(0, codes)
 
 
-def _fit_levels(
+def fit_levels(
     unit: torch.Tensor,
     correlation: torch.Tensor,
     pull: torch.Tensor,
@@ -175,8 +175,8 @@ def _sweep(
     """One round of coordinate descent, in which codes and the residual C (v - u c[q]), `[K, R]`, are changed."""
     middles = _middles(levels)
     chosen = _chosen(levels, codes)
-    for start in range(0, len(unit), _COLUMNS_TOGETHER):
-        block = slice(start, min(start + _COLUMNS_TOGETHER, len(unit)))
+    for start in range(0, len(unit), COLUMNS_TOGETHER):
+        block = slice(start, min(start + COLUMNS_TOGETHER, len(unit)))
         ours, units, within = residual[block].clone(), unit[block], correlation[block, block]
         steps = (within.diagonal()[:, None] * units).reciprocal_()
         moves = torch.empty_like(ours)

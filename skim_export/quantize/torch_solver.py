@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from skim_export.quantize import torch_kmeans, torch_refine
+from skim_export.quantize import torch_kmeans, torch_refine, torch_windows
 from skim_export.quantize.solver import POINTS, WeightRows
 from skim_export.quantize.torch_kmeans import SortedRows
+from skim_export.quantize.torch_windows import Lanes
 
 __all__ = ["error_curves", "feedback", "inverse_factor", "kmeans", "refine"]
 
@@ -48,9 +49,21 @@ def kmeans(rows: WeightRows, bits: UInt8, points: int | None) -> tuple[Float32, 
     return centroids, mass, codes
 
 
-def feedback(rows: WeightRows, factor: Float32, bits: UInt8, levels: Float32) -> UInt8:
+def feedback(
+    rows: WeightRows, factor: Float32 | None, bits: UInt8, levels: Float32, memory: UInt8 | None = None
+) -> UInt8:
     """See `solver.feedback`."""
     target, unit = _scaled_rows(rows)
+    if memory is not None:
+        windows = torch.empty_like(target, dtype=torch.int64)
+        for some, lanes in _lanes(rows, bits, levels, memory):
+            if factor is None:
+                windows[:, some] = torch_windows.feedback_without_coupling(lanes, target[:, some], unit[:, some])
+            else:
+                part = target[:, some].contiguous()
+                windows[:, some] = torch_windows.feedback(lanes, part, unit[:, some], _moved(factor, rows))
+        return _codes(windows)
+    assert factor is not None  # codes alone would be those of the nearest levels
     codes = torch_refine.feedback(target, unit, _moved(factor, rows), _ended(levels, bits, rows))
     return _codes(codes)
 
@@ -65,9 +78,14 @@ def refine(
     rounds: int,
     sweeps: int,
     fit: bool,
+    memory: UInt8 | None = None,
 ) -> tuple[Float32, UInt8, Float64]:
     """See `solver.refine`."""
     target, unit = _scaled_rows(rows)
+    if memory is not None:
+        return _refine_windows(
+            rows, correlation, bits, levels, codes, memory, rounds=rounds, sweeps=sweeps, fit=fit
+        )  # fmt: skip
     widths = [(1 << b, _moved(np.flatnonzero(bits == b), rows)) for b in np.unique(bits).tolist()]
     found, found_codes, errors = torch_refine.refine(
         target,
@@ -82,6 +100,47 @@ def refine(
     )
     refined = np.where(_used(levels, bits), found.cpu().numpy(), levels)
     return refined, _codes(found_codes), errors.cpu().numpy()
+
+
+def _refine_windows(
+    rows: WeightRows,
+    correlation: Float32,
+    bits: UInt8,
+    levels: Float32,
+    codes: UInt8,
+    memory: UInt8,
+    *,
+    rounds: int,
+    sweeps: int,
+    fit: bool,
+) -> tuple[Float32, UInt8, Float64]:
+    target, unit = _scaled_rows(rows)
+    windows, coupling = _moved(codes, rows).T.long(), _moved(correlation, rows)
+    refined, errors = levels.copy(), np.empty(rows.count)
+    for some, lanes in _lanes(rows, bits, levels, memory):
+        own, found, lost = torch_windows.refine(
+            lanes,
+            target[:, some],
+            unit[:, some],
+            coupling,
+            windows[:, some],
+            rounds=rounds,
+            sweeps=sweeps,
+            fit=fit,
+        )
+        of_kind = some.cpu().numpy()
+        refined[of_kind, : len(own)] = own.T.cpu().numpy()
+        errors[of_kind] = lost.cpu().numpy()
+        windows[:, some] = found
+    return refined, _codes(windows), errors
+
+
+def _lanes(rows: WeightRows, bits: UInt8, levels: Float32, memory: UInt8) -> Iterator[tuple[torch.Tensor, Lanes]]:
+    """The rows of each width and memory, int64, and their trellis."""
+    for b, m in np.unique(np.stack([bits, memory], axis=1), axis=0).tolist():
+        some = np.flatnonzero((bits == b) & (memory == m))
+        of_kind = _moved(np.ascontiguousarray(levels[some, : 1 << b].T), rows)
+        yield _moved(some, rows), Lanes(b - m, m, of_kind)
 
 
 def inverse_factor(correlation: Float32, device: torch.device) -> Float32:

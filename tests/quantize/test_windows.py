@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from skim_export.packed import RowClass, lane_columns
 from skim_export.quantize import METHODS, quantize_linear
@@ -196,3 +197,60 @@ def test_layers(rows, columns, codebook):
     np.testing.assert_allclose(errors["windows"][coupled], found["windows"].errors[coupled], rtol=1e-3)
     windowed = np.array([c.memory > 0 for c in classes])
     assert errors["windows"][windowed].sum() < 0.85 * errors["plain"][windowed].sum()
+
+
+def in_torch(layer):
+    return WeightRows(layer.values, layer.weights, layer.column_scale, Resources(device=torch.device("cpu")))
+
+
+@pytest.mark.parametrize("columns", [8, 136, 320])
+def test_torch_finds_the_same(columns):
+    """All kinds at once; where two paths cost about as much, the other one may be taken."""
+    rows = 3 * len(KINDS)
+    layer, correlation = random_problem(rows, columns)
+    kinds = np.array(sorted(KINDS * 3), np.uint8)
+    width, memory = kinds.sum(axis=1).astype(np.uint8), np.ascontiguousarray(kinds[:, 1])
+    levels = random_levels(np.random.default_rng(columns), rows, int(width.max()))
+    factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(correlation.astype(np.float64))).T, np.float32)
+    for given in (None, factor):
+        found = [feedback(one, given, width, levels, memory) for one in (layer, in_torch(layer))]
+        assert (found[0] == found[1]).mean() > 0.97
+        lost = [full_error(layer, correlation, levels, windows).sum() for windows in found]
+        assert lost[1] == pytest.approx(lost[0], rel=0.02)
+    for fit in (False, True):
+        options = {"rounds": 2, "sweeps": 2, "fit": fit, "memory": memory}
+        _, _, expected = refine(layer, correlation, width, levels, found[0], **options)
+        own, windows, errors = refine(in_torch(layer), correlation, width, levels, found[0], **options)
+        assert errors.sum() == pytest.approx(expected.sum(), rel=0.02)
+        np.testing.assert_allclose(errors, full_error(layer, correlation, own, windows), rtol=1e-3, atol=1e-5)
+        for kind in KINDS:
+            assert is_path(windows[(kinds == kind).all(axis=1)], *kind)
+
+
+def test_layers_in_torch():
+    layer, correlation = random_problem(24, 256)
+    bits = np.resize(np.arange(1, 7), 24).astype(np.uint8)
+    lost = [
+        quantize_linear(
+            layer.values, layer.weights, bits, WINDOWED, correlation=correlation.copy(), resources=resources
+        ).errors
+        for resources in (Resources(), Resources(device=torch.device("cpu")))
+    ]
+    assert lost[1].sum() == pytest.approx(lost[0].sum(), rel=0.01)
+
+
+def test_all_of_it_is_on_the_device(second_device):
+    layer, correlation = random_problem(len(KINDS), 72)
+    kinds = np.array(KINDS, np.uint8)
+    width, memory = kinds.sum(axis=1).astype(np.uint8), np.ascontiguousarray(kinds[:, 1])
+    levels = random_levels(np.random.default_rng(3), len(KINDS), int(width.max()))
+    factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(correlation.astype(np.float64))).T, np.float32)
+    found = []
+    for device in (torch.device("cpu"), second_device):
+        one = WeightRows(layer.values, layer.weights, layer.column_scale, Resources(device=device))
+        start = feedback(one, None, width, levels, memory)
+        windows = feedback(one, factor, width, levels, memory)
+        refined = refine(one, correlation, width, levels, windows, rounds=2, sweeps=2, memory=memory)
+        found.append([start, windows, *refined])
+    for got, expected in zip(found[1], found[0], strict=True):
+        np.testing.assert_array_equal(got, expected)
