@@ -41,13 +41,13 @@ class RowLevels:
     memory: npt.NDArray[np.uint8]
 
     @property
-    def window_bits(self) -> npt.NDArray[np.uint8]:
-        """Width of what a level is looked up by, uint8 `[N]`: b + m."""
+    def level_bits(self) -> npt.NDArray[np.uint8]:
+        """Bits that a level of each row is looked up by, uint8 `[N]`: b + m."""
         return self.bits + self.memory
 
     def values(self) -> npt.NDArray[np.float32]:
         """The levels of all rows, float32 `[N, 2^max(b + m)]`; a row uses its first 2^(b + m)."""
-        count = 1 << int(self.window_bits.max())
+        count = 1 << int(self.level_bits.max())
         scale = self.scale.astype(np.float32)[:, None]
         values = np.zeros((len(self.bits), count), np.float32)
         table = self.kind == LevelKind.TABLE
@@ -60,7 +60,7 @@ class RowLevels:
 
     def table(self, row: int) -> npt.NDArray[np.float32]:
         """The 2^(b + m) levels of one row, float32."""
-        b = int(self.window_bits[row])
+        b = int(self.level_bits[row])
         if self.kind[row] == LevelKind.AFFINE:
             steps = np.arange(1 << b, dtype=np.float32) - np.float32(1 << (b - 1))
             return np.float32(self.offset[row]) + np.float32(self.scale[row]) * steps

@@ -33,7 +33,7 @@ class TrainedLinear:
             self._scale = torch.from_numpy(packed.column_scale.astype(np.float32))
         self.levels = torch.from_numpy(self._stored.values())
         self._spread = self.weight().div_(self._scale).std(dim=1, keepdim=True, correction=0)
-        counts = 1 << self._stored.window_bits.astype(np.int64)
+        counts = 1 << self._stored.level_bits.astype(np.int64)
         free = (np.arange(self.levels.shape[1]) < counts[:, None]) & (self._stored.kind == LevelKind.TABLE)[:, None]
         self._free = torch.from_numpy(free)
         self.optimizer = Adam(self.levels.shape)
@@ -59,7 +59,7 @@ class TrainedLinear:
             return self._packed
         mass = self.level_gradient(torch.ones(windows.shape), slice(None)).numpy()
         codebook: CodebookType = "int8" if self._stored.entries.dtype == np.int8 else "float16"
-        rounded = round_levels(self.levels.numpy() * self._free.numpy(), mass, self._stored.window_bits, codebook)
+        rounded = round_levels(self.levels.numpy() * self._free.numpy(), mass, self._stored.level_bits, codebook)
         levels = replace(
             self._stored,
             entries=rounded.entries[:, : self._stored.entries.shape[1]],
