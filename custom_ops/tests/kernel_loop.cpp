@@ -29,7 +29,7 @@ int main(int argc, char** argv) {
   const int64_t N = std::atoll(argv[2]), K = std::atoll(argv[3]), M = std::atoll(argv[4]);
   const bool integer = std::strcmp(argv[5], "integer") == 0;
   const int64_t repetitions = std::atoll(argv[6]);
-  if (row_class < 0 || row_class >= kClasses) return Usage("CLASS must be 0..15");
+  if (row_class < 0 || row_class >= kClasses) return Usage("CLASS must be 0..21");
   if (N < 1 || K < 1 || K % 32 != 0 || M < 1) return Usage("N, K and M must be positive, K a multiple of 32");
   if (!integer && std::strcmp(argv[5], "exact") != 0) return Usage("the arithmetic must be exact or integer");
   const Kernels* kernels = SelectKernels();

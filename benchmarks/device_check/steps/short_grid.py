@@ -11,8 +11,8 @@ from device_check.work import Work
 
 __all__ = ["run", "short_grid"]
 
-CLASSES = (0, 2, 3, 5, 7, 10, 15)
-INTEGERS = (0, 2, 3, 10, 15)  # of rows that are multiplied as such
+CLASSES = (0, 2, 3, 5, 7, 10, 15, 20)
+INTEGERS = (0, 2, 3, 10, 15, 20)  # of rows that are multiplied as such
 TOKENS = (1, 7, 16, 70)  # of the kernels for few tokens, for up to 16, for more
 
 
