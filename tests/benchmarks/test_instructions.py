@@ -46,7 +46,7 @@ def test_the_table(tmp_path):
         (["--shape", "16x100"], "--shape 16x100: columns must be a multiple of 32"),
         (["--tokens", 0], "--tokens 0: must be at least 1"),
         (["--repetitions", 0], "--repetitions 0: must be at least 1"),
-        (["--classes", 16], r"--classes 16: must be 0\.\.15"),
+        (["--classes", 22], r"--classes 22: must be 0\.\.21"),
     ],
 )
 def test_refusals(options, message):

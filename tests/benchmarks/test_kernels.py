@@ -8,7 +8,7 @@ import pytest
 
 from skim_export.measure import random_layers
 from skim_export.measure.sessions import LayerSession, cold_layers
-from skim_export.packed import PackedLinear
+from skim_export.packed import CLASSES, PackedLinear
 from skim_runtime.errors import UserError
 from skim_runtime.library import library_path
 
@@ -74,9 +74,8 @@ def test_weights_are_those_of_the_format():
     random = np.random.default_rng(0)
     for shares in kernels.WIDTHS.values():
         layer = random_layers.packed_layer(random, 300, 96, shares)
-        packed = PackedLinear(
-            300, 96, tuple(layer.attributes["rows_per_class"]), **layer.tensors
-        )  # fmt: skip
+        counts = layer.attributes["rows_per_class"]
+        packed = PackedLinear(300, 96, (*counts, *[0] * (CLASSES - len(counts))), **layer.tensors)
         packed.validate()
         rows, weight = layer.sample()
         np.testing.assert_array_equal(weight, packed.dequantize()[rows])

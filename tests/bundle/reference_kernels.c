@@ -7,11 +7,20 @@ enum kind { TABLE_INT8, TABLE_FLOAT16, AFFINE };
 // `count` bits from `bit` on of a lane's byte in vector `v`.
 #define BITS(v, bit, count) ((lane[(v) * W] >> (bit)) & ((1 << (count)) - 1))
 
-static int code_at(const uint8_t* row, int b, int K, int k) {
+// The code of column k, or its window where there is a memory.
+static int code_at(const uint8_t* row, int b, int memory, int K, int k) {
   const int base = k / 256 * 256, rest = K - base;
   const int W = rest < 256 ? 4 * ((rest + 31) / 32) : 32;
   const int j = (k - base) / W, i = (k - base) % W;
   const uint8_t* lane = row + base / 8 * b + i;
+  if (memory > 0) {
+    int window = 0;
+    for (int t = 0; t < b + memory; ++t) {
+      const int bit = (b * (j + 8) - memory + t) % (8 * b);
+      window |= BITS(bit / 8, bit % 8, 1) << t;
+    }
+    return window;
+  }
   switch (b) {
     case 1:
       return BITS(0, j, 1);
@@ -40,8 +49,8 @@ static float half_to_float(uint16_t half) {
   return half >> 15 ? -value : value;
 }
 
-static float level(enum kind kind, int b, const void* codebook, const float* row_scale, int row, int code) {
-  const int64_t entry = ((int64_t)row << b) + code;
+static float level(enum kind kind, int b, int memory, const void* codebook, const float* row_scale, int row, int code) {
+  const int64_t entry = ((int64_t)row << (b + memory)) + code;
   if (kind == AFFINE) return row_scale[2 * row + 1] + row_scale[2 * row] * (float)(code - (1 << (b - 1)));
   if (kind == TABLE_INT8) return row_scale[row] * (float)((const int8_t*)codebook)[entry];
   return half_to_float(((const uint16_t*)codebook)[entry]);
@@ -51,14 +60,17 @@ static int64_t row_bytes(int b, int K) { return (int64_t)b * 4 * ((K + 31) / 32)
 
 static int64_t prepared_floats(int K) { return (((int64_t)K + 31) / 32 * 32 + 1 + 15) / 16 * 16; }
 
-static void gather(enum kind kind, int b, const uint8_t* codes, const void* codebook, const float* row_scale, float* y,
-                   int K, int row) {
+static void gather(enum kind kind, int b, int memory, const uint8_t* codes, const void* codebook,
+                   const float* row_scale, float* y, int K, int row) {
   const uint8_t* row_codes = codes + row * row_bytes(b, K);
-  for (int k = 0; k < K; ++k) y[k] = level(kind, b, codebook, row_scale, row, code_at(row_codes, b, K, k));
+  for (int k = 0; k < K; ++k) {
+    y[k] = level(kind, b, memory, codebook, row_scale, row, code_at(row_codes, b, memory, K, k));
+  }
 }
 
-static void matmul(enum kind kind, int b, const uint8_t* codes, const void* codebook, const float* row_scale,
-                   const int32_t* row_index, const float* x, float* y, int M, int K, int y_stride, int begin, int end) {
+static void matmul(enum kind kind, int b, int memory, const uint8_t* codes, const void* codebook,
+                   const float* row_scale, const int32_t* row_index, const float* x, float* y, int M, int K,
+                   int y_stride, int begin, int end) {
   for (int row = begin; row < end; ++row) {
     const uint8_t* row_codes = codes + row * row_bytes(b, K);
     double sums[64];
@@ -66,7 +78,7 @@ static void matmul(enum kind kind, int b, const uint8_t* codes, const void* code
       const int count = M - first < 64 ? M - first : 64;
       memset(sums, 0, sizeof sums);
       for (int k = 0; k < K; ++k) {
-        const float weight = level(kind, b, codebook, row_scale, row, code_at(row_codes, b, K, k));
+        const float weight = level(kind, b, memory, codebook, row_scale, row, code_at(row_codes, b, memory, K, k));
         for (int m = 0; m < count; ++m) sums[m] += (double)weight * (double)x[(first + m) * prepared_floats(K) + k];
       }
       for (int m = 0; m < count; ++m) y[(int64_t)(first + m) * y_stride + row_index[row]] = (float)sums[m];
@@ -90,21 +102,25 @@ void skim_prepare_integer(const float* x, const float* column_scale, void* prepa
   skim_prepare(x, column_scale, prepared, M, K);
 }
 
-#define KERNELS(name, kind, b)                                                                                       \
+#define KERNELS(name, kind, b, memory)                                                                               \
   void skim_matmul_##name(const uint8_t* codes, const void* codebook, const float* row_scale,                        \
                           const int32_t* row_index, const void* x, float* y, int32_t M, int32_t K, int32_t y_stride, \
                           int32_t begin, int32_t end) {                                                              \
-    matmul(kind, b, codes, codebook, row_scale, row_index, x, y, M, K, y_stride, begin, end);                        \
+    matmul(kind, b, memory, codes, codebook, row_scale, row_index, x, y, M, K, y_stride, begin, end);                \
   }                                                                                                                  \
   void skim_gather_##name(const uint8_t* codes, const void* codebook, const float* row_scale, float* y, int32_t K,   \
                           int32_t row) {                                                                             \
-    gather(kind, b, codes, codebook, row_scale, y, K, row);                                                          \
+    gather(kind, b, memory, codes, codebook, row_scale, y, K, row);                                                  \
   }
 
-#define WIDTH(b)                                \
-  KERNELS(table##b##_int8, TABLE_INT8, b)       \
-  KERNELS(table##b##_float16, TABLE_FLOAT16, b) \
-  KERNELS(affine##b, AFFINE, b)
+#define WIDTH(b)                                   \
+  KERNELS(table##b##_int8, TABLE_INT8, b, 0)       \
+  KERNELS(table##b##_float16, TABLE_FLOAT16, b, 0) \
+  KERNELS(affine##b, AFFINE, b, 0)
+
+#define WINDOW(b, memory)                                     \
+  KERNELS(window##b##_##memory##_int8, TABLE_INT8, b, memory) \
+  KERNELS(window##b##_##memory##_float16, TABLE_FLOAT16, b, memory)
 
 WIDTH(1)
 WIDTH(2)
@@ -114,3 +130,9 @@ WIDTH(5)
 WIDTH(6)
 WIDTH(7)
 WIDTH(8)
+WINDOW(1, 2)
+WINDOW(1, 3)
+WINDOW(2, 1)
+WINDOW(2, 2)
+WINDOW(3, 1)
+WINDOW(4, 1)

@@ -38,6 +38,7 @@ struct DecodePlan {
   int tokens;        // of a block
   int table_bytes;   // of levels that do not fit into registers
   int units;         // whose activations a warp has room for: all of its units, or one
+  bool affine;       // whether some rows have even levels, so that their results need the sums of tokens
   int shared_bytes;  // in all
 };
 
@@ -76,6 +77,7 @@ struct Decode {
       const bool in_memory = !kIntegers && level_bits > kMaxRegisterBits && !IsAffine(run.row_class);
       const int table_bytes = in_memory ? TableBytes(kRowTiles, level_bits) : 0;
       if (table_bytes > plan.table_bytes) plan.table_bytes = table_bytes;
+      plan.affine |= IsAffine(run.row_class);
     }
     const auto bytes = [&](int tokens, int units, int slots) {
       const int64_t of_warp =
@@ -317,7 +319,7 @@ struct Decode {
     Stream stream(plan.codes, first, slots);
     if constexpr (kIntegers) {
       Quantize(of_tokens, activations, Parts(parts, tokens, 0));
-    } else if (HasAffine(layer)) {
+    } else if (plan.affine) {
       TokenSums<kTokenTiles, Element> sums;
       char* of_unit = activations;
 #pragma unroll 1
@@ -349,8 +351,9 @@ struct Decode {
       const RowOutput<Element> output(device, tile.run, row_to_store(tile), n, epilogue, y);
       if (!cursor.AtEnd()) n = OriginalRow(layer, rows().run, row_to_store(rows()));  // for the next tile
       if constexpr (!kIntegers) {
-        with(tile.run.row_class,
-             [&](auto kind, auto code) { FillTables<decltype(kind)::value, decltype(code)>(tile, tables); });
+        with(tile.run.row_class, [&](auto kind, auto code) __attribute__((always_inline)) {
+          FillTables<decltype(kind)::value, decltype(code)>(tile, tables);
+        });
       }
       Sums sums;
       char* of_unit = activations;
@@ -359,7 +362,7 @@ struct Decode {
         if (!stay) stage_alone(unit);
         const char* slot = stream.Next();
         __syncwarp();
-        with(tile.run.row_class, [&](auto kind, auto code) {
+        with(tile.run.row_class, [&](auto kind, auto code) __attribute__((always_inline)) {
           Multiply<decltype(kind)::value, decltype(code)>(tile, stream, slot, tables, of_unit,
                                                           unit * Stream::kSuperblocks, tokens, sums);
         });
@@ -378,7 +381,7 @@ struct Decode {
 // Of integers there are only levels that are bytes in registers.
 template <LevelKind kTable, bool kIntegers, typename Body>
 SKIM_DEVICE void WithDecodeLevels(int row_class, Body&& body) {
-  WithLevels<kTable>(row_class, [&](auto kind, auto code) {
+  WithLevels<kTable>(row_class, [&](auto kind, auto code) __attribute__((always_inline)) {
     constexpr bool kAffine = decltype(kind)::value == LevelKind::kAffine;
     if constexpr (!kIntegers || kAffine || decltype(code)::kLevelBits <= kMaxRegisterBits) body(kind, code);
   });
@@ -390,8 +393,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 2 / kRowTiles)
                  Element* y) {
   if constexpr (kIsSupported<Element> && (kHasWideBytes || !kIntegers)) {
     Decode<Element, kTable, kRowTiles, kTokenTiles, kWords, kIntegers>::Run(
-        device, x, M, plan, epilogue, y,
-        [](int row_class, auto&& body) { WithDecodeLevels<kTable, kIntegers>(row_class, body); });
+        device, x, M, plan, epilogue, y, [](int row_class, auto&& body) __attribute__((always_inline)) {
+          WithDecodeLevels<kTable, kIntegers>(row_class, body);
+        });
   }
 }
 

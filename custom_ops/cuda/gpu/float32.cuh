@@ -69,7 +69,7 @@ struct Float32 {
 #pragma unroll 1
       for (int word = c; word < 8; word += 4) {
         uint32_t fragments[8][4];
-        WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto code) {
+        WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto code) __attribute__((always_inline)) {
           Decode<decltype(kind)::value, decltype(code)>(tile, x.K, block, word, fragments);
         });
 #pragma unroll

@@ -87,7 +87,7 @@ struct Prefill {
       if (stage < 0) continue;
       Fragments fragments;
       if (!idle) {
-        WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto code) {
+        WithLevels<kTable>(tile.run.row_class, [&](auto kind, auto code) __attribute__((always_inline)) {
           if (stage % 2 == 0) {
             Decode<decltype(kind)::value, decltype(code), 0>(tile, warp_row, x.K, stage / 2, fragments);
           } else {

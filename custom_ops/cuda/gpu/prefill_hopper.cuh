@@ -278,7 +278,7 @@ __global__ void __launch_bounds__(HopperPrefill<Element, kRowTiles, kTokenTiles>
   typename Kernel::Sums sums = {};
   const typename Kernel::Ring ring{shared, group, CountStages(K)};
   if (const RowTile rows = Kernel::RowsOf(group, tile.rows); rows.first < rows.run.count) {
-    WithLevels<kTable>(rows.run.row_class, [&](auto kind, auto code) {
+    WithLevels<kTable>(rows.run.row_class, [&](auto kind, auto code) __attribute__((always_inline)) {
       Kernel::template Multiply<decltype(kind)::value, decltype(code)>(rows, K, ring, sums);
     });
   } else {

@@ -28,13 +28,6 @@ static inline int64_t CountTiles(const Layer& layer, int rows) {
   return tiles;
 }
 
-// Whether some rows have even levels, so that their results need the sum of each token.
-SKIM_DEVICE bool HasAffine(const Layer& layer) {
-  bool found = false;
-  for (int i = 0; i < layer.run_count; ++i) found |= IsAffine(layer.runs[i].row_class);
-  return found;
-}
-
 // What a block computes: some rows of one class, for some tokens.
 struct BlockTile {
   RowTile rows;
