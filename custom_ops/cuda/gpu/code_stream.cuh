@@ -52,8 +52,9 @@ class CodeStream {
     for (int i = 0; i < layer.run_count; ++i) {
       const RowRun& run = layer.runs[i];
       const int bits = ClassBits(run.row_class), level_bits = LevelBits(run.row_class);
-      const bool in_registers = !IsAffine(run.row_class) && level_bits <= kMaxRegisterBits;
-      const int entry_bytes = layer.weights.codebook_type == CodebookType::kInt8 ? 1 : 2;
+      const bool int8 = layer.weights.codebook_type == CodebookType::kInt8;
+      const bool in_registers = !IsAffine(run.row_class) && InRegisters(level_bits, ClassMemory(run.row_class), int8);
+      const int entry_bytes = int8 ? 1 : 2;
       const int table_bytes = in_registers ? entry_bytes << level_bits : 0;
       plan.runs[i] = {run.codes,
                       static_cast<const char*>(run.codebook),

@@ -74,7 +74,8 @@ struct Decode {
     for (int i = 0; i < layer.run_count; ++i) {
       const RowRun& run = layer.runs[i];
       const int level_bits = LevelBits(run.row_class);
-      const bool in_memory = !kIntegers && level_bits > kMaxRegisterBits && !IsAffine(run.row_class);
+      const bool in_registers = InRegisters(level_bits, ClassMemory(run.row_class), kTable == LevelKind::kTableInt8);
+      const bool in_memory = !kIntegers && !in_registers && !IsAffine(run.row_class);
       const int table_bytes = in_memory ? TableBytes(kRowTiles, level_bits) : 0;
       if (table_bytes > plan.table_bytes) plan.table_bytes = table_bytes;
       plan.affine |= IsAffine(run.row_class);
@@ -159,7 +160,7 @@ struct Decode {
     }
     const int block = first + c * kWords / 8, word = c * kWords % 8;
     const Tile of_block(activations + (block - first) * tokens * Tile::kTokenBytes, block);
-#pragma unroll(Code::kLevelBits <= kMaxRegisterBits ? kWords : 1)
+#pragma unroll(InRegisters(Code::kLevelBits, Code::kMemory, kTable == LevelKind::kTableInt8) ? kWords : 1)
     for (int i = 0; i < kWords; i += kAtOnce) {
       uint32_t words[kRowTiles][2][kBits][kAtOnce];
       Stream::template Read<kBits>(slot, i, words);

@@ -121,6 +121,11 @@ SKIM_DEVICE void LoadTable(const void* from, uint32_t (&words)[kWords]) {
 
 constexpr int kMaxRegisterBits = 4;  // of codebooks in registers
 
+// Whether a codebook is looked up in registers. Windows take some of their own, where float16 entries leave none.
+static constexpr bool InRegisters(int level_bits, int memory, bool int8) {
+  return level_bits <= (int8 || memory == 0 ? kMaxRegisterBits : kMaxRegisterBits - 1);
+}
+
 // Where levels that do not fit into registers are looked up. In shared memory every thread has its own bank, at the
 // price of 128 bytes for an entry of 16 rows. If entries are 256 bytes apart, one instruction makes an address of a
 // code; another 16 rows have room in between. From the L1 cache levels need no room.
@@ -321,8 +326,8 @@ class Levels<LevelKind::kTableInt8, Code, kPlace, Element>
 
 template <typename Code, Place kPlace, typename Element>
 class Levels<LevelKind::kTableFloat16, Code, kPlace, Element>
-    : public std::conditional_t<Code::kLevelBits <= kMaxRegisterBits, RegisterElements<false, Code, Element>,
-                                MemoryTable<false, Code, kPlace, Element>> {};
+    : public std::conditional_t<InRegisters(Code::kLevelBits, Code::kMemory, false),
+                                RegisterElements<false, Code, Element>, MemoryTable<false, Code, kPlace, Element>> {};
 
 // Even levels: code - 2^(bits - 1).
 template <typename Code, Place kPlace, typename Element>
