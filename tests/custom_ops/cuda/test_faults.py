@@ -15,7 +15,7 @@ INSTRUCTIONS = ("device.cuh", "warpgroup.cuh")  # what the emulation has its own
 HOPPER = ("panels.cuh", "prefill_hopper.cuh")
 # The __syncwarp of product.cuh is there for the compiler only: no thread waits for what another one writes.
 SYNCHRONIZATION = re.compile(
-    r"(?<!if \(kCodes == 1\) )"
+    r"(?<!if \(kCodes == 1 \|\| kRowTiles == 2\) )"
     r"(__sync\w+|WaitForCopies|CommitCopies|Fence\w+|CommitMultiplies|WaitForMultiplies|WaitAtBarrier|ArriveAtBarrier)"
     r"(<\w+>)?\([^;{]*\);"
 )
