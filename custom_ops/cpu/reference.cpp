@@ -19,8 +19,8 @@ int CodeAt(const uint8_t* row, int row_class, int64_t K, int64_t k) {
   const int column = static_cast<int>(k % kSuperblockColumns), j = column / lanes;
   const uint8_t* lane = row + block * bits * kLanes + column % lanes;
   int code = 0;
-  for (int i = 0; i < (memory ? StreamFieldCount(bits, memory, j) : FieldCount(bits, j)); ++i) {
-    const Field f = memory ? StreamField(bits, memory, j, i) : CodeField(bits, j, i);
+  for (int i = 0; i < LevelFieldCount(bits, memory, j); ++i) {
+    const Field f = LevelField(bits, memory, j, i);
     code |= ((lane[f.vector * lanes] >> f.bit) & ((1 << f.length) - 1)) << f.code_bit;
   }
   return code;

@@ -32,8 +32,8 @@ SKIM_DEVICE void GatherRow(const DeviceLayer& device, int64_t id, Float* y) {
     const uint8_t* word = codes + block * bits * kLanes + unit % 8 * 4;
     for (int j = 0; j < 8; ++j) {
       uint32_t four = 0;  // codes j of the word's lanes, or their windows
-      for (int i = 0; i < (memory ? StreamFieldCount(bits, memory, j) : FieldCount(bits, j)); ++i) {
-        const Field f = memory ? StreamField(bits, memory, j, i) : CodeField(bits, j, i);
+      for (int i = 0; i < LevelFieldCount(bits, memory, j); ++i) {
+        const Field f = LevelField(bits, memory, j, i);
         const uint32_t vector = Load(reinterpret_cast<const uint32_t*>(word + f.vector * lanes));
         four |= (vector >> f.bit & ((1u << f.length) - 1) * 0x01010101u) << f.code_bit;
       }

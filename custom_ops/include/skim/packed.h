@@ -70,15 +70,22 @@ static constexpr Field StreamField(int bits, int memory, int j, int i) {
   return {first, length - first, (start + first) % (8 * bits) / 8, 0};
 }
 
+// The same of what levels are looked up by: of windows where there is a memory, else of codes.
+static constexpr int LevelFieldCount(int bits, int memory, int j) {
+  return memory ? StreamFieldCount(bits, memory, j) : FieldCount(bits, j);
+}
+
+static constexpr Field LevelField(int bits, int memory, int j, int i) {
+  return memory ? StreamField(bits, memory, j, i) : CodeField(bits, j, i);
+}
+
 // How kernels read a row: the widths of a code and of what a window has beside it, as constants.
 template <int kWidth, int kRemembered = 0>
 struct RowCode {
   static constexpr int kBits = kWidth, kMemory = kRemembered, kLevelBits = kBits + kMemory;
 
-  static constexpr int Fields(int j) { return kMemory ? StreamFieldCount(kBits, kMemory, j) : FieldCount(kBits, j); }
-  static constexpr Field FieldAt(int j, int i) {
-    return kMemory ? StreamField(kBits, kMemory, j, i) : CodeField(kBits, j, i);
-  }
+  static constexpr int Fields(int j) { return LevelFieldCount(kBits, kMemory, j); }
+  static constexpr Field FieldAt(int j, int i) { return LevelField(kBits, kMemory, j, i); }
 };
 
 enum class CodebookType { kInt8, kFloat16 };
