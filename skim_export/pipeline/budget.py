@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from skim_export.checkpoint import Checkpoint, Model, skeleton
 from skim_export.graph.rotary import table_values
-from skim_export.packed import CodebookType, level_bytes, row_bytes
+from skim_export.packed import CodebookType, row_bytes
 from skim_export.pipeline.options import ExportOptions
 from skim_export.pipeline.quantize_linear import QuantizeOptions
 from skim_export.quantize import ONE_WIDTH, Method
@@ -140,9 +140,7 @@ def linear_bytes(bits: npt.NDArray[np.uint8], columns: int, codebook: CodebookTy
 
 def _row_bytes(bits: int, columns: int, codebook: CodebookType, method: Method) -> int:
     """Codes and levels of a row."""
-    return row_bytes(bits, columns) + level_bytes(
-        bits, codebook, method.levels.even(bits, columns, codebook), method.levels.memory(bits, columns)
-    )
+    return row_bytes(bits, columns) + method.levels.level_bytes(bits, columns, codebook)
 
 
 def other_bytes(model: Model, options: ExportOptions, quantizing: QuantizeOptions) -> int:

@@ -26,7 +26,6 @@ from skim_export.calibration.sums import LinearSums
 from skim_export.calibration.text import WRITTEN_TOGETHER
 from skim_export.calibration.workers import workers
 from skim_export.checkpoint import Linear
-from skim_export.packed import level_bytes
 from skim_export.pipeline.budget import ROW_CLASS_BYTES, graph_bytes, other_bytes, widths_around
 from skim_export.pipeline.job import Job
 from skim_export.pipeline.memory import peak_memory
@@ -116,9 +115,8 @@ def _output_bytes(job: Job) -> int:
         for linear in job.budgeted:
             widths = np.where(free.mask(linear), math.ceil(free.average), job.quantizing.given(linear))
             for width, rows in zip(*np.unique(widths, return_counts=True), strict=True):
-                even = levels.even(int(width), linear.in_features, codebook)
-                memory = levels.memory(int(width), linear.in_features)
-                stored += int(rows) * (level_bytes(int(width), codebook, even, memory) + ROW_CLASS_BYTES)
+                of_row = levels.level_bytes(int(width), linear.in_features, codebook)
+                stored += int(rows) * (of_row + ROW_CLASS_BYTES)
     return int(stored) + _other_bytes(job)
 
 

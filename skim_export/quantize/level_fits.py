@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -33,6 +33,8 @@ UInt8 = npt.NDArray[np.uint8]
 FittedRows = tuple[UInt8, RowLevels, Float64]
 """Codes, uint8 `[R, K]`; levels; error of each row as stored, float64 `[R]`."""
 
+_Fit = Callable[[WeightRows, UInt8], FittedRows]
+
 AFFINE_BITS = (
     7  # from this width on a free codebook gains next to nothing over even levels and costs ten times the time
 )
@@ -58,6 +60,10 @@ class LevelFit(ABC):
     def memory(self, bits: int, columns: int) -> int:
         """The memory that windows of rows of so many bits and columns get; 0 if levels are those of the codes."""
         return 0
+
+    def level_bytes(self, bits: int, columns: int, codebook: CodebookType) -> int:
+        """Bytes that the levels of such a row take."""
+        return level_bytes(bits, codebook, self.even(bits, columns, codebook), self.memory(bits, columns))
 
     def in_lanes(self, columns: int) -> bool:
         """Whether columns are to go together lane after lane: some width has windows."""
@@ -108,12 +114,7 @@ class FreeLevels(LevelFit):
     def fit(self, rows: WeightRows, bits: UInt8, codebook: CodebookType, coupling: Coupling | None) -> FittedRows:
         """See `LevelFit`; the columns' coupling is seen where levels are free."""
         even = np.isin(bits, [b for b in np.unique(bits).tolist() if self.even(b, rows.columns, codebook)])
-        if even.all():
-            return fit_affine(rows, bits)
-        if not even.any():
-            return self._fit_free(rows, bits, codebook, coupling)
-        free = self._fit_free(rows.take(~even), bits[~even], codebook, coupling)
-        return _merged(bits, even, free, fit_affine(rows.take(even), bits[even]))
+        return _in_parts(rows, bits, even, lambda some, own: self._fit_free(some, own, codebook, coupling), fit_affine)
 
     def width_errors(self, rows: WeightRows, widths: Sequence[int]) -> Float64:
         """See `LevelFit`; those of free levels are before their entries are rounded."""
@@ -133,22 +134,17 @@ class FreeLevels(LevelFit):
             return refine_tables(rows, coupling, bits, codebook)
         order = coupling.order
         lanes, inner = rows.permuted(order), replace(coupling, order=np.arange(len(order)), lanes=False)
-        memory = np.array([self.memory(b, rows.columns) for b in bits.tolist()], np.uint8)
-        plain, windowed = memory == 0, memory > 0
-        if not windowed.any():
-            found = refine_tables(lanes, inner, bits, codebook)
-        elif not plain.any():
-            found = refine_windows(lanes, inner, bits, memory, codebook)
-        else:
-            found = _merged(
-                bits,
-                plain,
-                refine_windows(lanes.take(windowed), inner, bits[windowed], memory[windowed], codebook),
-                refine_tables(lanes.take(plain), inner, bits[plain], codebook),
-            )
-        codes = np.empty_like(found[0])
-        codes[:, order] = found[0]
-        return codes, *found[1:]
+        memory = np.array([0, *(self.memory(b, rows.columns) for b in range(1, AFFINE_BITS))], np.uint8)  # by width
+        ordered, levels, errors = _in_parts(
+            lanes,
+            bits,
+            memory[bits] == 0,
+            lambda some, own: refine_windows(some, inner, own, memory[own], codebook),
+            lambda some, own: refine_tables(some, inner, own, codebook),
+        )
+        codes = np.empty_like(ordered)
+        codes[:, order] = ordered
+        return codes, levels, errors
 
 
 @dataclass(frozen=True)
@@ -197,6 +193,16 @@ def even_levels_pay(bits: int, columns: int, codebook: CodebookType) -> bool:
         return True
     further = level_bytes(bits, codebook, affine=False) - level_bytes(bits, codebook, affine=True)
     return 8 * further / columns >= FREE_LEVELS_GAIN[bits]
+
+
+def _in_parts(rows: WeightRows, bits: UInt8, is_second: npt.NDArray[np.bool_], first: _Fit, second: _Fit) -> FittedRows:
+    """Fit some rows in the first and some in the second way."""
+    if is_second.all():
+        return second(rows, bits)
+    if not is_second.any():
+        return first(rows, bits)
+    parts = (fit(rows.take(some), bits[some]) for fit, some in ((first, ~is_second), (second, is_second)))
+    return _merged(bits, is_second, *parts)
 
 
 def _merged(bits: UInt8, is_second: npt.NDArray[np.bool_], first: FittedRows, second: FittedRows) -> FittedRows:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import torch
 
 __all__ = [
+    "LANE",
     "POINTS",
     "WeightRows",
     "assign",
@@ -33,12 +34,14 @@ __all__ = [
     "kmeans",
     "refine",
     "refit",
+    "window_kinds",
 ]
 
 POINTS = 1024  # where a cluster may begin in a row, if not anywhere: the error is nearly that of the optimum
 _CALL_SECONDS = 0.25  # about as long as one call may take: Ctrl-C is seen between calls
 _SECONDS_PER_LEVEL = 2e-8  # of the dynamic program, for one weight and one level
-_LANE_COLUMNS, _MOST_MEMORY, _MOST_WINDOW_BITS = 8, 3, 5  # of windows, see native/row_refine.h
+LANE = 8  # columns whose windows are found together
+_MOST_MEMORY, _MOST_WINDOW_BITS = 3, 5  # see native/row_refine.h
 _SECONDS_PER_PASS = 4e-11  # of one thread, to multiply a weight with one column's entry of a correlation
 
 Float32 = npt.NDArray[np.float32]
@@ -148,14 +151,20 @@ def _checked_memory(memory: UInt8 | None, bits: UInt8, columns: int) -> UInt8 | 
         raise ValueError(f"memory must be uint8 [{len(bits)}] from 1 to {_MOST_MEMORY}")
     if (memory >= bits).any() or bits.max() > _MOST_WINDOW_BITS:
         raise ValueError(f"windows must have more bits than their memory, and at most {_MOST_WINDOW_BITS}")
-    if columns % _LANE_COLUMNS:
-        raise ValueError(f"columns of windows must be lanes of {_LANE_COLUMNS}, got {columns}")
+    if columns % LANE:
+        raise ValueError(f"columns of windows must be lanes of {LANE}, got {columns}")
     return np.ascontiguousarray(memory)
 
 
 def _check_shape(name: str, array: npt.NDArray[Any], shape: tuple[int, ...]) -> None:
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {list(shape)}, got {list(array.shape)}")
+
+
+def window_kinds(bits: UInt8, memory: UInt8) -> Iterator[tuple[npt.NDArray[np.int64], int, int]]:
+    """The rows that have windows of one width with one memory, int64, and these."""
+    for b, m in np.unique(np.stack([bits, memory], axis=1), axis=0).tolist():
+        yield np.flatnonzero((bits == b) & (memory == m)), b, m
 
 
 def error_curves(rows: WeightRows, max_bits: int) -> Float64:
@@ -289,6 +298,8 @@ def feedback(
     """
     bits, stride = _checked_bits(bits, rows.count)
     memory = _checked_memory(memory, bits, rows.columns)
+    if factor is None and memory is None:
+        raise ValueError("factor must be given, but for windows")
     if factor is not None:
         _check_shape("factor", factor, (rows.columns, rows.columns))
     _check_shape("levels", levels, (rows.count, stride))

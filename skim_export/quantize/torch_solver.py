@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from skim_export.quantize import torch_kmeans, torch_refine, torch_windows
-from skim_export.quantize.solver import POINTS, WeightRows
+from skim_export.quantize.solver import POINTS, WeightRows, window_kinds
 from skim_export.quantize.torch_kmeans import SortedRows
 from skim_export.quantize.torch_windows import Lanes
 
@@ -63,7 +63,7 @@ def feedback(
                 part = target[:, some].contiguous()
                 windows[:, some] = torch_windows.feedback(lanes, part, unit[:, some], _moved(factor, rows))
         return _codes(windows)
-    assert factor is not None  # codes alone would be those of the nearest levels
+    assert factor is not None  # as the caller sees to
     codes = torch_refine.feedback(target, unit, _moved(factor, rows), _ended(levels, bits, rows))
     return _codes(codes)
 
@@ -137,8 +137,7 @@ def _refine_windows(
 
 def _lanes(rows: WeightRows, bits: UInt8, levels: Float32, memory: UInt8) -> Iterator[tuple[torch.Tensor, Lanes]]:
     """The rows of each width and memory, int64, and their trellis."""
-    for b, m in np.unique(np.stack([bits, memory], axis=1), axis=0).tolist():
-        some = np.flatnonzero((bits == b) & (memory == m))
+    for some, b, m in window_kinds(bits, memory):
         of_kind = _moved(np.ascontiguousarray(levels[some, : 1 << b].T), rows)
         yield _moved(some, rows), Lanes(b - m, m, of_kind)
 

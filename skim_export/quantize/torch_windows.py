@@ -10,11 +10,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from skim_export.quantize.solver import LANE
 from skim_export.quantize.torch_refine import COLUMNS_TOGETHER, fit_levels
 
 __all__ = ["Lanes", "feedback", "feedback_without_coupling", "refine"]
 
-LANE = 8  # columns
 _DEAD = 1e30  # costs more than any path: does not begin where it should
 
 

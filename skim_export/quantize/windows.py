@@ -6,15 +6,13 @@ of a lane one after the other.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import numpy.typing as npt
 
 from skim_export.packed import CodebookType, RowLevels
 from skim_export.quantize.levels import round_levels
 from skim_export.quantize.refinement import REFINE_ROUNDS, Coupling, level_mass
-from skim_export.quantize.solver import WeightRows, feedback, kmeans, refine, refit
+from skim_export.quantize.solver import WeightRows, feedback, kmeans, refine, refit, window_kinds
 
 __all__ = ["WINDOW_GAINS", "refine_windows", "worthwhile_memory"]
 
@@ -26,7 +24,7 @@ UInt8 = npt.NDArray[np.uint8]
 # of three layers of SmolLM2 under the full objective.
 WINDOW_GAINS = {(1, 2): 0.26, (1, 3): 0.30, (2, 1): 0.23, (2, 2): 0.27, (3, 1): 0.24, (4, 1): 0.22}
 
-_UNCOUPLED_ROUNDS = 4  # between windows and levels, before columns go together: without them half the gain is lost
+_UNCOUPLED_ROUNDS = 4  # between windows and levels, before columns go together
 _POINTS = 1024  # of the clustering that these rounds start from
 _SWEEPS = 2  # over the windows of a row in each round: lanes are nearly settled by the first
 
@@ -94,18 +92,12 @@ def _starting_levels(rows: WeightRows, width: UInt8, memory: UInt8) -> Float32:
     """
     centroids, _, _ = kmeans(rows, width, _POINTS)
     levels = np.zeros_like(centroids)
-    for some, w, m in _kinds(width, memory):
+    for some, w, m in window_kinds(width, memory):
         levels[some, : 1 << w] = centroids[some][:, _spread(w, m)]
     for _ in range(_UNCOUPLED_ROUNDS):
         windows = feedback(rows, None, width, levels, memory)
         levels = refit(rows, width, windows, levels)[0]
     return levels
-
-
-def _kinds(width: UInt8, memory: UInt8) -> Iterator[tuple[npt.NDArray[np.bool_], int, int]]:
-    """Rows of one width and one memory, and these."""
-    for w, m in np.unique(np.stack([width, memory], axis=1), axis=0).tolist():
-        yield (width == w) & (memory == m), w, m
 
 
 def _spread(width: int, memory: int) -> npt.NDArray[np.int64]:

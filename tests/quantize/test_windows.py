@@ -154,6 +154,12 @@ def test_refusals(width, memory, columns, message):
         feedback(layer, None, np.full(2, width, np.uint8), levels, np.full(2, memory, np.uint8))
 
 
+def test_codes_alone_need_a_coupling():
+    layer, _ = random_problem(2, 64)
+    with pytest.raises(ValueError, match="factor must be given"):
+        feedback(layer, None, np.full(2, 2, np.uint8), np.zeros((2, 4), np.float32))
+
+
 @pytest.mark.parametrize("columns", [32, 256, 288, 576])
 def test_lanes_are_those_of_the_packed_format(columns):
     lanes = lane_columns(columns)
