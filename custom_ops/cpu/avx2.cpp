@@ -199,24 +199,25 @@ struct FloatFunctions {
 template <typename Levels>
 constexpr FloatFunctions kFloats{DotFloats<Levels>, DecodeFloats<Levels>};
 
-template <CodebookType kType, int kBits, int kMemory = 0>
-constexpr FloatFunctions kTable = kFloats<FloatTable<RowCode<kBits, kMemory>, kType>>;
-template <CodebookType kType, int kBits>
-constexpr FloatFunctions kGathered = kFloats<GatheredTable<kBits, kType>>;
-template <int kBits>
-constexpr FloatFunctions kAffine = kFloats<FloatAffine<kBits>>;
-
 template <CodebookType kType>
-constexpr FloatFunctions kFloatsOf[kClasses] = {
-    kTable<kType, 1>,    kTable<kType, 2>,    kTable<kType, 3>,    kTable<kType, 4>,    kTable<kType, 5>,
-    kTable<kType, 6>,    kGathered<kType, 7>, kGathered<kType, 8>, kAffine<1>,          kAffine<2>,
-    kAffine<3>,          kAffine<4>,          kAffine<5>,          kAffine<6>,          kAffine<7>,
-    kAffine<8>,          kTable<kType, 1, 3>, kTable<kType, 1, 3>, kTable<kType, 2, 2>, kTable<kType, 2, 2>,
-    kTable<kType, 3, 1>, kTable<kType, 4, 1>};
+struct FloatChoice {
+  template <int kClass>
+  static constexpr FloatFunctions Of() {
+    using Code = CodeOfClass<kClass>;
+    if constexpr (IsAffine(kClass)) {
+      return kFloats<FloatAffine<Code::kBits>>;
+    } else if constexpr (Code::kLevelBits > 6) {
+      return kFloats<GatheredTable<Code::kBits, kType>>;
+    } else {
+      return kFloats<FloatTable<Code, kType>>;
+    }
+  }
+};
 
 const FloatFunctions& FloatsOf(const Layer& layer, const RowRun& run) {
-  return layer.weights.codebook_type == CodebookType::kInt8 ? kFloatsOf<CodebookType::kInt8>[run.row_class]
-                                                            : kFloatsOf<CodebookType::kFloat16>[run.row_class];
+  return layer.weights.codebook_type == CodebookType::kInt8
+             ? kByClass<FloatChoice<CodebookType::kInt8>>.of[run.row_class]
+             : kByClass<FloatChoice<CodebookType::kFloat16>>.of[run.row_class];
 }
 
 // ---- activations

@@ -172,44 +172,25 @@ template <typename Levels>
 constexpr FloatFunctions kFloats{DotFloats<Levels>, DecodeFloats<Levels>};
 
 constexpr CodebookType kInt8 = CodebookType::kInt8, kHalf = CodebookType::kFloat16;
-template <CodebookType kType, int kBits, int kMemory = 0>
-constexpr FloatFunctions kTable = kFloats<FloatTable<RowCode<kBits, kMemory>, kType>>;
-template <int kBits, int kMemory = 0>
-constexpr FloatFunctions kWide = kFloats<WideTable<RowCode<kBits, kMemory>>>;
-template <int kBits>
-constexpr FloatFunctions kAffine = kFloats<FloatAffine<kBits>>;
-
-constexpr FloatFunctions kFloatsOfInt8[kClasses] = {kTable<kInt8, 1>,
-                                                    kTable<kInt8, 2>,
-                                                    kTable<kInt8, 3>,
-                                                    kTable<kInt8, 4>,
-                                                    kWide<5>,
-                                                    kWide<6>,
-                                                    kWide<7>,
-                                                    kWide<8>,
-                                                    kAffine<1>,
-                                                    kAffine<2>,
-                                                    kAffine<3>,
-                                                    kAffine<4>,
-                                                    kAffine<5>,
-                                                    kAffine<6>,
-                                                    kAffine<7>,
-                                                    kAffine<8>,
-                                                    kTable<kInt8, 1, 3>,
-                                                    kTable<kInt8, 1, 3>,
-                                                    kTable<kInt8, 2, 2>,
-                                                    kTable<kInt8, 2, 2>,
-                                                    kTable<kInt8, 3, 1>,
-                                                    kWide<4, 1>};
-constexpr FloatFunctions kFloatsOfHalf[kClasses] = {
-    kTable<kHalf, 1>,    kTable<kHalf, 2>,    kTable<kHalf, 3>,    kTable<kHalf, 4>,    kTable<kHalf, 5>,
-    kTable<kHalf, 6>,    kTable<kHalf, 7>,    kTable<kHalf, 8>,    kAffine<1>,          kAffine<2>,
-    kAffine<3>,          kAffine<4>,          kAffine<5>,          kAffine<6>,          kAffine<7>,
-    kAffine<8>,          kTable<kHalf, 1, 3>, kTable<kHalf, 1, 3>, kTable<kHalf, 2, 2>, kTable<kHalf, 2, 2>,
-    kTable<kHalf, 3, 1>, kTable<kHalf, 4, 1>};
+// Of int8 levels that are looked up by more than 4 bits, the bytes are.
+template <CodebookType kType>
+struct FloatChoice {
+  template <int kClass>
+  static constexpr FloatFunctions Of() {
+    using Code = CodeOfClass<kClass>;
+    if constexpr (IsAffine(kClass)) {
+      return kFloats<FloatAffine<Code::kBits>>;
+    } else if constexpr (kType == kInt8 && Code::kLevelBits > 4) {
+      return kFloats<WideTable<Code>>;
+    } else {
+      return kFloats<FloatTable<Code, kType>>;
+    }
+  }
+};
 
 const FloatFunctions& FloatsOf(const Layer& layer, const RowRun& run) {
-  return (layer.weights.codebook_type == kHalf ? kFloatsOfHalf : kFloatsOfInt8)[run.row_class];
+  return layer.weights.codebook_type == kHalf ? kByClass<FloatChoice<kHalf>>.of[run.row_class]
+                                              : kByClass<FloatChoice<kInt8>>.of[run.row_class];
 }
 
 // ---- activations

@@ -174,15 +174,18 @@ constexpr IntegerFunctions kIntegers{
     {DotIntegers<Levels, 1>, DotIntegers<Levels, 2>, DotIntegers<Levels, 3>, DotIntegers<Levels, 4>},
     DecodeIntegers<Levels>};
 
-template <int kBits, int kMemory = 0>
-constexpr IntegerFunctions kTable = kIntegers<UnsignedTable<RowCode<kBits, kMemory>>>;
-template <int kBits>
-constexpr IntegerFunctions kAffine = kIntegers<UnsignedAffine<kBits>>;
-
-constexpr IntegerFunctions kIntegersOf[kClasses] = {
-    kTable<1>,    kTable<2>,    kTable<3>,    kTable<4>,    kTable<5>,    kTable<6>,   kTable<7>,  kTable<8>,
-    kAffine<1>,   kAffine<2>,   kAffine<3>,   kAffine<4>,   kAffine<5>,   kAffine<6>,  kAffine<7>, kAffine<8>,
-    kTable<1, 3>, kTable<1, 3>, kTable<2, 2>, kTable<2, 2>, kTable<3, 1>, kTable<4, 1>};
+struct IntegerChoice {
+  template <int kClass>
+  static constexpr IntegerFunctions Of() {
+    using Code = CodeOfClass<kClass>;
+    if constexpr (IsAffine(kClass)) {
+      return kIntegers<UnsignedAffine<Code::kBits>>;
+    } else {
+      return kIntegers<UnsignedTable<Code>>;
+    }
+  }
+};
+constexpr auto& kIntegersOf = kByClass<IntegerChoice>.of;
 
 // ---- activations
 

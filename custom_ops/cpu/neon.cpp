@@ -177,32 +177,28 @@ struct FloatFunctions {
 
 template <typename Levels>
 constexpr FloatFunctions kFloats{DotFloats<Levels>, DecodeFloats<Levels>};
-constexpr Entries kInt8 = Entries::kInt8, kHalf = Entries::kHalf;
-template <Entries kEntries, int kBits, int kMemory = 0>
-constexpr FloatFunctions kTable = kFloats<FloatTable<RowCode<kBits, kMemory>, kEntries>>;
-template <int kBits>
-constexpr FloatFunctions kWideTable = kFloats<WideBytes<SignedTable<RowCode<kBits>>>>;
-template <int kBits>
-constexpr FloatFunctions kAffine = kTable<Entries::kAffine, kBits>;
-template <int kBits>
-constexpr FloatFunctions kWideAffine = kFloats<WideBytes<SignedAffine<kBits>>>;
 
-constexpr FloatFunctions kFloatsOfInt8[kClasses] = {
-    kTable<kInt8, 1>,    kTable<kInt8, 2>,    kTable<kInt8, 3>,    kTable<kInt8, 4>,    kTable<kInt8, 5>,
-    kTable<kInt8, 6>,    kWideTable<7>,       kWideTable<8>,       kAffine<1>,          kAffine<2>,
-    kAffine<3>,          kAffine<4>,          kWideAffine<5>,      kWideAffine<6>,      kWideAffine<7>,
-    kWideAffine<8>,      kTable<kInt8, 1, 3>, kTable<kInt8, 1, 3>, kTable<kInt8, 2, 2>, kTable<kInt8, 2, 2>,
-    kTable<kInt8, 3, 1>, kTable<kInt8, 4, 1>};
-constexpr FloatFunctions kFloatsOfHalf[kClasses] = {
-    kTable<kHalf, 1>,    kTable<kHalf, 2>,    kTable<kHalf, 3>,    kTable<kHalf, 4>,    kTable<kHalf, 5>,
-    kTable<kHalf, 6>,    kTable<kHalf, 7>,    kTable<kHalf, 8>,    kAffine<1>,          kAffine<2>,
-    kAffine<3>,          kAffine<4>,          kWideAffine<5>,      kWideAffine<6>,      kWideAffine<7>,
-    kWideAffine<8>,      kTable<kHalf, 1, 3>, kTable<kHalf, 1, 3>, kTable<kHalf, 2, 2>, kTable<kHalf, 2, 2>,
-    kTable<kHalf, 3, 1>, kTable<kHalf, 4, 1>};
+// int8 levels that are looked up by more than 6 bits are converted, as are even ones of more than 4.
+template <Entries kEntries>
+struct FloatChoice {
+  template <int kClass>
+  static constexpr FloatFunctions Of() {
+    using Code = CodeOfClass<kClass>;
+    if constexpr (IsAffine(kClass)) {
+      if constexpr (Code::kBits <= 4) return kFloats<FloatTable<Code, Entries::kAffine>>;
+      if constexpr (Code::kBits > 4) return kFloats<WideBytes<SignedAffine<Code::kBits>>>;
+    } else if constexpr (kEntries == Entries::kInt8 && Code::kLevelBits > 6) {
+      return kFloats<WideBytes<SignedTable<Code>>>;
+    } else {
+      return kFloats<FloatTable<Code, kEntries>>;
+    }
+  }
+};
 
 const FloatFunctions& FloatsOf(const Layer& layer, const RowRun& run) {
-  const bool half = layer.weights.codebook_type == CodebookType::kFloat16;
-  return (half ? kFloatsOfHalf : kFloatsOfInt8)[run.row_class];
+  return layer.weights.codebook_type == CodebookType::kFloat16
+             ? kByClass<FloatChoice<Entries::kHalf>>.of[run.row_class]
+             : kByClass<FloatChoice<Entries::kInt8>>.of[run.row_class];
 }
 
 void PrepareFloats(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {

@@ -142,20 +142,20 @@ struct IntegerFunctions {
 
 template <typename Products, typename Levels>
 constexpr IntegerFunctions kIntegers{Levels::kZero, DotIntegerRows<Products, Levels>, DecodeIntegers<Products, Levels>};
-template <typename Products, int kBits, int kMemory = 0>
-constexpr IntegerFunctions kSignedTable = kIntegers<Products, SignedTable<RowCode<kBits, kMemory>>>;
-template <typename Products, int kBits>
-constexpr IntegerFunctions kSignedAffine = kIntegers<Products, SignedAffine<kBits>>;
 template <typename Products>
-constexpr IntegerFunctions kIntegersOf[kClasses] = {
-    kSignedTable<Products, 1>,    kSignedTable<Products, 2>,    kSignedTable<Products, 3>,
-    kSignedTable<Products, 4>,    kSignedTable<Products, 5>,    kSignedTable<Products, 6>,
-    kSignedTable<Products, 7>,    kSignedTable<Products, 8>,    kSignedAffine<Products, 1>,
-    kSignedAffine<Products, 2>,   kSignedAffine<Products, 3>,   kSignedAffine<Products, 4>,
-    kSignedAffine<Products, 5>,   kSignedAffine<Products, 6>,   kSignedAffine<Products, 7>,
-    kSignedAffine<Products, 8>,   kSignedTable<Products, 1, 3>, kSignedTable<Products, 1, 3>,
-    kSignedTable<Products, 2, 2>, kSignedTable<Products, 2, 2>, kSignedTable<Products, 3, 1>,
-    kSignedTable<Products, 4, 1>};
+struct IntegerChoice {
+  template <int kClass>
+  static constexpr IntegerFunctions Of() {
+    using Code = CodeOfClass<kClass>;
+    if constexpr (IsAffine(kClass)) {
+      return kIntegers<Products, SignedAffine<Code::kBits>>;
+    } else {
+      return kIntegers<Products, SignedTable<Code>>;
+    }
+  }
+};
+template <typename Products>
+constexpr auto& kIntegersOf = kByClass<IntegerChoice<Products>>.of;
 
 template <typename Products>
 void PrepareIntegers(const Layer& layer, const void* x, FloatType type, int64_t M, void* prepared) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <utility>
 
 #include "columns.h"
 #include "half.h"
@@ -20,6 +21,33 @@ struct RowEnd {
   float scale, offset, bias;
   int64_t n;  // original row
 };
+
+// The largest memory that windows of a width have; 0 for a class without windows.
+static constexpr int LargestMemory(int row_class) {
+  int largest = 0;
+  for (const auto& window : kWindowClasses) {
+    if (HasWindows(row_class) && window[0] == ClassBits(row_class) && window[1] > largest) largest = window[1];
+  }
+  return largest;
+}
+
+// How kernels read the rows of a class.
+template <int kClass>
+using CodeOfClass = RowCode<ClassBits(kClass), LargestMemory(kClass)>;
+
+// What the kernels of an instruction set have for each class: `Choice::Of<class>()`.
+template <typename T>
+struct ByClass {
+  T of[kClasses];
+};
+
+template <typename Choice, int... kClass>
+static constexpr auto ListClasses(std::integer_sequence<int, kClass...>) {
+  return ByClass<decltype(Choice::template Of<0>())>{{Choice::template Of<kClass>()...}};
+}
+
+template <typename Choice>
+static constexpr auto kByClass = ListClasses<Choice>(std::make_integer_sequence<int, kClasses>());
 
 // The codebook of a row of a run, for kernels that look levels up by `Code::kLevelBits` bits. Those for windows serve
 // smaller memories, too: the bits that stand furthest before a code are the lowest of its window, and are ignored if
