@@ -116,13 +116,13 @@ Floats FindWindows(const Lane& lane, const LaneRows& rows, Numbers* windows) {
   return least;
 }
 
-// Of the symmetric, positive definite coupling `c` of a lane's columns: its inverse, and the upper triangular U with
-// U^T U = the inverse.
-void InvertLane(const float (*c)[kPanel], float (*factor)[kLane], float (*inverse)[kLane]) {
-  double v[kLane][kLane] = {}, u[kLane][kLane] = {};  // c = v v^T, both upper triangular, u = v^-1
+// Of the coupling of a lane's columns, `first` and on in a tile, symmetric and positive definite: its inverse, and the
+// upper triangular U with U^T U = the inverse.
+void InvertLane(const Panel* tile, int32_t first, float (*factor)[kLane], float (*inverse)[kLane]) {
+  double v[kLane][kLane] = {}, u[kLane][kLane] = {};  // the coupling is v v^T, both upper triangular, u = v^-1
   for (int32_t j = kLane - 1; j >= 0; j--) {
     for (int32_t i = j; i >= 0; i--) {
-      double sum = c[i][j];
+      double sum = tile[first + i].at[first + j];
       for (int32_t t = j + 1; t < kLane; t++) sum -= v[i][t] * v[j][t];
       v[i][j] = i == j ? __builtin_sqrt(sum) : sum / v[j][j];
     }

@@ -247,11 +247,7 @@ void SweepLanes(const RefineGroup& group, int32_t panel) {
   const int32_t lanes = PanelWidth(group, panel) / kLane;
   Lane lane[kPanel / kLane];
   float inverse[kPanel / kLane][kLane][kLane];
-  for (int32_t l = 0; l < lanes; l++) {
-    float own[kLane][kPanel];
-    for (int32_t k = 0; k < kLane; k++) __builtin_memcpy(own[k], tile[0][l * kLane + k].at + l * kLane, 4 * kLane);
-    InvertLane(own, lane[l].factor, inverse[l]);
-  }
+  for (int32_t l = 0; l < lanes; l++) InvertLane(tile[0], l * kLane, lane[l].factor, inverse[l]);
   for (int32_t r = 0; r < group.size; r++) group.counts[At(group, panel, r)] = 0;
   EachTogether(group, [&](int32_t first, int32_t count, const LaneRows& rows) {
     bool settled = true;
