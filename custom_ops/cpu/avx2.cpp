@@ -68,11 +68,10 @@ struct FloatTable {
   SKIM_INLINE FloatTable(const RowRun& run, int64_t row) {
     constexpr int count = kBits <= 4 ? 1 << kBits : 16;
     const __m256i byte = _mm256_set1_epi16(0xff);
-    Entry<kType> repeated[1 << kBits];
-    const Entry<kType>* codebook = CodebookOf<Code>(run, row, repeated);
+    const RowLevels<Code, Entry<kType>> levels(run, row);
     for (int t = 0; t < kTables; ++t) {
       __m256 low, high;
-      LoadEntries<count>(codebook, 16 * t, &low, &high);
+      LoadEntries<count>(levels.data(), 16 * t, &low, &high);
       const __m256i a = _mm256_castps_si256(low), b = _mm256_castps_si256(high);
       // Packing works within halves: [a 0-3, b 0-3 | a 4-7, b 4-7], put in order by the permutation.
       const __m256i top = _mm256_packus_epi32(_mm256_srli_epi32(a, 16), _mm256_srli_epi32(b, 16));

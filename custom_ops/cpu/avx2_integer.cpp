@@ -34,11 +34,10 @@ struct UnsignedTable {
   __m256i tables[kTables];
 
   SKIM_INLINE UnsignedTable(const RowRun& run, int64_t row) {
-    int8_t repeated[1 << kBits];
-    const int8_t* entries = CodebookOf<Code>(run, row, repeated);
+    const RowLevels<Code, int8_t> levels(run, row);
     for (int i = 0; i < kTables; ++i) {
       __m128i bytes = _mm_setzero_si128();
-      std::memcpy(&bytes, entries + 16 * i, kBits < 4 ? 1 << kBits : 16);
+      std::memcpy(&bytes, levels.data() + 16 * i, kBits < 4 ? 1 << kBits : 16);
       tables[i] = _mm256_broadcastsi128_si256(_mm_xor_si128(bytes, _mm_set1_epi8(-128)));
     }
   }

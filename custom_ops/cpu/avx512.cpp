@@ -48,9 +48,8 @@ struct FloatTable {
 
   SKIM_INLINE FloatTable(const RowRun& run, int64_t row) {
     constexpr int count = kBits <= 4 ? 1 << kBits : 16;
-    Entry repeated[1 << kBits];
-    const Entry* codebook = CodebookOf<Code>(run, row, repeated);
-    for (int i = 0; i < kRegisters; ++i) tables[i] = LoadEntries<count>(codebook, 16 * i);
+    const RowLevels<Code, Entry> levels(run, row);
+    for (int i = 0; i < kRegisters; ++i) tables[i] = LoadEntries<count>(levels.data(), 16 * i);
   }
 
   // Of the kCount registers from kFirst on.
@@ -84,8 +83,7 @@ struct WideTable {
   using Code = CodeOfRow;
   ByteTable<Code::kLevelBits> table;
 
-  SKIM_INLINE WideTable(const RowRun& run, int64_t row)
-      : table(static_cast<const int8_t*>(run.codebook) + (row << Code::kLevelBits)) {}
+  SKIM_INLINE WideTable(const RowRun& run, int64_t row) : table(RowLevels<Code, int8_t>(run, row).data()) {}
   SKIM_INLINE Floats64 operator()(__m512i codes) const { return Widen(table(codes)); }
 };
 

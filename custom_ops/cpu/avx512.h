@@ -407,10 +407,8 @@ void PrefetchRows(const Layer& layer, int64_t begin, int64_t end) {
   const int64_t rows = Min(end - begin, kTileRows);
   const int entry = layer.weights.codebook_type == CodebookType::kInt8 ? 1 : 2;
   EachRun(layer, begin, rows, [&](const RowRun& run, int64_t row, int64_t count, int64_t) {
-    const int bits = LevelBits(run.row_class);
-    if (run.codebook) {
-      PrefetchBytes(static_cast<const char*>(run.codebook) + (row << bits) * entry, (count << bits) * entry);
-    }
+    const int64_t bytes = CodebookEntries(run.row_class) * entry;
+    if (run.codebook) PrefetchBytes(static_cast<const char*>(run.codebook) + row * bytes, count * bytes);
     if (run.row_scale) PrefetchBytes(run.row_scale + (run.codebook ? row : 2 * row), count * (run.codebook ? 2 : 4));
   });
   if (layer.destination) PrefetchBytes(layer.destination + begin, rows * 4);

@@ -29,8 +29,7 @@ struct UnsignedTable {
   Table table;
 
   static SKIM_INLINE Table TableOf(const RowRun& run, int64_t row) {
-    int8_t repeated[1 << Code::kLevelBits];
-    return Table(CodebookOf<Code>(run, row, repeated));
+    return Table(RowLevels<Code, int8_t>(run, row).data());
   }
 
   SKIM_INLINE UnsignedTable(const RowRun& run, int64_t row) : table(TableOf(run, row)) {

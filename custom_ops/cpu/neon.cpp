@@ -66,11 +66,10 @@ struct FloatTable {
   ByteTable<kBits> low, high;  // the bytes of 16 bits
 
   SKIM_INLINE FloatTable(const RowRun& run, int64_t row) {
-    Entry repeated[1 << kBits];
-    const Entry* codebook = kEntries == Entries::kAffine ? nullptr : CodebookOf<Code>(run, row, repeated);
+    const RowLevels<Code, Entry> levels(run, row);
     const auto fill = [&](ByteTable<kBits>& table, auto&& bytes) __attribute__((always_inline)) {
       table.Fill([&](int i) __attribute__((always_inline)) {
-        const uint16x8x2_t entries = LoadEntries<kBits, kEntries>(codebook, 16 * i);
+        const uint16x8x2_t entries = LoadEntries<kBits, kEntries>(levels.data(), 16 * i);
         return bytes(vreinterpretq_u8_u16(entries.val[0]), vreinterpretq_u8_u16(entries.val[1]));
       });
     };

@@ -185,9 +185,9 @@ struct SignedTable {
   ByteTable<kBits> table;
 
   SKIM_INLINE SignedTable(const RowRun& run, int64_t row) {
-    int8_t repeated[1 << kBits];
-    const int8_t* entries = CodebookOf<Code>(run, row, repeated);
-    table.Fill([&](int i) __attribute__((always_inline)) { return Repeat<Min(16, 1 << kBits)>(entries + 16 * i); });
+    const RowLevels<Code, int8_t> levels(run, row);
+    table.Fill([&](int i)
+                   __attribute__((always_inline)) { return Repeat<Min(16, 1 << kBits)>(levels.data() + 16 * i); });
   }
   SKIM_INLINE int8x16_t operator()(uint8x16_t codes) const { return vreinterpretq_s8_u8(table(codes)); }
 };

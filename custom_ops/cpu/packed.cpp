@@ -68,7 +68,7 @@ std::string PackedLinear::Validate() const {
   for (int c = 0; c < kClasses; ++c) {  // N rows together: nothing of this overflows
     const int64_t count = rows_per_class[c];
     code_bytes += count * RowBytes(ClassBits(c), K);
-    if (!IsAffine(c)) entries += count << LevelBits(c);
+    entries += count * CodebookEntries(c);
     scales += count * (IsAffine(c) ? 2 : int8);
   }
   if (codes.size != code_bytes) return WrongSize("codes", std::to_string(code_bytes), codes.size);
@@ -95,6 +95,16 @@ std::string PackedLinear::Validate() const {
   }
   if (!int8 && !AllFinite({static_cast<const uint16_t*>(codebook.data), codebook.size})) {
     return "codebook has a value that is not finite";
+  }
+  if (int8) {
+    const auto* entry = static_cast<const int8_t*>(codebook.data);
+    for (int c = 0; c < kClasses; ++c) {
+      for (int64_t left = rows_per_class[c] * CodebookEntries(c); left > 0; --left, ++entry) {
+        if (HasWindows(c) && *entry == -128) {
+          return "codebook: an entry of a row with windows is -128, which has no negative";
+        }
+      }
+    }
   }
   if (!AllFinite(row_scale)) return "row_scale has a value that is not finite";
   if (!AllFinite(column_scale)) return "column_scale has a value that is not finite";
@@ -131,7 +141,7 @@ IndexedLayer::IndexedLayer(const PackedLinear& weights) : layer_{weights, {}, 0,
         c, row, count, codes, IsAffine(c) ? nullptr : codebook, scales ? row_scale : nullptr};
     row += count;
     codes += count * RowBytes(ClassBits(c), weights.K);
-    if (!IsAffine(c)) codebook += (count << LevelBits(c)) * (int8 ? 1 : 2);
+    codebook += count * CodebookEntries(c) * (int8 ? 1 : 2);
     row_scale += count * scales;
   }
   if (layer_.run_count > 1) {

@@ -26,6 +26,18 @@ int CodeAt(const uint8_t* row, int row_class, int64_t K, int64_t k) {
   return code;
 }
 
+// Where a code's level, or a window's, stands in the codebook, but for its sign.
+struct Entry {
+  int64_t index;
+  int sign;
+};
+
+Entry EntryOf(const RowRun& run, int64_t row, int code) {
+  const int64_t entries = CodebookEntries(run.row_class);
+  if (code < entries) return {row * entries + code, 1};
+  return {row * entries + 2 * entries - 1 - code, -1};
+}
+
 // Level of `code` in the `row`-th row of a run.
 float Level(const RowRun& run, CodebookType type, int64_t row, int code) {
   const int bits = ClassBits(run.row_class);
@@ -34,9 +46,12 @@ float Level(const RowRun& run, CodebookType type, int64_t row, int code) {
     const float offset = HalfToFloat(run.row_scale[2 * row + 1]);
     return offset + scale * static_cast<float>(code - (1 << (bits - 1)));
   }
-  const int64_t entry = (row << LevelBits(run.row_class)) + code;
-  if (type == CodebookType::kFloat16) return HalfToFloat(static_cast<const uint16_t*>(run.codebook)[entry]);
-  return HalfToFloat(run.row_scale[row]) * static_cast<float>(static_cast<const int8_t*>(run.codebook)[entry]);
+  const Entry entry = EntryOf(run, row, code);
+  if (type == CodebookType::kFloat16) {
+    return entry.sign * HalfToFloat(static_cast<const uint16_t*>(run.codebook)[entry.index]);
+  }
+  return HalfToFloat(run.row_scale[row]) *
+         static_cast<float>(entry.sign * static_cast<const int8_t*>(run.codebook)[entry.index]);
 }
 
 // Levels [K] of a stored row, without the column scale.
@@ -112,7 +127,6 @@ void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t
     const int64_t row = stored - run->first;
     const int bits = ClassBits(run->row_class);
     const uint8_t* codes = run->codes + row * RowBytes(bits, K);
-    const int64_t entry = row << LevelBits(run->row_class);
     const RowEnd end_of_row = MakeRowEnd(layer, *run, row);
     for (int64_t m = 0; m < M; ++m) {
       const char* in = static_cast<const char*>(prepared) + m * IntegerBytesPrepared(K);
@@ -121,8 +135,11 @@ void MatmulIntegers(const Layer& layer, const void* prepared, int64_t M, int64_t
       int32_t high = 0, low = 0;
       for (int64_t k = 0; k < K; ++k) {
         const int code = CodeAt(codes, run->row_class, K, k);
-        const int level = IsAffine(run->row_class) ? code - (1 << (bits - 1))
-                                                   : static_cast<const int8_t*>(run->codebook)[entry + code];
+        int level = code - (1 << (bits - 1));
+        if (!IsAffine(run->row_class)) {
+          const Entry entry = EntryOf(*run, row, code);
+          level = entry.sign * static_cast<const int8_t*>(run->codebook)[entry.index];
+        }
         high += level * digits[k];
         low += level * digits[K + k];
       }

@@ -49,19 +49,33 @@ static constexpr auto ListClasses(std::integer_sequence<int, kClass...>) {
 template <typename Choice>
 static constexpr auto kByClass = ListClasses<Choice>(std::make_integer_sequence<int, kClasses>());
 
-// The codebook of a row of a run, for kernels that look levels up by `Code::kLevelBits` bits. Those for windows serve
-// smaller memories, too: the bits that stand furthest before a code are the lowest of its window, and are ignored if
-// every entry is there for both of their values. `repeated` has room for all entries.
+static inline int8_t Negated(int8_t entry) { return static_cast<int8_t>(-entry); }
+static inline uint16_t Negated(uint16_t half) { return half ^ 0x8000; }
+
+// The levels of a row of a run, unscaled, by what they are looked up by, `Code::kLevelBits` bits. Of windows the
+// codebook has the lower half. Kernels for windows serve smaller memories, too: the bits that stand furthest before a
+// code are the lowest of its window, and are ignored if every level is there for both of their values.
 template <typename Code, typename T>
-static SKIM_INLINE const T* CodebookOf(const RowRun& run, int64_t row, T* repeated) {
-  const T* codebook = static_cast<const T*>(run.codebook);
-  if constexpr (Code::kMemory == 0) return codebook + (row << Code::kLevelBits);
-  const int ignored = Code::kMemory - ClassMemory(run.row_class);
-  const T* entries = codebook + (row << (Code::kLevelBits - ignored));
-  if (ignored == 0) return entries;
-  for (int i = 0; i < 1 << Code::kLevelBits; ++i) repeated[i] = entries[i >> ignored];
-  return repeated;
-}
+class RowLevels {
+ public:
+  SKIM_INLINE RowLevels(const RowRun& run, int64_t row)
+      : entries_(static_cast<const T*>(run.codebook) + row * CodebookEntries(run.row_class)) {
+    if constexpr (Code::kMemory > 0) {
+      constexpr int half = 1 << (Code::kLevelBits - 1);
+      const int ignored = Code::kMemory - ClassMemory(run.row_class);
+      for (int i = 0; i < half; ++i) {
+        all_[i] = entries_[i >> ignored];
+        all_[2 * half - 1 - i] = Negated(all_[i]);
+      }
+    }
+  }
+
+  SKIM_INLINE const T* data() const { return Code::kMemory > 0 ? all_ : entries_; }
+
+ private:
+  const T* entries_;
+  T all_[Code::kMemory > 0 ? 1 << Code::kLevelBits : 1];
+};
 
 static inline RowEnd MakeRowEnd(const Layer& layer, const RowRun& run, int64_t row) {
   const bool affine = IsAffine(run.row_class);

@@ -57,7 +57,7 @@ class HostLayer {
     for (int i = 0; i < placed.layer.run_count; ++i) {
       RowRun& run = placed.layer.runs[i];
       tensor(run.codes, run.count * RowBytes(ClassBits(run.row_class), weights.K));
-      tensor(run.codebook, (run.count << LevelBits(run.row_class)) * entry_bytes);
+      tensor(run.codebook, run.count * CodebookEntries(run.row_class) * entry_bytes);
       tensor(run.row_scale, run.count * (IsAffine(run.row_class) ? 2 : 1) * 2);
     }
     tensor(placed.layer.destination, weights.N * 4);

@@ -38,9 +38,9 @@ int main(int argc, char** argv) {
   const bool affine = IsAffine(row_class);
   std::minstd_rand random(1);
   std::vector<uint8_t> codes(N * RowBytes(ClassBits(row_class), K));
-  std::vector<int8_t> codebook(affine ? 0 : N << LevelBits(row_class));
+  std::vector<int8_t> codebook(N * CodebookEntries(row_class));
   for (uint8_t& byte : codes) byte = static_cast<uint8_t>(random() >> 8);
-  for (int8_t& entry : codebook) entry = static_cast<int8_t>(random() >> 8);
+  for (int8_t& entry : codebook) entry = static_cast<int8_t>(random() % 255 - 127);
   const std::vector<uint16_t> row_scale(affine ? 2 * N : N, 0x2000);  // 2^-7 in float16
   std::vector<float> x(M * K), y(M * N);
   for (float& value : x) value = static_cast<float>(random() % 2001) / 1000 - 1;

@@ -92,8 +92,10 @@ struct RandomLinear {
         for (int q = 0; q < 1 << LevelBits(c); ++q) {
           if (IsAffine(c)) {
             level[q] = HalfToFloat(offset) + double{HalfToFloat(scale)} * (q - (1 << (bits - 1)));
+          } else if (q >= CodebookEntries(c)) {
+            level[q] = -level[2 * CodebookEntries(c) - 1 - q];
           } else if (int8) {
-            bytes.push_back(static_cast<uint8_t>(random()));
+            bytes.push_back(static_cast<uint8_t>(random() % 255 - 127));
             level[q] = double{HalfToFloat(scale)} * static_cast<int8_t>(bytes.back());
           } else {
             halves.push_back(half(uniform(-0.5, 0.5)));
@@ -146,17 +148,21 @@ struct RandomLinear {
     return window;
   }
 
-  // Makes all levels the largest of a byte, 127, or the smallest, -128, times 2^-7; affine rows add 2^-7. Column scales
-  // become 1. For an int8 codebook, several classes, and K that need no padding.
+  // Makes all levels the largest of a byte, 127, or the smallest, -128 or in rows with windows -127, times 2^-7; affine
+  // rows add 2^-7. Column scales become 1. For an int8 codebook, several classes, and K that need no padding.
   void MakeExtreme(bool largest) {
     const auto fill = [](auto& values, int value) { std::fill(values.begin(), values.end(), value); };
     fill(codes, largest ? 0xff : 0);
     fill(bytes, largest ? 127 : 0x80);
+    int64_t of_windows = 0;
+    for (int c = 0; c < kClasses; ++c) of_windows += HasWindows(c) ? rows_per_class[c] * CodebookEntries(c) : 0;
+    std::fill(bytes.end() - of_windows, bytes.end(), 0x81);  // which windows of ones negate
     fill(row_scale, FloatToHalf(0x1p-7f));
     fill(column_scale, FloatToHalf(1.0f));
     for (int64_t n = 0; n < N; ++n) {
       const int half = 1 << (ClassBits(row_class[n]) - 1);
-      const int level = !IsAffine(row_class[n]) ? (largest ? 127 : -128) : (largest ? half - 1 : -half) + 1;
+      const int lowest = HasWindows(row_class[n]) ? -127 : -128;
+      const int level = !IsAffine(row_class[n]) ? (largest ? 127 : lowest) : (largest ? half - 1 : -half) + 1;
       std::fill_n(weights.begin() + n * K, K, 0x1p-7 * level);
     }
   }

@@ -171,6 +171,9 @@ class _Weight:
         table = b.op("Reshape", b.cast(entries, onnx.TensorProto.FLOAT), b.constant([-1, row_class.entries]))
         if row_class.codebook == "int8":
             table = b.op("Mul", table, b.op("Reshape", scales, b.constant([-1, 1])))
+        if row_class.memory:  # the upper half of the levels: the negatives of the lower one, in reversed order
+            backwards = b.op("Gather", table, b.constant(list(reversed(range(row_class.entries)))), axis=1)
+            table = b.op("Concat", table, b.op("Neg", backwards), axis=1)
         return b.op("GatherElements", table, b.cast(codes, onnx.TensorProto.INT32), axis=1)
 
     def parts(self, tensor: str, elements: list[int]) -> list[str]:

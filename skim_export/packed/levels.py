@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["LevelKind", "RowLevels"]
+__all__ = ["LevelKind", "RowLevels", "mirrored"]
 
 
 class LevelKind(IntEnum):
@@ -26,8 +26,8 @@ class RowLevels:
     Attributes:
         bits: width of each row, uint8 `[N]`, 1..8.
         kind: `LevelKind` of each row, uint8 `[N]`.
-        entries: codebook entries, int8 or float16 `[N, E]`, E at least 2^(b + m) for every table row with memory m; the
-            rest is ignored.
+        entries: codebook entries, int8 or float16 `[N, E]`, E at least 2^b for every table row, 2^(b + m - 1) for one
+            with a memory m; the rest is ignored.
         scale: float16 `[N]`; ignored for table rows with float16 entries.
         offset: float16 `[N]`; ignored for table rows.
         memory: bits of a window beside those of its code, uint8 `[N]`; 0 where levels are those of the codes.
@@ -45,6 +45,10 @@ class RowLevels:
         """Bits that a level of each row is looked up by, uint8 `[N]`: b + m."""
         return self.bits + self.memory
 
+    def take(self, rows: npt.NDArray[np.int64]) -> RowLevels:
+        """The levels of some of the rows, or of all in another order."""
+        return RowLevels(*(getattr(self, field.name)[rows] for field in fields(self)))
+
     def values(self) -> npt.NDArray[np.float32]:
         """The levels of all rows, float32 `[N, 2^max(b + m)]`; a row uses its first 2^(b + m)."""
         count = 1 << int(self.level_bits.max())
@@ -53,6 +57,9 @@ class RowLevels:
         table = self.kind == LevelKind.TABLE
         entries = self.entries[table, :count].astype(np.float32)
         values[table, : entries.shape[1]] = entries if self.entries.dtype == np.float16 else entries * scale[table]
+        for width in np.unique(self.level_bits[self.memory > 0]).tolist():
+            rows = np.flatnonzero((self.memory > 0) & (self.level_bits == width))
+            values[rows, : 1 << width] = mirrored(values[rows, : 1 << (width - 1)])
         half = np.ldexp(np.float32(0.5), self.bits[~table].astype(np.int32))[:, None]
         steps = np.arange(count, dtype=np.float32) - half
         values[~table] = self.offset[~table].astype(np.float32)[:, None] + scale[~table] * steps
@@ -60,9 +67,12 @@ class RowLevels:
 
     def table(self, row: int) -> npt.NDArray[np.float32]:
         """The 2^(b + m) levels of one row, float32."""
-        b = int(self.level_bits[row])
-        if self.kind[row] == LevelKind.AFFINE:
-            steps = np.arange(1 << b, dtype=np.float32) - np.float32(1 << (b - 1))
-            return np.float32(self.offset[row]) + np.float32(self.scale[row]) * steps
-        entries = self.entries[row, : 1 << b].astype(np.float32)
-        return entries if self.entries.dtype == np.float16 else entries * np.float32(self.scale[row])
+        return self.take(np.array([row])).values()[0]
+
+
+def mirrored(lower: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Levels by window, `[.., 2 E]`, of those of the lower half of the windows, `[.., E]`.
+
+    A window whose bits are all the opposite of another's has its level, negated (docs/format.md, "Windows").
+    """
+    return np.concatenate([lower, -lower[..., ::-1]], axis=-1)

@@ -248,6 +248,10 @@ class PackedLinear:
                 raise PackedFormatError(f"{name} must be {want}, got {tensor.dtype} of shape {list(tensor.shape)}")
         if self.row_class.size and tuple(np.bincount(self.row_class, minlength=CLASSES)) != tuple(counts):
             raise PackedFormatError("row_class does not agree with rows_per_class")
+        if self.codebook.dtype == np.int8 and any(
+            s.row_class.memory and (s.codebook == -128).any() for s in self.sections()
+        ):
+            raise PackedFormatError("codebook: an entry of a row with windows is -128, which has no negative")
         for name in ("codebook", "row_scale", "column_scale", "bias"):
             if not np.isfinite(getattr(self, name)).all():
                 raise PackedFormatError(f"{name} has a value that is not finite")

@@ -89,8 +89,8 @@ class RowClass:
 
     @property
     def entries(self) -> int:
-        """Codebook entries of a row."""
-        return 0 if self.codebook is None else 1 << self.level_bits
+        """Codebook entries of a row: of windows those of the lower half, whose negatives the others have."""
+        return 0 if self.codebook is None else 1 << (self.level_bits - (self.memory > 0))
 
     @property
     def scales(self) -> int:

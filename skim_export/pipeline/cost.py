@@ -134,7 +134,9 @@ def _tuning_bytes(job: Job, packed: int) -> int:
     """The tuned layers beside the others, and the state of tuning."""
     if not job.effort.tune:
         return 0
-    levels = 1 << math.ceil(job.budget.bits)
+    bits = math.ceil(job.budget.bits)
+    memory = max(job.method.levels.memory(bits, linear.in_features) for linear in job.model.architecture.linears)
+    levels = 1 << (bits + memory)
     rows = sum(linear.out_features for linear in job.model.architecture.linears)
     return packed + FLOAT32_BYTES * STATES * levels * rows
 

@@ -169,14 +169,16 @@ class Method:
 
     def coupling(self, data: LinearData, resources: Resources) -> Coupling | None:
         """How the columns go together; the time it takes grows with the cube of their number."""
+        columns = data.shape[1]
         if not self.correlated:
-            return None
-        lanes = self.levels.in_lanes(data.shape[1])
+            return self.no_coupling(columns)
+        lanes = self.levels.in_lanes(columns)
         return Coupling.of(damped(data.correlation()), self._by_column(data), resources.device, lanes=lanes)
 
     def no_coupling(self, columns: int) -> Coupling | None:
         """What `coupling` is for columns that do not go together, in no time."""
-        return Coupling.none(columns) if self.correlated else None
+        lanes = self.levels.in_lanes(columns)
+        return Coupling.none(columns, lanes=lanes) if self.correlated or lanes else None
 
     def quantize_rows(
         self,

@@ -54,10 +54,11 @@ class Coupling:
     lanes: bool = False
 
     @classmethod
-    def none(cls, columns: int) -> Coupling:
-        """Of columns that do not go together."""
+    def none(cls, columns: int, *, lanes: bool = False) -> Coupling:
+        """Of columns that do not go together; with `lanes` as `of` has it."""
         identity = np.eye(columns, dtype=np.float32)
-        return cls(identity, np.arange(columns), identity)
+        order = lane_columns(columns).reshape(-1) if lanes else np.arange(columns)
+        return cls(identity, order, identity, lanes)
 
     @classmethod
     def of(

@@ -110,6 +110,10 @@ class WeightRows:
         weights = None if self.weights is None else self.weights[rows]
         return WeightRows(self.values[rows], weights, self.column_scale, self.resources)
 
+    def of(self, values: Float32) -> WeightRows:
+        """The same with other values, float32 `[N, K]`."""
+        return WeightRows(values, self.weights, self.column_scale, self.resources)
+
     def permuted(self, columns: npt.NDArray[np.int64]) -> WeightRows:
         """The rows with their columns in another order."""
         weights = None if self.weights is None else self.weights[:, columns]

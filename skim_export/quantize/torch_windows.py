@@ -152,19 +152,30 @@ def refine(
     Returns:
         levels, float32 `[2^(b + m), R]`; windows; error of each row, float64 `[R]`.
     """
-    windows, everything = windows.clone(), torch.arange(target.shape[1], device=target.device)
+    windows = windows.clone()
     pull = correlation @ target if fit else None
     for _ in range(rounds):
         if pull is not None:
-            levels = lanes.levels.T.clone()
-            fit_levels(unit, correlation, pull, levels, windows, [(len(lanes.levels), everything)])
-            lanes = replace(lanes, levels=levels.T.contiguous())
+            lanes = replace(lanes, levels=_fitted(lanes, unit, correlation, pull, windows))
         residual = correlation @ (target - unit * lanes.chosen(windows))
         for _ in range(sweeps):
             _sweep(lanes, unit, correlation, windows, residual)
     difference = target - unit * lanes.chosen(windows)
     errors = (correlation @ difference).double().mul_(difference).sum(dim=0).clamp_(min=0)
     return lanes.levels, windows, errors
+
+
+def _fitted(
+    lanes: Lanes, unit: torch.Tensor, correlation: torch.Tensor, pull: torch.Tensor, windows: torch.Tensor
+) -> torch.Tensor:
+    """The best levels for the windows, float32 `[2^(b + m), R]`: those of the lower half, and their negatives."""
+    last = len(lanes.levels) - 1
+    negative = windows > last // 2
+    free = lanes.levels[: last // 2 + 1].T.clone()
+    everything = torch.arange(len(free), device=free.device)
+    codes = torch.where(negative, last - windows, windows)
+    fit_levels(torch.where(negative, -unit, unit), correlation, pull, free, codes, [(free.shape[1], everything)])
+    return torch.cat([free, -free.flip(1)], dim=1).T.contiguous()
 
 
 def _sweep(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.packed import CodebookType, RowLevels
+from skim_export.packed import CodebookType, RowLevels, mirrored
 from skim_export.quantize.levels import round_levels
 from skim_export.quantize.refinement import REFINE_ROUNDS, Coupling, level_mass
 from skim_export.quantize.solver import WeightRows, feedback, kmeans, refine, refit, window_kinds
@@ -41,7 +41,7 @@ def worthwhile_memory(bits: int, columns: int) -> int:
     net = {0: 0.0}
     for (width, memory), gain in WINDOW_GAINS.items():
         if width == bits:
-            net[memory] = gain - 8 * ((1 << (bits + memory)) - (1 << bits)) / columns
+            net[memory] = gain - 8 * ((1 << (bits + memory - 1)) - (1 << bits)) / columns
     return max(net, key=net.__getitem__)
 
 
@@ -72,32 +72,45 @@ def refine_windows(
     levels, windows, _ = refine(
         rows, coupling.correlation, width, levels, windows, rounds=REFINE_ROUNDS, sweeps=_SWEEPS, memory=memory
     )
-    stored = round_levels(levels, level_mass(rows, windows, levels.shape[1]), width, codebook)
+    free = levels[:, : levels.shape[1] // 2]
+    mass = level_mass(rows, free_levels(windows, width)[0], free.shape[1])
+    stored = round_levels(free, mass, width - 1, codebook)
+    found = RowLevels(bits[order], stored.kind, stored.entries, stored.scale, stored.offset, memory)
     _, windows, errors = refine(
-        rows, coupling.correlation, width, stored.values(), windows, rounds=1, sweeps=_SWEEPS, fit=False, memory=memory
+        rows, coupling.correlation, width, found.values(), windows, rounds=1, sweeps=_SWEEPS, fit=False, memory=memory
     )
     codes = windows >> memory[:, None]
-    found = RowLevels(
-        bits, stored.kind, stored.entries[back], stored.scale[back], stored.offset, memory[back]
-    )  # all of one kind, without offsets
-    return codes[back], found, errors[back]
+    return codes[back], found.take(back), errors[back]
 
 
 def _starting_levels(rows: WeightRows, width: UInt8, memory: UInt8) -> Float32:
     """Levels by window from which refinement starts, float32 `[N, 2^max(width)]`.
 
-    Those of k-means are spread over the windows so that each state, the bits before a code, has levels of the whole
-    range, and neighbours among them lead to different states (Ungerboeck's set partitioning, IEEE Transactions on
-    Information Theory, 1982). Then windows and levels are improved in turn, as if columns did not go together.
+    Those of k-means of the absolute values and their negatives are spread over the windows so that each state, the bits
+    before a code, has levels of the whole range, and neighbours among them lead to different states (Ungerboeck's set
+    partitioning, IEEE Transactions on Information Theory, 1982). Then windows and levels are improved in turn, as if
+    columns did not go together.
     """
-    centroids, _, _ = kmeans(rows, width, _POINTS)
-    levels = np.zeros_like(centroids)
+    magnitudes, _, _ = kmeans(rows.of(np.abs(rows.values)), width - 1, _POINTS)
+    levels = np.zeros((rows.count, 1 << int(width.max())), np.float32)
     for some, w, m in window_kinds(width, memory):
-        levels[some, : 1 << w] = centroids[some][:, _spread(w, m)]
+        descending = magnitudes[some, : 1 << (w - 1)][:, ::-1]
+        levels[some, : 1 << w] = mirrored(-descending)[:, _spread(w, m)]
     for _ in range(_UNCOUPLED_ROUNDS):
         windows = feedback(rows, None, width, levels, memory)
-        levels = refit(rows, width, windows, levels)[0]
+        codes, negative = free_levels(windows, width)
+        positive = rows.of(np.where(negative, -rows.values, rows.values))
+        free = refit(positive, width - 1, codes, levels[:, : levels.shape[1] // 2])[0]
+        for some, w, _ in window_kinds(width, memory):
+            levels[some, : 1 << w] = mirrored(free[some, : 1 << (w - 1)])
     return levels
+
+
+def free_levels(windows: UInt8, width: UInt8) -> tuple[UInt8, npt.NDArray[np.bool_]]:
+    """Which of the levels of the lower half each window's is, uint8 `[N, K]`, or is the negative of, bool `[N, K]`."""
+    last = (np.uint8(1) << width)[:, None] - np.uint8(1)
+    negative = windows > last >> 1
+    return np.where(negative, last - windows, windows), negative
 
 
 def _spread(width: int, memory: int) -> npt.NDArray[np.int64]:

@@ -36,6 +36,9 @@ class TrainedLinear:
         counts = 1 << self._stored.level_bits.astype(np.int64)
         free = (np.arange(self.levels.shape[1]) < counts[:, None]) & (self._stored.kind == LevelKind.TABLE)[:, None]
         self._free = torch.from_numpy(free)
+        self._is_window = torch.from_numpy(self._stored.memory > 0)[:, None]
+        opposite = np.clip(counts[:, None] - 1 - np.arange(self.levels.shape[1]), 0, None)
+        self._opposite = torch.from_numpy(opposite)  # of each window, that whose level is the negative of its
         self.optimizer = Adam(self.levels.shape)
 
     def weight(self) -> torch.Tensor:
@@ -44,8 +47,16 @@ class TrainedLinear:
 
     def level_gradient(self, gradient: torch.Tensor, rows: slice) -> torch.Tensor:
         """From the gradient in some rows of the weight `[R, K]` to that in their levels `[R, levels]`."""
+        found = self._by_level(gradient, rows)
+        return found - self._of_opposite(found, rows)
+
+    def _by_level(self, values: torch.Tensor, rows: slice) -> torch.Tensor:
         windows = self._windows[rows].long()
-        return torch.zeros(len(windows), self.levels.shape[1]).scatter_add_(1, windows, gradient * self._scale)
+        return torch.zeros(len(windows), self.levels.shape[1]).scatter_add_(1, windows, values * self._scale)
+
+    def _of_opposite(self, by_level: torch.Tensor, rows: slice) -> torch.Tensor:
+        """What is said of each level of some rows, said of its negative instead; 0 where levels have none."""
+        return torch.where(self._is_window[rows], by_level.gather(1, self._opposite[rows]), 0.0)
 
     def step(self, gradient: torch.Tensor, rate: float) -> None:
         """Move the levels against their gradient `[N, levels]` by about `rate` times the spread of each row."""
@@ -57,9 +68,11 @@ class TrainedLinear:
         table = self._stored.kind == LevelKind.TABLE
         if not table.any():
             return self._packed
-        mass = self.level_gradient(torch.ones(windows.shape), slice(None)).numpy()
+        mass = self._by_level(torch.ones(windows.shape), slice(None))
+        mass += self._of_opposite(mass, slice(None))
         codebook: CodebookType = "int8" if self._stored.entries.dtype == np.int8 else "float16"
-        rounded = round_levels(self.levels.numpy() * self._free.numpy(), mass, self._stored.level_bits, codebook)
+        stored_bits = self._stored.level_bits - (self._stored.memory > 0).astype(np.uint8)
+        rounded = round_levels(self.levels.numpy() * self._free.numpy(), mass.numpy(), stored_bits, codebook)
         levels = replace(
             self._stored,
             entries=rounded.entries[:, : self._stored.entries.shape[1]],

@@ -50,10 +50,13 @@ static float half_to_float(uint16_t half) {
 }
 
 static float level(enum kind kind, int b, int memory, const void* codebook, const float* row_scale, int row, int code) {
-  const int64_t entry = ((int64_t)row << (b + memory)) + code;
   if (kind == AFFINE) return row_scale[2 * row + 1] + row_scale[2 * row] * (float)(code - (1 << (b - 1)));
-  if (kind == TABLE_INT8) return row_scale[row] * (float)((const int8_t*)codebook)[entry];
-  return half_to_float(((const uint16_t*)codebook)[entry]);
+  const int entries = 1 << (b + memory - (memory > 0));  // of windows those of the lower half
+  const int upper = code >= entries;
+  const int64_t entry = (int64_t)row * entries + (upper ? 2 * entries - 1 - code : code);
+  const float sign = upper ? -1.0f : 1.0f;
+  if (kind == TABLE_INT8) return sign * row_scale[row] * (float)((const int8_t*)codebook)[entry];
+  return sign * half_to_float(((const uint16_t*)codebook)[entry]);
 }
 
 static int64_t row_bytes(int b, int K) { return (int64_t)b * 4 * ((K + 31) / 32); }

@@ -29,6 +29,8 @@ def dequantize(data, layout):
             levels = tensor(data, rows.codebook, (rows.count, rows.row_class.entries), rows.row_class.codebook).astype(
                 np.float32
             )
+            if rows.row_class.memory:
+                levels = np.concatenate([levels, -levels[:, ::-1]], axis=1)
             if rows.row_class.codebook == "int8":
                 levels = levels * tensor(data, rows.row_scale, (rows.count, 1), np.float32)
         row_index = tensor(data, rows.row_index, (rows.count,), np.int32)

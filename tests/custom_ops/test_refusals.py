@@ -112,6 +112,20 @@ def test_values_that_are_not_finite(name, bad):
         refused(matmul_model(replace(packed, **{name: changed})), f"{name} has a value that is not finite")
 
 
+@pytest.mark.parametrize("place", [0, -1])
+def test_an_entry_without_a_negative(place):
+    packed = random_packed(np.random.default_rng(2), 12, 64, [1, 10, 16, 20], np.int8)
+    for section in packed.sections():
+        if section.codebook.size:
+            codebook = packed.codebook.copy()
+            codebook[section.codebook_start :][: section.codebook.size][place] = -128
+            model = matmul_model(replace(packed, codebook=codebook))
+            if section.row_class.memory:
+                refused(model, "codebook: an entry of a row with windows is -128, which has no negative")
+            else:
+                session(model)
+
+
 @pytest.mark.parametrize("bad", [0.0, -0.0, -1.0])
 def test_a_column_scale_that_is_not_positive(packed, bad):
     scale = packed.column_scale.copy()

@@ -102,6 +102,43 @@ def test_windows_are_the_definition(number, columns):
 
 
 @pytest.mark.parametrize("entries", [np.int8, np.float16])
+@pytest.mark.parametrize("number", range(16, CLASSES))
+def test_opposite_windows_have_opposite_levels(number, entries):
+    packed = random_packed(np.random.default_rng(number), 4, 64, [number], entries)
+    levels = packed.unpack()[1]
+    count = 2 * packed.codebook.size // 4
+    for row in range(4):
+        table = levels.table(row)
+        assert len(table) == count
+        np.testing.assert_array_equal(table, -table[::-1])
+        stored = packed.codebook.reshape(4, -1)[row].astype(np.float32)
+        np.testing.assert_array_equal(
+            table[: count // 2], stored * np.float32(levels.scale[row] if entries == np.int8 else 1)
+        )
+
+
+def test_windows_of_a_memory_of_one_take_no_more_bytes():
+    rng = np.random.default_rng(0)
+    for bits, number in ((2, 18), (3, 20), (4, 21)):
+        plain, windows = (random_packed(rng, 8, 64, [c], np.int8) for c in (bits - 1, number))
+        assert windows.nbytes == plain.nbytes
+
+
+def test_an_entry_without_a_negative_is_refused():
+    packed = random_packed(np.random.default_rng(0), 4, 64, [2, 20], np.int8)
+    section = packed.sections()[1]
+    for at, refused in ((section.codebook_start - 1, False), (section.codebook_start, True)):
+        codebook = packed.codebook.copy()
+        codebook[at] = -128
+        changed = replace(packed, codebook=codebook)
+        if refused:
+            with pytest.raises(PackedFormatError, match="-128"):
+                changed.validate()
+        else:
+            changed.validate()
+
+
+@pytest.mark.parametrize("entries", [np.int8, np.float16])
 @pytest.mark.parametrize("classes", [[2], [9], [0, 1, 2, 3], [20], [2, 16, 21], list(range(CLASSES))])
 @pytest.mark.parametrize("shape", [(1, 1), (17, 33), (64, 576)])
 def test_dequantize_is_the_definition(entries, classes, shape):

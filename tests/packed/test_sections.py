@@ -26,9 +26,10 @@ def random_rows(rng, number, columns, entries):
     table, bits = not 8 <= number < 16, class_bits(number)
     code_bytes = bits * 4 * int(np.ceil(columns / 32))
     scales = (1 if entries == np.int8 else 0) if table else 2
+    stored = 2 ** (bits + max(0, class_memory(number) - 1)) if table else 0
     return {
         "codes": rng.integers(0, 256, code_bytes).astype(np.uint8),
-        "codebook": rng.integers(-127, 128, 2 ** (bits + class_memory(number)) if table else 0).astype(entries),
+        "codebook": rng.integers(-127, 128, stored).astype(entries),
         "row_scale": rng.uniform(1e-3, 1e-2, scales).astype(np.float16),
     }
 

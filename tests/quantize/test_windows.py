@@ -32,8 +32,13 @@ def all_windows(bits, memory):
     return windows
 
 
-def random_levels(rng, rows, width):
-    return rng.normal(size=(rows, 1 << width)).astype(np.float32)
+def random_levels(rng, width):
+    """Of rows whose windows have so many bits; the upper half are the negatives of the lower one."""
+    levels = np.zeros((len(width), 1 << int(width.max())), np.float32)
+    for row, bits in enumerate(width.tolist()):
+        lower = rng.normal(size=1 << (bits - 1)).astype(np.float32)
+        levels[row, : 1 << bits] = [*lower, *(-level for level in reversed(lower))]
+    return levels
 
 
 def of_kind(rows, bits, memory):
@@ -56,8 +61,8 @@ def is_path(windows, bits, memory):
 def test_without_coupling_the_search_is_exact(bits, memory):
     layer, _ = random_problem(5, 2 * LANE)
     rng = np.random.default_rng(bits)
-    levels = random_levels(rng, 5, bits + memory)
     width, remembered = of_kind(5, bits, memory)
+    levels = random_levels(rng, width)
     found = feedback(layer, None, width, levels, remembered)
     paths = all_windows(bits, memory)
     assert is_path(found, bits, memory)
@@ -77,9 +82,9 @@ def test_with_coupling_the_search_is_nearly_exact(coupling, median, mean):
     for seed in range(20):
         layer, correlation = random_problem(4, LANE, seed=seed)
         correlation = (coupling * correlation + (1 - coupling) * np.eye(LANE)).astype(np.float32)
-        levels = random_levels(np.random.default_rng(seed), 4, 4)
         factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(correlation.astype(np.float64))).T, np.float32)
         width, remembered = of_kind(4, 2, 2)
+        levels = random_levels(np.random.default_rng(seed), width)
         found = feedback(layer, factor, width, levels, remembered)
         paths = all_windows(2, 2)
         for row in range(4):
@@ -97,7 +102,7 @@ def test_with_coupling_the_search_is_nearly_exact(coupling, median, mean):
 def test_the_error_never_rises_and_is_that_of_the_definition(bits, memory, columns):
     layer, correlation = random_problem(11, columns)
     width, remembered = of_kind(11, bits, memory)
-    levels = random_levels(np.random.default_rng(columns), 11, bits + memory)
+    levels = random_levels(np.random.default_rng(columns), width)
     windows = feedback(layer, None, width, levels, remembered)
     assert is_path(windows, bits, memory)
     before = full_error(layer, correlation, levels, windows)
@@ -107,6 +112,7 @@ def test_the_error_never_rises_and_is_that_of_the_definition(bits, memory, colum
             layer, correlation, width, levels, windows, rounds=1, sweeps=1, fit=fit, memory=remembered
         )
         assert fit or (levels == given[0]).all()
+        assert (levels == -levels[:, ::-1]).all()
         assert is_path(windows, bits, memory)
         np.testing.assert_allclose(errors, full_error(layer, correlation, levels, windows), rtol=1e-3, atol=1e-5)
         assert (errors <= before * (1 + 1e-4) + 1e-6).all()
@@ -120,7 +126,7 @@ def test_results_do_not_depend_on_threads_and_other_rows():
     layer, correlation = random_problem(rows, columns, threads=1)
     kinds = np.array(KINDS, np.uint8)[np.sort(np.random.default_rng(0).integers(len(KINDS), size=rows))]
     width, memory = kinds.sum(axis=1).astype(np.uint8), np.ascontiguousarray(kinds[:, 1])
-    levels = random_levels(np.random.default_rng(1), rows, int(width.max()))
+    levels = random_levels(np.random.default_rng(1), width)
     factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(correlation.astype(np.float64))).T, np.float32)
 
     def solved(some, threads):
@@ -170,9 +176,29 @@ def test_lanes_are_those_of_the_packed_format(columns):
         assert lane == [lane[0] + j * width for j in range(8)]
 
 
+@pytest.mark.parametrize(("bits", "memory"), KINDS)
+def test_levels_are_the_best_for_their_windows(bits, memory):
+    """As least squares of the definition finds them: a column for each level of the lower half, -1 for its negative."""
+    rows, columns = 5, 64
+    layer, correlation = random_problem(rows, columns)
+    width, remembered = of_kind(rows, bits, memory)
+    start = random_levels(np.random.default_rng(0), width)
+    windows = feedback(layer, None, width, start, remembered)
+    fitted, _, _ = refine(layer, correlation, width, start, windows, rounds=1, sweeps=0, memory=remembered)
+    root = np.linalg.cholesky(correlation.astype(np.float64)).T
+    for row in range(rows):
+        sensitivity = np.sqrt(layer.weights[row].astype(np.float64))
+        signs = (windows[row, :, None] == np.arange(1 << width[row])).astype(np.float64)
+        free = signs[:, : 1 << (width[row] - 1)] - signs[:, : (1 << (width[row] - 1)) - 1 : -1]
+        design = root @ ((sensitivity * layer.column_scale)[:, None] * free)
+        used = np.abs(free).sum(axis=0) > 0
+        best = np.linalg.lstsq(design[:, used], root @ (sensitivity * layer.values[row]), rcond=None)[0]
+        np.testing.assert_allclose(fitted[row, : free.shape[1]][used], best, rtol=1e-2, atol=1e-3)
+
+
 def test_a_memory_must_earn_its_levels():
-    assert [worthwhile_memory(b, 64) for b in (1, 2, 3, 4)] == [0, 0, 0, 0]
-    assert [worthwhile_memory(b, 576) for b in (1, 2, 3, 4)] == [2, 1, 1, 0]
+    assert [worthwhile_memory(b, 64) for b in (1, 2, 3, 4)] == [2, 1, 1, 1]
+    assert [worthwhile_memory(b, 576) for b in (1, 2, 3, 4)] == [2, 1, 1, 1]
     assert [worthwhile_memory(b, 4096) for b in range(1, 9)] == [3, 2, 1, 1, 0, 0, 0, 0]
     assert worthwhile_memory(3, 4095) == 0  # not in whole lanes
 
@@ -216,7 +242,7 @@ def test_torch_finds_the_same(columns):
     layer, correlation = random_problem(rows, columns)
     kinds = np.array(sorted(KINDS * 3), np.uint8)
     width, memory = kinds.sum(axis=1).astype(np.uint8), np.ascontiguousarray(kinds[:, 1])
-    levels = random_levels(np.random.default_rng(columns), rows, int(width.max()))
+    levels = random_levels(np.random.default_rng(columns), width)
     factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(correlation.astype(np.float64))).T, np.float32)
     for given in (None, factor):
         found = [feedback(one, given, width, levels, memory) for one in (layer, in_torch(layer))]
@@ -249,7 +275,7 @@ def test_all_of_it_is_on_the_device(second_device):
     layer, correlation = random_problem(len(KINDS), 72)
     kinds = np.array(KINDS, np.uint8)
     width, memory = kinds.sum(axis=1).astype(np.uint8), np.ascontiguousarray(kinds[:, 1])
-    levels = random_levels(np.random.default_rng(3), len(KINDS), int(width.max()))
+    levels = random_levels(np.random.default_rng(3), width)
     factor = np.ascontiguousarray(np.linalg.cholesky(np.linalg.inv(correlation.astype(np.float64))).T, np.float32)
     found = []
     for device in (torch.device("cpu"), second_device):

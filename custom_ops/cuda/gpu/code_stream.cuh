@@ -55,7 +55,7 @@ class CodeStream {
       const bool int8 = layer.weights.codebook_type == CodebookType::kInt8;
       const bool in_registers = !IsAffine(run.row_class) && InRegisters(level_bits, ClassMemory(run.row_class), int8);
       const int entry_bytes = int8 ? 1 : 2;
-      const int table_bytes = in_registers ? entry_bytes << level_bits : 0;
+      const int table_bytes = in_registers ? entry_bytes * static_cast<int>(CodebookEntries(run.row_class)) : 0;
       plan.runs[i] = {run.codes,
                       static_cast<const char*>(run.codebook),
                       static_cast<int>(run.count),

@@ -24,6 +24,7 @@ SKIM_DEVICE void GatherRow(const DeviceLayer& device, int64_t id, Float* y) {
   while (stored >= run->first + run->count) ++run;
   const int64_t row = stored - run->first;
   const int bits = ClassBits(run->row_class), memory = ClassMemory(run->row_class);
+  const int entries = static_cast<int>(CodebookEntries(run->row_class));
   const LevelKind kind = KindOf(run->row_class, weights.codebook_type);
   const RowScale scale = LoadRowScale(kind, *run, row, device.column_unit);
   const uint8_t* codes = run->codes + row * RowBytes(bits, K);
@@ -40,7 +41,8 @@ SKIM_DEVICE void GatherRow(const DeviceLayer& device, int64_t id, Float* y) {
       const int column = block * kSuperblockColumns + j * lanes + unit % 8 * 4;
       for (int i = 0; i < 4 && column + i < K; ++i) {
         const int code = four >> 8 * i & 0xff;
-        const int64_t entry = (row << (bits + memory)) + code;
+        const bool upper = memory > 0 && code >= entries;  // of the levels, which are the lower half's negatives
+        const int64_t entry = row * entries + (upper ? 2 * entries - 1 - code : code);
         float level;
         if (kind == LevelKind::kAffine) {
           level = static_cast<float>(code - (1 << (bits - 1)));
@@ -49,7 +51,7 @@ SKIM_DEVICE void GatherRow(const DeviceLayer& device, int64_t id, Float* y) {
         } else {
           level = HalfToFloat(Load(static_cast<const Half*>(run->codebook) + entry));
         }
-        const float weight = scale.offset + scale.scale * level;
+        const float weight = scale.offset + scale.scale * (upper ? -level : level);
         StoreFloat(y + column + i,
                    weights.column_scale.size ? weight * LoadFloat(weights.column_scale.data + column + i) : weight);
       }

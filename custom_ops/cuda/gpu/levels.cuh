@@ -119,6 +119,15 @@ SKIM_DEVICE void LoadTable(const void* from, uint32_t (&words)[kWords]) {
   }
 }
 
+// The upper half of the levels of windows: the lower one's negatives in reversed order. Of four int8 entries, none of
+// them -128.
+SKIM_DEVICE uint32_t Mirrored(uint32_t bytes) {
+  const uint32_t above = bytes ^ 0x80808080;  // 128 more, at least 1: no byte of the next line carries
+  return Permute((~above + 0x01010101) ^ 0x80808080, 0, 0x0123);
+}
+// Of two float16 entries.
+SKIM_DEVICE uint32_t MirroredHalves(uint32_t halves) { return Permute(halves ^ 0x80008000, 0, 0x1032); }
+
 constexpr int kMaxRegisterBits = 4;  // of codebooks in registers
 
 // Whether a codebook is looked up in registers. Windows take some of their own, where float16 entries leave none.
@@ -152,8 +161,11 @@ class RegisterBytes {
 
   template <typename From = FromGlobal>
   SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char*, int) {
-    constexpr int kEntries = 1 << Code::kLevelBits;
-    LoadTable<kEntries, From>(static_cast<const char*>(codebook) + row * kEntries, table_.words);
+    LoadTable<Code::kEntries, From>(static_cast<const char*>(codebook) + row * Code::kEntries, table_.words);
+    if constexpr (Code::kMemory > 0) {
+#pragma unroll
+      for (int i = 0; i < Code::kEntries / 4; ++i) table_.words[Code::kEntries / 2 - 1 - i] = Mirrored(table_.words[i]);
+    }
 #pragma unroll
     for (uint32_t& word : table_.words) word ^= 0x80808080;  // 128 more, so that no entry is negative
   }
@@ -194,7 +206,7 @@ class RegisterElements {
   template <typename From = FromGlobal>
   SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char*, int) {
     constexpr int kWords = ByteTable<Code::kLevelBits>::kWords, kOfWord = kInt8 ? 2 : 1;
-    constexpr int kBytes = (kInt8 ? 1 : 2) << Code::kLevelBits;
+    constexpr int kBytes = (kInt8 ? 1 : 2) * Code::kEntries;
     uint32_t words[2 * kWords / kOfWord], elements[2 * kWords];
     LoadTable<kBytes, From>(static_cast<const char*>(codebook) + row * kBytes, words);
 #pragma unroll
@@ -208,6 +220,13 @@ class RegisterElements {
     for (int i = 0; i < kWords; ++i) {
       low_.words[i] = Permute(elements[2 * i], elements[2 * i + 1], 0x6420);
       high_.words[i] = Permute(elements[2 * i], elements[2 * i + 1], 0x7531);
+    }
+    if constexpr (Code::kMemory > 0) {
+#pragma unroll
+      for (int i = 0; i < Code::kEntries / 4; ++i) {
+        low_.words[Code::kEntries / 2 - 1 - i] = Permute(low_.words[i], 0, 0x0123);
+        high_.words[Code::kEntries / 2 - 1 - i] = Permute(high_.words[i] ^ 0x80808080, 0, 0x0123);  // with the sign
+      }
     }
   }
 
@@ -240,11 +259,14 @@ class MemoryTable {
   static SKIM_DEVICE void Fill(const RowRun& run, const int64_t (&rows)[2], char* shared) {
     constexpr int kOfWarp = (1 << Code::kLevelBits) / kWarps, kBytes = kOfWarp * kEntryBytes;
     const int first = threadIdx.x / 32 * kOfWarp;
+    const bool upper = Code::kMemory > 0 && first >= Code::kEntries;
+    const int stored = upper ? 2 * Code::kEntries - first - kOfWarp : first;
     uint32_t words[2][kBytes / 4];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      LoadTable<kBytes>(static_cast<const char*>(run.codebook) + ((rows[h] << Code::kLevelBits) + first) * kEntryBytes,
+      LoadTable<kBytes>(static_cast<const char*>(run.codebook) + (rows[h] * Code::kEntries + stored) * kEntryBytes,
                         words[h]);
+      if (upper) Mirror(words[h]);
     }
     auto* to = reinterpret_cast<uint32_t*>(shared + kDistance * first) + threadIdx.x % 32;
 #pragma unroll
@@ -261,7 +283,7 @@ class MemoryTable {
   SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char* shared, int half) {
     if constexpr (kPlace == Place::kCache) {
       table_ = static_cast<const char*>(codebook);
-      first_ = static_cast<uint32_t>(row) << Code::kLevelBits;
+      first_ = static_cast<uint32_t>(row) * Code::kEntries;
     } else {
       table_ = shared + 2 * half;
       first_ = 4 * (threadIdx.x % 32);
@@ -287,6 +309,16 @@ class MemoryTable {
   static constexpr int kEntryBytes = kInt8 ? 1 : 2;
   static constexpr int kDistance = EntryDistance(kPlace);
 
+  // Entries to their negatives in reversed order.
+  template <int kWords>
+  static SKIM_DEVICE void Mirror(uint32_t (&words)[kWords]) {
+    uint32_t mirrored[kWords];
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) mirrored[kWords - 1 - i] = kInt8 ? Mirrored(words[i]) : MirroredHalves(words[i]);
+#pragma unroll
+    for (int i = 0; i < kWords; ++i) words[i] = mirrored[i];
+  }
+
   // A word of entries of each of two rows, as elements of one row and the other.
   static SKIM_DEVICE void Merge(uint32_t a, uint32_t b, uint32_t (&elements)[4 / kEntryBytes]) {
     constexpr int kOfWord = 2 / kEntryBytes;
@@ -304,8 +336,13 @@ class MemoryTable {
   SKIM_DEVICE uint32_t LookUp(uint32_t codes, int i) const {
     const uint32_t code = codes >> 8 * i & 0xff;
     if constexpr (kPlace == Place::kCache) {
-      if constexpr (kInt8) return Load(reinterpret_cast<const uint8_t*>(table_) + first_ + code);
-      return Load(reinterpret_cast<const uint16_t*>(table_) + first_ + code);
+      const bool upper = Code::kMemory > 0 && code >= Code::kEntries;
+      const uint32_t entry = first_ + (upper ? 2 * Code::kEntries - 1 - code : code);
+      if constexpr (kInt8) {
+        const uint32_t byte = Load(reinterpret_cast<const uint8_t*>(table_) + entry);
+        return upper ? -byte & 0xff : byte;
+      }
+      return Load(reinterpret_cast<const uint16_t*>(table_) + entry) ^ (upper ? 0x8000 : 0);
     } else if constexpr (kPlace == Place::kShared) {
       return *reinterpret_cast<const uint16_t*>(table_ + (first_ + 128 * code));
     } else {

@@ -122,8 +122,11 @@ class ByteLevels {
 
   // As Levels has it, with the codebook in shared memory.
   SKIM_DEVICE void Prepare(const char* codebook, int row) {
-    constexpr int kEntries = 1 << Code::kLevelBits;
-    if constexpr (kSigned) LoadTable<kEntries, FromShared>(codebook + row * kEntries, table_.words);
+    if constexpr (kSigned) LoadTable<Code::kEntries, FromShared>(codebook + row * Code::kEntries, table_.words);
+    if constexpr (kSigned && Code::kMemory > 0) {
+#pragma unroll
+      for (int i = 0; i < Code::kEntries / 4; ++i) table_.words[Code::kEntries / 2 - 1 - i] = Mirrored(table_.words[i]);
+    }
   }
 
   // Of codes 2 pair and 2 pair + 1: in turn, of two lanes and of two more.

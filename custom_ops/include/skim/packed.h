@@ -28,6 +28,10 @@ static constexpr int ClassMemory(int row_class) {
 // Bits that a level is looked up by.
 static constexpr int LevelBits(int row_class) { return ClassBits(row_class) + ClassMemory(row_class); }
 static constexpr bool IsAffine(int row_class) { return row_class >= 8 && row_class < kPlainClasses; }
+// Entries that the codebook has of a row. Of windows those of the lower half: the others are their negatives.
+static constexpr int64_t CodebookEntries(int row_class) {
+  return IsAffine(row_class) ? 0 : 1 << (LevelBits(row_class) - HasWindows(row_class));
+}
 // Lanes of the last superblock; 0 if K is a multiple of 256.
 static constexpr int TailLanes(int64_t K) { return 4 * static_cast<int>((K % kSuperblockColumns + 31) / 32); }
 static constexpr int64_t RowBytes(int bits, int64_t K) { return bits * 4 * ((K + 31) / 32); }
@@ -79,10 +83,12 @@ static constexpr Field LevelField(int bits, int memory, int j, int i) {
   return memory ? StreamField(bits, memory, j, i) : CodeField(bits, j, i);
 }
 
-// How kernels read a row: the widths of a code and of what a window has beside it, as constants.
+// How kernels read a row: the widths of a code and of what a window has beside it, as constants. kEntries: of a
+// codebook.
 template <int kWidth, int kRemembered = 0>
 struct RowCode {
   static constexpr int kBits = kWidth, kMemory = kRemembered, kLevelBits = kBits + kMemory;
+  static constexpr int kEntries = 1 << (kLevelBits - (kMemory > 0));
 
   static constexpr int Fields(int j) { return LevelFieldCount(kBits, kMemory, j); }
   static constexpr Field FieldAt(int j, int i) { return LevelField(kBits, kMemory, j, i); }

@@ -169,7 +169,17 @@ class RowLevels:
         """The level that a code (uint32) stands for."""
         if self._row_class.kind == LevelKind.AFFINE:
             return self.scale * steps(code, self._row_class.bits) + self.offset
-        index = let("entry", self._start + code.astype("int32"))
+        if not self._row_class.memory:
+            return self._entry(code)
+        last = uint32((1 << self._row_class.level_bits) - 1)
+        is_upper = let(
+            "is_upper", code > last >> uint32(1)
+        )  # of the windows, whose levels are the lower half's negatives
+        level = let("level", self._entry(select(is_upper, last - code, code)))
+        return select(is_upper, -level, level)
+
+    def _entry(self, number: Expr) -> Expr:
+        index = let("entry", self._start + number.astype("int32"))
         if self._row_class.codebook == "int8":
             return _int8_entry(self._codebook, index) * self.scale
         return _float16_entry(self._codebook, index)

@@ -21,10 +21,12 @@ from skim_export.bundle.kernels.tir import (
     intrinsic,
     lanes_of,
     load,
+    mirrored,
     part,
     repeat,
     splat,
 )
+from skim_export.packed import RowClass
 
 __all__ = ["FLOAT_LOOKUPS", "IN_MEMORY", "LOOKUPS", "FloatLookup", "Lookup", "Lookups"]
 
@@ -49,10 +51,15 @@ class Lookup:
     scalar: bool = False
     most_bits: int = 8
 
-    def load(self, codebook: Buffer, index: Expr, bits: int) -> list[Any]:
-        """The 2^bits entries (uint8) from `index` on; up to 15 bytes behind them are read, too."""
-        step = 1 if self.scalar else REGISTER
-        return [T.Bind(load(codebook, index + i, step)) for i in range(0, 1 << bits, step)]
+    def load(self, codebook: Buffer, row: Expr, row_class: RowClass) -> list[Any]:
+        """The levels (uint8) of a stored row; up to 15 bytes behind its entries are read, too."""
+        count, step = row_class.entries, 1 if self.scalar else REGISTER
+        stored = [T.Bind(load(codebook, row * count + i, step)) for i in range(0, count, step)]
+        if not row_class.memory:
+            return stored
+        if count < step:  # both halves fit into one vector
+            return [T.Bind(repeat(mirrored(part(stored[0], 0, count)), step))]
+        return stored + [T.Bind(part(mirrored(vector), step, step)) for vector in reversed(stored)]
 
     def __call__(self, entries: list[Any], codes: Expr, bits: int) -> Expr:
         """Entries (uint8) for codes (uint8) of `bits` bits."""
@@ -108,12 +115,20 @@ def _select(entries: list[Any], codes: Expr) -> Expr:
 class _InMemory(Lookup):
     """Without such instructions: bytes are loaded one by one."""
 
-    def load(self, codebook: Buffer, index: Expr, bits: int) -> list[Any]:
-        return [codebook, index]
+    def load(self, codebook: Buffer, row: Expr, row_class: RowClass) -> list[Any]:
+        return [codebook, row * row_class.entries, row_class.memory]
 
     def __call__(self, entries: list[Any], codes: Expr, bits: int) -> Expr:
-        codebook, index = entries
-        return codebook[cast(codes, "int32") + splat(index, "int32", lanes_of(codes))]
+        codebook, first, memory = entries
+        lanes = lanes_of(codes)
+        index = splat(first, "int32", lanes)
+        if not memory:
+            return codebook[cast(codes, "int32") + index]
+        # The upper half of the levels: the negatives of the lower one, in reversed order.
+        last = splat((1 << bits) - 1, "uint8", lanes)
+        is_upper = T.Bind(codes > last >> splat(1, "uint8", lanes))
+        stored = T.Bind(codebook[cast(tirx.Select(is_upper, last - codes, codes), "int32") + index])
+        return tirx.Select(is_upper, splat(0, "uint8", lanes) - stored, stored)
 
 
 @dataclass(frozen=True)

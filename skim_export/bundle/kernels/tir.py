@@ -24,6 +24,7 @@ __all__ = [
     "lanes_of",
     "load",
     "local",
+    "mirrored",
     "multiply_add",
     "parameters",
     "part",
@@ -118,6 +119,13 @@ def combine(parts: Sequence[Expr]) -> Expr:
         return parts[0]
     lanes = sum(lanes_of(p) for p in parts)
     return Shuffle(list(parts), [tirx.const(i, "int32") for i in range(lanes)])
+
+
+def mirrored(value: Expr) -> Expr:
+    """The lanes of a vector, and their negatives in reversed order."""
+    lanes = lanes_of(value)
+    backwards = Shuffle([value], [tirx.const(i, "int32") for i in reversed(range(lanes))])
+    return combine([value, splat(0, value.ty.dtype.with_lanes(1), lanes) - backwards])
 
 
 def intrinsic(dtype: str, lanes: int, name: str, *arguments: Expr) -> Expr:

@@ -19,6 +19,7 @@ from skim_export.bundle.kernels.tir import (
     lanes_of,
     load,
     local,
+    mirrored,
     multiply_add,
     prefetch,
     splat,
@@ -126,14 +127,13 @@ class Weights:
         return row
 
     def _row_of_its_kind(self, index: Expr) -> Row:
-        bits = self.row_class.level_bits
         if self.row_class.kind == LevelKind.AFFINE:
-            return _Affine(bits, self._row_scale, index)
+            return _Affine(self.row_class.bits, self._row_scale, index)
         if self._float_lookup is not None:
             return _FloatTable(self.row_class, self._float_lookup, self._codebook, self._row_scale, index)
         if self.row_class.codebook == "int8":
-            return _Table(bits, self._lookup, self._codebook, self._row_scale, index)
-        return _HalfTable(bits, self._codebook, index)
+            return _Table(self.row_class, self._lookup, self._codebook, self._row_scale, index)
+        return _HalfTable(self.row_class, self._codebook, index)
 
 
 class _Affine(Row):
@@ -155,9 +155,9 @@ class _Affine(Row):
 class _Table(Row):
     """A codebook of int8."""
 
-    def __init__(self, bits: int, lookup: Lookup, codebook: Buffer, row_scale: Buffer, index: Expr) -> None:
-        self._bits, self._lookup = bits, lookup
-        self._entries = lookup.load(codebook, index << bits, bits)
+    def __init__(self, row_class: RowClass, lookup: Lookup, codebook: Buffer, row_scale: Buffer, index: Expr) -> None:
+        self._bits, self._lookup = row_class.level_bits, lookup
+        self._entries = lookup.load(codebook, index, row_class)
         self._scale = T.Bind(row_scale[index])
 
     def look_up(self, codes: Expr) -> Expr:
@@ -176,10 +176,11 @@ class _FloatTable(Row):
     def __init__(
         self, row_class: RowClass, lookup: FloatLookup, codebook: Buffer, row_scale: Buffer, index: Expr
     ) -> None:
-        entries = load(codebook, index << row_class.level_bits, row_class.entries)
+        entries = load(codebook, index * row_class.entries, row_class.entries)
         is_half = row_class.codebook == "float16"
+        floats = T.Bind(float_of_half(entries) if is_half else super().floats(entries))
         self._lookup = lookup
-        self._table = lookup.table(T.Bind(float_of_half(entries) if is_half else super().floats(entries)))
+        self._table = lookup.table(mirrored(floats) if row_class.memory else floats)
         self._scale = constant(1.0, "float32") if is_half else T.Bind(row_scale[index])
 
     def look_up(self, codes: Expr) -> Expr:
@@ -198,10 +199,14 @@ class _FloatTable(Row):
 class _HalfTable(Row):
     """A codebook of float16, on the stack as float32. There is no integer arithmetic for it."""
 
-    def __init__(self, bits: int, codebook: Buffer, index: Expr) -> None:
-        self._levels = local("float32", 1 << bits)
-        with T.serial(0, 1 << bits) as code:
-            store(self._levels, code, float_of_half(codebook[(index << bits) + code]))
+    def __init__(self, row_class: RowClass, codebook: Buffer, index: Expr) -> None:
+        count = row_class.entries
+        self._levels = local("float32", 1 << row_class.level_bits)
+        with T.serial(0, count) as code:
+            level = T.Bind(float_of_half(codebook[index * count + code]))
+            store(self._levels, code, level)
+            if row_class.memory:
+                store(self._levels, 2 * count - 1 - code, -level)
 
     def look_up(self, codes: Expr) -> Expr:
         return codes

@@ -10,9 +10,9 @@ constexpr int64_t kMostBytes = int64_t{128} << 20;  // of working memory for a t
 
 int32_t Panels(int32_t columns) { return (columns + kPanel - 1) / kPanel; }
 
-// Working memory of a row with so many levels.
-int64_t RowBytes(int32_t columns, int32_t count, RefineStep step) {
-  const int64_t vectors = step == RefineStep::kRefine ? 4 + count : 2;
+// Working memory of a row with so many free levels.
+int64_t RowBytes(int32_t columns, int32_t free, RefineStep step) {
+  const int64_t vectors = step == RefineStep::kRefine ? 4 + free : 2;
   return Panels(columns) * (vectors * sizeof(Panel) + kPanel * (sizeof(Term) + sizeof(Run)) + sizeof(int32_t));
 }
 
@@ -28,16 +28,19 @@ void LoadRow(const Row& row, int64_t stride, Panel* target, Panel* unit) {
   }
 }
 
+// Free levels of a row whose codes, or windows if there is a memory, have so many bits.
+int32_t FreeLevels(int32_t bits, bool windows) { return (1 << bits) / (windows ? 2 : 1); }
+
 }  // namespace
 
 int64_t MostBytes(int32_t columns, int32_t bits, RefineStep step) {
-  const int64_t row = RowBytes(columns, 1 << bits, step);
+  const int64_t row = RowBytes(columns, FreeLevels(bits, false), step);
   return std::max(row, std::min(kMostRows * row, kMostBytes));
 }
 
-int64_t GroupCount(const SkimRows& rows, const uint8_t* bits, RefineStep step, int32_t threads) {
+int64_t GroupCount(const SkimRows& rows, const uint8_t* bits, bool windows, RefineStep step, int32_t threads) {
   int64_t bytes = 0;
-  for (int64_t r = 0; r < rows.count; r++) bytes += RowBytes(rows.columns, 1 << bits[r], step);
+  for (int64_t r = 0; r < rows.count; r++) bytes += RowBytes(rows.columns, FreeLevels(bits[r], windows), step);
   const auto turns = [&](int64_t all, int64_t most) { return (all + most * threads - 1) / (most * threads); };
   return std::min(rows.count, threads * std::max(turns(rows.count, kMostRows), turns(bytes, kMostBytes)));
 }
@@ -56,9 +59,10 @@ RefineGroup RowGroup::Load(const SkimRows& rows, int64_t first, int64_t end, con
     const int32_t count = 1 << bits[first + r];
     float* of_row = levels + (first + r) * stride;
     const int32_t remembered = memory ? memory[first + r] : 0;
-    rows_[r] = {count, remembered, all_levels, of_row, codes + (first + r) * rows.columns, 0, false, 0};
-    all_levels += count;
-    most_levels = std::max(most_levels, count);
+    const int32_t free = FreeLevels(bits[first + r], memory);
+    rows_[r] = {count, remembered, free, all_levels, of_row, codes + (first + r) * rows.columns, 0, false, 0};
+    all_levels += free;
+    most_levels = std::max(most_levels, free);
   }
   middles_.resize(all_levels);
   terms_.resize(row_panels * kPanel);

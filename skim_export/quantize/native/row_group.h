@@ -18,7 +18,7 @@ enum class RefineStep { kFeedback, kRefine };
 
 // Into how many groups of about as many rows the rows are divided. Few, for what is read of the matrix serves a group;
 // but all threads should have work, and the working memory of each is bounded.
-int64_t GroupCount(const SkimRows& rows, const uint8_t* bits, RefineStep step, int32_t threads);
+int64_t GroupCount(const SkimRows& rows, const uint8_t* bits, bool windows, RefineStep step, int32_t threads);
 
 // Working memory of a group of rows with so many bits, at most.
 int64_t MostBytes(int32_t columns, int32_t bits, RefineStep step);

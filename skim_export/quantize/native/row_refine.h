@@ -34,8 +34,9 @@ struct Run {
 struct RefineRow {
   int32_t count;        // number of levels
   int32_t memory;       // bits of a code that are those of the columns before; 0: codes are free
-  int32_t first_level;  // number of levels of the rows before it
-  float* levels;        // c [count], ascending where codes are free
+  int32_t free;         // number of levels that are free: of windows half of them, the others are their negatives
+  int32_t first_level;  // number of free levels of the rows before it
+  float* levels;        // c [count], ascending where codes are free; of windows c[count - 1 - w] = -c[w]
   uint8_t* codes;       // q [columns]
   int32_t changes;      // of codes in this sweep
   bool settled;         // there were none in the last one: there will be none
@@ -46,7 +47,7 @@ struct RefineRow {
 struct RefineGroup {
   RefineRow* rows;
   int32_t size;         // number of rows
-  int32_t levels;       // of all rows
+  int32_t levels;       // free ones of all rows
   const float* matrix;  // H [columns, columns], symmetric, with a positive diagonal; nullptr: the identity
   bool windows;         // all rows have a memory: eight columns after the other are a lane
   int32_t columns;
@@ -60,8 +61,8 @@ struct RefineGroup {
   int32_t* counts;  // of runs [panels][size]
   Panel* pull;      // H v [panels][size]
   Panel* residual;  // H (v - u c[q]) [panels][size]
-  Panel* products;  // H P [panels][levels], P the one-hot codes times u
-  double* system;   // P^T H P and P^T H v of a row [count][count + 1]
+  Panel* products;  // H P [panels][levels], P the one-hot codes times u, for negatives -u
+  double* system;   // P^T H P and P^T H v of a row [free][free + 1]
 };
 
 // Codes one column after the other, the error of each made up for in the columns to come (GPTQ, arXiv 2210.17323,

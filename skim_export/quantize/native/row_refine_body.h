@@ -88,6 +88,12 @@ void Sort(RefineRow& row, int32_t columns) {
   for (int32_t k = 0; k < columns; k++) row.codes[k] = renamed[row.codes[k]];
 }
 
+// Of a code's level: the free one that it is, or is the negative of.
+inline bool IsNegative(const RefineRow& row, int32_t code) { return code >= row.free; }
+inline int32_t FreeLevel(const RefineRow& row, int32_t code) {
+  return IsNegative(row, code) ? row.count - 1 - code : code;
+}
+
 void ClearTerms(const RefineGroup& group) {
   for (int64_t i = 0; i < At(group, group.panels, 0); i++) group.counts[i] = 0;
 }
@@ -112,8 +118,8 @@ void Multiply(const RefineGroup& group) {
   SumUp(group, {group.pull, group.size, false});
 }
 
-// The units of a panel's columns as terms, sorted by the codes.
-void SortByCode(const RefineGroup& group, int32_t panel, int32_t r) {
+// The units of a panel's columns as terms, sorted by the free levels of their codes.
+void SortByLevel(const RefineGroup& group, int32_t panel, int32_t r) {
   const RefineRow& row = group.rows[r];
   const int32_t width = PanelWidth(group, panel);
   const uint8_t* codes = row.codes + panel * kPanel;
@@ -121,28 +127,30 @@ void SortByCode(const RefineGroup& group, int32_t panel, int32_t r) {
   Term* terms = Terms(group, panel, r);
   Run* runs = Runs(group, panel, r);
   uint8_t next[256] = {};
-  for (int32_t k = 0; k < width; k++) next[codes[k]]++;
+  for (int32_t k = 0; k < width; k++) next[FreeLevel(row, codes[k])]++;
   int32_t start = 0, count = 0;
-  for (int32_t code = 0; code < row.count; code++) {
-    const uint8_t size = next[code];
-    if (size > 0) runs[count++] = {static_cast<uint8_t>(code), size};
-    next[code] = static_cast<uint8_t>(start);
+  for (int32_t level = 0; level < row.free; level++) {
+    const uint8_t size = next[level];
+    if (size > 0) runs[count++] = {static_cast<uint8_t>(level), size};
+    next[level] = static_cast<uint8_t>(start);
     start += size;
   }
-  for (int32_t k = 0; k < width; k++) terms[next[codes[k]]++] = {k, unit[k]};
+  for (int32_t k = 0; k < width; k++) {
+    terms[next[FreeLevel(row, codes[k])]++] = {k, IsNegative(row, codes[k]) ? -unit[k] : unit[k]};
+  }
   group.counts[At(group, panel, r)] = count;
 }
 
 void Project(const RefineGroup& group) {
   for (int32_t p = 0; p < group.panels; p++) {
-    for (int32_t r = 0; r < group.size; r++) SortByCode(group, p, r);
+    for (int32_t r = 0; r < group.size; r++) SortByLevel(group, p, r);
   }
   SumUp(group, {group.products, group.levels, true});
 }
 
 void FitLevels(const RefineGroup& group, int32_t r) {
   RefineRow& row = group.rows[r];
-  const int32_t count = row.count, stride = count + 1;
+  const int32_t count = row.free, stride = count + 1;
   double* a = group.system;
   for (int32_t i = 0; i < count * stride; i++) a[i] = 0;
   double sums[256][kLanes] = {};
@@ -152,9 +160,9 @@ void FitLevels(const RefineGroup& group, int32_t r) {
     const float* unit = group.unit[At(group, p, r)].at;
     const Panel* products = group.products + static_cast<int64_t>(p) * group.levels + row.first_level;
     for (int32_t k = 0; k < width; k++) {
-      for (int32_t i = codes[k]; i < count; i++) {
-        a[i * stride + codes[k]] += static_cast<double>(unit[k]) * products[i].at[k];
-      }
+      const int32_t level = FreeLevel(row, codes[k]);
+      const double factor = IsNegative(row, codes[k]) ? -unit[k] : unit[k];
+      for (int32_t i = level; i < count; i++) a[i * stride + level] += factor * products[i].at[k];
     }
     for (int32_t i = 0; i < count; i++) AddProducts(products[i], group.target[At(group, p, r)], width, sums[i]);
   }
@@ -170,17 +178,18 @@ void FitLevels(const RefineGroup& group, int32_t r) {
   }
   if (!Solve(a, count)) return;
   for (int32_t i = 0; i < count; i++) row.levels[i] = static_cast<float>(a[i * stride + count]);
+  for (int32_t i = count; i < row.count; i++) row.levels[i] = -row.levels[row.count - 1 - i];
 }
 
 void SetResidual(const RefineGroup& group, int32_t r) {
   const RefineRow& row = group.rows[r];
   Term terms[256];
-  for (int32_t i = 0; i < row.count; i++) terms[i] = {i, -row.levels[i]};
+  for (int32_t i = 0; i < row.free; i++) terms[i] = {i, -row.levels[i]};
   for (int32_t p = 0; p < group.panels; p++) {
     const Panel* products = group.products + static_cast<int64_t>(p) * group.levels + row.first_level;
     Panel& residual = group.residual[At(group, p, r)];
     residual = group.pull[At(group, p, r)];
-    AddTerms(products->at, kPanel, terms, row.count, &residual);
+    AddTerms(products->at, kPanel, terms, row.free, &residual);
   }
 }
 

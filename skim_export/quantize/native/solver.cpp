@@ -107,7 +107,7 @@ Refine FastestRefine() {
 template <typename Work>
 bool ForGroups(const SkimRows& rows, RefineStep step, const float* matrix, const uint8_t* bits, const uint8_t* memory,
                float* levels, int32_t stride, int32_t threads, uint8_t* codes, const Work& work) {
-  const int64_t groups = GroupCount(rows, bits, step, threads);
+  const int64_t groups = GroupCount(rows, bits, memory != nullptr, step, threads);
   const auto make = [] { return RowGroup(); };
   return ParallelFor(groups, threads, make, [&](RowGroup& group, int64_t index) {
     const int64_t first = index * rows.count / groups, end = (index + 1) * rows.count / groups;
