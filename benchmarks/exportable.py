@@ -38,7 +38,7 @@ CHANGES: dict[str, dict[str, object]] = {
     "scaled": {"column_scale": True},
     "unscaled": {"column_scale": False},
     "uncorrelated": {"correlated": False},
-    "windows": {"levels": FreeLevels(windows=True)},
+    "windowless": {"levels": FreeLevels()},
 }
 
 

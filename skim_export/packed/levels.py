@@ -67,7 +67,8 @@ class RowLevels:
 
     def table(self, row: int) -> npt.NDArray[np.float32]:
         """The 2^(b + m) levels of one row, float32."""
-        return self.take(np.array([row])).values()[0]
+        values: npt.NDArray[np.float32] = self.take(np.array([row])).values()[0]
+        return values
 
 
 def mirrored(lower: npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ from functools import lru_cache
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.checkpoint import Checkpoint, Model, skeleton
+from skim_export.checkpoint import Architecture, Checkpoint, Model, skeleton
 from skim_export.graph.rotary import table_values
 from skim_export.packed import CodebookType, row_bytes
 from skim_export.pipeline.options import ExportOptions
@@ -165,13 +165,17 @@ def _rotary_values(checkpoint: Checkpoint, positions: int) -> int:
     return table_values(skeleton(checkpoint), positions)
 
 
-def graph_bytes(blocks: int, widths: int) -> int:
+def graph_bytes(architecture: Architecture, widths: Iterable[int], method: Method) -> int:
     """About what the graph itself takes: its nodes, and the functions for stock ONNX Runtime.
 
     The constants were fitted to exported models; they are right to a few KB.
 
     Args:
-        blocks: number of decoder blocks.
-        widths: number of different widths in the whole model.
+        architecture: of the model.
+        widths: that there are in the whole model.
+        method: of its linear layers.
     """
-    return 9_000 + 10_000 * blocks + 3_200 * widths
+    different = set(widths)
+    columns = {linear.in_features for linear in architecture.linears}
+    windowed = sum(any(method.levels.memory(b, k) for k in columns) for b in different)
+    return 9_000 + 10_000 * len(architecture.blocks) + 3_200 * len(different) + 1_700 * windowed

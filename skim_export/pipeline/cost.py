@@ -105,7 +105,7 @@ def _linear_weights(job: Job) -> int:
 
 def _other_bytes(job: Job) -> int:
     rest = other_bytes(job.model, job.options, job.quantizing)
-    return rest + graph_bytes(len(job.model.architecture.blocks), len(widths_around(job.budget.bits)))
+    return rest + graph_bytes(job.model.architecture, widths_around(job.budget.bits), job.method)
 
 
 def _output_bytes(job: Job) -> int:

@@ -217,7 +217,7 @@ def _row(
     return PlanRow(
         bits=code_bits / weights if budget.stored else budget.bits,
         effective_bits=8 * stored / weights,
-        nbytes=stored + rest + graph_bytes(len(architecture.blocks), len(used)),
+        nbytes=stored + rest + graph_bytes(architecture, used, method),
         quadratic=quadratic,
         loss_increase=increase,
         perplexity=None if full_perplexity is None else full_perplexity * _exp(increase),

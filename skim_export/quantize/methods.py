@@ -238,7 +238,7 @@ class Method:
 
 
 METHODS = {
-    "skim+": Method(fisher_objective, FreeLevels(), allocation=True, correlated=True),
+    "skim+": Method(fisher_objective, FreeLevels(windows=True), allocation=True, correlated=True),
     "skim": Method(fisher_objective, FreeLevels(), allocation=True, column_scale=True),
     "squeezellm": Method(fisher_objective, FreeLevels()),
     "gptq": Method(layer_objective, RangeLevels(), correlated=True),

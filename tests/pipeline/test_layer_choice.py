@@ -152,7 +152,7 @@ EXAMPLES = "there are model.layers.0.self_attn.q_proj, model.layers.0.self_attn.
         (
             {"effective_bits": 5, "keep": {"layers.0.*": 6}},
             "--keep: its layers take 13.2 bits a weight of a budget of 5 for all, which leaves nothing for "
-            "each of the other weights; they need 1.54",
+            "each of the other weights; they need 1.56",
         ),
     ],
     ids=str,

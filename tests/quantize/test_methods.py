@@ -199,7 +199,8 @@ def test_rows_do_not_depend_on_each_other(method, codebook):
     ).pack()
     coupling = None
     if parts.correlated:
-        coupling = Coupling.of(damped(correlation.copy()), sensitivity.sum(axis=0, dtype=np.float64))
+        by_column, lanes = sensitivity.sum(axis=0, dtype=np.float64), parts.levels.in_lanes(96)
+        coupling = Coupling.of(damped(correlation.copy()), by_column, lanes=lanes)
     columns = Columns(unit_column_scale(weight), coupling)
     packed = []
     for rows in (slice(0, 16), slice(16, 17), slice(17, 40)):
