@@ -57,6 +57,7 @@ WIDTHS: dict[str, dict[int, float]] = {
     **{str(bits): {bits - 1: 1.0} for bits in range(1, 9)},
     "7-affine": {14: 1.0},
     "8-affine": {15: 1.0},
+    **{f"{bits}-windows": {number: 1.0} for bits, number in enumerate((17, 19, 20, 21), start=1)},
     "mixed-3": {1: 0.25, 2: 0.5, 3: 0.25},
 }
 
@@ -195,7 +196,7 @@ def _check_memory(cold: int, contenders: int) -> None:
 
 
 def _ours(bits: str, level: int) -> Contender:
-    name = f"{bits} bits" if bits.isdigit() else bits.replace("-", " bits ") if "affine" in bits else "2, 3 and 4 bits"
+    name = f"{bits} bits" if bits.isdigit() else "2, 3 and 4 bits" if bits == "mixed-3" else bits.replace("-", " bits ")
     return Contender(name, level, lambda random, n, k: packed_layer(random, n, k, WIDTHS[bits]))
 
 

@@ -28,6 +28,7 @@ from measuring import (
     read_tokens,
     torch_model,
 )
+from published import ShowPublished
 from results import AS_DISTRIBUTED, Results, Row, check_plot, plot, print_table
 
 from skim_export.calibration.calibrate_model import gather_statistics
@@ -82,6 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--codebook", choices=get_args(CodebookType), default="int8")
     parser.add_argument("--ratio-to", metavar="METHOD", help="show gaps divided by this method's at the same bits")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw perplexity over effective bits")
+    parser.add_argument("--published", action=ShowPublished, nargs=0, help="show published figures and leave")
     parser.add_argument("--work", type=Path, metavar="DIR", help="keep what calibration finds here, for the next table")
     parser.set_defaults(run=run)
 

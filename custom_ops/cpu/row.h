@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <utility>
 
 #include "columns.h"
@@ -49,8 +50,19 @@ static constexpr auto ListClasses(std::integer_sequence<int, kClass...>) {
 template <typename Choice>
 static constexpr auto kByClass = ListClasses<Choice>(std::make_integer_sequence<int, kClasses>());
 
-static inline int8_t Negated(int8_t entry) { return static_cast<int8_t>(-entry); }
-static inline uint16_t Negated(uint16_t half) { return half ^ 0x8000; }
+// Eight int8 entries, none of them -128: their negatives in reversed order.
+static inline uint64_t Mirrored(uint64_t entries) {
+  constexpr uint64_t kSigns = 0x8080808080808080;
+  const uint64_t above = entries ^ kSigns;  // 128 more, at least 1: no byte carries
+  return __builtin_bswap64((~above + 0x0101010101010101) ^ kSigns);
+}
+
+// Four int8 entries, each twice.
+static inline uint64_t Doubled(uint32_t entries) {
+  uint64_t apart = (entries | uint64_t{entries} << 16) & 0x0000ffff0000ffff;
+  apart = (apart | apart << 8) & 0x00ff00ff00ff00ff;
+  return apart | apart << 8;
+}
 
 // The levels of a row of a run, unscaled, by what they are looked up by, `Code::kLevelBits` bits. Of windows the
 // codebook has the lower half. Kernels for windows serve smaller memories, too: the bits that stand furthest before a
@@ -60,19 +72,33 @@ class RowLevels {
  public:
   SKIM_INLINE RowLevels(const RowRun& run, int64_t row)
       : entries_(static_cast<const T*>(run.codebook) + row * CodebookEntries(run.row_class)) {
-    if constexpr (Code::kMemory > 0) {
-      constexpr int half = 1 << (Code::kLevelBits - 1);
-      const int ignored = Code::kMemory - ClassMemory(run.row_class);
-      for (int i = 0; i < half; ++i) {
-        all_[i] = entries_[i >> ignored];
-        all_[2 * half - 1 - i] = Negated(all_[i]);
-      }
-    }
+    if constexpr (Code::kMemory > 0) Mirror(Code::kMemory - ClassMemory(run.row_class));
   }
 
   SKIM_INLINE const T* data() const { return Code::kMemory > 0 ? all_ : entries_; }
 
  private:
+  static constexpr int kHalf = 1 << (Code::kLevelBits - 1);
+
+  SKIM_INLINE void Mirror(int ignored) {
+    if constexpr (sizeof(T) == 1) {
+      constexpr int kWords = kHalf / 8;
+      uint64_t words[2 * kWords];
+      if (Code::kMemory > 1 && ignored == 1) {
+        uint32_t entries;
+        std::memcpy(&entries, entries_, sizeof entries);
+        words[0] = Doubled(entries);
+      } else {
+        std::memcpy(words, entries_, kHalf);
+      }
+      for (int i = 0; i < kWords; ++i) words[2 * kWords - 1 - i] = Mirrored(words[i]);
+      std::memcpy(all_, words, sizeof words);
+    } else {
+      for (int i = 0; i < kHalf; ++i) all_[i] = entries_[i >> ignored];
+      for (int i = 0; i < kHalf; ++i) all_[kHalf + i] = all_[kHalf - 1 - i] ^ 0x8000;  // of float16
+    }
+  }
+
   const T* entries_;
   T all_[Code::kMemory > 0 ? 1 << Code::kLevelBits : 1];
 };

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import exportable
 import numpy as np
+import published
 import pytest
 import quality
 import quality_whole
@@ -277,3 +278,17 @@ def test_mistakes_about_whole_models(files, calls, tmp_path):
     with pytest.raises(UserError, match=r"--exported .*: has no model.onnx"):
         quality_whole.run(arguments(quality_whole, files, "--exported", tmp_path))
     assert not calls
+
+
+def test_published_figures_come_with_a_command_that_is_understood(capsys):
+    parser = argparse.ArgumentParser()
+    quality.add_arguments(parser)
+    with pytest.raises(SystemExit) as left:
+        parser.parse_args(["--published"])
+    assert left.value.code == 0
+    shown = capsys.readouterr().out
+    for of_model in published.PUBLISHED:
+        assert of_model.command() in shown
+        options = parser.parse_args(of_model.command().split()[3:])
+        assert (options.model, options.context, options.tokens) == (of_model.model, of_model.context, of_model.tokens)
+        assert options.tokens % options.context == 0
