@@ -160,7 +160,10 @@ struct Decode {
     }
     const int block = first + c * kWords / 8, word = c * kWords % 8;
     const Tile of_block(activations + (block - first) * tokens * Tile::kTokenBytes, block);
-#pragma unroll(InRegisters(Code::kLevelBits, Code::kMemory, kTable == LevelKind::kTableInt8) ? kWords : 1)
+    // Windows of bfloat16 would take more registers than there are.
+    constexpr bool kUnrolled = InRegisters(Code::kLevelBits, Code::kMemory, kTable == LevelKind::kTableInt8) &&
+                               !(Code::kMemory > 0 && std::is_same_v<Element, Bfloat16>);
+#pragma unroll(kUnrolled ? kWords : 1)
     for (int i = 0; i < kWords; i += kAtOnce) {
       uint32_t words[kRowTiles][2][kBits][kAtOnce];
       Stream::template Read<kBits>(slot, i, words);
