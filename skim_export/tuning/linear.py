@@ -36,7 +36,7 @@ class TrainedLinear:
         counts = 1 << self._stored.level_bits.astype(np.int64)
         free = (np.arange(self.levels.shape[1]) < counts[:, None]) & (self._stored.kind == LevelKind.TABLE)[:, None]
         self._free = torch.from_numpy(free)
-        self._is_window = torch.from_numpy(self._stored.memory > 0)[:, None]
+        self._is_window = torch.from_numpy(free & (self._stored.memory > 0)[:, None])
         opposite = np.clip(counts[:, None] - 1 - np.arange(self.levels.shape[1]), 0, None)
         self._opposite = torch.from_numpy(opposite)  # of each window, that whose level is the negative of its
         self.optimizer = Adam(self.levels.shape)
