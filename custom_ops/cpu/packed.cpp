@@ -1,5 +1,6 @@
 #include "skim/packed.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 
@@ -97,13 +98,11 @@ std::string PackedLinear::Validate() const {
     return "codebook has a value that is not finite";
   }
   if (int8) {
-    const auto* entry = static_cast<const int8_t*>(codebook.data);
-    for (int c = 0; c < kClasses; ++c) {
-      for (int64_t left = rows_per_class[c] * CodebookEntries(c); left > 0; --left, ++entry) {
-        if (HasWindows(c) && *entry == -128) {
-          return "codebook: an entry of a row with windows is -128, which has no negative";
-        }
-      }
+    const auto* end = static_cast<const int8_t*>(codebook.data) + entries;  // rows with windows come last
+    int64_t of_windows = 0;
+    for (int c = kPlainClasses; c < kClasses; ++c) of_windows += rows_per_class[c] * CodebookEntries(c);
+    if (std::find(end - of_windows, end, -128) != end) {
+      return "codebook: an entry of a row with windows is -128, which has no negative";
     }
   }
   if (!AllFinite(row_scale)) return "row_scale has a value that is not finite";
