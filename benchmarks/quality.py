@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from dense_baselines import DenseLinear, mxfp4, rtn_grouped, skim_sparse, squeezellm_sparse
+from block_formats import BLOCK_METHODS
+from dense_baselines import DenseLinear, skim_sparse, squeezellm_sparse
 from evaluated import ENOUGH_TOKENS, texts_and_warnings
 from exportable import CHANGES, TUNING_STATISTICS, TUNING_TEXT, parse_method, quantize_packed, sensitivity
 from measuring import (
@@ -63,10 +64,7 @@ __all__ = [
 
 SHOWN = ["rtn", "rtn-g64", "mxfp4", "squeezellm", "squeezellm-sparse", "gptq", "skim", "skim+"]
 SHOWN_BITS = [2.0, 2.25, 2.5, 3.0, 3.25, 3.5, 4.0]
-DENSE = ("rtn-g64", "mxfp4", "squeezellm-sparse", "skim+-sparse")  # the others are exportable
-WHOLE_BITS_ONLY = ("rtn-g64",)
-ONE_WIDTH = ("mxfp4",)
-UNCALIBRATED = ("rtn-g64", "mxfp4")  # of those
+DENSE = (*BLOCK_METHODS, "squeezellm-sparse", "skim+-sparse")  # the others are exportable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -196,19 +194,20 @@ def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | No
     for average in bits:
         if not 1 <= average <= 8:
             raise UserError(f"--bits {average:g}: must be from 1 to 8")
-    wanted: list[tuple[str, float | None]] = [(method, None) for method in methods if method in ONE_WIDTH]
+    one_width = [method for method in methods if method in BLOCK_METHODS and BLOCK_METHODS[method].one_width]
+    wanted: list[tuple[str, float | None]] = [(method, None) for method in one_width]
     for average in bits:
         for method in methods:
-            if method in ONE_WIDTH or (method in WHOLE_BITS_ONLY and not average.is_integer()):
+            if method in one_width or (method in BLOCK_METHODS and not average.is_integer()):
                 continue
             wanted.append((method, average))
     return list(dict.fromkeys(wanted))
 
 
 def _needs_statistics(method: str) -> bool:
-    if method in DENSE:
-        return method not in UNCALIBRATED
-    return parse_method(method)[0].needs_statistics
+    if method in BLOCK_METHODS:
+        return BLOCK_METHODS[method].calibrated
+    return method in DENSE or parse_method(method)[0].needs_statistics
 
 
 def _measure(progress: Progress, job: Job, method: str, bits: float | None, codebook: CodebookType) -> Row:
@@ -268,11 +267,9 @@ def _quantized_dense(
 
     def quantize(name: str) -> DenseLinear:
         weight = linear_weight(model.checkpoint, linears[name])
-        if method == "mxfp4":
-            return mxfp4(weight)
+        if method in BLOCK_METHODS:
+            return BLOCK_METHODS[method].quantize(weight, bits, store, name)
         assert bits is not None  # see _wanted
-        if method == "rtn-g64":
-            return rtn_grouped(weight, int(bits))
         fisher = sensitivity(job.work, name)
         if method == "squeezellm-sparse":
             even = even_bits(len(weight), bits)

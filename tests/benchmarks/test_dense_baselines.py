@@ -1,79 +1,16 @@
-"""Dense baselines against definitions written out weight by weight."""
+"""Methods with a sparse part: which weights they keep, and what that brings."""
 
 import numpy as np
-import pytest
-from dense_baselines import mxfp4, rtn_grouped, skim_sparse, squeezellm_sparse
+from dense_baselines import skim_sparse, squeezellm_sparse
 
 from skim_export.packed import PackedLinear, row_bytes
 from skim_export.quantize import METHODS, quantize_linear
 from skim_export.quantize.levels import fit_tables
 from skim_export.quantize.solver import WeightRows
 
-SHAPES = [(1, 1), (3, 64), (4, 96), (2, 130)]
-E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6])
-
 
 def random_weight(rows, columns, seed=0):
     return (np.random.default_rng(seed).standard_t(4, (rows, columns)) * 0.05).astype(np.float32)
-
-
-def rtn_of_group(group, bits):
-    low, high, largest = min(group.min(), 0), max(group.max(), 0), 2**bits - 1
-    scale = float(np.float16((high - low) / np.float32(largest)))
-    if scale == 0:
-        return np.zeros(len(group))
-    zero = round(-low / scale)
-    return np.array([(min(max(round(w / scale) + zero, 0), largest) - zero) * scale for w in group.tolist()])
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_rtn_grouped(shape, bits):
-    weight = random_weight(*shape)
-    weight[0] = np.abs(weight[0])  # a group on one side of zero
-    got = rtn_grouped(weight, bits)
-    for row, got_row in zip(weight, got.weight, strict=True):
-        for start in range(0, shape[1], 64):
-            group = slice(start, start + 64)
-            np.testing.assert_allclose(got_row[group], rtn_of_group(row[group], bits), rtol=1e-6)
-    groups = shape[0] * -(-shape[1] // 64)
-    assert (got.code_bits, got.bits) == (bits, shape[0] * shape[1] * bits + groups * (16 + bits))
-
-
-def test_rtn_grouped_keeps_zeros():
-    assert not rtn_grouped(np.zeros((2, 64), np.float32), 3).weight.any()
-
-
-def mx_of_block(block):
-    largest = np.abs(block).max()
-    scale = 2.0 ** (np.floor(np.log2(largest)) - 2) if largest else 1.0
-    values = []
-    for w in block.tolist():
-        distance = np.abs(abs(w) / scale - E2M1)
-        nearest = np.flatnonzero(distance == distance.min())
-        index = nearest[nearest % 2 == 0][0] if len(nearest) == 2 else nearest[0]  # ties to an even mantissa
-        values.append(np.copysign(E2M1[index] * scale, w))
-    return np.array(values)
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_mxfp4(shape):
-    weight = random_weight(*shape)
-    got = mxfp4(weight)
-    for row, got_row in zip(weight, got.weight, strict=True):
-        for start in range(0, shape[1], 32):
-            block = slice(start, start + 32)
-            np.testing.assert_array_equal(got_row[block], mx_of_block(row[block]))
-    assert got.bits == shape[0] * (4 * shape[1] + 8 * -(-shape[1] // 32))
-
-
-def test_mxfp4_ties_go_to_even_and_large_values_saturate():
-    ties = [0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5, 6, 7.9, -0.75, -5]
-    weight = np.zeros((1, 32), np.float32)
-    weight[0, : len(ties)] = ties
-    expected = [0, 1, 1, 2, 2, 4, 4, 6, 6, -1, -4]
-    np.testing.assert_array_equal(mxfp4(weight).weight[0, : len(ties)], expected)
-    np.testing.assert_array_equal(mxfp4(weight).weight[0], mx_of_block(weight[0]))
 
 
 def test_squeezellm_sparse_keeps_the_right_weights():

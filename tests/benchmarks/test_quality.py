@@ -12,7 +12,7 @@ import pytest
 import quality
 import quality_whole
 import torch
-from dense_baselines import rtn_grouped
+from block_formats import quantize_blocks, rtn_groups
 from measuring import read_tokens
 from results import AS_DISTRIBUTED, Results
 from transformers import AutoModelForCausalLM
@@ -98,7 +98,7 @@ def test_figures_are_those_of_transformers(files, calls, tmp_path, capsys):
     def change(model):
         for name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear) and name != "lm_head":
-                module.weight.data = torch.from_numpy(rtn_grouped(module.weight.data.numpy(), 3).weight)
+                module.weight.data = torch.from_numpy(quantize_blocks(module.weight.data.numpy(), rtn_groups(3)).weight)
 
     ids = read_tokens(Checkpoint(files / "model"), [files / "text.txt"], TOKENS, CONTEXT)["text.txt"]
     perplexity, kl, same = distances_by_transformers(files / "model", ids, change)
