@@ -37,7 +37,8 @@ CHANGES: dict[str, dict[str, object]] = {
     "layer": {"objective": layer_objective},
     "scaled": {"column_scale": True},
     "unscaled": {"column_scale": False},
-    "uncorrelated": {"correlated": False},
+    "uncorrelated": {"correlated": False, "rows_correlated": False},
+    "rowwise": {"rows_correlated": False},
     "windowless": {"levels": FreeLevels()},
 }
 

@@ -23,7 +23,7 @@ from skim_export.calibration.passes import SEQUENCES_TOGETHER
 from skim_export.calibration.shared_states import SharedStates
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Architecture, Linear, Model
-from skim_export.work.resources import FLOAT32_BYTES, Resources
+from skim_export.work.resources import FLOAT32_BYTES, ROW_GROUP, Resources
 from skim_export.work.tasks import Executor, Task, do_tasks
 from skim_runtime.progress import Progress
 
@@ -161,9 +161,10 @@ def calibrating_bytes(model: Model, text: tuple[int, ...], threads: int, vocabul
     for block in architecture.blocks:
         weights = FLOAT32_BYTES * sum(linear.out_features * linear.in_features for linear in block)
         moments = [FLOAT32_BYTES * linear.in_features**2 for linear in block]
+        outputs = FLOAT32_BYTES * ROW_GROUP * sum(linear.out_features for linear in block)
         channels = sum(linear.out_features + linear.in_features for linear in block)
         seen = FLOAT32_BYTES * length * channels * (min(SEQUENCES_TOGETHER, sequences) + IN_WORK * threads)
-        blocks.append(2 * weights + sum(moments) + max(max(moments), seen))
+        blocks.append(2 * weights + outputs + sum(moments) + max(max(moments), seen))
     head = FLOAT32_BYTES * architecture.vocabulary_size * architecture.hidden_size
     others = 2 * FLOAT32_BYTES * sequences * length * sum(linear.in_features for linear in architecture.others)
     return 3 * hidden + others + max(*blocks, 3 * head if vocabulary else head)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from skim_export.checkpoint import Linear
 from skim_export.work.heap import return_freed_memory
+from skim_export.work.resources import ROW_GROUP
 
 from .arguments import Arguments
 from .workers import in_order
@@ -30,7 +31,7 @@ Loss: TypeAlias = "Callable[[torch.Tensor, int, slice], torch.Tensor]"  # of log
 
 # Fixed: they decide the order of summation, and with it the last bits of the results.
 HEAD_TOKENS = 128  # tokens whose logits are in memory at once
-PIECE_ROWS = 256  # of one piece of work
+PIECE_ROWS = ROW_GROUP  # of one piece of work
 
 SEQUENCES_TOGETHER = 8  # whose activations and gradients are in memory at once
 

@@ -33,6 +33,8 @@ class StatisticsStore:
             "input_square": torch.from_numpy(statistics.input_square),
             "correlation": torch.from_numpy(statistics.correlation).to(torch.float16),
         }
+        if statistics.output_correlation is not None:
+            tensors["output_correlation"] = torch.from_numpy(statistics.output_correlation).to(torch.float16)
         write_sealed(self.path(name), lambda path: save_file(tensors, path))
 
     def is_complete(self, name: str) -> bool:
@@ -50,6 +52,12 @@ class StatisticsStore:
     def correlation(self, name: str) -> npt.NDArray[np.float32]:
         """Correlation of the inputs, float32 `[K, K]`."""
         return self._read(name, "correlation")
+
+    def output_correlation(self, name: str, rows: slice = slice(None)) -> npt.NDArray[np.float32] | None:
+        """Correlation of the outputs' gradients in blocks of rows, float32 `[N, ROW_GROUP]`, or of some rows."""
+        with safe_open(self.path(name), framework="pt") as file:
+            known = "output_correlation" in file.keys()  # noqa: SIM118, it is no dictionary
+        return self._read(name, "output_correlation", rows) if known else None
 
     def path(self, name: str) -> Path:
         """The file of a linear layer."""

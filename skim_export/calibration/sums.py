@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from skim_export.checkpoint import Linear
+from skim_export.work.resources import ROW_GROUP
 from skim_runtime.errors import UserError
 
 from .passes import Factors, add_in_pieces
@@ -36,11 +37,18 @@ class LinearStatistics:
             on its diagonal; 0 elsewhere for inputs that are always 0. A token's weight w_t is the root mean square of
             dL/dy[t]: tokens that matter to the loss count more (GuidedQuant, arXiv 2505.07004, section 3, squares it,
             but squared gradients have such heavy tails that few tokens would remain).
+        output_correlation: float32 `[N, ROW_GROUP]`, how the gradients of the outputs of a block of ROW_GROUP rows go
+            together: R[n, m] = sum_t dL/dy[t, n] * dL/dy[t, n0 + m] / w_t, with n0 the first row of n's block, brought
+            to 1 where n is n0 + m; 0 behind the last row. None where it is not wanted: of a vocabulary.
     """
 
     fisher: npt.NDArray[np.float32]
     input_square: npt.NDArray[np.float32]
     correlation: npt.NDArray[np.float32]
+    output_correlation: npt.NDArray[np.float32] | None = None
+
+
+_LEAST = 1e-30  # of a token's weight: a token without a gradient has no part in any sum
 
 
 class LinearSums:
@@ -54,11 +62,13 @@ class LinearSums:
         self._fisher = [torch.zeros(linear.out_features, linear.in_features, device=device) for linear in linears]
         self._square = [torch.zeros(linear.in_features, device=device) for linear in linears]
         self._moments = [torch.zeros(linear.in_features, linear.in_features, device=device) for linear in linears]
+        self._outputs = [torch.zeros(linear.out_features, ROW_GROUP, device=device) for linear in linears]
 
     def add(self, factors: list[list[Factors]]) -> None:
         """Add some sequences."""
         add_in_pieces(self._pool, self._fisher, factors, add_fisher)
         add_in_pieces(self._pool, self._moments, factors, add_moments)
+        add_in_pieces(self._pool, self._outputs, factors, _add_outputs)
         for of_sequence in factors:
             for total, (x, _) in zip(self._square, of_sequence, strict=True):
                 total += x.square().sum(dim=0)
@@ -74,7 +84,8 @@ class LinearSums:
                 )
         while self._fisher:
             fisher, square, moments = self._fisher.pop(0), self._square.pop(0), self._moments.pop(0)
-            yield statistics_of(fisher, square, moments, predicted)
+            outputs = _correlation_in_blocks(self._outputs.pop(0)).cpu().numpy()
+            yield replace(statistics_of(fisher, square, moments, predicted), output_correlation=outputs)
 
 
 def statistics_of(
@@ -93,8 +104,30 @@ def add_fisher(fisher: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Ten
 
 def add_moments(moments: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
     """Add a sequence to some rows of the weighted second moments of the inputs, up to the diagonal."""
-    weight = dy.square().mean(dim=1, keepdim=True).sqrt()
+    weight = _token_weight(dy)
     moments[:, : rows.stop].addmm_((weight * x[:, rows]).T, x[:, : rows.stop])
+
+
+def _add_outputs(outputs: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
+    """Add a sequence to some rows, one block, of the second moments of the output gradients."""
+    block, weight = dy[:, rows], _token_weight(dy).clamp(min=_LEAST)
+    outputs[:, : block.shape[1]].addmm_((block / weight).T, block)
+
+
+def _token_weight(dy: torch.Tensor) -> torch.Tensor:
+    """The root mean square of each token's gradient, `[T, 1]`."""
+    return dy.square().mean(dim=1, keepdim=True).sqrt()
+
+
+def _correlation_in_blocks(moments: torch.Tensor) -> torch.Tensor:
+    """Second moments of blocks of rows, brought to 1 on their diagonals, in place."""
+    for start in range(0, len(moments), ROW_GROUP):
+        block = moments[start : start + ROW_GROUP]
+        square = block[:, : len(block)]
+        inverse = square.diagonal().rsqrt()
+        inverse[~inverse.isfinite()] = 0
+        square.mul_(inverse).mul_(inverse[:, None]).fill_diagonal_(1)
+    return moments
 
 
 def _correlation(moments: torch.Tensor) -> torch.Tensor:

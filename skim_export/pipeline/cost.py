@@ -35,7 +35,7 @@ from skim_export.tuning.training import EPOCHS, EVERY, HELD_OUT
 from skim_export.work.device import synchronize
 from skim_export.work.files import fsync
 from skim_export.work.heap import return_freed_memory
-from skim_export.work.resources import FLOAT32_BYTES
+from skim_export.work.resources import FLOAT32_BYTES, ROW_GROUP
 from skim_export.work.tasks import SerialExecutor
 
 if TYPE_CHECKING:
@@ -125,20 +125,23 @@ def _statistics_bytes(job: Job) -> int:
     if not job.calibrates:
         return 0
     linears = job.model.architecture.linears
-    statistics = sum(x.out_features * x.in_features + x.in_features**2 for x in linears) * STATISTICS_BYTES
+    entries = sum(x.out_features * (x.in_features + ROW_GROUP) + x.in_features**2 for x in linears)
+    statistics = entries * STATISTICS_BYTES
     activations = activation_bytes(job.model, job.text.shape)
     return statistics + activations * (1 if isinstance(job.executor, SerialExecutor) else 2)  # gradients of all blocks
 
 
 def _tuning_bytes(job: Job, packed: int) -> int:
-    """The tuned layers beside the others, and the state of tuning."""
+    """The tuned layers beside the others, the state of tuning, and a byte a weight while it lasts."""
     if not job.effort.tune:
         return 0
     bits = math.ceil(job.budget.bits)
     memory = max(job.method.levels.memory(bits, linear.in_features) for linear in job.model.architecture.linears)
     levels = 1 << (bits + memory)
-    rows = sum(linear.out_features for linear in job.model.architecture.linears)
-    return packed + FLOAT32_BYTES * STATES * levels * rows
+    linears = job.model.architecture.linears
+    rows = sum(linear.out_features for linear in linears)
+    windows = sum(linear.out_features * linear.in_features for linear in linears)
+    return packed + windows + FLOAT32_BYTES * STATES * levels * rows
 
 
 def _disk_seconds(job: Job, output: int) -> dict[str, float]:
@@ -224,6 +227,12 @@ class _AllAlike:
 
     def correlation(self) -> npt.NDArray[np.float32]:
         return np.eye(self.columns, dtype=np.float32)
+
+    def output_correlation(self, rows: slice) -> npt.NDArray[np.float32]:
+        alone: npt.NDArray[np.float32] = np.eye(ROW_GROUP, dtype=np.float32)[
+            np.arange(rows.start, rows.stop) % ROW_GROUP
+        ]
+        return alone
 
 
 def _text_seconds(job: Job) -> dict[str, float]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
 from skim_export.calibration import written_text_bytes
 from skim_export.calibration.calibrate_model import calibrating_bytes
+from skim_export.calibration.passes import HEAD_TOKENS
 from skim_export.checkpoint import Linear
 from skim_export.pipeline.budget import rotary_values, unpacked_parameters
 from skim_export.pipeline.check import CHECKED_UNASKED, checking_bytes
 from skim_export.pipeline.job import Job
 from skim_export.pipeline.quantize_linear import packed_bytes, working_bytes
 from skim_export.quantize import MOST_FREE_LEVELS, ONE_WIDTH
+from skim_export.tuning import HELD_OUT
 from skim_export.work.resources import FLOAT32_BYTES, ROW_GROUP, WORKING_BYTES
 from skim_runtime.errors import UserError
 
@@ -21,6 +22,7 @@ __all__ = ["is_checked", "peak_memory", "within_memory"]
 
 ALLOCATION_BYTES = 400  # for one row: its errors and the steps of its error curve, sorted
 TABLE_COPIES = 4  # of the rotary tables, while the model builder computes them
+LOGITS = 6  # those of both models, their logarithms, and what the gradient takes
 TEXT = "text"  # the step in which a model writes its calibration text
 LATER_BYTES = 300 << 20  # libraries that are loaded later, and freed memory that the allocator keeps
 UNKNOWN_RESIDENT = 600 << 20  # what Python and torch take, about
@@ -125,14 +127,13 @@ def _linears(job: Job) -> list[Linear]:
 
 
 def _tuning(job: Job) -> int:
-    """Codes of all layers, levels with their two moments, full-precision outputs, and one block."""
-    architecture = job.model.architecture
-    codes = sum(linear.out_features * linear.in_features for linear in architecture.linears)
-    levels = 3 * FLOAT32_BYTES * MOST_FREE_LEVELS * sum(linear.out_features for linear in architecture.linears)
+    """Levels with their two moments, full-precision outputs, what a step has of all blocks, one block, and the head."""
+    architecture, (sequences, length) = job.model.architecture, job.text.shape
+    levels = 3 * MOST_FREE_LEVELS * sum(linear.out_features for linear in architecture.linears)
     block = max(sum(x.out_features * x.in_features for x in block) for block in architecture.blocks)
-    states = 2 * math.prod(job.text.shape) * architecture.hidden_size
-    head = architecture.vocabulary_size * architecture.hidden_size
-    return codes + levels + FLOAT32_BYTES * (4 * block + states + head)
+    tokens = 2 * sequences + HELD_OUT * (len(architecture.blocks) + 1)
+    head = architecture.vocabulary_size * (architecture.hidden_size + LOGITS * HEAD_TOKENS * job.resources.workers)
+    return FLOAT32_BYTES * (levels + 4 * block + tokens * length * architecture.hidden_size + head)
 
 
 def _resident() -> int:

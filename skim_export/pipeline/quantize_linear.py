@@ -87,6 +87,10 @@ class StoredStatistics:
         """See `Statistics`."""
         return self.store.correlation(self.name)
 
+    def output_correlation(self, rows: slice) -> npt.NDArray[np.float32] | None:
+        """See `Statistics`."""
+        return self.store.output_correlation(self.name, rows)
+
 
 @dataclass(frozen=True)
 class CheckpointLinear:
@@ -126,6 +130,10 @@ class CheckpointLinear:
         """See `LinearData`."""
         assert self.statistics is not None  # correlated methods need them
         return self.statistics.correlation()
+
+    def output_correlation(self, rows: slice) -> npt.NDArray[np.float32] | None:
+        """See `LinearData`."""
+        return None if self.statistics is None else self.statistics.output_correlation(rows)
 
 
 def working_bytes(linear: Linear, resources: Resources, method: Method) -> int:

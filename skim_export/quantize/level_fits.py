@@ -25,6 +25,7 @@ __all__ = [
     "RangeLevels",
     "WorthwhileLevels",
     "even_levels_pay",
+    "merge_fits",
 ]
 
 Float64 = npt.NDArray[np.float64]
@@ -201,19 +202,27 @@ def _in_parts(rows: WeightRows, bits: UInt8, is_second: npt.NDArray[np.bool_], f
         return second(rows, bits)
     if not is_second.any():
         return first(rows, bits)
-    parts = (fit(rows.take(some), bits[some]) for fit, some in ((first, ~is_second), (second, is_second)))
-    return _merged(bits, is_second, *parts)
+    parts = ((some, fit(rows.take(some), bits[some])) for fit, some in ((first, ~is_second), (second, is_second)))
+    return merge_fits(bits, list(parts))
 
 
-def _merged(bits: UInt8, is_second: npt.NDArray[np.bool_], first: FittedRows, second: FittedRows) -> FittedRows:
-    """Rows that were fitted apart in the order of all of them; if one part has even levels, it is the second."""
-    count, dtype = len(bits), first[1].entries.dtype
-    codes, errors = np.empty((count, first[0].shape[1]), np.uint8), np.empty(count)
+def merge_fits(
+    bits: UInt8, parts: Sequence[tuple[npt.NDArray[np.bool_] | npt.NDArray[np.int64], FittedRows]]
+) -> FittedRows:
+    """Rows that were fitted apart in the order of all of them.
+
+    Args:
+        bits: width of each row, uint8 `[N]`.
+        parts: which rows, and what was found for them.
+    """
+    count, columns = len(bits), parts[0][1][0].shape[1]
+    dtype = np.result_type(*(levels.entries.dtype for _, (_, levels, _) in parts))  # rows of even levels have none
+    all_codes, all_errors = np.empty((count, columns), np.uint8), np.empty(count)
     kind, memory = np.empty(count, np.uint8), np.empty(count, np.uint8)
     scale, offset = np.empty(count, np.float16), np.empty(count, np.float16)
-    entries = np.zeros((count, max(part[1].entries.shape[1] for part in (first, second))), dtype)
-    for rows, (of_codes, levels, of_errors) in ((~is_second, first), (is_second, second)):
-        codes[rows], errors[rows] = of_codes, of_errors
+    entries = np.zeros((count, max(part[1].entries.shape[1] for _, part in parts)), dtype)
+    for rows, (codes, levels, errors) in parts:
+        all_codes[rows], all_errors[rows] = codes, errors
         kind[rows], memory[rows], scale[rows], offset[rows] = levels.kind, levels.memory, levels.scale, levels.offset
         entries[rows, : levels.entries.shape[1]] = levels.entries
-    return codes, RowLevels(bits, kind, entries, scale, offset, memory), errors
+    return all_codes, RowLevels(bits, kind, entries, scale, offset, memory), all_errors

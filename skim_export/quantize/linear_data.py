@@ -28,6 +28,9 @@ class Statistics(Protocol):
     def correlation(self) -> Float32:
         """Correlation of the inputs, float32 `[K, K]`, 1 on its diagonal; the caller may change it."""
 
+    def output_correlation(self, rows: slice) -> Float32 | None:
+        """Correlation of the outputs' gradients, float32 `[R, ROW_GROUP]`, see `LinearData`."""
+
 
 class LinearData(Protocol):
     """One linear, W `[N, K]`, and what its method needs to know of it."""
@@ -52,6 +55,9 @@ class LinearData(Protocol):
     def correlation(self) -> Float32:
         """Of the columns, float32 `[K, K]`, 1 on its diagonal; the caller may change it."""
 
+    def output_correlation(self, rows: slice) -> Float32 | None:
+        """Of some rows with those of the same block of `ROW_GROUP` rows, float32 `[R, ROW_GROUP]`; None if unknown."""
+
 
 @dataclass(frozen=True)
 class LinearArrays:
@@ -62,12 +68,14 @@ class LinearArrays:
         sensitivities: float32 `[N, K]`, or None.
         correlations: of the columns, float32 `[K, K]`, if the method is correlated.
         name: for messages.
+        output_correlations: of the rows of each block, float32 `[N, ROW_GROUP]`, or None.
     """
 
     values: Float32
     sensitivities: Float32 | None = None
     correlations: Float32 | None = None
     name: str = "weight"
+    output_correlations: Float32 | None = None
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -92,3 +100,7 @@ class LinearArrays:
         if self.correlations is None:
             raise ValueError(f"{self.name}: a correlated method needs the correlation of the columns")
         return self.correlations.copy()
+
+    def output_correlation(self, rows: slice) -> Float32 | None:
+        """See `LinearData`."""
+        return None if self.output_correlations is None else self.output_correlations[rows]

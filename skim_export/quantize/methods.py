@@ -19,10 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.packed import CodebookType, PackedLinear, RowLevels
-from skim_export.quantize.level_fits import FreeLevels, LevelFit, RangeLevels, WorthwhileLevels
+from skim_export.quantize.level_fits import FittedRows, FreeLevels, LevelFit, RangeLevels, WorthwhileLevels
 from skim_export.quantize.linear_data import LinearArrays, LinearData, Statistics
 from skim_export.quantize.native_library import refine_bytes
 from skim_export.quantize.refinement import Coupling, damped
+from skim_export.quantize.row_feedback import fit_in_turns
 from skim_export.quantize.scaling import fit_column_scale, power_of_two_scale
 from skim_export.quantize.solver import POINTS, WeightRows
 from skim_export.work.resources import FLOAT32_BYTES, ROW_GROUP, WORKING_BYTES, Resources
@@ -111,6 +112,7 @@ class Method:
         column_scale: a trained scale of the columns (SKIM, section 3.3).
         correlated: the errors of a row's weights are seen together (error feedback, and for free levels coordinate
             descent).
+        rows_correlated: and the errors of rows, where it is known how their outputs go together.
     """
 
     objective: Objective | None
@@ -118,6 +120,7 @@ class Method:
     allocation: bool = False
     column_scale: bool = False
     correlated: bool = False
+    rows_correlated: bool = False
 
     @property
     def needs_statistics(self) -> bool:
@@ -189,11 +192,11 @@ class Method:
         codebook: CodebookType,
         resources: Resources,
     ) -> QuantizedLinear:
-        """Quantize some rows of a linear; what becomes of a row does not depend on which others there are.
+        """Quantize some rows of a linear; what becomes of a row depends on those of its block of `ROW_GROUP` at most.
 
         Args:
             data: the linear.
-            rows: which of its rows.
+            rows: which of its rows: whole blocks but for the last one.
             bits: the widths of those, uint8 `[R]`, 1..8.
             columns: of the whole linear, see `columns`.
             codebook: type of codebook entries.
@@ -203,7 +206,12 @@ class Method:
             UserError: a weight or a sensitivity is not finite.
         """
         given = self._rows(data, rows, columns.scale, resources)
-        codes, levels, errors = self.levels.fit(given, bits, codebook, columns.coupling)
+        outputs = data.output_correlation(rows) if self.rows_correlated else None
+
+        def fit(some: WeightRows, own: UInt8) -> FittedRows:
+            return self.levels.fit(some, own, codebook, columns.coupling)
+
+        codes, levels, errors = fit(given, bits) if outputs is None else fit_in_turns(given, outputs, bits, fit)
         return QuantizedLinear(codes, levels, columns.scale, errors)
 
     def _by_column(self, data: LinearData) -> Float64 | None:
@@ -238,7 +246,7 @@ class Method:
 
 
 METHODS = {
-    "skim+": Method(fisher_objective, FreeLevels(windows=True), allocation=True, correlated=True),
+    "skim+": Method(fisher_objective, FreeLevels(windows=True), allocation=True, correlated=True, rows_correlated=True),
     "skim": Method(fisher_objective, FreeLevels(), allocation=True, column_scale=True),
     "squeezellm": Method(fisher_objective, FreeLevels()),
     "gptq": Method(layer_objective, RangeLevels(), correlated=True),
@@ -270,6 +278,7 @@ def quantize_linear(
     method: Method,
     *,
     correlation: Float32 | None = None,
+    output_correlation: Float32 | None = None,
     codebook: CodebookType = "int8",
     resources: Resources | None = None,
     name: str = "weight",
@@ -282,6 +291,7 @@ def quantize_linear(
         bits: width of each row, uint8 `[N]`, 1..8.
         method: its objective and allocation are the caller's part.
         correlation: of the columns, float32 `[K, K]`, 1 on its diagonal; for methods that are `correlated`.
+        output_correlation: of the rows of each block, float32 `[N, ROW_GROUP]`; for those that are `rows_correlated`.
         codebook: type of codebook entries.
         resources: what to use; None for all threads. The result does not depend on their number.
         name: of the linear, for messages.
@@ -290,7 +300,7 @@ def quantize_linear(
         UserError: a weight or a sensitivity is not finite.
     """
     resources = Resources() if resources is None else resources
-    data = LinearArrays(weight, sensitivity, correlation, name)
+    data = LinearArrays(weight, sensitivity, correlation, name, output_correlation)
     columns = method.columns(data, bits, resources)
     return method.quantize_rows(data, slice(0, len(weight)), bits, columns, codebook, resources)
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from skim_export.packed import CodebookType, RowLevels, lane_columns
 from skim_export.quantize.levels import round_levels
+from skim_export.quantize.one_thread import one_thread
 from skim_export.quantize.solver import WeightRows, feedback, kmeans, refine
 
 if TYPE_CHECKING:
@@ -121,16 +122,12 @@ def _inverse_factor(correlation: Float32) -> Float32:
     """
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with one_thread():
         matrix, other = torch.from_numpy(correlation), torch.empty(correlation.shape)
         torch.linalg.cholesky(matrix, out=other)
         torch.cholesky_inverse(other, out=matrix)
         torch.linalg.cholesky(matrix, upper=True, out=other)
         factor: Float32 = other.contiguous().numpy()
-    finally:
-        torch.set_num_threads(threads)
     return factor
 
 

@@ -35,12 +35,19 @@ class Student:
         linears: the linear layers of all blocks, by name.
         norm: the last norm.
         head: the head, which stays as it is.
+
+    Args:
+        model: the full-precision model.
+        packed: its quantized linear layers.
+        tokens: the text.
+        scratch: an empty directory, for what is too large for memory.
     """
 
-    def __init__(self, model: Model, packed: PackedCheckpoint, tokens: npt.NDArray[np.int64]) -> None:
+    def __init__(self, model: Model, packed: PackedCheckpoint, tokens: npt.NDArray[np.int64], scratch: Path) -> None:
         checkpoint, architecture = model.checkpoint, model.architecture
         self._checkpoint, self._architecture = checkpoint, architecture
-        self.linears = {linear.name: TrainedLinear(packed.read(linear.name)) for linear in architecture.linears}
+        names = [linear.name for linear in architecture.linears]
+        self.linears = {name: TrainedLinear(packed.read(name), scratch / f"{name}.npy") for name in names}
         norms = [name for name in checkpoint.names if name.endswith("norm.weight")]
         self._run = _fingerprint(packed, tokens)
         self._norms = {name: checkpoint.tensor(name).clone() for name in norms}
@@ -111,7 +118,7 @@ class Student:
     def write(self, packed: PackedCheckpoint) -> None:
         """Replace the linears of the packed checkpoint, and add the norms to it."""
         for name, linear in self.linears.items():
-            packed.write(name, linear.pack(), {**packed.report(name), "tuned": True})
+            packed.write(name, linear.pack(packed.read(name)), {**packed.report(name), "tuned": True})
         packed.write_parameters(self._norms)
 
     def _all_optimizers(self) -> dict[str, Adam]:

@@ -10,6 +10,7 @@ backwards, block by block, each updated as soon as its gradient is known.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,9 +97,9 @@ def tune(
     ids = torch.from_numpy(tokens)
     batches = (len(ids) - HELD_OUT) // BATCH
     steps = EPOCHS * batches
-    with workers(resources.threads) as pool:
+    with workers(resources.threads) as pool, tempfile.TemporaryDirectory(dir=state.parent) as scratch:
         teacher = _final_states(pool, model, ids, progress)
-        student = Student(model, packed, tokens)
+        student = Student(model, packed, tokens, Path(scratch))
         trainer = _Trainer(pool, model.architecture, student, ids, teacher)
         before = after = trainer.held_out_divergence()
         best = first = 0
@@ -120,9 +121,9 @@ def tune(
             elif step + 1 - best >= PATIENT_LOOKS * EVERY:
                 break
         progress.finish()
-    if best:
-        student.restore(state)
-        student.write(packed)
+        if best:
+            student.restore(state)
+            student.write(packed)
     return TuneReport(best, before, after)
 
 
@@ -208,7 +209,7 @@ class _Trainer:
 
         def update(position: int) -> None:
             linear = quantized[position]
-            linear.step(linear.level_gradient(sums[position], slice(None)), rate * LEVEL_RATE)
+            linear.step(linear.level_gradient(sums[position]), rate * LEVEL_RATE)
 
         list(self._pool.map(update, range(len(quantized))))
         student.step_norms(trained, of_norms, rate * NORM_RATE)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Resources", "available_memory"]
 
-ROW_GROUP = 256  # rows are taken in multiples of this
+ROW_GROUP = 256  # rows are taken in multiples of this, and those of such a block may be seen together
 WORKING_BYTES = 20  # for one weight while it is quantized: values, sensitivities, scaled values, codes, packed codes
 RUN_BYTES = 512 << 20  # of a run of rows; more at once gains nothing
 DEVICE_RUN_BYTES = 2 << 30  # a GPU takes a row's columns one by one, for few rows about as long as for many

@@ -38,7 +38,7 @@ def test_the_statistics_are_those_of_the_cpu(
     found = statistics(model, tmp_path / "device", resources=Resources(1, device=chosen))
     assert found.keys() == expected.keys()
     for name, one in found.items():
-        for field in ("fisher", "input_square", "correlation"):
+        for field in ("fisher", "input_square", "correlation", "output_correlation"):
             actual, wanted = getattr(one, field), getattr(expected[name], field)
             assert isinstance(actual, np.ndarray)
             if device == "cpu":

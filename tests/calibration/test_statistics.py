@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from skim_export.calibration import Activations, LinearStatistics
 from skim_export.calibration import calibrate as calibrate_on
 from skim_export.checkpoint import Checkpoint, Linear, Model
-from skim_export.work.resources import Resources
+from skim_export.work.resources import ROW_GROUP, Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
@@ -43,7 +43,7 @@ def build(path: Path, kind: str) -> Model:
     if kind == "llama":
         tiny_llama(path, attention_bias=True, mlp_bias=True)
     elif kind == "mistral":
-        tiny_mistral(path, sliding_window=24)
+        tiny_mistral(path, sliding_window=24, intermediate_size=300)  # more rows than a block has
     else:
         tiny_decoder(kind, path)
     return Model.open(path)
@@ -78,8 +78,22 @@ def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArr
         moments = torch.einsum("st,sti,stj->ij", (gradient**2).mean(dim=-1).sqrt(), inputs, inputs)
         spread = moments.diagonal().sqrt()
         correlation = moments / torch.outer(spread, spread)
-        expected.append(LinearStatistics((fisher / predicted).numpy(), square.numpy(), correlation.numpy()))
+        outputs = torch.einsum(
+            "sti,stj->ij", gradient / (gradient**2).mean(dim=-1, keepdim=True).sqrt().clamp(1e-30), gradient
+        )
+        spread = outputs.diagonal().sqrt()
+        outputs = in_blocks(outputs / torch.outer(spread, spread))
+        expected.append(LinearStatistics((fisher / predicted).numpy(), square.numpy(), correlation.numpy(), outputs))
     return expected
+
+
+def in_blocks(whole: torch.Tensor) -> npt.NDArray[np.float64]:
+    """Of a matrix [N, N], what the rows of a block have in the columns of that block, `[N, ROW_GROUP]`."""
+    stored = np.zeros((len(whole), ROW_GROUP))
+    for start in range(0, len(whole), ROW_GROUP):
+        block = slice(start, min(start + ROW_GROUP, len(whole)))
+        stored[block, : block.stop - start] = whole[block, block].numpy()
+    return stored
 
 
 def relative_error(actual: npt.NDArray[np.float32], expected: npt.NDArray[np.float32]) -> float:
@@ -99,7 +113,7 @@ def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[
     for (linear, actual), expected in zip(results, whole_model(model.checkpoint, linears, tokens), strict=True):
         assert actual.fisher.shape == (linear.out_features, linear.in_features)
         assert actual.correlation.shape == (linear.in_features, linear.in_features)
-        for field in ("fisher", "input_square", "correlation"):
+        for field in ("fisher", "input_square", "correlation", "output_correlation"):
             one, other = getattr(actual, field), getattr(expected, field)
             assert one.dtype == np.float32
             assert relative_error(one, other) < rounding, (linear.name, field)

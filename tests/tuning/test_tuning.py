@@ -88,7 +88,7 @@ def test_gradients_are_those_of_the_whole_model(quantized, tmp_path):
     wanted, found = full.log_softmax(-1), network(batch).logits[:, :-1].log_softmax(-1)
     (wanted.exp() * (wanted - found)).sum(-1).mean().backward()
 
-    student = step_once(model, packed, tokens)
+    student = step_once(model, packed, tokens, tmp_path)
     for linear in model.architecture.linears:
         gradient = torch.cat([parameters[f"{member.module}.weight"].grad for member in linear.members]).numpy()
         layer = packed.read(linear.name)
@@ -108,11 +108,11 @@ def test_gradients_are_those_of_the_whole_model(quantized, tmp_path):
         assert np.abs(actual - expected).max() < 1e-4 * np.abs(expected).max(), name
 
 
-def step_once(model, packed, tokens):
+def step_once(model, packed, tokens, scratch):
     ids = torch.from_numpy(tokens)
     with module.workers(2) as pool:
         teacher = module._final_states(pool, model, ids, Progress())
-        student = module.Student(model, packed, tokens)
+        student = module.Student(model, packed, tokens, scratch)
         trainer = module._Trainer(pool, model.architecture, student, ids, teacher)
         trainer.step(slice(tuning.HELD_OUT, tuning.HELD_OUT + module.BATCH), 1.0)
     return student
@@ -200,11 +200,11 @@ def test_the_state_of_another_run_is_refused(quantized, tmp_path):
 
 
 @pytest.mark.parametrize("codebook", [np.int8, np.float16])
-def test_a_layer_that_was_not_moved_is_as_it_was(codebook):
+def test_a_layer_that_was_not_moved_is_as_it_was(codebook, tmp_path):
     packed = random_packed(np.random.default_rng(1), 60, 70, range(CLASSES), codebook, column_scale=True)
-    layer = TrainedLinear(packed)
+    layer = TrainedLinear(packed, tmp_path / "windows.npy")
     np.testing.assert_allclose(layer.weight().numpy(), packed.dequantize(), rtol=1e-6)
-    again = layer.pack()
+    again = layer.pack(packed)
     for name in packed.TENSORS:
         if name not in ("codebook", "row_scale"):
             np.testing.assert_array_equal(getattr(again, name), getattr(packed, name))
@@ -212,11 +212,11 @@ def test_a_layer_that_was_not_moved_is_as_it_was(codebook):
     assert np.abs(difference).max() < 0.01 * np.abs(packed.dequantize()).max()
 
 
-def test_affine_rows_stay():
+def test_affine_rows_stay(tmp_path):
     packed = random_packed(np.random.default_rng(2), 60, 70, range(CLASSES))
-    layer = TrainedLinear(packed)
+    layer = TrainedLinear(packed, tmp_path / "windows.npy")
     layer.step(torch.ones_like(layer.levels), rate=0.5)
     affine = packed.unpack()[1].kind == LevelKind.AFFINE
-    moved = (layer.pack().dequantize() != packed.dequantize()).any(axis=1)
+    moved = (layer.pack(packed).dequantize() != packed.dequantize()).any(axis=1)
     assert affine.any()
     np.testing.assert_array_equal(moved, ~affine)
