@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from real_model import HEADINGS as REAL_MODEL_HEADINGS
 from real_model import cells as real_model_cells
 from results import AS_DISTRIBUTED
@@ -17,7 +19,8 @@ __all__ = ["TABLES"]
 
 Report = dict[str, Any]
 RATIO_TO = "squeezellm"
-PLANNED = "skim+"  # the method that the planner knows
+PLANNED = "skim+"  # the method that the planner knows, the default
+BEFORE = "skim+:windowless,rowwise"  # without what came later
 
 
 def _quality(reports: Sequence[Report]) -> str:
@@ -38,6 +41,28 @@ def _quality(reports: Sequence[Report]) -> str:
         lines.append(cells)
     measured = _headings(texts, ("ratio",) if others else ())
     return markdown_table(("bits", "method", "effective bits", "MB", *measured), lines, left=2)
+
+
+def _saved(reports: Sequence[Report]) -> str:
+    """`python benchmarks quality`: what the default saves of the bits that `BEFORE` takes for the same divergence.
+
+    Between two widths the logarithm of the divergence is taken to be a line.
+    """
+    rows, texts, _ = _rows(reports)
+    before = sorted((row for row in rows if row["method"] == BEFORE), key=lambda row: row["effective_bits"])
+    lines = []
+    for row in (row for row in rows if row["method"] == PLANNED):
+        cells = [f"{row['bits']:g}", f"{row['effective_bits']:.3f}"]
+        for text in texts:
+            known = [-math.log(other["texts"][text]["kl_mean"]) for other in before]
+            wanted = -math.log(row["texts"][text]["kl_mean"])
+            inside = known[0] <= wanted <= known[-1]
+            bits = [other["effective_bits"] for other in before]
+            needed = float(np.interp(wanted, known, bits)) if inside else None
+            cells += [number(needed, ".3f"), number(needed and needed - row["effective_bits"], ".3f")]
+        lines.append(cells)
+    headings = (f"{Path(text).stem}, {what}" for text in texts for what in ("same KL before", "saved"))
+    return markdown_table(("bits", "effective bits", *headings), sorted(lines), left=0)
 
 
 def _planning(reports: Sequence[Report]) -> str:
@@ -174,6 +199,7 @@ def _summary(reports: Sequence[Report]) -> str:
 TABLES: Mapping[str, Callable[[Sequence[Report]], str]] = {
     "summary": _summary,
     "quality": _quality,
+    "saved": _saved,
     "planning": _planning,
     "quality-whole": _quality_whole,
     "arithmetic": _arithmetic,

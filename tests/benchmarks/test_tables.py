@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict
 
 import pytest
+import quality_tables
 import tables
 from arithmetic import Row as ArithmeticRow
 from decode import Row as DecodeRow
@@ -176,6 +177,22 @@ def quality_row(method, bits, perplexity):
     distances = Distances(perplexity, 0.125, 0.5, 1.0, 0.75)
     sizes = (None, None, None) if method == AS_DISTRIBUTED else (bits, 3.125, 40.0)
     return asdict(QualityRow(method, bits, *sizes, {"wiki.txt": distances}, 12.0, 800.0))
+
+
+def curve_row(method, bits, divergence):
+    row = quality_row(method, bits, 25.0)
+    row["effective_bits"] = bits + 0.125
+    row["texts"]["wiki.txt"]["kl_mean"] = divergence
+    return row
+
+
+def test_bits_that_are_saved():
+    before = quality_tables.BEFORE
+    rows = [quality_row(AS_DISTRIBUTED, None, 20.0), curve_row(before, 3.0, 0.1), curve_row(before, 2.0, 0.4)]
+    rows += [curve_row("skim+", 3.0, 0.05), curve_row("skim+", 2.0, 0.2)]  # half way, in logarithms; beyond the curve
+    lines, _ = made("saved", {**HEAD, "rows": rows})
+    assert lines[0][2:] == ["wiki, same KL before", "wiki, saved"]
+    assert lines[1:] == [["2", "2.125", "2.625", "0.500"], ["3", "3.125", "", ""]]
 
 
 def test_quality():
