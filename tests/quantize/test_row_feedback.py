@@ -47,7 +47,7 @@ def whole_error(outputs, correlation, fisher, difference):
     return total
 
 
-@pytest.mark.parametrize("rows", [3, 8, 21, ROW_GROUP + 5])
+@pytest.mark.parametrize("rows", [2, 8, 21, ROW_GROUP + 2, ROW_GROUP + 5])
 def test_each_turn_has_the_targets_that_make_up_best(monkeypatch, rows):
     """With every earlier turn's errors given, the rows that are left are best where the gradient vanishes."""
     rng = np.random.default_rng(rows)
