@@ -10,10 +10,10 @@ best for the errors of the turns before.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from skim_export.packed import PackedLinear
 from skim_export.quantize.level_fits import FittedRows, merge_fits
@@ -21,6 +21,9 @@ from skim_export.quantize.native_library import refine_floor
 from skim_export.quantize.one_thread import one_thread
 from skim_export.quantize.solver import WeightRows
 from skim_export.work.resources import ROW_GROUP
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["TURNS", "fit_in_turns"]
 
@@ -49,18 +52,18 @@ def fit_in_turns(
         _Block(start, correlation[start : start + ROW_GROUP, : len(rows.values) - start])
         for start in range(0, rows.count, ROW_GROUP)
     ]
-    root, largest = _root(rows), np.abs(rows.values).max(axis=1, keepdims=True)
     errors = np.zeros(rows.values.shape, np.float32)  # scaled, of the turns that are done
     parts = []
     for turn in range(min(TURNS, rows.count)):
-        some = np.concatenate([block.rows(turn) for block in blocks])
+        numbers = np.concatenate([block.rows(turn) for block in blocks])
         shift = np.concatenate([block.shift(turn, errors) for block in blocks])
+        some = rows.take(numbers)
+        root, largest = _root(some), np.abs(some.values).max(axis=1, keepdims=True)
         # A weight that hardly matters would be sent far away: it stays within what its row has.
-        target = np.clip(rows.values[some] + shift / root[some], -largest[some], largest[some])
-        found = fit(rows.take(some).of(target), bits[some])
-        parts.append((some, found))
+        found = fit(some.of(np.clip(some.values + shift / root, -largest, largest)), bits[numbers])
+        parts.append((numbers, found))
         quantized = PackedLinear.pack(found[0], found[1]).dequantize() * rows.column_scale
-        errors[some] = root[some] * (quantized - rows.values[some])
+        errors[numbers] = root * (quantized - some.values)
     return merge_fits(bits, parts)
 
 
@@ -76,6 +79,8 @@ class _Block:
     """
 
     def __init__(self, start: int, correlation: Float32) -> None:
+        import torch
+
         self._start, count = start, len(correlation)
         self._turns = [np.arange(turn, count, TURNS) for turn in range(TURNS)]
         order = np.concatenate(self._turns)
@@ -88,6 +93,8 @@ class _Block:
 
     def _weights(self, factor: torch.Tensor) -> Iterator[torch.Tensor]:
         """For each turn, what it takes of the errors of the earlier ones, float32 `[turn, earlier]`."""
+        import torch
+
         done = 0
         for turn in self._turns:
             own = slice(done, done + len(turn))
@@ -101,6 +108,8 @@ class _Block:
 
     def shift(self, turn: int, errors: Float32) -> Float32:
         """The scaled errors that the rows of a turn should have, float32 `[turn, K]`, by those of all rows so far."""
+        import torch
+
         earlier = self._start + np.concatenate(self._turns[:turn] or [np.empty(0, np.int64)])
         with one_thread():
             result: Float32 = (self._earlier[turn] @ torch.from_numpy(errors[earlier])).numpy()
