@@ -133,8 +133,8 @@ def test_a_gpu_without_bfloat16(on_cpu, monkeypatch):
 @codebooks
 @pytest.mark.parametrize("columns", [1, 4, 31, 33, 64, 96, 128, 160, 256, 288, 384, 512, 640, 1000, 1100])
 def test_whole_grid(kernels, columns, entries):
-    rng = np.random.default_rng(columns)
-    for tokens in (*range(1, 18), 64, 65, 128):
+    rng = np.random.default_rng([columns, entries == np.int8])
+    for tokens in rng.choice([*range(1, 18), 64, 65, 128], 6, replace=False).tolist():  # other ones in every case
         for cls in rng.choice(ALL, 3, replace=False):
             check(kernels, rng, int(rng.integers(1, 80)), columns, tokens, [cls], entries)
         check(kernels, rng, 60, columns, tokens, ALL, entries)

@@ -131,8 +131,8 @@ def test_other_rows_have_no_influence(kernels, dtype):
 @codebooks
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_whole_grid(kernels, columns, entries, dtype):
-    rng = np.random.default_rng(columns)
-    for tokens in TOKENS:
+    rng = np.random.default_rng([columns, entries == np.int8, dtype == "float32"])
+    for tokens in rng.choice(TOKENS, 6, replace=False).tolist():  # other ones in every case
         for cls in rng.choice(ALL, 3, replace=False):
             check(kernels, rng, int(rng.integers(1, 80)), columns, tokens, [cls], entries, dtype)
         check(kernels, rng, 60, columns, tokens, ALL, entries, dtype)
