@@ -88,7 +88,8 @@ def _e2m1(elements: Float64) -> Float64:
 
 def _int4(elements: Float64) -> Float64:
     """Nearest multiple of 1/4, ties to even, saturating at 7/4: MXINT8's elements of section 5.3 with 4 bits."""
-    return np.clip(np.rint(elements * 4), -7, 7) / 4
+    rounded: Float64 = np.clip(np.rint(elements * 4), -7, 7) / 4
+    return rounded
 
 
 mxfp4 = _microscaled("mxfp4", E2M1_EXPONENT, _e2m1)
@@ -194,9 +195,9 @@ def _smoothing(weight: Float32, input_square: Float64) -> Float64:
     """
     inputs, weights = np.sqrt(input_square), np.abs(weight).max(axis=0).astype(np.float64)
     usable = (inputs > 0) & (weights > 0)
-    return np.power(inputs, SMOOTHING, where=usable, out=np.ones_like(inputs)) / np.power(
-        weights, 1 - SMOOTHING, where=usable, out=np.ones_like(inputs)
-    )
+    inputs, weights = np.where(usable, inputs, 1), np.where(usable, weights, 1)
+    scale: Float64 = inputs**SMOOTHING / weights ** (1 - SMOOTHING)
+    return scale
 
 
 def _feedback_factor(hessian: Float64) -> Float64:
