@@ -83,7 +83,8 @@ def _e2m1(elements: Float64) -> Float64:
     """Nearest FP4 E2M1, ties to even, saturating at 6 (section 5.3)."""
     # Its spacing: 0.5 up to 2, then 1, and 2 from 4 on. An even multiple of it has an even mantissa.
     spacing = np.where(np.abs(elements) < 2, 0.5, np.where(np.abs(elements) < 4, 1.0, 2.0))
-    return np.clip(np.rint(elements / spacing) * spacing, -6, 6)
+    rounded: Float64 = np.clip(np.rint(elements / spacing) * spacing, -6, 6)
+    return rounded
 
 
 def _int4(elements: Float64) -> Float64:
