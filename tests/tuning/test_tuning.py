@@ -34,7 +34,7 @@ LENGTH = 24
 def small_steps(monkeypatch):
     monkeypatch.setattr(module, "EVERY", 2)
     monkeypatch.setattr(module, "EPOCHS", 1)  # random tokens have nothing to teach twice
-    monkeypatch.setattr(module, "LEVEL_RATE", 0.01)
+    monkeypatch.setattr(module, "LEVEL_RATE", 0.005)
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral"])
@@ -130,7 +130,7 @@ def test_less_divergence_on_text_it_never_saw(quantized, tmp_path):
     )  # fmt: skip
     assert report.before == pytest.approx(before, rel=1e-4)
     assert 0 < report.steps <= 6
-    assert report.after < 0.995 * report.before
+    assert report.after < 0.997 * report.before
     # What is stored is rounded to int8.
     assert divergence(model, packed, held_out) == pytest.approx(report.after, rel=0.02)
     for name, before_codes in codes.items():
