@@ -34,12 +34,12 @@ LENGTH = 24
 def small_steps(monkeypatch):
     monkeypatch.setattr(module, "EVERY", 2)
     monkeypatch.setattr(module, "EPOCHS", 1)  # random tokens have nothing to teach twice
-    monkeypatch.setattr(module, "LEVEL_RATE", 0.005)
+    monkeypatch.setattr(module, "LEVEL_RATE", 0.01)
 
 
 @pytest.fixture(scope="module", params=["llama", "mistral"])
 def quantized(request, tmp_path_factory):
-    """A tiny model of two-bit layers: where it is, its packed checkpoint, and tokens."""
+    """A tiny model of layers of one and a half bits: where it is, its packed checkpoint, and tokens."""
     path = tmp_path_factory.mktemp(request.param)
     make = {"llama": lambda p: tiny_llama(p, attention_bias=True), "mistral": tiny_mistral}[request.param]
     model = Model.open(make(path / "model"))
@@ -47,7 +47,7 @@ def quantized(request, tmp_path_factory):
     store, options, common = StatisticsStore(path), QuantizeOptions(), {"progress": Progress()}
     gather_statistics(model, tokens, store, resources=Resources(2), **common)
     common["executor"] = SerialExecutor(Resources(2))
-    widths = allocate(model, store, options, Budget(2), curves=path, **common)
+    widths = allocate(model, store, options, Budget(1.5), curves=path, **common)
     packed = PackedCheckpoint(path / "packed")
     tasks = linear_tasks(model, store, widths, packed, options, Resources(2))
     do_tasks("quantizing", tasks, **common)
@@ -130,7 +130,7 @@ def test_less_divergence_on_text_it_never_saw(quantized, tmp_path):
     )  # fmt: skip
     assert report.before == pytest.approx(before, rel=1e-4)
     assert 0 < report.steps <= 6
-    assert report.after < 0.997 * report.before
+    assert report.after < 0.995 * report.before
     # What is stored is rounded to int8.
     assert divergence(model, packed, held_out) == pytest.approx(report.after, rel=0.02)
     for name, before_codes in codes.items():
