@@ -34,7 +34,6 @@ class BlockFormat:
     """How blocks of columns are stored.
 
     Attributes:
-        name: as the tables have it.
         columns: of a block; the last one of a row may be shorter.
         bits: width of the codes.
         block_bits: what a block takes beside its codes.
@@ -42,7 +41,6 @@ class BlockFormat:
             float64 `[N, n]` to `[N, n]`.
     """
 
-    name: str
     columns: int
     bits: int
     block_bits: int
@@ -64,10 +62,10 @@ def rtn_groups(bits: int, group: int = 64) -> BlockFormat:
         zero = np.clip(np.rint(-low * inverse), 0, largest)
         return lambda values: (np.clip(np.rint(values * inverse) + zero, 0, largest) - zero) * scale
 
-    return BlockFormat(f"g{group}", group, bits, 16 + bits, rounding)
+    return BlockFormat(group, bits, 16 + bits, rounding)
 
 
-def _microscaled(name: str, largest_exponent: int, rounded: Rounding) -> BlockFormat:
+def _microscaled(largest_exponent: int, rounded: Rounding) -> BlockFormat:
     """A format of OCP Microscaling: 32 columns share a power of two (specification 1.0, section 6.3)."""
 
     def rounding(block: Float64) -> Rounding:
@@ -76,7 +74,7 @@ def _microscaled(name: str, largest_exponent: int, rounded: Rounding) -> BlockFo
         exponent = np.where(largest > 0, np.clip(exponent, *E8M0_EXPONENTS), E8M0_EXPONENTS[0])
         return lambda values: np.ldexp(rounded(np.ldexp(values, -exponent)), exponent)
 
-    return BlockFormat(name, MX_BLOCK, 4, 8, rounding)
+    return BlockFormat(MX_BLOCK, 4, 8, rounding)
 
 
 def _e2m1(elements: Float64) -> Float64:
@@ -93,8 +91,8 @@ def _int4(elements: Float64) -> Float64:
     return rounded
 
 
-mxfp4 = _microscaled("mxfp4", E2M1_EXPONENT, _e2m1)
-mxint4 = _microscaled("mxint4", INT4_EXPONENT, _int4)
+mxfp4 = _microscaled(E2M1_EXPONENT, _e2m1)
+mxint4 = _microscaled(INT4_EXPONENT, _int4)
 
 
 @dataclass(frozen=True)

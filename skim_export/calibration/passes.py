@@ -203,8 +203,8 @@ def add_in_pieces(
 ) -> None:
     """Add the sequences' shares, in their order, to one sum a linear layer.
 
-    The rows of the sums are worked on in pieces: `add(piece, rows, x, dy)` adds a sequence's share to `piece`, the
-    given rows of a sum.
+    The rows of the sums are worked on in pieces: `add(piece, rows, x, dy)`, or with what else a sequence has two of for
+    a layer, adds a sequence's share to `piece`, the given rows of a sum.
     """
 
     def run(piece: tuple[int, slice]) -> None:

@@ -15,11 +15,12 @@ from skim_export.work.resources import ROW_GROUP
 from skim_runtime.errors import UserError
 
 from .passes import Factors, add_in_pieces
+from .workers import in_order
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["LinearStatistics", "LinearSums", "add_fisher", "add_moments", "statistics_of"]
+__all__ = ["LinearStatistics", "LinearSums", "add_fisher", "add_moments", "statistics_of", "token_weight"]
 
 
 @dataclass(frozen=True)
@@ -67,8 +68,12 @@ class LinearSums:
     def add(self, factors: list[list[Factors]]) -> None:
         """Add some sequences."""
         add_in_pieces(self._pool, self._fisher, factors, add_fisher)
-        add_in_pieces(self._pool, self._moments, factors, add_moments)
-        add_in_pieces(self._pool, self._outputs, factors, _add_outputs)
+        weights = in_order(self._pool, lambda of_sequence: [token_weight(dy) for _, dy in of_sequence], factors)
+        weighted = [list(zip(*pair, strict=True)) for pair in zip(factors, weights, strict=True)]
+        inputs = [[(x, weight) for (x, _), weight in of_sequence] for of_sequence in weighted]
+        outputs = [[(dy, weight) for (_, dy), weight in of_sequence] for of_sequence in weighted]
+        add_in_pieces(self._pool, self._moments, inputs, add_moments)
+        add_in_pieces(self._pool, self._outputs, outputs, _add_outputs)
         for of_sequence in factors:
             for total, (x, _) in zip(self._square, of_sequence, strict=True):
                 total += x.square().sum(dim=0)
@@ -102,19 +107,18 @@ def add_fisher(fisher: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Ten
     fisher.addmm_(dy[:, rows].square().T, x.square())
 
 
-def add_moments(moments: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
-    """Add a sequence to some rows of the weighted second moments of the inputs, up to the diagonal."""
-    weight = _token_weight(dy)
+def add_moments(moments: torch.Tensor, rows: slice, x: torch.Tensor, weight: torch.Tensor) -> None:
+    """Add a sequence to some rows of the second moments of the inputs, weighted by token, up to the diagonal."""
     moments[:, : rows.stop].addmm_((weight * x[:, rows]).T, x[:, : rows.stop])
 
 
-def _add_outputs(outputs: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
+def _add_outputs(outputs: torch.Tensor, rows: slice, dy: torch.Tensor, weight: torch.Tensor) -> None:
     """Add a sequence to some rows, one block, of the second moments of the output gradients."""
-    block, weight = dy[:, rows], _token_weight(dy).clamp(min=_LEAST)
-    outputs[:, : block.shape[1]].addmm_((block / weight).T, block)
+    block = dy[:, rows]
+    outputs[:, : block.shape[1]].addmm_((block / weight.clamp(min=_LEAST)).T, block)
 
 
-def _token_weight(dy: torch.Tensor) -> torch.Tensor:
+def token_weight(dy: torch.Tensor) -> torch.Tensor:
     """The root mean square of each token's gradient, `[T, 1]`."""
     return dy.square().mean(dim=1, keepdim=True).sqrt()
 
@@ -123,16 +127,17 @@ def _correlation_in_blocks(moments: torch.Tensor) -> torch.Tensor:
     """Second moments of blocks of rows, brought to 1 on their diagonals, in place."""
     for start in range(0, len(moments), ROW_GROUP):
         block = moments[start : start + ROW_GROUP]
-        square = block[:, : len(block)]
-        inverse = square.diagonal().rsqrt()
-        inverse[~inverse.isfinite()] = 0
-        square.mul_(inverse).mul_(inverse[:, None]).fill_diagonal_(1)
+        _normalize(block[:, : len(block)])
     return moments
 
 
 def _correlation(moments: torch.Tensor) -> torch.Tensor:
     """Weighted second moments, of which the lower triangle is read, brought to 1 on the diagonal, in place."""
-    moments.tril_().add_(moments.tril(-1).T)
+    return _normalize(moments.tril_().add_(moments.tril(-1).T))
+
+
+def _normalize(moments: torch.Tensor) -> torch.Tensor:
+    """Bring a square matrix to 1 on its diagonal, in place; 0 elsewhere in rows and columns that are 0 there."""
     inverse = moments.diagonal().rsqrt()
     inverse[~inverse.isfinite()] = 0
     return moments.mul_(inverse).mul_(inverse[:, None]).fill_diagonal_(1)

@@ -135,10 +135,8 @@ def _tuning_bytes(job: Job, packed: int) -> int:
     """The tuned layers beside the others, the state of tuning, and a byte a weight while it lasts."""
     if not job.effort.tune:
         return 0
-    bits = math.ceil(job.budget.bits)
-    memory = max(job.method.levels.memory(bits, linear.in_features) for linear in job.model.architecture.linears)
-    levels = 1 << (bits + memory)
-    linears = job.model.architecture.linears
+    bits, linears = math.ceil(job.budget.bits), job.model.architecture.linears
+    levels = 1 << (bits + max(job.method.levels.memory(bits, linear.in_features) for linear in linears))
     rows = sum(linear.out_features for linear in linears)
     windows = sum(linear.out_features * linear.in_features for linear in linears)
     return packed + windows + FLOAT32_BYTES * STATES * levels * rows

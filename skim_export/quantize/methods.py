@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from skim_export.packed import CodebookType, PackedLinear, RowLevels
-from skim_export.quantize.level_fits import FittedRows, FreeLevels, LevelFit, RangeLevels, WorthwhileLevels
+from skim_export.quantize.level_fits import FreeLevels, LevelFit, RangeLevels, WorthwhileLevels
 from skim_export.quantize.linear_data import LinearArrays, LinearData, Statistics
 from skim_export.quantize.native_library import refine_bytes
 from skim_export.quantize.refinement import Coupling, damped
@@ -207,10 +208,7 @@ class Method:
         """
         given = self._rows(data, rows, columns.scale, resources)
         outputs = data.output_correlation(rows) if self.rows_correlated else None
-
-        def fit(some: WeightRows, own: UInt8) -> FittedRows:
-            return self.levels.fit(some, own, codebook, columns.coupling)
-
+        fit = partial(self.levels.fit, codebook=codebook, coupling=columns.coupling)
         codes, levels, errors = fit(given, bits) if outputs is None else fit_in_turns(given, outputs, bits, fit)
         return QuantizedLinear(codes, levels, columns.scale, errors)
 

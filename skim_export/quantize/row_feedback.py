@@ -53,8 +53,8 @@ def fit_in_turns(
         for start in range(0, rows.count, ROW_GROUP)
     ]
     errors = np.zeros(rows.values.shape, np.float32)  # scaled, of the turns that are done
-    parts = []
-    for turn in range(min(TURNS, rows.count)):
+    parts, turns = [], min(TURNS, rows.count)
+    for turn in range(turns):
         numbers = np.concatenate([block.rows(turn) for block in blocks])
         shift = np.concatenate([block.shift(turn, errors) for block in blocks])
         some = rows.take(numbers)
@@ -62,8 +62,9 @@ def fit_in_turns(
         # A weight that hardly matters would be sent far away: it stays within what its row has.
         found = fit(some.of(np.clip(some.values + shift / root, -largest, largest)), bits[numbers])
         parts.append((numbers, found))
-        quantized = PackedLinear.pack(found[0], found[1]).dequantize() * rows.column_scale
-        errors[numbers] = root * (quantized - some.values)
+        if turn + 1 < turns:  # nothing comes after the last
+            quantized = PackedLinear.pack(found[0], found[1]).dequantize() * rows.column_scale
+            errors[numbers] = root * (quantized - some.values)
     return merge_fits(bits, parts)
 
 

@@ -55,11 +55,11 @@ def test_each_turn_has_the_targets_that_make_up_best(monkeypatch, rows):
     outputs, bits = outputs_of(rng, rows), np.full(rows, 2, np.uint8)
     fisher[1] = 0  # as if all weights mattered alike
     root = np.where(fisher.any(axis=1, keepdims=True), np.sqrt(fisher.astype(np.float64)), 1)
-    given, seen = [], FreeLevels()
+    given, free = [], FreeLevels()
 
     def fit(some, own):
         given.append(some.values.copy())
-        return seen.fit(some, own, "int8", None)
+        return free.fit(some, own, "int8", None)
 
     codes, levels, _ = fit_in_turns(WeightRows(weight, fisher), outputs, bits, fit)
     z = root * (PackedLinear.pack(codes, levels).dequantize() - weight)
