@@ -117,13 +117,13 @@ def spread_statistics(
     ]
     if vocabulary:
         statistics = partial(traced_vocabulary_statistics, model, tokens, traces, resources=resources)
-        tasks.append(task("vocabulary", architecture.vocabulary_linears, statistics))
+        tasks.append(task("vocabulary", architecture.token_linears, statistics))
     do_tasks("calibrating blocks", tasks, executor, progress)
     shutil.rmtree(directory)
 
 
 def _wanted(architecture: Architecture, vocabulary: bool) -> list[Linear]:
-    return architecture.linears + (architecture.vocabulary_linears if vocabulary else [])
+    return architecture.linears + (architecture.token_linears if vocabulary else [])
 
 
 def _keep(statistics: Statistics, store: StatisticsStore) -> None:

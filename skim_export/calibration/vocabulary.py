@@ -101,7 +101,7 @@ def vocabulary_statistics(
         columns = architecture.hidden_size
         alone = LinearStatistics(embedding, np.ones(columns, np.float32), np.eye(columns, dtype=np.float32))
         found = {architecture.embedding: alone, architecture.head: head}
-    for linear in architecture.vocabulary_linears:
+    for linear in architecture.token_linears:
         statistics = found[linear.name]
         smoothed = statistics.fisher + np.float32(_UNSEEN) * statistics.fisher.mean(axis=0)
         yield linear, replace(statistics, fisher=smoothed)

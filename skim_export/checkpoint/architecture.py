@@ -80,6 +80,11 @@ class Architecture:
         return [linear for linear in self._vocabulary if linear.name not in self.excluded]
 
     @property
+    def token_linears(self) -> list[Linear]:
+        """Those of them that calibration knows the sensitivity of: embedding and head, without `others`."""
+        return [linear for linear in self.vocabulary_linears if linear not in self.others]
+
+    @property
     def all_linears(self) -> list[Linear]:
         """The linear layers of all blocks, embedding, head and `others`, packed or not."""
         return [*(linear for block in self.blocks for linear in block), *self._vocabulary]

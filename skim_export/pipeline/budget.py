@@ -58,7 +58,7 @@ class Budget:
         Raises:
             UserError: the size is less than the rest of the model takes.
         """
-        size, head_bits = options.size, options.head_bits
+        size, head_bits = options.size, quantizing.head_bits
         if size is None:
             stated = options.bits if options.effective_bits is None else options.effective_bits
             assert stated is not None  # a caller's business: only it knows the model's recipe

@@ -129,7 +129,6 @@ def prepare(
     found = Model.open(model, adapter=options.adapter, progress=progress, download=download)
     opened = excluding(found, options.exclude)
     _check_context(opened, options)
-    _check_head_bits(opened, options)
     job = Job.of(model, output, options, opened, resources, executor)
     if not opened.only_shapes:
         opened.check_tokenizer()
@@ -185,7 +184,7 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
         gather = partial(gather_statistics, resources=job.resources)
         if not isinstance(job.executor, SerialExecutor):
             gather = partial(spread_statistics, executor=job.executor)
-        vocabulary = any(linear in job.budgeted for linear in model.architecture.vocabulary_linears)
+        vocabulary = any(linear in job.budgeted for linear in model.architecture.token_linears)
         gather(model, tokens, store, vocabulary=vocabulary, progress=progress)
     curves = work.subdirectory("curves")
     widths = allocate(model, store, options, job.budget, curves=curves, executor=job.executor, progress=progress)
@@ -269,16 +268,6 @@ def _check_output(output: Path) -> None:
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file in it")
     check_directory("--output", output.parent)
-
-
-def _check_head_bits(model: Model, options: ExportOptions) -> None:
-    """Raises: UserError: the sensitivities that an allocation needs are not known."""
-    if options.head_bits is None and model.architecture.others:
-        module = model.architecture.others[0].name
-        raise UserError(
-            f"--head-bits auto: how sensitive {module} is, which the model has beside embedding and head, is not "
-            "measured; give a width from 1 to 8"
-        )
 
 
 def _check_context(model: Model, options: ExportOptions) -> None:

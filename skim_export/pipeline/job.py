@@ -55,7 +55,7 @@ class Job:
             UserError: the budget is too small, or widths that were given are wrong or leave too little to the others.
         """
         kept = kept_widths(model, options.keep or {})
-        quantizing = QuantizeOptions(options.chosen.method, options.head_bits, options.codebook, kept)
+        quantizing = QuantizeOptions(options.chosen.method, options.head_width, options.codebook, kept)
         budget = Budget.of(model, options, quantizing)
         job = cls(name, output, options, model, budget, quantizing, resources, executor)
         FreeRows.of(job.budgeted, quantizing, budget)  # refuses widths that leave too little to the other rows

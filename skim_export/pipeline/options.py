@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict, cast, get_args
+from typing import Any, Literal, TypedDict, cast, get_args
 
 from skim_export.checkpoint.checks import LEAST_POSITIONS
 from skim_export.checkpoint.recipes import DEFAULT_BITS
@@ -21,6 +21,7 @@ from skim_runtime.operators import INTEGER_ACCURACY
 from skim_runtime.providers import ACTIVATIONS, PROVIDERS
 
 __all__ = [
+    "HEAD_BITS",
     "OPTIONS",
     "PLANNED",
     "ExportKeywords",
@@ -37,6 +38,8 @@ UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 ACCURACY_LEVELS = range(INTEGER_ACCURACY + 1)
 OF_EFFORTS = {effort.name for effort in EFFORTS.values()}
 OPTION = "option"  # key of a field's metadata
+AUTO: Literal["auto"] = "auto"
+HEAD_BITS = 8  # of embedding and head where the budget is of the linear layers alone
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,9 @@ def parse_size(argument: str, text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def width_or_auto(text: str) -> int | None:
-    """A width, or None for `auto`."""
-    return None if text == "auto" else int(text)
+def width_or_auto(text: str) -> int | Literal["auto"]:
+    """A width, or `auto`."""
+    return AUTO if text == AUTO else int(text)
 
 
 def parse_width(text: str) -> tuple[str, int]:
@@ -114,7 +117,7 @@ def by_pattern(pairs: list[tuple[str, int]]) -> dict[str, int]:
 class ExportOptions:
     """What an export can be told; what each option means is said once, beside it, in the words of `--help`.
 
-    From Python, sizes are in bytes, and `head_bits` is None for `auto`.
+    From Python, sizes are in bytes.
 
     Raises:
         UserError: a value, or a combination of them, is wrong.
@@ -159,11 +162,11 @@ class ExportOptions:
             group="effort",
         ),
     )
-    head_bits: int | None = field(
-        default=8,
+    head_bits: int | Literal["auto"] | None = field(
+        default=None,
         metadata=_metadata(
             "width of the embedding and the output head, 1 to 8, or auto: as the budget, which is then theirs, too "
-            "(default: {default})",
+            f"(default: auto for a --size, unless --effort is weights; else {HEAD_BITS})",
             parse=width_or_auto,
         ),
     )
@@ -279,7 +282,7 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         effort_named(self.effort, self.method)
-        if self.head_bits not in (None, *range(1, 9)):
+        if self.head_bits not in (None, AUTO, *range(1, 9)):
             raise UserError(f"--head-bits {self.head_bits}: must be a whole number from 1 to 8, or auto")
         if self.codebook not in get_args(CodebookType):
             raise UserError(f"--codebook {self.codebook}: must be one of {', '.join(get_args(CodebookType))}")
@@ -318,6 +321,17 @@ class ExportOptions:
         return effort_named(self.effort, self.method)
 
     @property
+    def head_width(self) -> int | None:
+        """What `head_bits` stands for: a width, or None if embedding and head share the budget.
+
+        A size is of the model as a whole, so its rows are weighed against each other wherever they are, if the method
+        can do that.
+        """
+        if self.head_bits is None:
+            return None if self.size is not None and self.chosen.method.allocation else HEAD_BITS
+        return None if self.head_bits == AUTO else self.head_bits
+
+    @property
     def activation_type(self) -> str:
         """What `activations` stands for."""
         return self.activations or ACTIVATIONS[self.ep][0]
@@ -338,14 +352,15 @@ class ExportOptions:
         calib = None if self.calibration_file is None else self.calibration_file.name
         adapter = None if self.adapter is None else Path(self.adapter).name
         told = {"method": self.chosen.name, "activations": self.activation_type, "adapter": adapter, "calib": calib}
-        return {**found, **told, "keep": dict(self.keep or {}), "exclude": list(self.exclude)}
+        head_bits = self.head_width or AUTO
+        return {**found, **told, "head_bits": head_bits, "keep": dict(self.keep or {}), "exclude": list(self.exclude)}
 
 
 class PlanKeywords(TypedDict, total=False):
     """The options that a plan has, too; see `ExportKeywords`."""
 
     adapter: str | Path | None
-    head_bits: int | None
+    head_bits: int | Literal["auto"] | None
     keep: Mapping[str, int] | None
     exclude: Sequence[str]
     codebook: CodebookType

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from skim_export.calibration.calibrate_model import gather_statistics
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.calibration.workers import workers
-from skim_export.checkpoint import Architecture, Checkpoint, Model
+from skim_export.checkpoint import Architecture, Checkpoint, Linear, Model
 from skim_export.checkpoint.torch_reference import TorchReference
 from skim_export.pipeline.budget import Budget, graph_bytes, linear_bytes, other_bytes, widths_around
 from skim_export.pipeline.calibration_text import CalibrationText
@@ -64,9 +64,9 @@ class PlanRow:
 
     Attributes:
         bits: average width of the codes as asked for; for a size, the average that it allows.
-        effective_bits: everything stored for the linear layers, in bits per weight.
+        effective_bits: everything stored for the layers that the budget is for, in bits per weight.
         nbytes: bytes of the whole exported model.
-        quadratic: `0.5 * sum F d^2` over the linear layers at these widths, nats per token.
+        quadratic: `0.5 * sum F d^2` over these layers at these widths, nats per token.
         loss_increase: expected increase of the mean loss, nats per token.
         perplexity: expected perplexity; None where that of the full-precision model was not measured.
     """
@@ -114,11 +114,12 @@ def plan(
     """Expect size and perplexity of the default method for a range of budgets, without quantizing.
 
     The error curves that bit allocation needs are computed once, and every budget is allocated on them as `export`
-    would. Left out of the expected loss: the rounding of codebook entries, and the errors of embedding and head.
+    would. Left out of the expected loss: the rounding of codebook entries, and the errors of embedding and head, unless
+    they share the budget.
 
     Args:
         model: alias of a recipe, Hugging Face id, directory, or GGUF file.
-        bits: average widths of the codes of the linear layers, each from 1 to 8.
+        bits: average widths of the codes, each from 1 to 8.
         sizes: further budgets, in bytes of the whole model.
         text: a text file to measure the full-precision model on, so that perplexities can be expected.
         progress: told of every step.
@@ -129,8 +130,6 @@ def plan(
     """
     progress = progress or Progress()
     options, text = ExportOptions(**keywords), None if text is None else Path(text)
-    if options.head_bits is None:
-        raise UserError("--head-bits auto: is not planned for, give a width from 1 to 8")
     stated = [replace(options, bits=average) for average in sorted(set(bits))]
     stated += [replace(options, size=size) for size in sorted(set(sizes))]
     if text is not None and not text.is_file():
@@ -138,86 +137,102 @@ def plan(
     resources = Resources() if options.threads is None else Resources(options.threads)
     opened = excluding(Model.open(model, adapter=options.adapter, progress=progress), options.exclude)
     method, kept = METHODS[DEFAULT_METHOD], kept_widths(opened, options.keep or {})
-    quantizing = QuantizeOptions(method, options.head_bits, options.codebook, kept)
     opened.check_tokenizer()
     prove(opened)
     rehearse(opened, options)
-    budgets = [Budget.of(opened, one, quantizing) for one in stated]
-    shares = [FreeRows.of(opened.architecture.linears, quantizing, budget) for budget in budgets]
+    cases = [_Case.of(opened, one, QuantizeOptions(method, one.head_width, options.codebook, kept)) for one in stated]
+    linears = max((case.free.linears for case in cases), key=len)
     ids = None if text is None else _text_tokens(opened, text)
     full = None if ids is None else _full_perplexity(opened.checkpoint, ids, resources, progress)
     calibration = CalibrationText(options.calibration_file, options.seed)
     tokens = calibration.tokens(opened, resources=resources, progress=progress)
-    wanted = {width for budget, free in zip(budgets, shares, strict=True) for width in _candidates(budget, free)}
+    wanted = {width for case in cases for width in case.candidates}
     given = {int(width) for rows in kept.values() for width in np.unique(rows[rows > 0])}
     widths = sorted(wanted | given)
     with tempfile.TemporaryDirectory(prefix="skim-plan-") as work:
         store = StatisticsStore(Path(work))
-        gather_statistics(opened, tokens, store, resources=resources, progress=progress)
-        curves = _error_curves(opened, store, widths, resources, progress)
-    rest = other_bytes(opened, options, quantizing)
-    rows = [
-        _row(budget, free, opened.architecture, curves, widths, quantizing, rest, full)
-        for budget, free in zip(budgets, shares, strict=True)
-    ]
+        vocabulary = len(linears) > len(opened.architecture.linears)
+        gather_statistics(opened, tokens, store, vocabulary=vocabulary, resources=resources, progress=progress)
+        curves = _error_curves(opened, linears, store, widths, resources, progress)
+    rows = [_row(case, opened.architecture, curves, widths, full) for case in cases]
     return Plan(sorted(rows, key=lambda row: row.nbytes), full)
 
 
-def _candidates(budget: Budget, free: FreeRows) -> range:
-    """Widths to choose from: those of an export; for a size all."""
-    return ALL_WIDTHS if budget.stored else widths_around(free.average)
+@dataclass(frozen=True)
+class _Case:
+    """One budget.
+
+    Attributes:
+        budget: what was stated.
+        quantizing: how, and with which layers in the budget.
+        free: what is left to rows without a width.
+        rest: bytes of the model beside layers of the budget and graph.
+    """
+
+    budget: Budget
+    quantizing: QuantizeOptions
+    free: FreeRows
+    rest: int
+
+    @classmethod
+    def of(cls, model: Model, options: ExportOptions, quantizing: QuantizeOptions) -> _Case:
+        budget = Budget.of(model, options, quantizing)
+        free = FreeRows.of(quantizing.budgeted(model.architecture), quantizing, budget)
+        return cls(budget, quantizing, free, other_bytes(model, options, quantizing))
+
+    @property
+    def candidates(self) -> range:
+        """Widths to choose from: those of an export; for a size all."""
+        return ALL_WIDTHS if self.budget.stored else widths_around(self.free.average)
 
 
 def _error_curves(
     model: Model,
+    linears: Sequence[Linear],
     store: StatisticsStore,
     widths: Sequence[int],
     resources: Resources,
     progress: Progress,
-) -> list[npt.NDArray[np.float64]]:
-    """Error of every row at every width, float64 `[N, widths]` for each layer."""
-    curves = []
-    progress.start("error curves", len(model.architecture.linears))
-    for linear in model.architecture.linears:
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Error of every row at every width, float64 `[N, widths]` by layer."""
+    curves = {}
+    progress.start("error curves", len(linears))
+    for linear in linears:
         data = CheckpointLinear(model.checkpoint, linear, StoredStatistics(store, linear.name), METHODS[DEFAULT_METHOD])
-        curves.append(data.method.width_errors(data, widths, resources))
+        curves[linear.name] = data.method.width_errors(data, widths, resources)
         progress.step(linear.name)
     progress.finish()
     return curves
 
 
 def _row(
-    budget: Budget,
-    free: FreeRows,
+    case: _Case,
     architecture: Architecture,
-    curves: list[npt.NDArray[np.float64]],
+    curves: dict[str, npt.NDArray[np.float64]],
     widths: list[int],
-    quantizing: QuantizeOptions,
-    rest: int,
     full_perplexity: float | None,
 ) -> PlanRow:
-    linears, method, codebook = architecture.linears, quantizing.method, quantizing.codebook
-    by_name = {linear.name: errors for linear, errors in zip(linears, curves, strict=True)}
+    budget, free, quantizing = case.budget, case.free, case.quantizing
+    method, codebook = quantizing.method, quantizing.codebook
     choices = []
     for linear in free.searched:
-        chosen, costs = budget.choices(_candidates(budget, free), linear.in_features, codebook, method)
+        chosen, costs = budget.choices(case.candidates, linear.in_features, codebook, method)
         columns = [widths.index(width) for width in chosen]
-        errors = by_name[linear.name][free.mask(linear)][:, columns]
+        errors = curves[linear.name][free.mask(linear)][:, columns]
         choices.append(LinearCurves(errors, np.array(chosen, np.uint8), costs))
-    found = free.filled(allocate_bits(choices, free.bits))
-    allocated = [found[linear.name] for linear in linears]
-    shapes = [(linear.out_features, linear.in_features) for linear in linears]
-    weights = sum(rows * columns for rows, columns in shapes)
-    code_bits = sum(int(b.sum()) * columns for b, (_, columns) in zip(allocated, shapes, strict=True))
-    stored = sum(linear_bytes(b, columns, codebook, method) for b, (_, columns) in zip(allocated, shapes, strict=True))
+    allocated = free.filled(allocate_bits(choices, free.bits))
+    sized = [(allocated[linear.name], linear.in_features) for linear in free.linears]
+    weights = sum(len(bits) * columns for bits, columns in sized)
+    code_bits = sum(int(bits.sum()) * columns for bits, columns in sized)
+    stored = sum(linear_bytes(bits, columns, codebook, method) for bits, columns in sized)
     apart = quantizing.apart(architecture).values()
-    used = {int(b) for row_bits in (*allocated, *apart) for b in np.unique(row_bits)}
-    quadratic = 0.5 * sum(_total_error(e, widths, b) for e, b in zip(curves, allocated, strict=True))
+    used = {int(b) for row_bits in (*allocated.values(), *apart) for b in np.unique(row_bits)}
+    quadratic = 0.5 * sum(_total_error(curves[name], widths, bits) for name, bits in allocated.items())
     increase = expected_loss(quadratic)
     return PlanRow(
         bits=code_bits / weights if budget.stored else budget.bits,
         effective_bits=8 * stored / weights,
-        nbytes=stored + rest + graph_bytes(architecture, used, method),
+        nbytes=stored + case.rest + graph_bytes(architecture, used, method),
         quadratic=quadratic,
         loss_increase=increase,
         perplexity=None if full_perplexity is None else full_perplexity * _exp(increase),

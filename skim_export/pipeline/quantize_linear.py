@@ -16,6 +16,7 @@ from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Architecture, Checkpoint, Linear, linear_bias, linear_weight
 from skim_export.packed import CodebookType, PackedLinear, row_bytes
 from skim_export.packed.checkpoint import PackedCheckpoint
+from skim_export.pipeline.options import HEAD_BITS
 from skim_export.quantize import DEFAULT_METHOD, METHODS, Method, Statistics
 from skim_export.work.resources import Resources
 from skim_export.work.sealed import write_sealed_array
@@ -37,13 +38,14 @@ class QuantizeOptions:
 
     Attributes:
         method: what to quantize with, one of `METHODS` or one of other parts.
-        head_bits: width of embedding and output head; None if their rows take part in the allocation.
+        head_bits: width of embedding and output head; None if their rows take part in the allocation, as far as
+            calibration knows their sensitivity.
         codebook: type of codebook entries, "int8" or "float16".
         kept: widths that rows of some layers were given, uint8 `[N]` by the layer's name, 0 for rows without one.
     """
 
     method: Method = METHODS[DEFAULT_METHOD]
-    head_bits: int | None = 8
+    head_bits: int | None = HEAD_BITS
     codebook: CodebookType = "int8"
     kept: Mapping[str, npt.NDArray[np.uint8]] = field(default_factory=dict)
 
@@ -53,14 +55,14 @@ class QuantizeOptions:
 
     def budgeted(self, architecture: Architecture) -> list[Linear]:
         """The linear layers that the budget is for."""
-        return architecture.linears + (architecture.vocabulary_linears if self.head_bits is None else [])
+        return architecture.linears + (architecture.token_linears if self.head_bits is None else [])
 
     def apart(self, architecture: Architecture) -> dict[Linear, npt.NDArray[np.uint8]]:
-        """Embedding and head, unless the budget is for them, and the width of every row, uint8 `[N]`."""
-        if self.head_bits is None:
-            return {}
-        given = {linear: self.given(linear) for linear in architecture.vocabulary_linears}
-        return {linear: np.where(bits > 0, bits, np.uint8(self.head_bits)) for linear, bits in given.items()}
+        """Embeddings and head, as far as the budget is not for them, and the width of every row, uint8 `[N]`."""
+        budgeted = self.budgeted(architecture)
+        given = {x: self.given(x) for x in architecture.vocabulary_linears if x not in budgeted}
+        width = np.uint8(self.head_bits or HEAD_BITS)
+        return {linear: np.where(bits > 0, bits, width) for linear, bits in given.items()}
 
 
 @dataclass(frozen=True)

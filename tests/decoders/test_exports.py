@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from skim_export import export
+from skim_export.checkpoint import Model
+from skim_export.graph.reader import read_packed
 from skim_export.pipeline import calibration_text
-from skim_runtime.errors import UserError
 
 from ..tiny_decoders import DECODERS, cases, tiny_decoder
 from ..tiny_models import TEXT
@@ -46,8 +48,19 @@ def test_calibrated(tmp_path, name, monkeypatch):
     check_export(tmp_path, name, effort="calibrated", calib=text)
 
 
-def test_widths_of_embeddings_of_layers_are_to_be_given(tmp_path):
-    """No statistics of them are gathered, so that `--head-bits auto` is refused before any work."""
-    path = str(tiny_decoder("gemma4-e", tmp_path / "hf"))
-    with pytest.raises(UserError, match=r"--head-bits auto: how sensitive model\.embed_tokens_per_layer is"):
-        export(path, tmp_path / "onnx" / "model.onnx", bits=3, head_bits=None)
+def test_embeddings_of_layers_share_no_budget(tmp_path, monkeypatch):
+    """No statistics of them are gathered; they keep 8 bits where embedding and head are allocated."""
+    monkeypatch.setattr(calibration_text, "SEQUENCES", 4)
+    monkeypatch.setattr(calibration_text, "LENGTH", 64)
+    text = tmp_path / "calib.txt"
+    text.write_text(TEXT * 4)
+    path = tiny_decoder("gemma4-e", tmp_path / "hf")
+    report = export(str(path), tmp_path / "onnx" / "model.onnx", bits=3, head_bits="auto", calib=text)
+    assert report.error is not None
+    assert report.error < BOUND
+    packed = read_packed(tmp_path / "onnx" / "model.onnx")
+    architecture = Model.open(path).architecture
+    assert {packed[linear.name].code_bits for linear in architecture.others} == {8}
+    budgeted = [packed[linear.name] for linear in (*architecture.linears, *architecture.token_linears)]
+    weights = [linear.out_features * linear.in_features for linear in budgeted]
+    assert np.average([linear.code_bits for linear in budgeted], weights=weights) == pytest.approx(3, abs=0.05)

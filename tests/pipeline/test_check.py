@@ -31,7 +31,7 @@ def llama(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("options", "bound"),
-    [({}, 5e-3), ({"accuracy_level": 0}, 1e-5), ({"ep": "cuda"}, 2e-2), ({"head_bits": None, "method": "rtn"}, 5e-3)],
+    [({}, 5e-3), ({"accuracy_level": 0}, 1e-5), ({"ep": "cuda"}, 2e-2), ({"head_bits": "auto", "method": "rtn"}, 5e-3)],
 )
 @pytest.mark.parametrize("tiny", [tiny_llama, tiny_mistral])
 @pytest.mark.filterwarnings("ignore:the model was exported for CUDA")

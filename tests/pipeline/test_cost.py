@@ -83,7 +83,7 @@ def absent(llama, monkeypatch):
 
 def test_sizes_follow_from_shapes(llama, absent, tmp_path):
     """Of a model that is not here they are what they are of the model itself."""
-    output, options = tmp_path / "out" / "model.onnx", ExportOptions(effort="tuned", head_bits=None)
+    output, options = tmp_path / "out" / "model.onnx", ExportOptions(effort="tuned", head_bits="auto")
     there, here = (prepare(name, output, options, download=False) for name in (absent, str(llama)))
     assert there.budget.bits == 2
     assert there.model.only_shapes
@@ -168,7 +168,7 @@ def test_a_method_is_written_once(llama, calib, tmp_path, monkeypatch):
     method = Method(root, RangeLevels(), allocation=True, column_scale=True, correlated=True)
     monkeypatch.setitem(METHODS, "new", method)
     monkeypatch.setattr(calibration_text, "SEQUENCES", 4)
-    options = {"calib": calib, "method": "new", "effective_bits": 4, "head_bits": None}
+    options = {"calib": calib, "method": "new", "effective_bits": 4, "head_bits": "auto"}
     cost = estimate_cost(prepare(str(llama), tmp_path / "out" / "model.onnx", ExportOptions(**options)))
     report = export(str(llama), tmp_path / "out" / "model.onnx", **options)
     assert cost.sizes.output == pytest.approx(report.parts[-1].nbytes, rel=0.05)

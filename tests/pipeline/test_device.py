@@ -89,7 +89,7 @@ def layers(directory):
     return json.loads((directory / "export.json").read_text())["layers"]
 
 
-@pytest.mark.parametrize("options", [{"bits": 3}, {"bits": 2.5, "head_bits": None}, {"effort": "weights"}], ids=str)
+@pytest.mark.parametrize("options", [{"bits": 3}, {"bits": 2.5, "head_bits": "auto"}, {"effort": "weights"}], ids=str)
 def test_an_export_in_torch_loses_as_much(llama, calib, tmp_path, options):
     """On tensors of the CPU: any device but None is torch's."""
     for name, device in (("native", None), ("torch", torch.device("cpu"))):

@@ -181,7 +181,7 @@ def test_budgets_are_kept(llama, calib, tmp_path):
 @pytest.mark.parametrize(("make", "tie"), [(tiny_llama, True), (tiny_mistral, False)])
 def test_embedding_and_head_in_the_allocation(calib, tmp_path, make, tie):
     path, directory = make(tmp_path / "hf", tie=tie), tmp_path / "out"
-    export(str(path), directory / "model.onnx", bits=3.25, head_bits=None, calib=calib, accuracy_level=0)
+    export(str(path), directory / "model.onnx", bits=3.25, head_bits="auto", calib=calib, accuracy_level=0)
     packed = read_packed(directory / "model.onnx")
     assert sum(layer.code_bits * layer.out_features * layer.in_features for layer in packed.values()) == pytest.approx(
         3.25 * sum(layer.out_features * layer.in_features for layer in packed.values()), rel=1e-3
@@ -195,11 +195,12 @@ def test_embedding_and_head_in_the_allocation(calib, tmp_path, make, tie):
 
 
 def test_budgets_over_everything_are_kept(llama, calib, tmp_path):
-    by_effective = export(str(llama), tmp_path / "a" / "model.onnx", effective_bits=4.5, head_bits=None, calib=calib)
+    by_effective = export(str(llama), tmp_path / "a" / "model.onnx", effective_bits=4.5, head_bits="auto", calib=calib)
     weights = sum(part.weights for part in by_effective.parts[:2])
     stored = sum(part.nbytes for part in by_effective.parts[:2])
     assert 4.4 <= 8 * stored / weights <= 4.5
-    by_size = export(str(llama), tmp_path / "b" / "model.onnx", size=1_200_000, head_bits=None, calib=calib)
+    by_size = export(str(llama), tmp_path / "b" / "model.onnx", size=1_200_000, calib=calib)
+    assert by_size.parts[1].code_bits < 8
     assert by_size.parts[-1].nbytes <= 1_200_000
 
 

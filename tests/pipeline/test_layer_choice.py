@@ -279,8 +279,12 @@ EXPORTS = {
     ),
     "a block": (tiny_mistral, {}, {"keep": {"lm_head": 3, "layers.0.mlp.*": 2}, "exclude": ["layers.1.*"]}),
     "tied": (tiny_llama, {}, {"exclude": ["lm_head"], "keep": {"layers.0.*": 3}}),
-    "head": (tiny_mistral, {}, {"exclude": ["lm_head"], "keep": {"embed_tokens": 5}, "head_bits": None}),
-    "embedding": (tiny_mistral, {}, {"exclude": ["embed_tokens"], "head_bits": None, "keep": {"layers.0.*.v_proj": 8}}),
+    "head": (tiny_mistral, {}, {"exclude": ["lm_head"], "keep": {"embed_tokens": 5}, "head_bits": "auto"}),
+    "embedding": (
+        tiny_mistral,
+        {},
+        {"exclude": ["embed_tokens"], "head_bits": "auto", "keep": {"layers.0.*.v_proj": 8}},
+    ),
 }
 
 
@@ -306,8 +310,8 @@ def test_an_export_is_what_was_asked_for(calib, tmp_path, name):
     for kernel in ("auto", "function"):
         got = Session(out, kernel=kernel).logits(TOKENS)
         assert np.linalg.norm(got - want) <= 1e-5 * np.linalg.norm(want)
-    # The average is that of the linear layers that are quantized, and of embedding and head with head_bits=None.
-    apart = set() if options.get("head_bits", 8) is None else {model.architecture.embedding, model.architecture.head}
+    # The average is that of the linear layers that are quantized, and of embedding and head with head_bits="auto".
+    apart = set() if options.get("head_bits") == "auto" else {model.architecture.embedding, model.architecture.head}
     counted = [one for linear, one in packed.items() if linear not in apart]
     bits = sum(x.code_bits * x.out_features * x.in_features for x in counted)
     assert 2.95 < bits / sum(x.out_features * x.in_features for x in counted) <= 3

@@ -29,7 +29,7 @@ OTHERS = {
     "size": (2_500_000, ["--size", "2.5MB"]),
     "effort": ("weights", ["--effort", "weights"]),
     "method": ("gptq", ["--method", "gptq"]),
-    "head_bits": (None, ["--head-bits", "auto"]),
+    "head_bits": ("auto", ["--head-bits", "auto"]),
     "keep": ({"layers.0.*": 6, "lm_head": 4}, ["--keep", "layers.0.*=6", "--keep", "lm_head=4"]),
     "exclude": (("*.down_proj", "*.o_proj"), ["--exclude", "*.down_proj", "--exclude", "*.o_proj"]),
     "codebook": ("float16", ["--codebook", "float16"]),
@@ -96,6 +96,27 @@ def test_the_record_names_the_method_and_the_file():
     assert told["method"] == "skim+"
     assert told["calib"] == Path(__file__).name
     assert ExportOptions(effort="weights").recorded()["method"] == "weights"
+
+
+@pytest.mark.parametrize(
+    ("options", "width"),
+    [
+        ({}, 8),
+        ({"bits": 3}, 8),
+        ({"effective_bits": 3}, 8),
+        ({"size": 10**9}, None),
+        ({"size": 10**9, "effort": "tuned"}, None),
+        ({"size": 10**9, "effort": "weights"}, 8),  # no allocation
+        ({"size": 10**9, "method": "gptq"}, 8),
+        ({"size": 10**9, "head_bits": 6}, 6),
+        ({"bits": 3, "head_bits": "auto"}, None),
+    ],
+    ids=str,
+)
+def test_a_size_is_of_embedding_and_head_too(options, width):
+    found = ExportOptions(**options)
+    assert found.head_width == width
+    assert found.recorded()["head_bits"] == (width or "auto")
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def workers():
     [
         pytest.param({"effort": "weights"}, id="weights"),
         pytest.param({"effort": "calibrated"}, id="calibrated", marks=pytest.mark.slow),
-        pytest.param({"effort": "calibrated", "head_bits": None}, id="with the vocabulary", marks=pytest.mark.slow),
+        pytest.param({"effort": "calibrated", "head_bits": "auto"}, id="with the vocabulary", marks=pytest.mark.slow),
     ],
 )
 def test_the_result_is_that_of_one_machine(address, llama, calib, tmp_path, monkeypatch, options):
