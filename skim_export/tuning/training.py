@@ -47,7 +47,7 @@ EPOCHS = 2  # over the text
 EVERY = 8  # steps between two looks at the held-out sequences
 PATIENT_LOOKS = 3  # without progress
 WARM_UP_STEPS = 4
-LEVEL_RATE = 1e-3  # of the spread of a row, at the height of the schedule
+LEVEL_RATE = 3e-3  # of the spread of a row, at the height of the schedule
 NORM_RATE = 2e-4
 
 
