@@ -44,8 +44,8 @@ __global__ void __launch_bounds__(HopperPrefill<Half, kRowTiles, kTokenTiles>::k
   TakeRegisters<Kernel::kMultiplierRegisters>();
   typename Kernel::Sums sums = {};
   constexpr LevelKind kKind = IsAffine(kClass) ? LevelKind::kAffine : kTable;
-  Kernel::template Multiply<kKind, ClassBits(kClass)>(Kernel::RowsOf(group, tile), K, {shared, group, CountStages(K)},
-                                                      sums);
+  using Code = RowCode<ClassBits(kClass), ClassMemory(kClass)>;
+  Kernel::template Multiply<kKind, Code>(Kernel::RowsOf(group, tile), K, {shared, group, CountStages(K)}, sums);
   __syncthreads();
   Kernel::Store(Kernel::RowsOf(group, tile), device, Kernel::kTokens, sums, shared, group, epilogue, y);
 }
@@ -61,5 +61,8 @@ SKIM_PROBE(LevelKind::kTableInt8, 3)
 SKIM_PROBE(LevelKind::kTableInt8, 5)
 SKIM_PROBE(LevelKind::kTableFloat16, 2)
 SKIM_PROBE(LevelKind::kTableInt8, 11)  // affine
+SKIM_PROBE(LevelKind::kTableInt8, 18)  // windows of 2, 3 and 4 bits
+SKIM_PROBE(LevelKind::kTableInt8, 20)
+SKIM_PROBE(LevelKind::kTableInt8, 21)
 
 }  // namespace skim::cuda

@@ -28,10 +28,10 @@ from pathlib import Path
 from cuda_build import Nvcc
 from gpus import GPUS, WARP, Gpu
 from ptxas_report import demangled
-from roofline import LEVEL_KINDS, SHARED_BYTES_PER_CLOCK, pipe
+from roofline import CODEBOOKS, SHARED_BYTES_PER_CLOCK, pipe
 from sass import Function, disassemble, find_nvdisasm
 
-from skim_export.packed import LevelKind, class_bits, class_kind, row_bytes
+from skim_export.packed import LevelKind, class_bits, class_kind, class_memory, row_bytes
 from skim_runtime.measure.options import at_least, parse_shape
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import markdown_table, say, write_markdown
@@ -157,7 +157,7 @@ def predict(probe: Function, gpu: Gpu, rows: int, columns: int, tokens: int) -> 
     kernel = WARPGROUP[128 * int(tiles[0]), 8 * int(tiles[1])] if name == "WarpgroupProbe" else MMA
     if kernel is not MMA and kernel is not _fastest_tiles(gpu, rows, tokens):
         return None
-    codebook, number = LEVEL_KINDS[table].split()[0], int(row_class)
+    codebook, number = CODEBOOKS[table], int(row_class)
     width = class_bits(number)
 
     clocks = _stage(probe, kernel, gpu)
@@ -266,8 +266,9 @@ def _table(predictions: Sequence[Prediction]) -> str:
     for found in sorted(predictions, key=lambda p: (p.codebook, p.row_class, p.tokens, p.kernel)):
         kind = "affine" if class_kind(found.row_class) == LevelKind.AFFINE else f"{found.codebook} table"
         clocks = (f"{found.clocks.get(part, 0):.0f}" for part in parts)
-        bits = class_bits(found.row_class)
-        row = (f"{kind}, {bits} bits", found.kernel, str(found.tokens), *clocks, f"{found.microseconds:.0f}")
+        bits, memory = class_bits(found.row_class), class_memory(found.row_class)
+        name = f"{kind}{f', m = {memory}' if memory else ''}, {bits} bits"
+        row = (name, found.kernel, str(found.tokens), *clocks, f"{found.microseconds:.0f}")
         lines.append((*row, found.limit, f"{found.cublas_share:.0%}"))
     first = predictions[0]
     title = (

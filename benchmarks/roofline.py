@@ -26,7 +26,7 @@ from gpus import GPUS, WARP, Gpu
 from ptxas_report import demangled
 from sass import Function, Instruction, disassemble, find_nvdisasm
 
-from skim_export.packed import level_bytes, row_bytes
+from skim_export.packed import CodebookType, LevelKind, RowClass, class_bits, class_kind, class_memory
 from skim_runtime.errors import UserError
 from skim_runtime.measure.options import at_least
 from skim_runtime.measure.report import report_head, save_json
@@ -41,7 +41,7 @@ UNIT_WEIGHTS = 16 * 512  # that a warp multiplies at a time (custom_ops/cuda/gpu
 REGISTER_BITS = 4  # up to which codebooks are copied with the codes
 SHARED_BYTES_PER_CLOCK = 128  # that a multiprocessor moves between registers and shared memory or L1 cache
 COUNTED = GPUS[1]  # whose instructions the table shows: they hardly differ
-LEVEL_KINDS = {"0": "int8 table", "1": "float16 table", "2": "affine"}  # skim::cuda::LevelKind
+CODEBOOKS: dict[str, CodebookType] = {"0": "int8", "1": "float16"}  # by skim::cuda::LevelKind
 
 PIPES = {
     "ALU": "PRMT LOP3 SHF IADD3 ISETP LEA SEL MOV IMNMX VIMNMX IABS BMSK SGXT LOP PLOP3 FSETP FSEL FMNMX P2R R2P I2FP",
@@ -61,8 +61,9 @@ class Prediction:
 
     Attributes:
         gpu: its name.
-        kind: of the rows' levels, and whether activations are integers.
+        kind: of the rows' levels, with their memory m if they have windows, and whether activations are integers.
         bits: their width.
+        memory: bits of a window beside those of its code.
         columns: K.
         instructions: of a thread for a weight, by pipe, and in sum ("issue").
         clocks: of a multiprocessor for a block, by what takes them: pipes, and the "bandwidth".
@@ -73,6 +74,7 @@ class Prediction:
     gpu: str
     kind: str
     bits: int
+    memory: int
     columns: int
     instructions: dict[str, float]
     clocks: dict[str, float]
@@ -120,11 +122,15 @@ def pipe(instruction: Instruction) -> str | None:
 def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     """What a probe's rows can reach on a GPU."""
     parameters = demangled(probe.name).split("<")[1].split(">")[0]
-    kind, bits, integers = (part.strip().rsplit(")", 1)[-1] for part in parameters.split(","))
-    name = LEVEL_KINDS[kind]
+    table, number, integers = (part.strip().rsplit(")", 1)[-1] for part in parameters.split(","))
+    codebook, bits, memory = CODEBOOKS[table], class_bits(int(number)), class_memory(int(number))
+    row_class = RowClass.of(class_kind(int(number)), bits, codebook, memory)
+    affine = row_class.kind == LevelKind.AFFINE
+    kind = "affine" if affine else f"{codebook} table" + (f", m = {memory}" if memory else "")
+    in_registers = not affine and bits + memory <= REGISTER_BITS
     counts: dict[str, float] = defaultdict(float)
     moved = 0.0
-    for at, times in _block(probe, name, int(bits), columns).items():
+    for at, times in _block(probe, bits, in_registers, columns).items():
         instruction = probe.instructions[at]
         counts["issue"] += times
         if (of := pipe(instruction)) == "memory":
@@ -133,14 +139,14 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
             counts[of] += times
     clocks = {of: count / gpu.rates[of] for of, count in counts.items()}
     clocks["memory"] = moved / SHARED_BYTES_PER_CLOCK
-    row = row_bytes(int(bits), columns) + level_bytes(int(bits), name.split()[0], name == "affine")
-    clocks["bandwidth"] = BLOCK_ROWS * row / gpu.bytes_per_clock
+    clocks["bandwidth"] = BLOCK_ROWS * (row_class.row_bytes(columns) + row_class.level_bytes) / gpu.bytes_per_clock
     limit = max(clocks, key=lambda of: clocks[of])
     weights = BLOCK_ROWS * columns
     return Prediction(
         gpu=gpu.name,
-        kind=name + (", integers" if integers == "true" else ""),
-        bits=int(bits),
+        kind=kind + (", integers" if integers == "true" else ""),
+        bits=bits,
+        memory=memory,
         columns=columns,
         instructions={of: WARP * count / weights for of, count in counts.items()},
         clocks=clocks,
@@ -149,8 +155,15 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     )
 
 
-def _block(probe: Function, kind: str, bits: int, columns: int) -> dict[int, float]:
-    """How often the warps of a block run each instruction for a tile of rows, all together."""
+def _block(probe: Function, bits: int, in_registers: bool, columns: int) -> dict[int, float]:
+    """How often the warps of a block run each instruction for a tile of rows, all together.
+
+    Args:
+        probe: the kernel.
+        bits: of a code.
+        in_registers: whether codebooks are looked up there, for which they are copied with the codes.
+        columns: K.
+    """
     code = probe.instructions
 
     def count(what: Callable[[Instruction], bool], loop: range) -> int:
@@ -169,7 +182,7 @@ def _block(probe: Function, kind: str, bits: int, columns: int) -> dict[int, flo
     # the last of them is of codebooks.
     copying = [loop for loop in loops if count(_copies, loop) and not count(_multiplies, loop)]
     copies = [at for at in of_units if _copies(code[at]) and not any(at in loop for loop in copying)]
-    run = {*copies[: 2 * bits], *(copies[16:] if bits <= REGISTER_BITS and kind != "affine" else ())}
+    run = {*copies[: 2 * bits], *(copies[16:] if in_registers else ())}
 
     def worth(at: int) -> int:
         return (1 if at in run else -1) if _copies(code[at]) else int(_multiplies(code[at]))
@@ -228,9 +241,10 @@ def _latency_table(predictions: Sequence[Prediction]) -> str:
     lines = []
     for found in sorted((found for found in predictions if found.gpu == gpu.name), key=lambda of: (of.kind, of.bits)):
         affine = found.kind.startswith("affine")
-        if found.bits > REGISTER_BITS and not affine:
+        if found.bits + found.memory > REGISTER_BITS and not affine:
             continue
-        table_bytes = 0 if affine else (1 if found.kind.startswith("int8") else 2) << found.bits
+        entries = 1 << (found.bits + found.memory - (found.memory > 0))
+        table_bytes = 0 if affine else entries * (1 if found.kind.startswith("int8") else 2)
         of = flight(gpu, found.bits, found.columns, table_bytes, found.clocks)
         lines.append(
             (

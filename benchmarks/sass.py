@@ -70,7 +70,7 @@ class Function:
     def next(self, at: int) -> tuple[int, ...]:
         """The numbers of the instructions that may come after instruction `at`; functions are taken to return at once.
 
-        A call of an address, not of a name, is a jump.
+        A call of an address, not of a name, is a jump. After a trap comes nothing.
         """
         instruction = self.instructions[at]
         target = instruction.operands.split(",")[-1]
@@ -78,7 +78,7 @@ class Function:
         if instruction.operation in ("BRA", "CALL") and target.startswith("0x"):
             jump = int(target, 16) // INSTRUCTION_BYTES
             return (at + 1, jump) if conditional else (jump,)
-        if instruction.operation in ("EXIT", "RET") and not conditional:
+        if instruction.operation in ("EXIT", "RET", "BPT") and not conditional:
             return ()
         return (at + 1,) if at + 1 < len(self.instructions) else ()
 

@@ -67,8 +67,14 @@ def test_the_path_leaves_a_loop_by_a_jump_that_looks_like_a_call():
     assert function.path(lambda at: at == 4) == [0, 1, 4, 5]
 
 
-def probe(bits, products, arithmetic, words=()):
-    """A probe's code: tiles, units in them with all copies that there may be, and the words of a unit."""
+def test_the_path_does_not_go_on_behind_a_trap():
+    """Whoever went on there would come into the loop from its end."""
+    function = code("@P0 BRA 0x40", "HMMA", "NOP", "@P1 BRA 0x10", "@P2 BRA 0x60", "EXIT", "BPT.TRAP 0x1", "BRA 0x20")
+    assert function.path(lambda at: at == 1) == [0, 1, 2, 3, 4, 5]
+
+
+def probe(number, products, arithmetic, words=()):
+    """The code of a class's probe: tiles, units in them with all copies that there may be, and the words of a unit."""
     copies = ["LDGSTS.E.BYPASS.128", "LDGSTS.E.BYPASS.128", "@P0 BRA 0x{:x}"] * 8
     copies = [line.format(16 * 27) if "BRA" in line else line for line in copies]  # to the copy of codebooks
     head = ["S2R", "NOP", "NOP", *copies]  # a tile begins at 1, a unit at 2
@@ -76,14 +82,14 @@ def probe(bits, products, arithmetic, words=()):
     tail = ["@P1 BRA 0x20", "BAR.SYNC", "@P2 BRA 0x{:x}", "STG.E", "@P3 BRA 0x10", "EXIT"]
     lines = [*head, "LDGSTS.E.BYPASS.128", *inner, *tail]
     lines = [line.format(16 * (len(lines) - 2)) if "{" in line else line for line in lines]
-    return Function(f"_ZN4skim4cuda5ProbeILNS0_9LevelKindE0ELi{bits}ELb0EEEvv", code(*lines).instructions)
+    return Function(f"_ZN4skim4cuda5ProbeILNS0_9LevelKindE0ELi{number}ELb0EEEvv", code(*lines).instructions)
 
 
 def test_a_prediction():
     a100 = GPUS[0]
     assert a100.name == "A100 SXM 80 GB"
     # 16 rows of 4096 columns are a unit for each of 8 warps: 32 products. 8 copies of codes, one of codebooks.
-    found = roofline.predict(probe(4, 32, 1000), a100, 4096)
+    found = roofline.predict(probe(3, 32, 1000), a100, 4096)
     assert (found.kind, found.bits) == ("int8 table", 4)
     issued = 8 * (1 + 1 + 8 + 4 + 1 + 32 + 1000 + 1 + 1 + 1 + 1) + 1
     assert found.instructions["issue"] == pytest.approx(32 * issued / (16 * 4096))
@@ -93,19 +99,28 @@ def test_a_prediction():
     assert found.clocks["bandwidth"] == pytest.approx(16 * (2048 + 18) / (2039e9 / 108 / 1.41e9))
     assert found.limit == "ALU"
     assert found.bandwidth_share == pytest.approx(found.clocks["bandwidth"] / found.clocks["ALU"])
-    assert roofline.predict(probe(4, 32, 5), a100, 4096).bandwidth_share == 1
+    assert roofline.predict(probe(3, 32, 5), a100, 4096).bandwidth_share == 1
     # Twice the columns are two units a warp, of one tile.
-    twice = roofline.predict(probe(4, 32, 500), a100, 8192)
+    twice = roofline.predict(probe(3, 32, 500), a100, 8192)
     assert twice.clocks["issue"] == (8 * (2 * (1 + 8 + 4 + 1 + 32 + 500 + 1) + 4) + 1) / 4
 
 
+def test_windows_have_half_of_their_levels_in_the_codebook():
+    found, plain = (roofline.predict(probe(number, 32, 1000), GPUS[0], 4096) for number in (20, 2))
+    assert (found.kind, found.bits, found.memory) == ("int8 table, m = 1", 3, 1)
+    assert found.clocks == plain.clocks
+    two = roofline.predict(probe(19, 32, 1000), GPUS[0], 4096)
+    assert (two.bits, two.memory) == (2, 2)
+    assert two.clocks["bandwidth"] == pytest.approx(16 * (1024 + 10) / (2039e9 / 108 / 1.41e9))
+
+
 def test_wide_codebooks_are_not_copied():
-    found = roofline.predict(probe(8, 32, 0), GPUS[0], 4096)
+    found = roofline.predict(probe(7, 32, 0), GPUS[0], 4096)
     assert found.clocks["memory"] == pytest.approx((8 * 16 * 16 * 32 + 4 * 32) / 128, rel=0.1)
 
 
 def test_a_loop_over_words_runs_as_often_as_there_are_products():
-    wide = probe(8, 8, 100, words=["@P4 BRA 0x1c0"])  # 8 of 32 products at a time: four times 100 instructions
+    wide = probe(7, 8, 100, words=["@P4 BRA 0x1c0"])  # 8 of 32 products at a time: four times 100 instructions
     found = roofline.predict(wide, GPUS[0], 4096)
     assert found.clocks["ALU"] == 8 * 4 * 100 / 2
     assert found.clocks["tensor"] == 8 * 4 * 8 / 0.5
@@ -140,7 +155,7 @@ def test_the_command(tmp_path):
     report, printed = measured(tmp_path / "a.json", "roofline", "--columns", 4096, "--markdown", tmp_path / "a.md")
     assert printed.strip() == (tmp_path / "a.md").read_text().strip()
     assert {row["gpu"] for row in report["rows"]} == {gpu.name for gpu in GPUS}
-    assert len(report["rows"]) == (24 + 12) * len(GPUS)
+    assert len(report["rows"]) == (24 + 12 + 6 + 5) * len(GPUS)
     for row in report["rows"]:
         assert 0 < row["bandwidth_share"] <= 1
         assert 1 < row["instructions"]["issue"] < 20

@@ -149,6 +149,7 @@ static constexpr int EntryDistance(Place place) {
 //   kInMemory: whether they are looked up in memory; if that is shared memory, the warps `Fill` it first.
 //   kTogether: codes of a word that are decoded at once, and words. Two share their work; lookups in memory are so many
 //     that those of one code of one word fill the registers.
+//   kInOrder: whether those of the next codes wait for these, as they would fill the registers.
 template <LevelKind kKind, typename Code, Place kPlace, typename Element = Half>
 class Levels;
 
@@ -158,6 +159,7 @@ class RegisterBytes {
  public:
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
+  static constexpr bool kInOrder = Code::kMemory > 0 && std::is_same_v<Element, Bfloat16>;
 
   template <typename From = FromGlobal>
   SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char*, int) {
@@ -202,6 +204,7 @@ class RegisterElements {
  public:
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
+  static constexpr bool kInOrder = Code::kMemory > 0 && std::is_same_v<Element, Bfloat16>;
 
   template <typename From = FromGlobal>
   SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char*, int) {
@@ -253,6 +256,7 @@ class MemoryTable {
  public:
   static constexpr bool kInMemory = true;
   static constexpr int kTogether = 1;
+  static constexpr bool kInOrder = true;
 
   // Fills the tables of a thread's rows g and g + 8, all of them by kWarps warps together.
   template <int kWarps>
@@ -291,10 +295,10 @@ class MemoryTable {
   }
 
   SKIM_DEVICE void Decode(const uint32_t (&word)[Code::kBits], int j, uint32_t (&halves)[1][2]) const {
-    const uint32_t codes = CodeBytes<Code>(word, j);
+    const uint32_t codes = CodeBytes<Code>(word, j), stored = kMirrored ? Stored(codes) : codes;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const uint32_t two = LookUp(codes, 2 * i) | LookUp(codes, 2 * i + 1) << 16;
+      const uint32_t two = LookUp(stored, 2 * i) | LookUp(stored, 2 * i + 1) << 16;
       if constexpr (kPlace != Place::kCache) {
         halves[0][i] = two;
       } else if constexpr (kInt8) {
@@ -302,12 +306,24 @@ class MemoryTable {
       } else {
         halves[0][i] = ElementPair<Element>::FromHalves(two);
       }
+      if constexpr (kMirrored) halves[0][i] ^= Permute(TopBits(codes), 0, i == 0 ? 0x1404 : 0x3424) & 0x80008000;
     }
   }
 
  private:
   static constexpr int kEntryBytes = kInt8 ? 1 : 2;
   static constexpr int kDistance = EntryDistance(kPlace);
+  // Whether the lower half of the levels of windows is all that there is to look up; elements have the sign.
+  static constexpr bool kMirrored = Code::kMemory > 0 && kPlace == Place::kCache;
+
+  // The top bit of each window as that of its byte, beside other bits.
+  static SKIM_DEVICE uint32_t TopBits(uint32_t windows) { return windows << (8 - Code::kLevelBits); }
+
+  // The windows whose levels are stored: of those of the upper half all bits are turned.
+  static SKIM_DEVICE uint32_t Stored(uint32_t windows) {
+    const uint32_t upper = windows >> (Code::kLevelBits - 1) & 0x01010101;
+    return windows ^ upper * ((1 << Code::kLevelBits) - 1);
+  }
 
   // Entries to their negatives in reversed order.
   template <int kWords>
@@ -336,13 +352,9 @@ class MemoryTable {
   SKIM_DEVICE uint32_t LookUp(uint32_t codes, int i) const {
     const uint32_t code = codes >> 8 * i & 0xff;
     if constexpr (kPlace == Place::kCache) {
-      const bool upper = Code::kMemory > 0 && code >= Code::kEntries;
-      const uint32_t entry = first_ + (upper ? 2 * Code::kEntries - 1 - code : code);
-      if constexpr (kInt8) {
-        const uint32_t byte = Load(reinterpret_cast<const uint8_t*>(table_) + entry);
-        return upper ? -byte & 0xff : byte;
-      }
-      return Load(reinterpret_cast<const uint16_t*>(table_) + entry) ^ (upper ? 0x8000 : 0);
+      const uint32_t entry = first_ + code;
+      if constexpr (kInt8) return Load(reinterpret_cast<const uint8_t*>(table_) + entry);
+      return Load(reinterpret_cast<const uint16_t*>(table_) + entry);
     } else if constexpr (kPlace == Place::kShared) {
       return *reinterpret_cast<const uint16_t*>(table_ + (first_ + 128 * code));
     } else {
@@ -372,6 +384,7 @@ class Levels<LevelKind::kAffine, Code, kPlace, Element> {
  public:
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
+  static constexpr bool kInOrder = false;
 
   template <typename From = FromGlobal>
   SKIM_DEVICE void Prepare(const void*, int64_t, const char*, int) {}

@@ -86,7 +86,7 @@ SKIM_DEVICE void AddSomeWords(const Levels (&levels)[kRowTiles][2], const uint32
 #pragma unroll
   for (int i = 0; i < 8 / kCodes; ++i) {
     // No lookups of the next codes yet: the registers are needed for those of these.
-    if (kCodes == 1 || kRowTiles == 2) __syncwarp();
+    if (Levels::kInOrder || kRowTiles == 2) __syncwarp();
     uint32_t a[kCodes][kSome][kRowTiles][4];
 #pragma unroll
     for (int w = 0; w < kSome; ++w) {
