@@ -149,7 +149,8 @@ static constexpr int EntryDistance(Place place) {
 //   kInMemory: whether they are looked up in memory; if that is shared memory, the warps `Fill` it first.
 //   kTogether: codes of a word that are decoded at once, and words. Two share their work; lookups in memory are so many
 //     that those of one code of one word fill the registers.
-//   kInOrder: whether those of the next codes wait for these, as they would fill the registers.
+//   kInOrder: whether words come one after the other, and the lookups of the next codes wait for those of these, since
+//     otherwise they would not fit into the registers.
 template <LevelKind kKind, typename Code, Place kPlace, typename Element = Half>
 class Levels;
 
@@ -159,7 +160,7 @@ class RegisterBytes {
  public:
   static constexpr bool kInMemory = false;
   static constexpr int kTogether = 2;
-  static constexpr bool kInOrder = Code::kMemory > 0 && std::is_same_v<Element, Bfloat16>;
+  static constexpr bool kInOrder = std::is_same_v<Element, Bfloat16>;
 
   template <typename From = FromGlobal>
   SKIM_DEVICE void Prepare(const void* codebook, int64_t row, const char*, int) {

@@ -124,10 +124,10 @@ SKIM_DEVICE void Copy(const uint32_t (&from)[kRowTiles][2][kBits], uint32_t (&to
 template <int kWords, int kRowTiles, int kBits, typename Levels, typename Reader, typename Product>
 SKIM_DEVICE void AddWords(const Levels (&levels)[kRowTiles][2], const uint32_t (&codes)[kWords][kRowTiles][2][kBits],
                           const Reader& reader, Product& product) {
-  if constexpr (kWords <= Levels::kTogether) {
+  if constexpr (kWords == 1 || !Levels::kInOrder) {
     AddSomeWords(levels, codes, reader, 0, product);
   } else {
-    // One after the other, and not unrolled: the lookups of two words do not fit into the registers.
+    // One after the other, and not unrolled.
     static_assert(kWords == 2);
     uint32_t word[1][kRowTiles][2][kBits];
     Copy(codes[0], word[0]);
