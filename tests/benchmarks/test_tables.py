@@ -257,7 +257,7 @@ def test_models():
 
 def test_roofline():
     rows = [
-        asdict(Prediction(gpu, "affine", 1, 4096, {"issue": 3.0, "ALU": 1.5}, {}, limit, 0.5))
+        asdict(Prediction(gpu, "affine", 1, 0, 4096, {"issue": 3.0, "ALU": 1.5}, {}, limit, 0.5))
         for gpu, limit in (("A", "issue"), ("B", "bandwidth"))
     ]
     lines, _ = made("roofline", {**HEAD, "rows": rows})
