@@ -28,10 +28,10 @@ from pathlib import Path
 from cuda_build import Nvcc
 from gpus import GPUS, WARP, Gpu
 from ptxas_report import demangled
-from roofline import CODEBOOKS, SHARED_BYTES_PER_CLOCK, pipe
+from roofline import CODEBOOKS, SHARED_BYTES_PER_CLOCK, level_kind, pipe
 from sass import Function, disassemble, find_nvdisasm
 
-from skim_export.packed import LevelKind, class_bits, class_kind, class_memory, row_bytes
+from skim_export.packed import CodebookType, class_bits, row_bytes
 from skim_runtime.measure.options import at_least, parse_shape
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import markdown_table, say, write_markdown
@@ -114,7 +114,7 @@ class Prediction:
 
     kernel: str
     row_class: int
-    codebook: str
+    codebook: CodebookType
     rows: int
     columns: int
     tokens: int
@@ -264,10 +264,8 @@ def _table(predictions: Sequence[Prediction]) -> str:
     headings = ("rows", "kernel", "M", *parts, "µs", "limit", "of cuBLAS")
     lines = []
     for found in sorted(predictions, key=lambda p: (p.codebook, p.row_class, p.tokens, p.kernel)):
-        kind = "affine" if class_kind(found.row_class) == LevelKind.AFFINE else f"{found.codebook} table"
         clocks = (f"{found.clocks.get(part, 0):.0f}" for part in parts)
-        bits, memory = class_bits(found.row_class), class_memory(found.row_class)
-        name = f"{kind}{f', m = {memory}' if memory else ''}, {bits} bits"
+        name = f"{level_kind(found.row_class, found.codebook)}, {class_bits(found.row_class)} bits"
         row = (name, found.kernel, str(found.tokens), *clocks, f"{found.microseconds:.0f}")
         lines.append((*row, found.limit, f"{found.cublas_share:.0%}"))
     first = predictions[0]

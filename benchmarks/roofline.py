@@ -32,7 +32,7 @@ from skim_runtime.measure.options import at_least
 from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.tables import markdown_table, say, write_markdown
 
-__all__ = ["Prediction", "add_arguments", "pipe", "predict", "run"]
+__all__ = ["CODEBOOKS", "Prediction", "add_arguments", "level_kind", "pipe", "predict", "run"]
 
 PROBE = Path(__file__).with_name("roofline_probe.cu")
 BLOCK_WARPS, BLOCK_ROWS = 8, 16  # of a block (custom_ops/cuda/gpu/decode.cuh)
@@ -119,15 +119,21 @@ def pipe(instruction: Instruction) -> str | None:
     return _PIPE_OF.get(instruction.operation)
 
 
+def level_kind(number: int, codebook: CodebookType) -> str:
+    """What the levels of the rows of a class are, with their memory m if they have windows."""
+    if class_kind(number) == LevelKind.AFFINE:
+        return "affine"
+    memory = class_memory(number)
+    return f"{codebook} table" + (f", m = {memory}" if memory else "")
+
+
 def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     """What a probe's rows can reach on a GPU."""
     parameters = demangled(probe.name).split("<")[1].split(">")[0]
     table, number, integers = (part.strip().rsplit(")", 1)[-1] for part in parameters.split(","))
     codebook, bits, memory = CODEBOOKS[table], class_bits(int(number)), class_memory(int(number))
     row_class = RowClass.of(class_kind(int(number)), bits, codebook, memory)
-    affine = row_class.kind == LevelKind.AFFINE
-    kind = "affine" if affine else f"{codebook} table" + (f", m = {memory}" if memory else "")
-    in_registers = not affine and bits + memory <= REGISTER_BITS
+    in_registers = row_class.kind == LevelKind.TABLE and bits + memory <= REGISTER_BITS
     counts: dict[str, float] = defaultdict(float)
     moved = 0.0
     for at, times in _block(probe, bits, in_registers, columns).items():
@@ -144,7 +150,7 @@ def predict(probe: Function, gpu: Gpu, columns: int) -> Prediction:
     weights = BLOCK_ROWS * columns
     return Prediction(
         gpu=gpu.name,
-        kind=kind + (", integers" if integers == "true" else ""),
+        kind=level_kind(int(number), codebook) + (", integers" if integers == "true" else ""),
         bits=bits,
         memory=memory,
         columns=columns,
@@ -243,8 +249,9 @@ def _latency_table(predictions: Sequence[Prediction]) -> str:
         affine = found.kind.startswith("affine")
         if found.bits + found.memory > REGISTER_BITS and not affine:
             continue
-        entries = 1 << (found.bits + found.memory - (found.memory > 0))
-        table_bytes = 0 if affine else entries * (1 if found.kind.startswith("int8") else 2)
+        codebook: CodebookType = "int8" if found.kind.startswith("int8") else "float16"
+        entries = RowClass.of(LevelKind.TABLE, found.bits, codebook, found.memory).entries
+        table_bytes = 0 if affine else entries * (1 if codebook == "int8" else 2)
         of = flight(gpu, found.bits, found.columns, table_bytes, found.clocks)
         lines.append(
             (

@@ -184,7 +184,7 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
         gather = partial(gather_statistics, resources=job.resources)
         if not isinstance(job.executor, SerialExecutor):
             gather = partial(spread_statistics, executor=job.executor)
-        vocabulary = any(linear in job.budgeted for linear in model.architecture.token_linears)
+        vocabulary = options.measures_vocabulary(model.architecture)
         gather(model, tokens, store, vocabulary=vocabulary, progress=progress)
     curves = work.subdirectory("curves")
     widths = allocate(model, store, options, job.budget, curves=curves, executor=job.executor, progress=progress)

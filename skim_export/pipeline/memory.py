@@ -104,7 +104,7 @@ def _steps(job: Job) -> dict[str, int]:
         rows = sum(linear.out_features for linear in job.budgeted)
         steps["allocation"] = rows * ALLOCATION_BYTES
     if job.calibrates:
-        vocabulary = job.quantizing.head_bits is None
+        vocabulary = job.quantizing.measures_vocabulary(job.model.architecture)
         steps["calibration"] = calibrating_bytes(job.model, job.text.shape, job.resources.workers, vocabulary)
     if job.writes_text and job.resources.device is None:
         steps[TEXT] = written_text_bytes(job.model.checkpoint)

@@ -141,7 +141,6 @@ def plan(
     prove(opened)
     rehearse(opened, options)
     cases = [_Case.of(opened, one, QuantizeOptions(method, one.head_width, options.codebook, kept)) for one in stated]
-    linears = max((case.free.linears for case in cases), key=len)
     ids = None if text is None else _text_tokens(opened, text)
     full = None if ids is None else _full_perplexity(opened.checkpoint, ids, resources, progress)
     calibration = CalibrationText(options.calibration_file, options.seed)
@@ -151,8 +150,9 @@ def plan(
     widths = sorted(wanted | given)
     with tempfile.TemporaryDirectory(prefix="skim-plan-") as work:
         store = StatisticsStore(Path(work))
-        vocabulary = len(linears) > len(opened.architecture.linears)
+        vocabulary = any(case.quantizing.measures_vocabulary(opened.architecture) for case in cases)
         gather_statistics(opened, tokens, store, vocabulary=vocabulary, resources=resources, progress=progress)
+        linears = max((case.free.linears for case in cases), key=len, default=[])
         curves = _error_curves(opened, linears, store, widths, resources, progress)
     rows = [_row(case, opened.architecture, curves, widths, full) for case in cases]
     return Plan(sorted(rows, key=lambda row: row.nbytes), full)

@@ -53,6 +53,10 @@ class QuantizeOptions:
         """The widths that the rows of a layer were given, uint8 `[N]`, 0 for rows without one."""
         return self.kept.get(linear.name, np.zeros(linear.out_features, np.uint8))
 
+    def measures_vocabulary(self, architecture: Architecture) -> bool:
+        """Whether the sensitivities of embedding and head are needed, since they share the budget."""
+        return self.head_bits is None and bool(architecture.token_linears)
+
     def budgeted(self, architecture: Architecture) -> list[Linear]:
         """The linear layers that the budget is for."""
         return architecture.linears + (architecture.token_linears if self.head_bits is None else [])

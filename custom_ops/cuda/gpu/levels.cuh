@@ -147,8 +147,8 @@ static constexpr int EntryDistance(Place place) {
 // The levels of a thread's row. `Prepare` is called once, with what holds the codebooks of several rows and the row's
 // number there, then `Decode` for each word of codes.
 //   kInMemory: whether they are looked up in memory; if that is shared memory, the warps `Fill` it first.
-//   kTogether: codes of a word that are decoded at once, and words. Two share their work; lookups in memory are so many
-//     that those of one code of one word fill the registers.
+//   kTogether: codes of a word that are decoded at once. Two share their work; lookups in memory are so many that those
+//     of one code fill the registers.
 //   kInOrder: whether words come one after the other, and the lookups of the next codes wait for those of these, since
 //     otherwise they would not fit into the registers.
 template <LevelKind kKind, typename Code, Place kPlace, typename Element = Half>
