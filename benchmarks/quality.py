@@ -109,13 +109,15 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
+        tuned = any(_is_tuned(method) for method in args.methods)
         job, settings = open_job(args, work)
+        if tuned:
+            settings["tuning tokens"] = list(CalibrationText(args.calib, 0, tuning=True).shape)
         results = Results(args.json, {**settings, "codebook": args.codebook})
         missing = [key for key in wanted if results.find(*key) is None]
         if results.find(AS_DISTRIBUTED, None) is None:
             results.add(in_child(full_precision_row, job))
         if any(_needs_statistics(method) for method, _ in missing):
-            tuned = any(method.endswith("tune") for method, _ in missing)
             results.calibrated(*_calibration(job, settings, args.calib, tuned))
         for i, (method, bits) in enumerate(missing):
             announce(f"{i + 1} of {len(missing)}: {method}" + ("" if bits is None else f" at {bits:g} bits"))
@@ -161,11 +163,11 @@ def _calibration(job: Job, settings: dict[str, Any], calib: Path | None, tuned: 
     marker = job.work / "calibration.json"
     if marker.is_file():
         kept = json.loads(marker.read_text())
-        if kept["settings"] == settings and kept["tuning text"] >= tuned:
+        if kept["settings"] == {**kept["settings"], **settings}:  # there may be a text to tune on that is not needed
             return kept["seconds"], kept["peak megabytes"]
     marker.unlink(missing_ok=True)
     seconds, peak = in_child(calibrate_once, job, calib, tuned)
-    write_json(marker, {"settings": settings, "tuning text": tuned, "seconds": seconds, "peak megabytes": peak})
+    write_json(marker, {"settings": settings, "seconds": seconds, "peak megabytes": peak})
     return seconds, peak
 
 
@@ -202,6 +204,10 @@ def _wanted(methods: list[str], bits: list[float]) -> list[tuple[str, float | No
                 continue
             wanted.append((method, average))
     return list(dict.fromkeys(wanted))
+
+
+def _is_tuned(method: str) -> bool:
+    return method not in DENSE and parse_method(method)[1]
 
 
 def _needs_statistics(method: str) -> bool:

@@ -17,7 +17,7 @@ from skim_runtime.progress import Progress
 __all__ = ["CalibrationText"]
 
 SEQUENCES = 64
-TUNING_SEQUENCES = HELD_OUT + 256
+TUNING_SEQUENCES = HELD_OUT + 384
 LENGTH = 256  # tokens of a sequence
 
 
