@@ -156,6 +156,26 @@ def _of_reference(report: Report) -> str:
     return "" if perplexity is None else with_error(perplexity, error)
 
 
+def _answers(reports: Sequence[Report]) -> str:
+    """`skim-eval --choices --json`, a line for each file."""
+    lines = [
+        (
+            Path(report["model"]).name,
+            Path(report["choices"]["name"]).stem,
+            str(report["questions"]),
+            *(
+                f"{report[kind]:.1%} ± {report[f'{kind}_error']:.1%}".replace("% ±", " ±")
+                for kind in ("accuracy", "normalized_accuracy")
+            ),
+            *(number(report[kind], ".1%") for kind in ("reference_accuracy", "reference_normalized_accuracy")),
+            number(report["agreement"], ".1%"),
+        )
+        for report in reports
+    ]
+    headings = ("right", "per character", "reference: right", "per character", "same answer")
+    return markdown_table(("model", "questions of", "questions", *headings), lines, left=2)
+
+
 def _real_models(reports: Sequence[Report]) -> str:
     """`python benchmarks real-model`: a line for each model and width."""
     rows = [real_model_cells(row) for report in reports for row in report["models"]]
@@ -204,5 +224,6 @@ TABLES: Mapping[str, Callable[[Sequence[Report]], str]] = {
     "quality-whole": _quality_whole,
     "arithmetic": _arithmetic,
     "evaluations": _evaluations,
+    "answers": _answers,
     "real-models": _real_models,
 }

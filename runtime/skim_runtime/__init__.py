@@ -24,28 +24,36 @@ if TYPE_CHECKING:
     from skim_runtime.verification import verify
 
 __all__ = [
+    "Answers",
     "Evaluation",
     "GenaiSession",
     "Generation",
+    "Question",
     "Session",
     "TextStream",
     "Tokenizer",
     "UserError",
+    "answer_questions",
     "evaluate",
     "generate",
+    "read_questions",
     "verify",
 ]
 
 _MODULES = {
+    "Answers": "skim_runtime.choices",
     "Evaluation": "skim_runtime.evaluation",
     "GenaiSession": "skim_runtime.genai",
     "Generation": "skim_runtime.generation",
+    "Question": "skim_runtime.choices",
     "Session": "skim_runtime.session",
     "TextStream": "skim_runtime.tokenizer",
     "Tokenizer": "skim_runtime.tokenizer",
     "UserError": "skim_runtime.errors",
+    "answer_questions": "skim_runtime.choices",
     "evaluate": "skim_runtime.evaluation",
     "generate": "skim_runtime.generation",
+    "read_questions": "skim_runtime.choices",
     "verify": "skim_runtime.verification",
 }
 

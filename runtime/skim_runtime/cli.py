@@ -15,6 +15,7 @@ from skim_runtime.command import run_command
 from skim_runtime.text_file import read_stdin, read_text, text_facts
 
 if TYPE_CHECKING:
+    from skim_runtime.choices import Answers
     from skim_runtime.evaluation import Evaluation
     from skim_runtime.generation import Generation
 
@@ -48,13 +49,18 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 
 def evaluate(argv: Sequence[str] | None = None) -> int:
-    """`skim-eval`: perplexity and distance from a reference; returns the exit code."""
+    """`skim-eval`: perplexity or answers, and distance from a reference; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="skim-eval",
-        description="Measure a model that skim-export wrote: perplexity, and its distance from a reference.",
+        description="Measure a model that skim-export wrote: its perplexity on a text or its answers to questions, and "
+        "its distance from a reference.",
     )
     parser.add_argument("directory", metavar="DIR", type=Path, help="directory that skim-export wrote")
-    parser.add_argument("--text", type=Path, required=True, metavar="FILE", help="UTF-8 text to measure on")
+    measured = parser.add_mutually_exclusive_group(required=True)
+    measured.add_argument("--text", type=Path, metavar="FILE", help="UTF-8 text to measure on")
+    measured.add_argument(
+        "--choices", type=Path, metavar="FILE", help="questions of HellaSwag or ARC to answer, JSON Lines"
+    )
     parser.add_argument(
         "--reference",
         metavar="MODEL",
@@ -67,6 +73,7 @@ def evaluate(argv: Sequence[str] | None = None) -> int:
         help="tokens of a window (default: 1024, or the model's context if it is less)",
     )
     parser.add_argument("--tokens", type=int, metavar="N", help="only the first N tokens of the text")
+    parser.add_argument("--questions", type=int, metavar="N", help="only the first N questions")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--threads", type=int, metavar="N", help="default: one for each core")
     _add_provider(parser)
@@ -173,48 +180,93 @@ def _speeds(kernel: str, weight_bytes: int, generation: Generation, bandwidth: f
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from skim_runtime.choices import answer_questions, read_questions
     from skim_runtime.evaluation import evaluate
     from skim_runtime.measure.report import report_head
     from skim_runtime.progress_bar import ProgressBar
     from skim_runtime.session import Session
 
-    text = read_text(arguments.text, "--text")
+    _refuse_stray_options(arguments)
+    if arguments.text is not None:
+        text = read_text(arguments.text, "--text")
+    else:
+        questions = read_questions(arguments.choices, arguments.questions)
     _verify(arguments)
     session = Session(
         arguments.directory, threads=arguments.threads, ep=arguments.ep, trust_library=arguments.trust_library
     )
+    reference = arguments.reference
+    found: Evaluation | Answers
     with ProgressBar() as progress:
-        evaluation = evaluate(
-            session,
-            text,
-            reference=arguments.reference,
-            context=arguments.context,
-            max_tokens=arguments.tokens,
-            progress=progress,
-        )
+        if arguments.text is not None:
+            limits = {"context": arguments.context, "max_tokens": arguments.tokens}
+            found = evaluate(session, text, reference=reference, **limits, progress=progress)
+            title, rows = f"{found.tokens} tokens, context {found.context}", _evaluation_rows(found)
+        else:
+            found = answer_questions(session, questions, reference=reference, progress=progress)
+            title, rows = f"{found.questions} questions", _answer_rows(found)
     if arguments.json:
-        facts = {"model": str(arguments.directory), "kernel": session.kernel, "text": text_facts(arguments.text)}
-        print(json.dumps({**report_head(), **facts, **asdict(evaluation)}, indent=2))  # noqa: T201
+        measured_on = {name: text_facts(file) for name in ("text", "choices") if (file := getattr(arguments, name))}
+        facts = {"model": str(arguments.directory), "kernel": session.kernel, **measured_on}
+        print(json.dumps({**report_head(), **facts, **asdict(found)}, indent=2))  # noqa: T201
     else:
-        _print_table(evaluation, session.kernel)
+        _print_table(f"{title}, kernel {session.kernel}", rows)
 
 
-def _print_table(evaluation: Evaluation, kernel: str) -> None:
+def _refuse_stray_options(arguments: argparse.Namespace) -> None:
+    """Options of texts beside questions, and the other way round.
+
+    Raises:
+        UserError: there are some.
+    """
+    from skim_runtime.errors import UserError
+
+    stray = {"--context": arguments.context, "--tokens": arguments.tokens}
+    other, wanted = "--choices", "--text"
+    if arguments.text is not None:
+        stray, other, wanted = {"--questions": arguments.questions}, wanted, other
+    for option, value in stray.items():
+        if value is not None:
+            raise UserError(f"{option} {value}: goes with {wanted}, not with {other}")
+
+
+def _evaluation_rows(found: Evaluation) -> list[tuple[str, str]]:
+    from skim_runtime.measure.tables import with_error
+
+    rows = [("perplexity", with_error(found.perplexity, found.perplexity_error))]
+    if found.reference_perplexity is not None:
+        reference = with_error(found.reference_perplexity, found.reference_perplexity_error)
+        rows += [
+            ("perplexity of the reference", reference),
+            ("KL divergence from the reference, mean", f"{found.kl_mean:.5f} nats"),
+            ("KL divergence from the reference, 99th percentile", f"{found.kl_p99:.5f} nats"),
+            ("top-1 agreement", f"{100 * (found.top1_agreement or 0):.2f} %"),
+        ]
+    return rows
+
+
+def _answer_rows(found: Answers) -> list[tuple[str, str]]:
+    rows = [
+        ("right", f"{found.accuracy:.1%} ± {found.accuracy_error:.1%}"),
+        (
+            "right, likelihoods per character",
+            f"{found.normalized_accuracy:.1%} ± {found.normalized_accuracy_error:.1%}",
+        ),
+    ]
+    if found.reference_accuracy is not None:
+        rows += [
+            ("the reference", f"{found.reference_accuracy:.1%}"),
+            ("the reference, likelihoods per character", f"{found.reference_normalized_accuracy:.1%}"),
+            ("same answer as the reference", f"{found.agreement:.1%}"),
+        ]
+    return rows
+
+
+def _print_table(title: str, rows: list[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from skim_runtime.measure.tables import with_error
-
-    rows = [("perplexity", with_error(evaluation.perplexity, evaluation.perplexity_error))]
-    if evaluation.reference_perplexity is not None:
-        reference = with_error(evaluation.reference_perplexity, evaluation.reference_perplexity_error)
-        rows += [
-            ("perplexity of the reference", reference),
-            ("KL divergence from the reference, mean", f"{evaluation.kl_mean:.5f} nats"),
-            ("KL divergence from the reference, 99th percentile", f"{evaluation.kl_p99:.5f} nats"),
-            ("top-1 agreement", f"{100 * (evaluation.top1_agreement or 0):.2f} %"),
-        ]
-    table = Table(title=f"{evaluation.tokens} tokens, context {evaluation.context}, kernel {kernel}", show_header=False)
+    table = Table(title=title, show_header=False)
     table.add_column(no_wrap=True)
     table.add_column(justify="right", no_wrap=True)
     for row in rows:

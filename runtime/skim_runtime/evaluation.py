@@ -16,7 +16,7 @@ from skim_runtime.progress import Progress
 from skim_runtime.session import Session
 from skim_runtime.tokenizer import Tokenizer
 
-__all__ = ["Evaluation", "Model", "compare", "evaluate", "perplexity_error"]
+__all__ = ["Evaluation", "Model", "compare", "evaluate", "log_softmax", "open_reference", "perplexity_error"]
 
 CONTEXT = 1024  # tokens of a window, by default
 ENOUGH_WINDOWS = 8  # for their variance to be worth something
@@ -116,11 +116,11 @@ def compare(
         own, of_reference = [], []
         for row in range(0, len(logits), POSITIONS_TOGETHER):
             rows = slice(row, row + POSITIONS_TOGETHER)
-            log_q = _log_softmax(logits[rows])
+            log_q = log_softmax(logits[rows])
             target = window[1:][rows, None]
             own.append(-np.take_along_axis(log_q, target, axis=1))
             if other is not None:
-                log_p = _log_softmax(other[rows])
+                log_p = log_softmax(other[rows])
                 of_reference.append(-np.take_along_axis(log_p, target, axis=1))
                 kl.append(np.einsum("mv,mv->m", np.exp(log_p), log_p - log_q))
                 agreement.append(log_p.argmax(axis=1) == log_q.argmax(axis=1))
@@ -160,7 +160,7 @@ def open_reference(model: str | Path, progress: Progress) -> Model:
     return reference
 
 
-def _log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+def log_softmax(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Along the last axis, in float64."""
     shifted = logits.astype(np.float64)
     shifted -= shifted.max(axis=-1, keepdims=True)

@@ -23,6 +23,14 @@ def text(tmp_path):
     return file
 
 
+@pytest.fixture
+def questions(tmp_path):
+    file = tmp_path / "questions.jsonl"
+    line = json.dumps({"ctx": "The quick brown", "endings": ["fox", "dog jumps"], "label": 0})
+    file.write_text(f"{line}\n" * 3)
+    return file
+
+
 @pytest.mark.parametrize("engine", ["ort", "genai"])
 def test_run_streams_the_text_and_says_how_fast(packed, capsys, engine):
     from skim_runtime import Session, Tokenizer, generate
@@ -100,6 +108,22 @@ def test_eval_prints_a_table_for_people(fp32, text, capfd):
         assert part in out
 
 
+def test_eval_answers_questions(fp32, questions, capfd):
+    arguments = [str(fp32), "--choices", str(questions), "--reference", str(fp32)]
+    assert cli.evaluate([*arguments, "--questions", "2", "--json"]) == 0
+    captured = capfd.readouterr()
+    printed = json.loads(captured.out)
+    assert printed["questions"] == 2
+    assert printed["choices"]["sha256"] == hashlib.sha256(questions.read_bytes()).hexdigest()
+    assert printed["accuracy"] == printed["reference_accuracy"]
+    assert printed["agreement"] == 1
+    assert "answering" in captured.err
+    assert cli.evaluate(arguments) == 0
+    out = capfd.readouterr().out
+    for part in ("3 questions", "right, likelihoods per character", "same answer as the reference", "100.0%"):
+        assert part in out
+
+
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
@@ -113,11 +137,22 @@ def test_eval_prints_a_table_for_people(fp32, text, capfd):
         ),
         (cli.evaluate, ["{fp32}", "--text", "{binary}"], "binary: not UTF-8 text (byte 1)"),
         (cli.evaluate, ["{fp32}", "--text", "{text}", "--context", "64", "--reference", "smolm2-135m"], "smollm2-135m"),
+        (cli.evaluate, ["{fp32}", "--choices", "{text}"], "text.txt: line 1 is not a question of HellaSwag"),
+        (
+            cli.evaluate,
+            ["{fp32}", "--choices", "{questions}", "--tokens", "9"],
+            "--tokens 9: goes with --text, not with --choices",
+        ),
+        (
+            cli.evaluate,
+            ["{fp32}", "--text", "{text}", "--questions", "9"],
+            "--questions 9: goes with --choices, not with --text",
+        ),
     ],
 )
-def test_a_users_mistake_is_one_line_and_code_2(fp32, text, tmp_path, capsys, command, arguments, message):
+def test_a_users_mistake_is_one_line_and_code_2(fp32, text, questions, tmp_path, capsys, command, arguments, message):
     (tmp_path / "binary").write_bytes(b"a\xff")
-    places = {"fp32": fp32, "text": text, "binary": tmp_path / "binary"}
+    places = {"fp32": fp32, "text": text, "questions": questions, "binary": tmp_path / "binary"}
     assert command([argument.format(**places) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
