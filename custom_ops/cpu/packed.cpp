@@ -47,6 +47,37 @@ bool PaddingIsZero(const uint8_t* codes, int row_class, int64_t rows, int64_t K)
   return true;
 }
 
+// Where the rows of a class that are not taken yet begin.
+struct ClassCursor {
+  const uint8_t* codes;
+  const uint8_t* codebook;
+  const uint16_t* row_scale;
+};
+
+void BeginClasses(const PackedLinear& weights, ClassCursor* cursors) {
+  const bool int8 = weights.codebook_type == CodebookType::kInt8;
+  ClassCursor next{weights.codes.data, static_cast<const uint8_t*>(weights.codebook.data), weights.row_scale.data};
+  for (int c = 0; c < kClasses; ++c) {
+    cursors[c] = next;
+    const int64_t count = weights.rows_per_class[c];
+    next.codes += count * RowBytes(ClassBits(c), weights.K);
+    next.codebook += count * CodebookEntries(c) * (int8 ? 1 : 2);
+    next.row_scale += count * (IsAffine(c) ? 2 : int8);
+  }
+}
+
+// Gives a layer the next `count` rows of a class, if there are any; they are its stored rows from `first` on.
+void AddRun(Layer& layer, ClassCursor& cursor, int row_class, int64_t first, int64_t count) {
+  if (count == 0) return;
+  const bool int8 = layer.weights.codebook_type == CodebookType::kInt8, affine = IsAffine(row_class);
+  const int scales = affine ? 2 : int8;
+  layer.runs[layer.run_count++] = {
+      row_class, first, count, cursor.codes, affine ? nullptr : cursor.codebook, scales ? cursor.row_scale : nullptr};
+  cursor.codes += count * RowBytes(ClassBits(row_class), layer.weights.K);
+  cursor.codebook += count * CodebookEntries(row_class) * (int8 ? 1 : 2);
+  cursor.row_scale += count * scales;
+}
+
 }  // namespace
 
 std::string PackedLinear::Validate() const {
@@ -125,23 +156,14 @@ std::string PackedLinear::Validate() const {
 }
 
 IndexedLayer::IndexedLayer(const PackedLinear& weights) : layer_{weights, {}, 0, nullptr} {
-  const bool int8 = weights.codebook_type == CodebookType::kInt8;
-  const uint8_t* codes = weights.codes.data;
-  const auto* codebook = static_cast<const uint8_t*>(weights.codebook.data);
-  const uint16_t* row_scale = weights.row_scale.data;
+  ClassCursor cursors[kClasses];
+  BeginClasses(weights, cursors);
   int64_t first[kClasses];
   int64_t row = 0;
   for (int c = 0; c < kClasses; ++c) {
     first[c] = row;
-    const int64_t count = weights.rows_per_class[c];
-    if (count == 0) continue;
-    const int scales = IsAffine(c) ? 2 : int8;
-    layer_.runs[layer_.run_count++] = {
-        c, row, count, codes, IsAffine(c) ? nullptr : codebook, scales ? row_scale : nullptr};
-    row += count;
-    codes += count * RowBytes(ClassBits(c), weights.K);
-    codebook += count * CodebookEntries(c) * (int8 ? 1 : 2);
-    row_scale += count * scales;
+    AddRun(layer_, cursors[c], c, row, weights.rows_per_class[c]);
+    row += weights.rows_per_class[c];
   }
   if (layer_.run_count > 1) {
     destination_.resize(weights.N);
@@ -152,6 +174,40 @@ IndexedLayer::IndexedLayer(const PackedLinear& weights) : layer_{weights, {}, 0,
       stored_[n] = static_cast<int32_t>(stored);
     }
     layer_.destination = destination_.data();
+  }
+}
+
+ExpertLayers::ExpertLayers(const PackedLinear& weights, int64_t experts)
+    : layers_(experts), destination_(weights.row_class.size) {
+  const int64_t N = weights.N / experts;
+  ClassCursor cursors[kClasses];
+  BeginClasses(weights, cursors);
+  for (int64_t e = 0; e < experts; ++e) {
+    Layer& layer = layers_[e];
+    layer.weights = weights;
+    PackedLinear& own = layer.weights;
+    own.N = N;
+    own.codes = {nullptr, 0};
+    if (weights.bias.size) own.bias = {weights.bias.data + e * N, N};
+    if (weights.row_class.size) own.row_class = {weights.row_class.data + e * N, N};
+    int64_t first[kClasses];
+    for (int c = 0; c < kClasses; ++c) own.rows_per_class[c] = weights.rows_per_class[c] ? N : 0;
+    if (own.row_class.size) {
+      std::fill(own.rows_per_class, own.rows_per_class + kClasses, 0);
+      for (int64_t n = 0; n < N; ++n) ++own.rows_per_class[own.row_class.data[n]];
+    }
+    int64_t row = 0;
+    for (int c = 0; c < kClasses; ++c) {
+      first[c] = row;
+      AddRun(layer, cursors[c], c, row, own.rows_per_class[c]);
+      row += own.rows_per_class[c];
+      own.codes.size += own.rows_per_class[c] * RowBytes(ClassBits(c), own.K);
+    }
+    if (layer.run_count > 1) {
+      int32_t* destination = destination_.data() + e * N;
+      for (int64_t n = 0; n < N; ++n) destination[first[own.row_class.data[n]]++] = static_cast<int32_t>(n);
+      layer.destination = destination;
+    }
   }
 }
 

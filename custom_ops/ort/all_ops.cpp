@@ -10,6 +10,7 @@ void AddOps(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops) {
   AddLutMatMul(api, kernels, ops);
   AddLutSwiglu(api, kernels, ops);
   AddLutGather(api, kernels, ops);
+  AddLutMoe(api, kernels, ops);
   AddReadMemory(api, kernels, ops);
 #ifdef SKIM_CUDA
   AddCudaOps(api, ops);

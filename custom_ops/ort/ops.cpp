@@ -10,9 +10,11 @@ namespace {
 
 const Op& AsOp(const OrtCustomOp* op) { return *static_cast<const Op*>(op); }
 
+}  // namespace
+
 int32_t InputType(const OrtCustomOp* op, size_t index) {
-  if (index == 0) return AsOp(op).activation_type;
-  switch ((index - 1) % kWeightInputs) {
+  if (index < AsOp(op).first_weight) return AsOp(op).activation_type;
+  switch ((index - AsOp(op).first_weight) % kWeightInputs) {
     case 0:  // codes
     case 3:  // row_class
       return abi::kUint8;
@@ -26,8 +28,6 @@ int32_t InputType(const OrtCustomOp* op, size_t index) {
   }
 }
 
-}  // namespace
-
 Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, int32_t codebook_type) {
   Op op{};
   op.version = abi::kApiVersion;
@@ -36,6 +36,7 @@ Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, in
   op.kernels = kernels;
   op.activation_type = activation_type;
   op.codebook_type = codebook_type;
+  op.first_weight = 1;
   op.GetExecutionProviderType = [](const OrtCustomOp* op) -> const char* {
     return AsOp(op).kernels != nullptr ? nullptr : "CUDAExecutionProvider";
   };
@@ -46,8 +47,8 @@ Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, in
   op.GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return abi::kRequired; };
   // The runtime keeps an initializer where the first node that reads it wants it (PlannerImpl::GeneratePlanForWeights),
   // and copies one that is wanted on both sides, so these stay on the CPU, external ones as pages of their file.
-  op.GetInputMemoryType = [](const OrtCustomOp*, size_t index) {
-    return index == 0 ? abi::kProviderMemory : abi::kCpuMemory;
+  op.GetInputMemoryType = [](const OrtCustomOp* op, size_t index) {
+    return index < AsOp(op).first_weight ? abi::kProviderMemory : abi::kCpuMemory;
   };
   op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 1; };
   op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 1; };

@@ -16,11 +16,15 @@ struct Op : OrtCustomOp {
   const Kernels* kernels;   // of the CPU; null for an operator of the CUDA execution provider
   int32_t activation_type;  // of X; of the ids for LutGather
   int32_t codebook_type;
+  size_t first_weight;  // inputs that stand before the weights
 };
 
-// The fields that most operators share: the domain ai.skim, inputs 1..6, one output, and where they run. Weights are
-// read on the CPU everywhere.
+// The fields that most operators share: the domain ai.skim, one input and the six of a packed linear, one output, and
+// where they run. Weights are read on the CPU everywhere.
 Op MakeOp(const OrtApi* api, const Kernels* kernels, int32_t activation_type, int32_t codebook_type);
+
+// The type of an input as `MakeOp` has it: that of the activations before the weights, the format's from there on.
+int32_t InputType(const OrtCustomOp* op, size_t index);
 
 // The callbacks of a kernel class that is made from (op, api, info) and has a Run(context).
 template <typename Kernel>
@@ -45,7 +49,8 @@ void InferOutput(const OrtApi* api, OrtShapeInferContext* context, int32_t type,
 void AddLutMatMul(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
 void AddLutSwiglu(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
 void AddLutGather(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
-void AddCudaOps(const OrtApi* api, std::list<Op>& ops);                             // all three
+void AddLutMoe(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);
+void AddCudaOps(const OrtApi* api, std::list<Op>& ops);                             // but for LutMoe
 void AddReadMemory(const OrtApi* api, const Kernels* kernels, std::list<Op>& ops);  // for measurements
 
 // Appends all operators of this library.

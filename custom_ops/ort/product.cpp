@@ -40,18 +40,21 @@ Activations ReadActivations(const OrtApi* api, const OrtKernelContext* context, 
   return {static_cast<const char*>(TensorData(api, x)), M, std::move(shape)};
 }
 
+OrtStatus* InferProduct(const OrtCustomOp* op, OrtShapeInferContext* context, const char* columns) {
+  const OrtApi* api = static_cast<const Op*>(op)->api;
+  return Guarded(api, [&] {
+    OrtTensorTypeAndShapeInfo* x = nullptr;  // owned by the context
+    int32_t type = 0;
+    Call(abi::ShapeInferContext_GetInputTypeShape, api, context, size_t{0}, &x);
+    Call(abi::GetTensorElementType, api, x, &type);
+    InferOutput(api, context, type, InferenceAttribute(api, context, columns), /*replace_last=*/true);
+  });
+}
+
 void DescribeProduct(Op& op) {
   op.GetOutputType = [](const OrtCustomOp* op, size_t) { return static_cast<const Op*>(op)->activation_type; };
-  // The schema is common to all types, so the runtime calls this function of any of them.
   op.InferOutputShapeFn = [](const OrtCustomOp* op, OrtShapeInferContext* context) {
-    const OrtApi* api = static_cast<const Op*>(op)->api;
-    return Guarded(api, [&] {
-      OrtTensorTypeAndShapeInfo* x = nullptr;  // owned by the context
-      int32_t type = 0;
-      Call(abi::ShapeInferContext_GetInputTypeShape, api, context, size_t{0}, &x);
-      Call(abi::GetTensorElementType, api, x, &type);
-      InferOutput(api, context, type, InferenceAttribute(api, context, "N"), /*replace_last=*/true);
-    });
+    return InferProduct(op, context, "N");
   };
 }
 

@@ -76,7 +76,11 @@ class RowTasks {
   int64_t N_, rows_;
 };
 
-// Fills in what operators with an input X share: the type and the shape of their output.
+// Infers type and shape of an output that has the type and shape of X, with the attribute `columns` for its last
+// dimension. The schema is common to all types, so the runtime asks an operator of any of them.
+OrtStatus* InferProduct(const OrtCustomOp* op, OrtShapeInferContext* context, const char* columns);
+
+// Fills in what operators with an input X share: the type of their output, and its shape, that of X with N columns.
 void DescribeProduct(Op& op);
 
 // Appends an operator with an input X that a kernel class (see `SetKernel`) implements, for all combinations of types.

@@ -1,7 +1,5 @@
 #include "weights.h"
 
-#include "api.h"
-
 namespace skim {
 namespace {
 
@@ -55,15 +53,6 @@ Input ReadInput(const OrtApi* api, const OrtKernelInfo* info, size_t index, cons
   return input;
 }
 
-int64_t ReadAttribute(const OrtApi* api, const OrtKernelInfo* info, const char* name) {
-  int64_t value = 0;
-  if (OrtStatus* status = abi::KernelInfoGetAttribute_int64(api, info, name, &value)) {
-    abi::ReleaseStatus(api, status);
-    throw InvalidArgument(std::string("the integer attribute ") + name + " is missing");
-  }
-  return value;
-}
-
 void ReadRowsPerClass(const OrtApi* api, const OrtKernelInfo* info, const std::string& name, size_t classes,
                       int64_t* counts) {
   size_t size = classes;
@@ -74,7 +63,7 @@ void ReadRowsPerClass(const OrtApi* api, const OrtKernelInfo* info, const std::s
   }
 }
 
-PackedLinear Read(const OrtApi* api, const OrtKernelInfo* info, size_t first, const std::string& prefix,
+PackedLinear Read(const OrtApi* api, const OrtKernelInfo* info, Shape shape, size_t first, const std::string& prefix,
                   const ToHost& to_host) {
   const auto input = [&](size_t index, const char* name) {
     return ReadInput(api, info, first + index, prefix + name, to_host);
@@ -85,8 +74,8 @@ PackedLinear Read(const OrtApi* api, const OrtKernelInfo* info, size_t first, co
                           "; the model needs another version of this library");
   }
   PackedLinear weights{};
-  weights.N = ReadAttribute(api, info, "N");
-  weights.K = ReadAttribute(api, info, "K");
+  weights.N = shape.N;
+  weights.K = shape.K;
   ReadRowsPerClass(api, info, prefix + "rows_per_class", version == 1 ? kPlainClasses : kClasses,
                    weights.rows_per_class);
   weights.codes = input(0, "codes").As<uint8_t>(abi::kUint8);
@@ -114,13 +103,24 @@ std::string ReadText(Read&& read) {
 
 }  // namespace
 
+int64_t ReadAttribute(const OrtApi* api, const OrtKernelInfo* info, const char* name) {
+  int64_t value = 0;
+  if (OrtStatus* status = abi::KernelInfoGetAttribute_int64(api, info, name, &value)) {
+    abi::ReleaseStatus(api, status);
+    throw InvalidArgument(std::string("the integer attribute ") + name + " is missing");
+  }
+  return value;
+}
+
+PackedLinear ReadWeights(const OrtApi* api, const OrtKernelInfo* info, const std::string& node, Shape shape,
+                         size_t first, const std::string& prefix, const ToHost& to_host) {
+  return Named(node, [&] { return Read(api, info, shape, first, prefix, to_host); });
+}
+
 PackedLinear ReadWeights(const OrtApi* api, const OrtKernelInfo* info, const std::string& node, size_t first,
                          const std::string& prefix, const ToHost& to_host) {
-  try {
-    return Read(api, info, first, prefix, to_host);
-  } catch (const InvalidArgument& error) {
-    throw InvalidArgument(node + ": " + error.what());
-  }
+  const Shape shape = Named(node, [&] { return Shape{ReadAttribute(api, info, "N"), ReadAttribute(api, info, "K")}; });
+  return ReadWeights(api, info, node, shape, first, prefix, to_host);
 }
 
 std::string NodeText(const OrtApi* api, const OrtKernelInfo* info, const char* op) {

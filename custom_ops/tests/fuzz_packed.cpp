@@ -163,6 +163,18 @@ double Size(const IndexedLayer& indexed, int64_t n, const std::vector<float>& x)
   return size;
 }
 
+// Whether the rows, taken for those of experts, give what they give together.
+bool SameOfExperts(const PackedLinear& weights, int64_t experts, const Arithmetic& arithmetic,
+                   const std::vector<float>& x, const std::vector<float>& together) {
+  const ExpertLayers layers(weights, experts);
+  const int64_t rows = weights.N / experts;
+  for (int64_t e = 0; e < experts; ++e) {
+    const auto begin = together.begin() + e * rows;
+    if (!Same(Product(layers.layer(e), arithmetic, x, rows / 2), {begin, begin + rows})) return false;
+  }
+  return true;
+}
+
 // What is wrong with the kernels on valid weights; null if nothing is.
 const char* Complaint(Random& random, const PackedLinear& weights) {
   const IndexedLayer indexed(weights);
@@ -172,12 +184,15 @@ const char* Complaint(Random& random, const PackedLinear& weights) {
   const int64_t middle = Below(random, weights.N + 1);
   const Kernels& reference = ReferenceKernels();
   const std::vector<float> want = Product(layer, reference.exact, x, middle);
+  int64_t experts = 1 + Below(random, weights.N);
+  while (weights.N % experts) --experts;
   const bool integer = FitsInteger(weights);
   std::vector<float> rounded;
   if (integer) rounded = Product(layer, reference.integer, x, middle);
   for (const Kernels* kernels : AvailableKernels()) {
     if (integer && !Same(Product(layer, kernels->integer, x, middle), rounded)) return "integer matmul";
     const std::vector<float> got = Product(layer, kernels->exact, x, middle);
+    if (!SameOfExperts(weights, experts, kernels->exact, x, got)) return "experts";
     for (int64_t n = 0; n < weights.N; ++n) {
       const double size = Size(indexed, n, x);
       if (!(std::abs(double{got[n]} - want[n]) <= 1e-5 * size + 1e-30) && got[n] != want[n]) return "matmul";

@@ -146,19 +146,23 @@ class Graph:
         except UserError as error:
             raise UserError(f"{file}: {error}") from None
         products = [node for node in packed if node.operator.is_product]
-        read = [tensor for node in products for operand in node.operands for tensor in operand.tensors.values()]
-        if products:
-            read += [graph.initializers[name] for name in _inputs(graph, FLOAT_PRODUCTS, 1)]
+        floats = [graph.initializers[name] for name in _inputs(graph, FLOAT_PRODUCTS, 1)] if products else []
         producers = {output: node.op_type for node in graph.nodes for output in node.output}
         presents = [name for name in graph.outputs if name.startswith("present.") and name.endswith((".key", ".value"))]
         return cls(
             has_packed_weights=bool(products),
-            weight_bytes=sum(tensor.nbytes for tensor in read),
+            weight_bytes=sum(map(_bytes_read, products)) + sum(tensor.nbytes for tensor in floats),
             arithmetic=_arithmetic(products),
             activations=_activations(graph, packed),
             shared_cache=all(producers.get(name) == "GroupQueryAttention" for name in presents),
             rotary_switch=rotary_switch(file, graph.metadata),
         )
+
+
+def _bytes_read(node: PackedNode[Any]) -> int:
+    """Of packed weights, for a token."""
+    weights: int = sum(tensor.nbytes for operand in node.operands for tensor in operand.tensors.values())
+    return round(weights * node.read_share)
 
 
 def _inputs(graph: OnnxGraph, operators: Collection[str], position: int) -> list[str]:

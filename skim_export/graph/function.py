@@ -1,4 +1,4 @@
-"""`LutMatMul`, `LutSwiglu` and `LutGather` written in standard operators, as functions that travel inside the model.
+"""The operators written in standard ones, as functions that travel inside the model.
 
 A stock ONNX Runtime inlines them, so the model runs (slowly) where our library is missing. They follow docs/format.md;
 the place of every bit is taken from `skim_export.packed.RowClass`.
@@ -15,7 +15,16 @@ import onnx
 from onnx import helper, numpy_helper
 
 from skim_export.packed import CLASSES, COLUMNS, LANES, CodebookType, Field, PackedLinear, RowClass
-from skim_runtime.operators import DOMAIN, PLAIN_CLASSES
+from skim_runtime.operators import (
+    DOMAIN,
+    LUT_GATHER,
+    LUT_MATMUL,
+    LUT_MOE,
+    LUT_SWIGLU,
+    OPERATORS,
+    PLAIN_CLASSES,
+    Operator,
+)
 
 __all__ = ["OPSET", "lut_functions"]
 
@@ -39,9 +48,17 @@ class _Body:
     ) -> str:
         """A node whose attribute `field` is the function's attribute `name`."""
         output = self.op(op_type, *inputs)
-        reference = onnx.AttributeProto(name=field, ref_attr_name=name, type=kind)
-        self.nodes[-1].attribute.append(reference)
+        self.refer(field, kind, name)
         return output
+
+    def refer(self, field: str, kind: onnx.AttributeProto.AttributeType, name: str) -> None:
+        """Make the attribute `field` of the last node the function's attribute `name`."""
+        self.nodes[-1].attribute.append(onnx.AttributeProto(name=field, ref_attr_name=name, type=kind))
+
+    def integer(self, name: str) -> str:
+        """An integer attribute of the function, `[1]`."""
+        value = self.attribute(name, onnx.AttributeProto.INT, "Constant", "value_int")
+        return self.op("Reshape", value, self.constant([1]))
 
     def constant(self, value: npt.ArrayLike, dtype: npt.DTypeLike = np.int64) -> str:
         array = np.asarray(value, dtype)
@@ -100,16 +117,30 @@ class _Weight:
 
     A column k lies in superblock k / 256, which has 32 lanes or, if it is the last, shorter one, fewer; its code is
     number (k mod 256) / lanes of lane (k mod 256) mod lanes. Both are computed once for all rows and classes.
+
+    Args:
+        body: where the nodes go.
+        classes: the row classes that there may be.
+        codebook: the type of its entries.
+        prefix: of the inputs and attributes of this packed linear.
+        shape: its rows and columns, values `[1]`; by default those that the attributes N and K give.
     """
 
-    def __init__(self, body: _Body, classes: list[int], codebook: npt.DTypeLike) -> None:
+    def __init__(
+        self,
+        body: _Body,
+        classes: list[int],
+        codebook: npt.DTypeLike,
+        *,
+        prefix: str = "",
+        shape: tuple[str, str] | None = None,
+    ) -> None:
         b = self.body = body
+        self.prefix = prefix
         entries: CodebookType = "int8" if np.dtype(codebook) == np.int8 else "float16"
         self.classes = [RowClass.numbered(number, entries) for number in classes]
-        one = b.constant([1])
-        self.rows = b.op("Reshape", b.attribute("N", onnx.AttributeProto.INT, "Constant", "value_int"), one)
-        self.columns = b.op("Reshape", b.attribute("K", onnx.AttributeProto.INT, "Constant", "value_int"), one)
-        counts = b.attribute("rows_per_class", onnx.AttributeProto.INTS, "Constant", "value_ints")
+        self.rows, self.columns = shape or (b.integer("N"), b.integer("K"))
+        counts = b.attribute(f"{prefix}rows_per_class", onnx.AttributeProto.INTS, "Constant", "value_ints")
         if max(classes) >= PLAIN_CLASSES:  # nodes of version 1 don't count rows with windows
             counts = b.op("Concat", counts, b.constant([0] * (CLASSES - PLAIN_CLASSES)), axis=0)
         self.counts = b.op("Gather", counts, b.constant(classes))
@@ -186,66 +217,114 @@ class _Weight:
         b = self.body
         widths = b.constant([row_class.bits for row_class in self.classes])
         code_sizes = b.op("Mul", b.op("Mul", self.counts, widths), self.row_bytes)
-        packed = b.split("codes", code_sizes, len(self.classes))
-        entries = self.parts("codebook", [row_class.entries for row_class in self.classes])
+        packed = b.split(f"{self.prefix}codes", code_sizes, len(self.classes))
+        entries = self.parts(f"{self.prefix}codebook", [row_class.entries for row_class in self.classes])
         per_row = [row_class.scales for row_class in self.classes]
-        scales = self.parts(b.cast("row_scale", onnx.TensorProto.FLOAT), per_row)
+        scales = self.parts(b.cast(f"{self.prefix}row_scale", onnx.TensorProto.FLOAT), per_row)
         levels = [
             self.levels(row_class, self.codes(row_class, part), *tables)
             for row_class, part, *tables in zip(self.classes, packed, entries, scales, strict=True)
         ]
         stored = b.op("Concat", *levels, axis=0)
-        row_class = b.cast(b.filled("row_class", self.rows, 0, np.uint8), onnx.TensorProto.INT64)
+        row_class = b.cast(b.filled(f"{self.prefix}row_class", self.rows, 0, np.uint8), onnx.TensorProto.INT64)
         # Class first, then original order: both sorts are of different keys.
         keys = b.op("Add", b.op("Mul", row_class, self.rows), self.range(self.rows))
         position = b.argsort(b.argsort(keys, self.rows), self.rows)
         if rows is not None:
             position = b.op("Gather", position, rows)
         weight = b.op("Gather", stored, position)
-        scale = b.cast(b.filled("column_scale", self.columns, 1, np.float16), onnx.TensorProto.FLOAT)
-        return b.op("Mul", weight, scale)
+        scale = b.filled(f"{self.prefix}column_scale", self.columns, 1, np.float16)
+        return b.op("Mul", weight, b.cast(scale, onnx.TensorProto.FLOAT))
+
+    def bias(self) -> str:
+        """float32 `[N]`."""
+        return self.body.filled(f"{self.prefix}bias", self.rows, 0, np.float32)
 
 
-def lut_functions(classes: Iterable[int], codebook: npt.DTypeLike) -> list[onnx.FunctionProto]:
-    """The functions for a model that uses these row classes and this codebook type.
+def lut_functions(
+    classes: Iterable[int], codebook: npt.DTypeLike, operators: Iterable[Operator] = OPERATORS.values()
+) -> list[onnx.FunctionProto]:
+    """The functions for a model that uses these row classes, this codebook type, and these operators.
 
     Only the classes that occur are written out: an inlined function costs nodes, and loading time, for each of them.
 
     Args:
         classes: the row classes that any packed linear of the model has.
         codebook: `np.int8` or `np.float16`, the same for the whole model.
+        operators: what its nodes are.
     """
+    written = {LUT_MATMUL: _lut_matmul, LUT_SWIGLU: _lut_swiglu, LUT_GATHER: _lut_gather, LUT_MOE: _lut_moe}
+    needed = set(operators)
+    if LUT_SWIGLU in needed:
+        needed.add(LUT_MATMUL)  # which its function calls
     classes = sorted(set(classes))
-    attributes = ["version", "N", "K", "rows_per_class"]
+    return [write(classes, codebook) for operator, write in written.items() if operator in needed]
 
-    matmul = _Body()
-    weight = _Weight(matmul, classes, codebook)
+
+def _function(body: _Body, operator: Operator, output: str) -> onnx.FunctionProto:
+    return body.function(operator.name, list(operator.inputs), output, [a.name for a in operator.attributes])
+
+
+def _lut_matmul(classes: list[int], codebook: npt.DTypeLike) -> onnx.FunctionProto:
+    b = _Body()
+    weight = _Weight(b, classes, codebook)
     dense = weight.dense()
-    x = matmul.cast("X", onnx.TensorProto.FLOAT)
-    y = matmul.op("MatMul", x, matmul.op("Transpose", dense, perm=[1, 0]))
-    y = matmul.op("Add", y, matmul.filled("bias", weight.rows, 0, np.float32))
-    lut_matmul = matmul.function(
-        "LutMatMul", ["X", *PackedLinear.TENSORS], matmul.op("CastLike", y, "X"), [*attributes, "accuracy_level"]
-    )
+    x = b.cast("X", onnx.TensorProto.FLOAT)
+    y = b.op("MatMul", x, b.op("Transpose", dense, perm=[1, 0]))
+    y = b.op("Add", y, weight.bias())
+    return _function(b, LUT_MATMUL, b.op("CastLike", y, "X"))
 
-    swiglu = _Body()
-    parts = {part: [f"{part}_{name}" for name in PackedLinear.TENSORS] for part in ("gate", "up")}
-    products = {part: swiglu.op("LutMatMul", "X", *names, domain=DOMAIN) for part, names in parts.items()}
-    for node, part in zip(swiglu.nodes, parts, strict=True):
-        for name in attributes:
-            kind = onnx.AttributeProto.INTS if name == "rows_per_class" else onnx.AttributeProto.INT
-            outer = f"{part}_{name}" if name == "rows_per_class" else name
-            node.attribute.append(onnx.AttributeProto(name=name, ref_attr_name=outer, type=kind))
-    gate = swiglu.op("Mul", products["gate"], swiglu.op("Sigmoid", products["gate"]))
-    lut_swiglu = swiglu.function(
-        "LutSwiglu",
-        ["X", *parts["gate"], *parts["up"]],
-        swiglu.op("Mul", gate, products["up"]),
-        ["version", "N", "K", "gate_rows_per_class", "up_rows_per_class", "accuracy_level"],
-    )
 
-    gather = _Body()
-    rows = _Weight(gather, classes, codebook).dense(rows="ids")
-    output = gather.attribute("dtype", onnx.AttributeProto.INT, "Cast", "to", rows)
-    lut_gather = gather.function("LutGather", ["ids", *PackedLinear.TENSORS], output, [*attributes, "dtype"])
-    return [lut_matmul, lut_swiglu, lut_gather]
+def _lut_swiglu(classes: list[int], codebook: npt.DTypeLike) -> onnx.FunctionProto:
+    b = _Body()
+    products = []
+    for prefix in LUT_SWIGLU.prefixes:
+        product = b.op("LutMatMul", "X", *(f"{prefix}{name}" for name in PackedLinear.TENSORS), domain=DOMAIN)
+        for name in ("version", "N", "K"):
+            b.refer(name, onnx.AttributeProto.INT, name)
+        b.refer("rows_per_class", onnx.AttributeProto.INTS, f"{prefix}rows_per_class")
+        products.append(product)
+    gate, up = products
+    return _function(b, LUT_SWIGLU, b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up))
+
+
+def _lut_gather(classes: list[int], codebook: npt.DTypeLike) -> onnx.FunctionProto:
+    b = _Body()
+    rows = _Weight(b, classes, codebook).dense(rows="ids")
+    return _function(b, LUT_GATHER, b.attribute("dtype", onnx.AttributeProto.INT, "Cast", "to", rows))
+
+
+def _lut_moe(classes: list[int], codebook: npt.DTypeLike) -> onnx.FunctionProto:
+    """All experts see all tokens; what a token was not given has a share of 0."""
+    b = _Body()
+    experts, inner, hidden = b.integer("experts"), b.integer("N"), b.integer("K")
+    shapes = dict.fromkeys(("gate_", "up_"), (b.op("Mul", experts, inner), hidden))
+    shapes["down_"] = b.op("Mul", experts, hidden), inner
+    weights = {p: _Weight(b, classes, codebook, prefix=p, shape=shape) for p, shape in shapes.items()}
+    any_count = b.constant([-1])
+
+    def of_experts(part: str, rows: str, columns: str) -> tuple[str, str]:
+        """Weight, transposed, and bias of each expert, `[E, columns, rows]` and `[E, 1, rows]`."""
+        weight = b.op("Reshape", weights[part].dense(), b.op("Concat", experts, rows, columns, axis=0))
+        bias = b.op("Reshape", weights[part].bias(), b.op("Concat", experts, b.constant([1]), rows, axis=0))
+        return b.op("Transpose", weight, perm=[0, 2, 1]), bias
+
+    x = b.op("Reshape", b.cast("X", onnx.TensorProto.FLOAT), b.op("Concat", any_count, hidden, axis=0))
+    products = {}
+    for part in ("gate_", "up_"):
+        weight, bias = of_experts(part, inner, hidden)
+        products[part] = b.op("Add", b.op("MatMul", x, weight), bias)  # [E, T, N]
+    gated = b.op("Mul", b.op("Mul", products["gate_"], b.op("Sigmoid", products["gate_"])), products["up_"])
+    weight, bias = of_experts("down_", hidden, inner)
+    results = b.op("Add", b.op("MatMul", gated, weight), bias)  # [E, T, K]
+
+    per_token = b.op("Concat", any_count, b.integer("per_token"), axis=0)
+    chosen = b.op("Reshape", "experts", per_token)
+    shares = b.op("Reshape", b.cast("shares", onnx.TensorProto.FLOAT), per_token)
+    tokens = b.op("Gather", b.op("Shape", x), b.constant([0]))
+    nothing = b.op("ConstantOfShape", b.op("Concat", tokens, experts, axis=0))
+    by_expert = b.op("ScatterElements", nothing, chosen, shares, axis=1, reduction="add")  # [T, E]
+    by_expert = b.op("Unsqueeze", b.op("Transpose", by_expert, perm=[1, 0]), b.constant([2]))
+    y = b.op("ReduceSum", b.op("Mul", results, by_expert), b.constant([0]), keepdims=0)
+    y = b.op("Reshape", b.op("CastLike", y, "X"), b.op("Shape", "X"))
+    return _function(b, LUT_MOE, y)

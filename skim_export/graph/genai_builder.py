@@ -150,7 +150,7 @@ class DecoderBuilder:
         model.graph.sort()
         model.graph.opset_imports[DOMAIN] = 1
         (codebook,) = self._context.codebooks or {"int8"}
-        for proto in lut_functions(self._context.classes, codebook):
+        for proto in lut_functions(self._context.classes, codebook, self._context.operators):
             function = ir.serde.deserialize_function(proto)
             model.functions[function.identifier()] = function
         return model

@@ -40,6 +40,7 @@ class Context:
         with_library: whether genai_config.json names the operator library.
         classes: the row classes of the linears so far.
         codebooks: the types of their codebooks.
+        operators: what the nodes on them are.
     """
 
     model: Model
@@ -48,6 +49,7 @@ class Context:
     with_library: bool
     classes: set[int] = field(default_factory=set)
     codebooks: set[str] = field(default_factory=set)
+    operators: set[Operator] = field(default_factory=set)
 
 
 class PackedModel(AttentionOfTransformers):
@@ -123,6 +125,7 @@ class PackedModel(AttentionOfTransformers):
         """A node on packed linears, which are all of one shape; `own` are the operator's own attributes."""
         attributes = operator.node_attributes([self._register(linear) for linear in linears], **own)
         inputs = operator.node_inputs(value, linears)
+        self.context.operators.add(operator)
         self.make_node(operator.name, inputs=inputs, outputs=[output], name=name, domain=DOMAIN, **attributes)
 
     def _register_floats(self, linear: Linear, *, transposed: bool) -> str:

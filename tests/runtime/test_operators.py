@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from skim_export.graph.reader import load, packed_node, read_packed
 from skim_runtime import Session, UserError
 from skim_runtime.onnx_file import OnnxGraph
-from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, OPERATORS, TENSORS, parse_proto
+from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_MOE, LUT_SWIGLU, OPERATORS, TENSORS, parse_proto
 from skim_runtime.operators.node import MAX_INTEGER_COLUMNS
 
 from ..random_packed import random_packed
@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 def node_on(operator, linears, **own):
     """A node on packed linears by name, and its initializers."""
     attributes = operator.node_attributes(list(linears.values()), **own)
-    inputs = operator.node_inputs("value", list(linears))
+    inputs = operator.node_inputs(["value", "ids", "floats"][: len(operator.first_inputs)], list(linears))
     node = helper.make_node(operator.name, inputs, ["Y"], "the node", domain=DOMAIN, **attributes)
     arrays = {f"{name}.{tensor}": getattr(p, tensor) for name, p in linears.items() for tensor in TENSORS}
     return node, arrays
@@ -150,13 +150,29 @@ def test_a_writer_is_told_what_an_operator_lacks():
 
 
 def test_names_of_inputs_and_attributes():
-    assert OPERATORS.keys() == {"LutMatMul", "LutSwiglu", "LutGather"}
+    assert OPERATORS.keys() == {"LutMatMul", "LutSwiglu", "LutGather", "LutMoe"}
     assert LUT_MATMUL.inputs == ("X", *TENSORS)
     assert LUT_SWIGLU.inputs[:2] == ("X", "gate_codes")
     assert LUT_SWIGLU.inputs[-1] == "up_bias"
     assert [attribute.name for attribute in LUT_SWIGLU.attributes] == [
         *("version", "N", "K", "accuracy_level", "gate_rows_per_class", "up_rows_per_class")
     ]
+    assert LUT_MOE.inputs[:4] == ("X", "experts", "shares", "gate_codes")
+    assert [attribute.name for attribute in LUT_MOE.attributes[:6]] == [
+        *("version", "N", "K", "experts", "per_token", "accuracy_level")
+    ]
+
+
+def test_a_mixture_has_the_rows_of_all_experts():
+    parts = [random_packed(RNG, *shape, [1, 2]) for shape in ((60, 64), (60, 64), (192, 20))]
+    node, arrays = node_on(LUT_MOE, dict(zip("gud", parts, strict=True)), experts=3, per_token=2, accuracy_level=4)
+    parsed = parse_proto(node, arrays)
+    assert [(w.out_features, w.in_features) for w in parsed.operands] == [(60, 64), (60, 64), (192, 20)]
+    assert parsed.own == {"experts": 3, "per_token": 2, "accuracy_level": 4}
+    assert parsed.read_share == 2 / 3
+    assert all(weights.integer for weights in parsed.operands)
+    (attribute,) = [attribute for attribute in node.attribute if attribute.name == "N"]
+    assert attribute.i == 20
 
 
 def test_a_session_refuses_another_version_in_one_line(copy):

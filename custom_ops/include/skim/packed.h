@@ -156,4 +156,21 @@ class IndexedLayer {
   std::vector<int32_t> stored_;
 };
 
+// The experts of a mixture, as kernels take them: expert e is rows e N..(e + 1) N - 1 of one packed linear. The rows of
+// a class keep their order, so those of an expert stand together in each class.
+class ExpertLayers {
+ public:
+  // `weights` must be valid, have a multiple of `experts` rows, and its tensors must outlive this object.
+  ExpertLayers(const PackedLinear& weights, int64_t experts);
+  ExpertLayers(const ExpertLayers&) = delete;
+  ExpertLayers& operator=(const ExpertLayers&) = delete;
+
+  // Its `weights` are those of the expert, but its `codes` are in the runs alone, of which `codes` has the size.
+  const Layer& layer(int64_t expert) const { return layers_[expert]; }
+
+ private:
+  std::vector<Layer> layers_;
+  std::vector<int32_t> destination_;
+};
+
 }  // namespace skim

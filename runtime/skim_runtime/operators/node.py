@@ -10,11 +10,11 @@ from skim_runtime.errors import UserError
 from skim_runtime.operators.schema import (
     ACCURACY_LEVEL,
     CLASSES,
-    COLUMNS,
     DOMAIN,
+    EXPERTS,
     INTEGER_ACCURACY,
     OPERATORS,
-    ROWS,
+    PER_TOKEN,
     ROWS_PER_CLASS,
     TENSORS,
     Operator,
@@ -78,6 +78,11 @@ class PackedNode(Generic[T]):
     own: dict[str, int]
     operands: tuple[PackedWeights[T], ...]
 
+    @property
+    def read_share(self) -> float:
+        """How much of its packed linears it reads for a token: what of the experts a token is given."""
+        return self.own.get(PER_TOKEN.name, 1) / self.own.get(EXPERTS.name, 1)
+
 
 def parse_node(
     op_type: str, name: str, inputs: Sequence[str], attributes: Mapping[str, Any], initializers: Mapping[str, T]
@@ -103,19 +108,19 @@ def parse_node(
     except UserError as error:
         raise UserError(f"{op_type} {name!r}: {error}") from None
     operands = []
-    for i, prefix in enumerate(operator.prefixes):
-        first = 1 + i * len(TENSORS)
+    for i, (prefix, (rows, columns)) in enumerate(zip(operator.prefixes, operator.shapes(values), strict=True)):
+        first = len(operator.first_inputs) + i * len(TENSORS)
         sources = dict(zip(TENSORS, inputs[first : first + len(TENSORS)], strict=True))
         weights = {tensor: tensors[source] for tensor, source in sources.items()}
         counts = values[prefix + ROWS_PER_CLASS.name]
         operand = PackedWeights(
             name=sources[TENSORS[0]].removesuffix(f".{TENSORS[0]}"),
-            out_features=values[ROWS.name],
-            in_features=values[COLUMNS.name],
+            out_features=rows,
+            in_features=columns,
             rows_per_class=(*counts, *[0] * (CLASSES - len(counts))),
             sources=sources,
             tensors=weights,
-            integer=_is_integer(values, weights["codebook"]),
+            integer=_is_integer(values, columns, weights["codebook"]),
         )
         operands.append(operand)
     return PackedNode(operator, {attribute.name: values[attribute.name] for attribute in operator.own}, tuple(operands))
@@ -142,7 +147,7 @@ def _initializers(operator: Operator, inputs: Sequence[str], initializers: Mappi
     if len(inputs) != len(operator.inputs):
         raise UserError(f"must have {len(operator.inputs)} inputs, got {len(inputs)}")
     found = {}
-    for meaning, source in list(zip(operator.inputs, inputs, strict=True))[1:]:
+    for meaning, source in list(zip(operator.inputs, inputs, strict=True))[len(operator.first_inputs) :]:
         tensor = initializers.get(source)
         if tensor is None:
             raise UserError(f"{meaning} must be an initializer, got {source!r}")
@@ -150,9 +155,9 @@ def _initializers(operator: Operator, inputs: Sequence[str], initializers: Mappi
     return found
 
 
-def _is_integer(values: Mapping[str, Any], codebook: Tensor) -> bool:
+def _is_integer(values: Mapping[str, Any], columns: int, codebook: Tensor) -> bool:
     return (
         values.get(ACCURACY_LEVEL.name) == INTEGER_ACCURACY
-        and values[COLUMNS.name] <= MAX_INTEGER_COLUMNS
+        and columns <= MAX_INTEGER_COLUMNS
         and (codebook.size == 0 or codebook.dtype.name.lower() == "int8")  # INT8 in onnx_ir
     )

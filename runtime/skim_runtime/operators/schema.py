@@ -17,12 +17,15 @@ __all__ = [
     "CLASSES",
     "CLASSES_BY_VERSION",
     "DOMAIN",
+    "EXPERTS",
     "FORMAT_VERSION",
     "INTEGER_ACCURACY",
     "LUT_GATHER",
     "LUT_MATMUL",
+    "LUT_MOE",
     "LUT_SWIGLU",
     "OPERATORS",
+    "PER_TOKEN",
     "PLAIN_CLASSES",
     "TENSORS",
     "Attribute",
@@ -102,23 +105,27 @@ ROWS_PER_CLASS = Attribute("rows_per_class", by_class=True)  # of each packed li
 ACCURACY_LEVEL = Attribute("accuracy_level", range(INTEGER_ACCURACY + 1), default=0)
 FLOATS = {1: "float32", 10: "float16", 16: "bfloat16"}  # by ONNX's numbers
 DTYPE = Attribute("dtype", tuple(FLOATS))
+EXPERTS = Attribute("experts", range(1, (1 << 16) + 1))
+PER_TOKEN = Attribute("per_token", range(1, (1 << 16) + 1))  # experts that a token is given
 
 
 @dataclass(frozen=True)
 class Operator:
-    """An operator on packed linears of one shape.
+    """An operator on packed linears.
 
     Attributes:
         name: its type.
-        first_input: its input that is no weight.
+        first_inputs: its inputs that are no weights.
         own: the attributes that not all operators have.
         prefixes: of the inputs and attributes of each packed linear.
+        backwards: the prefixes of those with N columns and K rows.
     """
 
     name: str
-    first_input: str
+    first_inputs: tuple[str, ...]
     own: tuple[Attribute, ...]
     prefixes: tuple[str, ...] = ("",)
+    backwards: tuple[str, ...] = ()
 
     @property
     def is_product(self) -> bool:
@@ -128,7 +135,7 @@ class Operator:
     @property
     def inputs(self) -> tuple[str, ...]:
         """All inputs in their order."""
-        return (self.first_input, *(f"{prefix}{tensor}" for prefix in self.prefixes for tensor in TENSORS))
+        return (*self.first_inputs, *(f"{prefix}{tensor}" for prefix in self.prefixes for tensor in TENSORS))
 
     @property
     def attributes(self) -> tuple[Attribute, ...]:
@@ -153,10 +160,21 @@ class Operator:
             attribute.check(values[name], values[VERSION.name])
         return values
 
-    def node_inputs(self, first: str, names: Sequence[str]) -> list[str]:
-        """The inputs of a node on the packed linears of these names, behind the value `first`."""
+    def shapes(self, values: Mapping[str, Any]) -> list[tuple[int, int]]:
+        """Rows and columns of each packed linear of a node with these attributes: those of all experts, if it has some.
+
+        Args:
+            values: the attributes, by name.
+        """
+        rows, columns, experts = values[ROWS.name], values[COLUMNS.name], values.get(EXPERTS.name, 1)
+        shapes = [(columns, rows) if prefix in self.backwards else (rows, columns) for prefix in self.prefixes]
+        return [(experts * n, k) for n, k in shapes]
+
+    def node_inputs(self, first: str | Sequence[str], names: Sequence[str]) -> list[str]:
+        """The inputs of a node on the packed linears of these names, behind the value or values `first`."""
         linears = [tensor_names(name) for _, name in zip(self.prefixes, names, strict=True)]
-        return [first, *(source for sources in linears for source in sources.values())]
+        values = [first] if isinstance(first, str) else first
+        return [*values, *(source for sources in linears for source in sources.values())]
 
     def node_attributes(self, linears: Sequence[PackedSizes], **own: int) -> dict[str, Any]:
         """The attributes of a node on packed linears; `own` are the operator's own ones.
@@ -170,7 +188,7 @@ class Operator:
         version = 2 if has_windows else 1
         values: dict[str, Any] = {
             VERSION.name: version,
-            ROWS.name: linears[0].out_features,
+            ROWS.name: linears[0].out_features // own.get(EXPERTS.name, 1),
             COLUMNS.name: linears[0].in_features,
             **own,
         }
@@ -180,10 +198,17 @@ class Operator:
         return values
 
 
-LUT_MATMUL = Operator("LutMatMul", "X", (ACCURACY_LEVEL,))
-LUT_SWIGLU = Operator("LutSwiglu", "X", (ACCURACY_LEVEL,), ("gate_", "up_"))
-LUT_GATHER = Operator("LutGather", "ids", (DTYPE,))
-OPERATORS = {operator.name: operator for operator in (LUT_MATMUL, LUT_SWIGLU, LUT_GATHER)}
+LUT_MATMUL = Operator("LutMatMul", ("X",), (ACCURACY_LEVEL,))
+LUT_SWIGLU = Operator("LutSwiglu", ("X",), (ACCURACY_LEVEL,), ("gate_", "up_"))
+LUT_GATHER = Operator("LutGather", ("ids",), (DTYPE,))
+LUT_MOE = Operator(
+    "LutMoe",
+    ("X", "experts", "shares"),
+    (EXPERTS, PER_TOKEN, ACCURACY_LEVEL),
+    ("gate_", "up_", "down_"),
+    backwards=("down_",),
+)
+OPERATORS = {operator.name: operator for operator in (LUT_MATMUL, LUT_SWIGLU, LUT_GATHER, LUT_MOE)}
 
 
 def tensor_names(linear: str) -> dict[str, str]:
