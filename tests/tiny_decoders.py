@@ -63,6 +63,17 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         {"use_sliding_window": True, "sliding_window": 24, "max_window_layers": 1, "tie_word_embeddings": False},
     ),
     "qwen3": ("Qwen3ForCausalLM", {"head_dim": 32, "num_key_value_heads": 1}),
+    "qwen3-moe": (
+        "Qwen3MoeForCausalLM",
+        {
+            "head_dim": 32,
+            "moe_intermediate_size": 32,
+            "num_experts": 6,
+            "num_experts_per_tok": 2,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+        },
+    ),
     "gemma": ("GemmaForCausalLM", {"head_dim": 32, "hidden_activation": "gelu_pytorch_tanh"}),
     "gemma2": (
         "Gemma2ForCausalLM",

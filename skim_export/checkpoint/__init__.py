@@ -3,6 +3,7 @@
 from .architecture import Architecture, architecture_of
 from .checkpoint import Checkpoint
 from .declarations import DECLARATIONS
+from .experts import EXPERT_PARTS
 from .linear import Linear, Member, linear_bias, linear_weight
 from .model import Model
 from .recipes import Recipe, default_bits, load_recipes, resolve
@@ -11,6 +12,7 @@ from .skeleton import forget_parameters, load_parameters, skeleton
 
 __all__ = [
     "DECLARATIONS",
+    "EXPERT_PARTS",
     "Architecture",
     "Checkpoint",
     "Linear",

@@ -15,6 +15,7 @@ from skim_runtime.errors import UserError, foreign_errors
 from .checkpoint import Checkpoint
 from .checks import check_config, check_parts, check_tensors
 from .declarations import Declaration, declaration_of
+from .experts import expert_of
 from .linear import Linear, Member
 from .skeleton import skeleton
 
@@ -179,7 +180,12 @@ def _linears(path: str, block: nn.Module, declaration: Declaration) -> list[Line
         graph_name = f"{path}.{name}".replace(".self_attn.", ".attn.")  # as the model builder names its nodes
         linears.setdefault(graph_name, Linear.of(graph_name, members, columns))
 
+    experts: dict[str, list[Member]] = {}
     for name, module in found.items():
+        if (expert := expert_of(name)) is not None:
+            whole, _, part = expert
+            experts.setdefault(f"{whole}.{part}", []).append(_whole(path, name, module))
+            continue
         parent, _, last = name.rpartition(".")
         prefix = f"{parent}." if parent else ""
         fused = next((whole for whole, parts in FUSED.items() if last in parts), None)
@@ -193,6 +199,8 @@ def _linears(path: str, block: nn.Module, declaration: Declaration) -> list[Line
                 add(f"{prefix}{part}", [member], module.in_features)
         else:
             add(name, [_whole(path, name, module)], module.in_features)
+    for name, members in experts.items():
+        add(name, members, found[members[0].module.removeprefix(f"{path}.")].in_features)
     return list(linears.values())
 
 

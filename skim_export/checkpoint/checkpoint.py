@@ -20,6 +20,7 @@ from skim_runtime.progress import Progress
 
 from .adapter import Adapter, base_model
 from .cache import cache_directory
+from .experts import split_experts
 from .files import ADAPTER, WEIGHTS, check_file, gguf_files, read_json, weight_files
 from .formats import SETTINGS, float_tensors
 from .gguf import GgufHeader, gguf_config, gguf_directory, gguf_tensors
@@ -81,6 +82,7 @@ class Checkpoint:
             self.raw_config = text_config(self.raw_config, str(self.path / CONFIG))
             names = {name: text_tensor(name) for name in self._tensors}
             self._tensors = {text: self._tensors[name] for name, text in names.items() if text is not None}
+        self._tensors = split_experts(self._tensors)
         self._replaced: tuple[Mapping[str, torch.Tensor], ...] = ()
 
     def _open_gguf(self, files: tuple[Path, ...]) -> None:

@@ -75,12 +75,12 @@ def check_parts(checkpoint: Checkpoint, network: nn.Module) -> None:
     """Refuse what some models of an architecture have and others have not.
 
     Raises:
-        UserError: there is a mixture of experts.
+        UserError: there is a mixture of experts of a kind that is not supported.
     """
     file = checkpoint.path / "config.json"
-    experts = next((name for name, _ in network.named_parameters() if ".experts." in name), None)
-    if experts is not None:
-        raise UserError(f"{file}: the model has experts ({experts}); mixtures of experts are not supported")
+    for name, parameter in network.named_parameters():
+        if ".experts." in name and parameter.ndim != 2:
+            raise UserError(f"{file}: the model has experts ({name}) of a kind that is not supported")
 
 
 def check_tensors(checkpoint: Checkpoint, network: Any, optional: str | None) -> None:

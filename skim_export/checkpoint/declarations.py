@@ -36,6 +36,7 @@ DECLARATIONS = {
     "Ministral3ForCausalLM": Declaration("Ministral3", genai_type="mistral3_text"),
     "Qwen2ForCausalLM": Declaration("QwenModel"),
     "Qwen3ForCausalLM": Declaration("Qwen3Model"),
+    "Qwen3MoeForCausalLM": Declaration("Qwen3Model", genai_type="qwen3"),
     "GemmaForCausalLM": Declaration("GemmaModel"),
     "Gemma2ForCausalLM": Declaration("Gemma2Model"),
     "Gemma3ForCausalLM": Declaration("Gemma3Model", genai_type="gemma3_text"),

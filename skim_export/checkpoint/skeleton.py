@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import Checkpoint
+from .experts import unstack_experts
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +22,8 @@ _LOCK = threading.Lock()  # what is changed while a network is made belongs to t
 def skeleton(checkpoint: Checkpoint) -> Any:
     """The transformers model in evaluation mode, its parameters on the meta device: it takes next to no memory.
 
-    Its buffers, such as the frequencies of rotary embeddings, are computed and not stored, so they are there.
+    Experts have linear layers of their own (`unstack_experts`). Buffers, such as the frequencies of rotary embeddings,
+    are computed and not stored, so they are there.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -30,6 +32,7 @@ def skeleton(checkpoint: Checkpoint) -> Any:
     with _LOCK, _parameters_on_meta(), no_init_weights():  # random values for nothing would take most of the time
         network = AutoModelForCausalLM.from_config(checkpoint.config, dtype=torch.float32)
     network.tie_weights()
+    unstack_experts(network)
     return network.eval()
 
 

@@ -17,11 +17,12 @@ import onnx_ir as ir
 import torch
 from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
-from skim_export.checkpoint import Linear, Member, Model, linear_bias, linear_weight, skeleton
+from skim_export.checkpoint import EXPERT_PARTS, Linear, Member, Model, linear_bias, linear_weight, skeleton
 from skim_export.packed import CLASSES, PackedLinear
-from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_SWIGLU, Operator, tensor_names
+from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_MOE, LUT_SWIGLU, Operator, tensor_names
 
 from .attention import AttentionOfTransformers
+from .mixture import MixtureOfExperts
 
 __all__ = ["LIBRARY_NAME", "Context", "PackedModel"]
 
@@ -52,7 +53,7 @@ class Context:
     operators: set[Operator] = field(default_factory=set)
 
 
-class PackedModel(AttentionOfTransformers):
+class PackedModel(MixtureOfExperts, AttentionOfTransformers):
     """Goes in front of one of the builder's model classes.
 
     The attributes are the builder's but for those that `prepare` sets.
@@ -120,7 +121,7 @@ class PackedModel(AttentionOfTransformers):
         return ir.tensor(getattr(self.context.weights(linear), tensor))
 
     def _packed_node(
-        self, operator: Operator, linears: list[str], name: str, value: str, output: str, **own: int
+        self, operator: Operator, linears: list[str], name: str, value: str | list[str], output: str, **own: int
     ) -> None:
         """A node on packed linears, which are all of one shape; `own` are the operator's own attributes."""
         attributes = operator.node_attributes([self._register(linear) for linear in linears], **own)
@@ -244,6 +245,14 @@ class PackedModel(AttentionOfTransformers):
             add = f"{basename}/down_proj/Add"
             self.make_add_bias(mlp.down_proj.bias, add, f"{down}/output_0")
             self.mlp_attrs["output_0"] = f"{add}/output_0"
+
+    def make_experts(self, name: str, experts: Any, per_token: int, values: list[str], output: str) -> None:
+        """All experts of a layer in one node."""
+        parts = [self._linear(*(expert[part] for expert in experts)) for part in EXPERT_PARTS]
+        linears = [part.name for part in parts if part is not None]
+        own = {"experts": len(experts), "per_token": per_token, "accuracy_level": self.context.accuracy_level}
+        self._packed_node(LUT_MOE, linears, name, values, output, **own)
+        self.make_value(output, self.io_dtype, shape=self.make_hidden_state_shape())
 
     def make_attention_unpacked_regular(
         self, layer_id: int, attention: Any, qkv_linear: Any, root_input: str, **kwargs: Any
