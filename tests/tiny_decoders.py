@@ -43,7 +43,18 @@ LONG = {
     "original_max_position_embeddings": 32,
 }
 DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "alpha": 1000.0, "factor": 1.0}
+EXPERTS = {"moe_intermediate_size": 32, "num_experts": 6, "num_experts_per_tok": 2}
 SLIDING, FULL = "sliding_attention", "full_attention"
+
+HYBRID = {
+    "head_dim": 32,
+    "layer_types": ["linear_attention", "linear_attention", FULL],
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+}
 
 # By name of the case: the model class, and what its configuration has beside `SIZES`.
 DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -66,14 +77,24 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3-moe": (
         "Qwen3MoeForCausalLM",
         {
+            **EXPERTS,
             "head_dim": 32,
-            "moe_intermediate_size": 32,
-            "num_experts": 6,
-            "num_experts_per_tok": 2,
             "mlp_only_layers": [1],
             "norm_topk_prob": True,
         },
     ),
+    "qwen2-moe": (
+        "Qwen2MoeForCausalLM",
+        {
+            **EXPERTS,
+            "shared_expert_intermediate_size": 64,
+            "decoder_sparse_step": 2,
+            "norm_topk_prob": False,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mixtral": ("MixtralForCausalLM", {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 64}),
+    "olmoe": ("OlmoeForCausalLM", {"num_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32}),
     "gemma": ("GemmaForCausalLM", {"head_dim": 32, "hidden_activation": "gelu_pytorch_tanh"}),
     "gemma2": (
         "Gemma2ForCausalLM",
@@ -170,18 +191,12 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         "Lfm2ForCausalLM",
         {"layer_types": ["conv", FULL, "conv"], "block_auto_adjust_ff_dim": True, "block_multiple_of": 32},
     ),
-    "qwen3_5": (
-        "Qwen3_5ForCausalLM",
-        {
-            "head_dim": 32,
-            "layer_types": ["linear_attention", "linear_attention", FULL],
-            "linear_key_head_dim": 32,
-            "linear_value_head_dim": 32,
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
-        },
+    "lfm2-moe": (
+        "Lfm2MoeForCausalLM",
+        {**EXPERTS, "layer_types": ["conv", FULL, "conv"], "num_dense_layers": 1, "routed_scaling_factor": 1.5},
     ),
+    "qwen3_5": ("Qwen3_5ForCausalLM", HYBRID),
+    "qwen3_5-moe": ("Qwen3_5MoeForCausalLM", {**HYBRID, **EXPERTS, "shared_expert_intermediate_size": 64}),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeAlias
@@ -29,9 +30,10 @@ from skim_runtime.progress import Progress
 
 Statistics: TypeAlias = Callable[[], Iterator[tuple[Linear, LinearStatistics]]]
 
-__all__ = ["activation_bytes", "calibrating_bytes", "gather_statistics", "spread_statistics"]
+__all__ = ["activation_bytes", "calibrating_bytes", "gather_statistics", "spread_statistics", "warn_of_seldom_experts"]
 
 TRACED_TOGETHER = 8  # sequences of a task
+FEW_TOKENS = 64  # of an expert; the mean of its layer has a fifth of what is known of it then
 IN_WORK = 6  # times the activations of a sequence that a thread holds while it goes backwards through them
 
 
@@ -120,6 +122,23 @@ def spread_statistics(
         tasks.append(task("vocabulary", architecture.token_linears, statistics))
     do_tasks("calibrating blocks", tasks, executor, progress)
     shutil.rmtree(directory)
+
+
+def warn_of_seldom_experts(architecture: Architecture, store: StatisticsStore) -> None:
+    """Say how many experts the calibration text has hardly reached."""
+    layers = [store.expert_tokens(x.name) for x in architecture.linears if x.of_experts and x.inputs_differ]
+    if not layers:
+        return
+    tokens = np.concatenate(layers)
+    few, none = np.count_nonzero(tokens < FEW_TOKENS), np.count_nonzero(tokens == 0)
+    if few:
+        of_them = f"{few} of {len(tokens)} experts"
+        unseen = f", {none} of them none" if none else ""
+        warnings.warn(
+            f"{of_them} were given fewer than {FEW_TOKENS} tokens of the calibration text{unseen}: what these are "
+            "sensitive to is taken from the others of their layer; a longer text with --calib tells more",
+            stacklevel=2,
+        )
 
 
 def _wanted(architecture: Architecture, vocabulary: bool) -> list[Linear]:

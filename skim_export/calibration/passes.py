@@ -10,10 +10,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from skim_export.checkpoint import Linear
+from skim_export.checkpoint import Linear, Member
 from skim_export.work.heap import return_freed_memory
 from skim_export.work.resources import ROW_GROUP
 
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["BlockBackward", "Factors", "add_in_pieces", "forward", "head_gradient", "head_values"]
+__all__ = ["BlockBackward", "Factors", "OfSequence", "add_in_pieces", "forward", "head_gradient", "head_values"]
 
-Factors: TypeAlias = "tuple[torch.Tensor, torch.Tensor]"  # x [T, K] and dL/dy [T, N] of one sequence
 Loss: TypeAlias = "Callable[[torch.Tensor, int, slice], torch.Tensor]"  # of logits [m, V], a sequence, its positions
 
 # Fixed: they decide the order of summation, and with it the last bits of the results.
@@ -34,6 +34,30 @@ HEAD_TOKENS = 128  # tokens whose logits are in memory at once
 PIECE_ROWS = ROW_GROUP  # of one piece of work
 
 SEQUENCES_TOGETHER = 8  # whose activations and gradients are in memory at once
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Two factors of what a sequence adds to some rows of a sum: x and dL/dy, if nothing else is said.
+
+    A linear layer has one of them a sequence, one of experts has one for each expert that the sequence uses.
+
+    Attributes:
+        x: `[T, K]`, for the T tokens that reach these rows.
+        y: `[T, rows]`, or what else there is for each token.
+        rows: which.
+    """
+
+    x: torch.Tensor
+    y: torch.Tensor
+    rows: slice
+
+    def of(self, rows: slice) -> torch.Tensor:
+        """The columns of y that are for some of the rows."""
+        return self.y[:, rows.start - self.rows.start : rows.stop - self.rows.start]
+
+
+OfSequence: TypeAlias = "list[list[Factors]]"  # by linear layer
 
 
 def forward(pool: ThreadPoolExecutor, block: nn.Module, hidden: torch.Tensor, arguments: Arguments) -> torch.Tensor:
@@ -121,10 +145,10 @@ class BlockBackward:
     def __init__(
         self, linears: list[Linear], prefix: str, block: nn.Module, trained: Sequence[torch.Tensor] = ()
     ) -> None:
-        self._members = [
-            [(member.module.removeprefix(f"{prefix}."), member.rows) for member in linear.members] for linear in linears
-        ]
-        self._names = list(dict.fromkeys(name for members in self._members for name, _ in members))
+        self._linears = linears
+        self._prefix = f"{prefix}."
+        paths = [self._path(member) for linear in linears for member in linear.members]
+        self._names = list(dict.fromkeys(paths))
         self._block = block
         self._trained = list(trained)
         self._seen = threading.local()  # the workers share the block's modules
@@ -135,7 +159,7 @@ class BlockBackward:
         inputs: torch.Tensor,
         gradient: torch.Tensor,
         arguments: Arguments,
-        consume: Callable[[list[list[Factors]]], None],
+        consume: Callable[[list[OfSequence]], None],
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """From the inputs and the gradient of the output to the gradient of the inputs.
 
@@ -144,7 +168,7 @@ class BlockBackward:
             inputs: of the block.
             gradient: of the loss in the block's output.
             arguments: further arguments of the block.
-            consume: takes the factors of every linear layer of some sequences, `[sequence][linear]`, again and again.
+            consume: takes the factors of every linear layer of some sequences, again and again.
 
         Returns:
             the gradient in the inputs, and in each of the `trained` parameters.
@@ -172,7 +196,7 @@ class BlockBackward:
 
     def _sequence(
         self, sequence: int, inputs: torch.Tensor, gradient: torch.Tensor, arguments: Arguments
-    ) -> tuple[torch.Tensor, list[torch.Tensor], list[Factors]]:
+    ) -> tuple[torch.Tensor, list[torch.Tensor], OfSequence]:
         """One sequence: gradients of the input and of the trained parameters, and the factors.
 
         The last two are where the block is.
@@ -183,37 +207,58 @@ class BlockBackward:
         x = inputs[sequence, None].to(device, copy=True).requires_grad_()
         seen = self._seen.layers = {}
         output = self._block(x, **arguments.of(sequence, device))
-        outputs = [seen[name][1] for name in self._names]
+        names = [name for name in self._names if name in seen]  # experts that no token has are not called
+        outputs = [seen[name][1] for name in names]
         below, *gradients = torch.autograd.grad(
             output, [x, *outputs, *self._trained], gradient[sequence, None].to(device)
         )
-        by_name = dict(zip(self._names, gradients, strict=False))
-        factors = []
-        for members in self._members:
-            dy = torch.cat([by_name[name][0][:, rows] for name, rows in members], dim=1)
-            factors.append((seen[members[0][0]][0][0].detach(), dy))
-        return below.cpu(), gradients[len(self._names) :], factors
+        by_name = {
+            name: (seen[name][0].detach().flatten(0, -2), dy.flatten(0, -2))
+            for name, dy in zip(names, gradients, strict=False)
+        }
+        factors = [self._factors(linear, by_name) for linear in self._linears]
+        return below.cpu(), gradients[len(names) :], factors
+
+    def _path(self, member: Member) -> str:
+        """Of a member in its block."""
+        return member.module.removeprefix(self._prefix)
+
+    def _factors(self, linear: Linear, by_name: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> list[Factors]:
+        """The factors of a linear layer, from the inputs of its modules and the gradients in their outputs."""
+        import torch
+
+        if linear.of_experts:
+            places = [(by_name.get(self._path(member)), rows) for member, rows in linear.places()]
+            return [Factors(*found, rows) for found, rows in places if found is not None]
+        found = [(*by_name[self._path(member)], member.rows) for member in linear.members]
+        dy = torch.cat([dy[:, rows] for _, dy, rows in found], dim=1)
+        return [Factors(found[0][0], dy, slice(0, linear.out_features))]
 
 
 def add_in_pieces(
     pool: ThreadPoolExecutor,
     sums: list[torch.Tensor],
-    factors: list[list[Factors]],
-    add: Callable[[torch.Tensor, slice, torch.Tensor, torch.Tensor], None],
+    factors: list[OfSequence],
+    add: Callable[[torch.Tensor, slice, Factors], None],
 ) -> None:
     """Add the sequences' shares, in their order, to one sum a linear layer.
 
-    The rows of the sums are worked on in pieces: `add(piece, rows, x, dy)`, or with what else a sequence has two of for
-    a layer, adds a sequence's share to `piece`, the given rows of a sum.
+    The rows of the sums are worked on in pieces: `add(total, rows, factors)` adds a sequence's share to some rows of a
+    sum; they are among those of the factors.
     """
 
     def run(piece: tuple[int, slice]) -> None:
         index, rows = piece
         for of_sequence in factors:
-            add(sums[index][rows], rows, *of_sequence[index])
+            for part in of_sequence[index]:
+                common = slice(max(rows.start, part.rows.start), min(rows.stop, part.rows.stop))
+                if common.start < common.stop:
+                    add(sums[index], common, part)
 
     pieces = [
-        (i, slice(row, row + PIECE_ROWS)) for i, total in enumerate(sums) for row in range(0, len(total), PIECE_ROWS)
+        (i, slice(row, min(row + PIECE_ROWS, len(total))))
+        for i, total in enumerate(sums)
+        for row in range(0, len(total), PIECE_ROWS)
     ]
     in_order(pool, run, pieces)
 

@@ -35,6 +35,8 @@ class StatisticsStore:
         }
         if statistics.output_correlation is not None:
             tensors["output_correlation"] = torch.from_numpy(statistics.output_correlation).to(torch.float16)
+        if statistics.expert_tokens is not None:
+            tensors["expert_tokens"] = torch.from_numpy(statistics.expert_tokens)
         write_sealed(self.path(name), lambda path: save_file(tensors, path))
 
     def is_complete(self, name: str) -> bool:
@@ -58,6 +60,12 @@ class StatisticsStore:
         with safe_open(self.path(name), framework="pt") as file:
             known = "output_correlation" in file.keys()  # noqa: SIM118, it is no dictionary
         return self._read(name, "output_correlation", rows) if known else None
+
+    def expert_tokens(self, name: str) -> npt.NDArray[np.int64]:
+        """The tokens that each expert of a layer of experts was given, int64 `[experts]`."""
+        with safe_open(self.path(name), framework="numpy") as file:
+            result: npt.NDArray[np.int64] = file.get_tensor("expert_tokens")
+        return result
 
     def path(self, name: str) -> Path:
         """The file of a linear layer."""

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from skim_export.checkpoint import Model, forget_parameters, load_parameters, skeleton
+from skim_export.checkpoint import Model, forget_parameters, load_parameters, rotary_embedding, skeleton
 
 from .arguments import Arguments, Recorder
 from .shared_states import SharedStates
@@ -77,7 +77,7 @@ class StreamedModel:
         self._device = device
         self._network = skeleton(self._checkpoint)
         self._decoder = self._network.base_model
-        self._decoder.rotary_emb.to(device=device)
+        rotary_embedding(self._network).to(device=device)
         self._load(self._architecture.norm)
         self._shared = SharedStates(self._checkpoint.config)
         self._shared.narrow(self.module(self._architecture.norm))

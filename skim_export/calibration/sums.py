@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from skim_export.checkpoint import Linear
 from skim_export.work.resources import ROW_GROUP
 from skim_runtime.errors import UserError
 
-from .passes import Factors, add_in_pieces
+from .passes import Factors, OfSequence, add_in_pieces
 from .workers import in_order
 
 if TYPE_CHECKING:
@@ -41,14 +41,20 @@ class LinearStatistics:
         output_correlation: float32 `[N, ROW_GROUP]`, how the gradients of the outputs of a block of ROW_GROUP rows go
             together: R[n, m] = sum_t dL/dy[t, n] * dL/dy[t, n0 + m] / w_t, with n0 the first row of n's block, brought
             to 1 where n is n0 + m; 0 behind the last row. None where it is not wanted: of a vocabulary.
+        expert_tokens: int64 `[experts]`, the tokens that each expert was given; None of a layer without experts. What
+            few tokens tell of an expert is filled up with what the others of its layer have in common: `fisher` has the
+            mean of 16 tokens more, and correlations of outputs are nearer to 0. Inputs that every expert has for
+            itself have no correlation.
     """
 
     fisher: npt.NDArray[np.float32]
     input_square: npt.NDArray[np.float32]
     correlation: npt.NDArray[np.float32]
     output_correlation: npt.NDArray[np.float32] | None = None
+    expert_tokens: npt.NDArray[np.int64] | None = None
 
 
+_FURTHER_TOKENS = 16  # of an expert, see `_smooth`
 _LEAST = 1e-30  # of a token's weight: a token without a gradient has no part in any sum
 
 
@@ -64,19 +70,21 @@ class LinearSums:
         self._square = [torch.zeros(linear.in_features, device=device) for linear in linears]
         self._moments = [torch.zeros(linear.in_features, linear.in_features, device=device) for linear in linears]
         self._outputs = [torch.zeros(linear.out_features, ROW_GROUP, device=device) for linear in linears]
+        self._seen = [torch.zeros(linear.out_features) for linear in linears]  # tokens that reached each row
 
-    def add(self, factors: list[list[Factors]]) -> None:
+    def add(self, factors: list[OfSequence]) -> None:
         """Add some sequences."""
         add_in_pieces(self._pool, self._fisher, factors, add_fisher)
-        weights = in_order(self._pool, lambda of_sequence: [token_weight(dy) for _, dy in of_sequence], factors)
-        weighted = [list(zip(*pair, strict=True)) for pair in zip(factors, weights, strict=True)]
-        inputs = [[(x, weight) for (x, _), weight in of_sequence] for of_sequence in weighted]
-        outputs = [[(dy, weight) for (_, dy), weight in of_sequence] for of_sequence in weighted]
-        add_in_pieces(self._pool, self._moments, inputs, add_moments)
+        weights = in_order(self._pool, _token_weights, factors)
+        moments = _each(factors, weights, lambda part, weight: Factors(part.x, weight, slice(0, part.x.shape[1])))
+        outputs = _each(factors, weights, lambda part, weight: Factors(weight, part.y, part.rows))
+        add_in_pieces(self._pool, self._moments, moments, add_moments)
         add_in_pieces(self._pool, self._outputs, outputs, _add_outputs)
         for of_sequence in factors:
-            for total, (x, _) in zip(self._square, of_sequence, strict=True):
-                total += x.square().sum(dim=0)
+            for total, seen, parts in zip(self._square, self._seen, of_sequence, strict=True):
+                for part in parts:
+                    total += part.x.square().sum(dim=0)
+                    seen[part.rows] += len(part.x)
 
     def statistics(self, predicted: int) -> Iterator[LinearStatistics]:
         """The statistics of the layers after all sequences, with so many predicted tokens; the sums go with them."""
@@ -87,10 +95,62 @@ class LinearSums:
                 raise UserError(
                     f"the gradient of {linear.name} on the calibration text is not finite: weights out of range"
                 )
-        while self._fisher:
+        for linear in self._linears:
             fisher, square, moments = self._fisher.pop(0), self._square.pop(0), self._moments.pop(0)
-            outputs = _correlation_in_blocks(self._outputs.pop(0)).cpu().numpy()
-            yield replace(statistics_of(fisher, square, moments, predicted), output_correlation=outputs)
+            outputs, seen = _correlation_in_blocks(self._outputs.pop(0)), self._seen.pop(0)
+            of_experts = None
+            if linear.of_experts:
+                _smooth(fisher, seen.to(fisher.device))
+                _shrink(outputs, seen.to(fisher.device))
+                of_experts = seen[[rows.start for _, rows in linear.places()]].long().numpy()
+            if linear.inputs_differ:
+                moments = torch.eye(linear.in_features, device=fisher.device)
+            found = statistics_of(fisher, square, moments, predicted)
+            yield replace(found, output_correlation=outputs.cpu().numpy(), expert_tokens=of_experts)
+
+
+def _smooth(fisher: torch.Tensor, seen: torch.Tensor) -> None:
+    """Give every expert some tokens more, of the mean sensitivity of a column for those that were seen, in place.
+
+    An expert that the text has not reached is then as sensitive as one that it reached seldom, and one of many tokens
+    is what they say.
+
+    Args:
+        fisher: sums over tokens `[N, K]`.
+        seen: tokens that reached each row, `[N]`.
+    """
+    mean = fisher.sum(dim=0) / seen.sum().clamp(min=1)
+    fisher += _FURTHER_TOKENS * mean
+
+
+def _shrink(outputs: torch.Tensor, seen: torch.Tensor) -> None:
+    """Bring correlations of outputs nearer to 0 where few tokens tell of them, in place, but for the 1 of a row itself.
+
+    Args:
+        outputs: `[N, ROW_GROUP]`.
+        seen: tokens that reached each row, `[N]`.
+    """
+    import torch
+
+    rows = torch.arange(len(outputs), device=outputs.device)
+    outputs *= (seen / (seen + ROW_GROUP))[:, None]
+    outputs[rows, rows % ROW_GROUP] = 1
+
+
+def _each(
+    factors: list[OfSequence],
+    weights: list[list[list[torch.Tensor]]],
+    make: Callable[[Factors, torch.Tensor], Factors],
+) -> list[OfSequence]:
+    """Other factors, made of these and the weights of their tokens."""
+    return [
+        [[make(part, weight) for part, weight in zip(*parts, strict=True)] for parts in zip(*of_sequence, strict=True)]
+        for of_sequence in zip(factors, weights, strict=True)
+    ]
+
+
+def _token_weights(of_sequence: OfSequence) -> list[list[torch.Tensor]]:
+    return [[token_weight(part.y) for part in parts] for parts in of_sequence]
 
 
 def statistics_of(
@@ -102,20 +162,22 @@ def statistics_of(
     )
 
 
-def add_fisher(fisher: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
+def add_fisher(fisher: torch.Tensor, rows: slice, factors: Factors) -> None:
     """Add a sequence to some rows of the Fisher information."""
-    fisher.addmm_(dy[:, rows].square().T, x.square())
+    fisher[rows].addmm_(factors.of(rows).square().T, factors.x.square())
 
 
-def add_moments(moments: torch.Tensor, rows: slice, x: torch.Tensor, weight: torch.Tensor) -> None:
-    """Add a sequence to some rows of the second moments of the inputs, weighted by token, up to the diagonal."""
-    moments[:, : rows.stop].addmm_((weight * x[:, rows]).T, x[:, : rows.stop])
+def add_moments(moments: torch.Tensor, rows: slice, factors: Factors) -> None:
+    """Add a sequence, x and the weights of its tokens, to some rows of the moments of x, up to the diagonal."""
+    x, weight = factors.x, factors.y
+    moments[rows, : rows.stop].addmm_((weight * x[:, rows]).T, x[:, : rows.stop])
 
 
-def _add_outputs(outputs: torch.Tensor, rows: slice, dy: torch.Tensor, weight: torch.Tensor) -> None:
-    """Add a sequence to some rows, one block, of the second moments of the output gradients."""
-    block = dy[:, rows]
-    outputs[:, : block.shape[1]].addmm_((block / weight.clamp(min=_LEAST)).T, block)
+def _add_outputs(outputs: torch.Tensor, rows: slice, factors: Factors) -> None:
+    """Add a sequence, the weights of its tokens and dL/dy, to some rows of one block of the moments of dL/dy."""
+    weight, dy = factors.x, factors.of(rows)
+    first = rows.start % ROW_GROUP
+    outputs[rows, first : first + dy.shape[1]].addmm_((dy / weight.clamp(min=_LEAST)).T, dy)
 
 
 def token_weight(dy: torch.Tensor) -> torch.Tensor:

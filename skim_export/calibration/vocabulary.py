@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from skim_export.checkpoint import Architecture, Linear
 
-from .passes import HEAD_TOKENS, add_in_pieces
+from .passes import HEAD_TOKENS, Factors, add_in_pieces
 from .sums import LinearStatistics, add_fisher, add_moments, statistics_of, token_weight
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def head_statistics(
                 rows = slice(start, min(start + HEAD_TOKENS, len(labels)))
                 x = norm(sequence[rows].to(weight.device))
                 dy = pool.submit(_output_gradient, head, x, labels[rows].to(weight.device)).result()
-                add_in_pieces(pool, [fisher], [[(x, dy)]], add_fisher)
-                add_in_pieces(pool, [moments], [[(x, token_weight(dy))]], add_moments)
+                add_in_pieces(pool, [fisher], [[[Factors(x, dy, slice(0, vocabulary))]]], add_fisher)
+                add_in_pieces(pool, [moments], [[[Factors(x, token_weight(dy), slice(0, columns))]]], add_moments)
                 square += x.square().sum(dim=0)
     return statistics_of(fisher, square, moments, predicted=tokens[:, 1:].numel())
 

@@ -8,7 +8,7 @@ from .linear import Linear, Member, linear_bias, linear_weight
 from .model import Model
 from .recipes import Recipe, default_bits, load_recipes, resolve
 from .shapes import ShapesOnly
-from .skeleton import forget_parameters, load_parameters, skeleton
+from .skeleton import forget_parameters, load_parameters, rotary_embedding, skeleton
 
 __all__ = [
     "DECLARATIONS",
@@ -28,5 +28,6 @@ __all__ = [
     "load_parameters",
     "load_recipes",
     "resolve",
+    "rotary_embedding",
     "skeleton",
 ]

@@ -9,6 +9,8 @@ from skim_runtime.errors import UserError
 __all__ = ["DECLARATIONS", "Declaration", "declaration_of"]
 
 CAUSAL = "ForCausalLM"  # how all their names end
+LINEAR_ATTENTION_GATES = ("linear_attn.in_proj_a", "linear_attn.in_proj_b")
+SHARED_GATE = "shared_expert_gate"
 
 
 @dataclass(frozen=True)
@@ -19,11 +21,13 @@ class Declaration:
         graph: the class that writes its graph: of onnxruntime-genai's model builder, or of `graph.decoders`.
         genai_type: the type that onnxruntime-genai runs it as, where that isn't the model class's own name.
         floats: modules of a block, by the end of their path, that stay float: small, and not worth a product on codes.
+        routes_by_sigmoid: whether experts are chosen by sigmoids, which a bias may correct, in place of a softmax.
     """
 
     graph: str
     genai_type: str | None = None
     floats: tuple[str, ...] = ()
+    routes_by_sigmoid: bool = False
 
     def keeps_float(self, module: str) -> bool:
         """Whether a linear layer of a block is one of `floats`."""
@@ -36,7 +40,10 @@ DECLARATIONS = {
     "Ministral3ForCausalLM": Declaration("Ministral3", genai_type="mistral3_text"),
     "Qwen2ForCausalLM": Declaration("QwenModel"),
     "Qwen3ForCausalLM": Declaration("Qwen3Model"),
+    "Qwen2MoeForCausalLM": Declaration("QwenModel", genai_type="qwen2", floats=(SHARED_GATE,)),
     "Qwen3MoeForCausalLM": Declaration("Qwen3Model", genai_type="qwen3"),
+    "MixtralForCausalLM": Declaration("MistralModel", genai_type="mistral"),
+    "OlmoeForCausalLM": Declaration("Olmoe", genai_type="olmo"),
     "GemmaForCausalLM": Declaration("GemmaModel"),
     "Gemma2ForCausalLM": Declaration("Gemma2Model"),
     "Gemma3ForCausalLM": Declaration("Gemma3Model", genai_type="gemma3_text"),
@@ -50,10 +57,12 @@ DECLARATIONS = {
     "Ernie4_5ForCausalLM": Declaration("ErnieModel"),
     "HunYuanDenseV1ForCausalLM": Declaration("HunyuanDenseV1Model"),
     "Lfm2ForCausalLM": Declaration("LFM2Model"),
+    "Lfm2MoeForCausalLM": Declaration("LFM2MoEModel", genai_type="lfm2", routes_by_sigmoid=True),
     "SeedOssForCausalLM": Declaration("LlamaModel", genai_type="llama"),
     "CwmForCausalLM": Declaration("LlamaModel", genai_type="llama"),
-    "Qwen3_5ForCausalLM": Declaration(
-        "Qwen35Text", genai_type="qwen3_5_text", floats=("linear_attn.in_proj_a", "linear_attn.in_proj_b")
+    "Qwen3_5ForCausalLM": Declaration("Qwen35Text", genai_type="qwen3_5_text", floats=LINEAR_ATTENTION_GATES),
+    "Qwen3_5MoeForCausalLM": Declaration(
+        "Qwen35Text", genai_type="qwen3_5_text", floats=(*LINEAR_ATTENTION_GATES, SHARED_GATE)
     ),
 }
 

@@ -18,6 +18,13 @@ __all__ = ["EXPERT_PARTS", "expert_of", "split_experts", "unstack_experts"]
 EXPERT_PARTS = ("gate_proj", "up_proj", "down_proj")  # of each expert
 STACKED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}  # by the name of all experts' tensor
 EXPERT = re.compile(r"(.*\.experts)\.([0-9]+)\.(\w+)")
+# Where some models have parts of mixtures, and where transformers has them.
+RENAMED = (
+    (re.compile(r"\.block_sparse_moe\.(experts|gate)\."), r".mlp.\1."),
+    (re.compile(r"(\.experts\.[0-9]+)\.w1\."), r"\1.gate_proj."),
+    (re.compile(r"(\.experts\.[0-9]+)\.w2\."), r"\1.down_proj."),
+    (re.compile(r"(\.experts\.[0-9]+)\.w3\."), r"\1.up_proj."),
+)
 
 
 def expert_of(module: str) -> tuple[str, int, str] | None:
@@ -119,11 +126,13 @@ class _ExpertRows:
 
 
 def split_experts(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, those of all experts of a layer split into what each expert has, by names."""
+    """The tensors of a checkpoint, by their names in `unstack_experts`' network: each expert has tensors of its own."""
     return dict(part for name, tensor in tensors.items() for part in _split(name, tensor))
 
 
 def _split(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for pattern, replacement in RENAMED:
+        name = pattern.sub(replacement, name)
     prefix, _, last = name.rpartition(".")
     if last not in STACKED or not prefix.endswith(".experts") or len(tensor.shape) != 3:
         yield name, tensor

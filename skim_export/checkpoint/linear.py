@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .checkpoint import Checkpoint
+from .experts import EXPERT_PARTS, expert_of
 
 __all__ = ["Linear", "Member", "linear_bias", "linear_weight"]
 
@@ -59,6 +60,17 @@ class Linear:
         """A linear layer with the rows of all `members`."""
         members = tuple(members)
         return cls(name, members, in_features, sum(member.count for member in members))
+
+    @property
+    def of_experts(self) -> bool:
+        """Whether its members are experts, of which a token reaches a few."""
+        return expert_of(self.members[0].module) is not None
+
+    @property
+    def inputs_differ(self) -> bool:
+        """Whether its members have inputs of their own, and not those of one layer before."""
+        expert = expert_of(self.members[0].module)
+        return expert is not None and expert[2] == EXPERT_PARTS[-1]
 
     def places(self) -> Iterator[tuple[Member, slice]]:
         """Every member with where its rows are in this layer."""

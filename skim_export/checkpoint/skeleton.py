@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-__all__ = ["forget_parameters", "load_parameters", "skeleton", "state_once"]
+__all__ = ["forget_parameters", "load_parameters", "rotary_embedding", "skeleton", "state_once"]
 
 _LOCK = threading.Lock()  # what is changed while a network is made belongs to the whole process
 
@@ -53,6 +53,12 @@ def _parameters_on_meta() -> Iterator[None]:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def rotary_embedding(network: Any) -> Any:
+    """The module of a network that makes its rotary tables."""
+    decoder = network.base_model
+    return decoder.rotary_emb if hasattr(decoder, "rotary_emb") else decoder.pos_emb  # of LFM2-MoE
 
 
 def state_once(network: Any) -> dict[str, torch.Tensor]:

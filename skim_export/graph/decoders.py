@@ -13,7 +13,7 @@ from onnxruntime_genai.models.builders import (  # type: ignore[import-not-found
 from .gemma4 import Gemma4
 from .rms_norm import make_rms_norm
 
-__all__ = ["Gemma4", "Ministral3", "Olmo2", "Qwen35Text"]
+__all__ = ["Gemma4", "Ministral3", "Olmo2", "Olmoe", "Qwen35Text"]
 
 
 class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]
@@ -64,6 +64,14 @@ class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]
         inputs = [self.layernorm_attrs["root_input"], normed]
         self.make_add(name, inputs, dtype=self.io_dtype, shape=self.make_hidden_state_shape())
         self.layernorm_attrs["root_input"] = f"{name}/output_0"
+
+
+class Olmoe(Olmo2):
+    """OLMoE (arXiv 2409.02060): norms over all heads of queries and of keys, the rest as in Mistral's models."""
+
+    def make_layer(self, layer_id: int, layer: Any) -> None:
+        """Residual + attention(norm), then residual + experts(norm)."""
+        MistralModel.make_layer(self, layer_id, layer)
 
 
 class Ministral3(MistralModel):  # type: ignore[misc,unused-ignore]

@@ -18,13 +18,15 @@ class MixtureOfExperts:
     The attributes are the builder's.
     """
 
-    activation: str
     io_dtype: ir.DataType
     layernorm_attrs: dict[str, Any]
     make_hidden_state_shape: Callable[..., list[int | str]]
     make_initializer: Callable[..., None]
+    make_matmul: Callable[..., str]
     make_node: Callable[..., None]
     make_value: Callable[..., Any]
+    mlp_attrs: dict[str, Any]
+    routes_by_sigmoid: bool
 
     def get_moe_module(self, layer_id: int, layer: Any) -> Any:
         """The feed-forward network of a layer, be it a mixture or not."""
@@ -36,41 +38,89 @@ class MixtureOfExperts:
             self.make_mlp(layer_id, moe, root_input)  # type: ignore[attr-defined]
             return
         name = f"/model/layers.{layer_id}/moe"
-        chosen, shares = self._router(name, f"model.layers.{layer_id}.moe.router.weight", moe.gate, root_input)
+        chosen, shares = self._router(name, f"model.layers.{layer_id}.moe", moe, root_input)
         output = f"{name}/{LUT_MOE.name}/output_0"
         self.make_experts(f"{name}/{LUT_MOE.name}", moe.experts, moe.gate.top_k, [root_input, chosen, shares], output)
+        if hasattr(moe, "shared_expert"):
+            shared = self._shared_expert(layer_id, moe, root_input)
+            output = self._node("Add", f"{name}/Add", [output, shared], self.io_dtype)
         self.layernorm_attrs["skip_input"] = output
 
     def make_experts(self, name: str, experts: Any, per_token: int, values: list[str], output: str) -> None:
         """The node of all experts of a layer on tokens, and on the experts and shares that these were given."""
         raise NotImplementedError
 
-    def _router(self, name: str, weight: str, router: Any, root_input: str) -> tuple[str, str]:
-        """Which experts tokens are given, `[..., k]`, and with what shares: the likeliest by a softmax over all."""
+    def _shared_expert(self, layer_id: int, moe: Any, root_input: str) -> str:
+        """An expert for all tokens, with a share between 0 and 1."""
+        self.make_mlp_proj(layer_id, moe.shared_expert, root_input)  # type: ignore[attr-defined]
+        name = f"/model/layers.{layer_id}/shared_expert_gate"
+        logit = f"{self.make_matmul(moe.shared_expert_gate, f'{name}/MatMul', root_input)}/output_0"
+        share = self._node("Sigmoid", f"{name}/Sigmoid", [logit], self.io_dtype, 1)
+        return self._node("Mul", f"{name}/Mul", [self.mlp_attrs["output_0"], share], self.io_dtype)
+
+    def _router(self, name: str, tensors: str, moe: Any, root_input: str) -> tuple[str, str]:
+        """Which experts tokens are given, and with what shares, both `[..., k]`.
+
+        All of it is in float32, as in transformers, but for the product: two experts may be nearly as likely.
+
+        Args:
+            name: of nodes.
+            tensors: beginning of the names of initializers.
+            moe: the mixture.
+            root_input: the tokens.
+        """
+        router, floats = moe.gate, ir.DataType.FLOAT
         count, per_token = len(router.weight), router.top_k
+        weight, name = f"{tensors}.router.weight", f"{name}/router"
         self.make_initializer(router.weight.T.contiguous(), weight, to=self.io_dtype)
-        logits = self._node("MatMul", f"{name}/router/MatMul", [root_input, weight], self.io_dtype, count)
-        # In float32 as in transformers: two experts may be nearly as likely.
-        cast = self._node("Cast", f"{name}/router/Cast", [logits], ir.DataType.FLOAT, count, to=ir.DataType.FLOAT)
-        likelihoods = self._node("Softmax", f"{name}/router/Softmax", [cast], ir.DataType.FLOAT, count, axis=-1)
-        top = f"{name}/router/TopK"
-        shares, chosen = f"{top}/output_0", f"{top}/output_1"
-        inputs = [likelihoods, f"/model/constants/INT64/[{per_token}]"]
-        self.make_node("TopK", inputs=inputs, outputs=[shares, chosen], name=top, axis=-1)
-        for output, dtype in ((shares, ir.DataType.FLOAT), (chosen, ir.DataType.INT64)):
-            self.make_value(output, dtype, shape=self.make_hidden_state_shape(last_dim=per_token))
-        if getattr(router, "norm_topk_prob", False):
+        logits = self._node("MatMul", f"{name}/MatMul", [root_input, weight], self.io_dtype, count)
+        if self.io_dtype != floats:
+            logits = self._node("Cast", f"{name}/Cast", [logits], floats, count, to=floats)
+        if self.routes_by_sigmoid:  # written out: onnxruntime's is off by 6e-8, which is much of a small score
+            negative = self._node("Neg", f"{name}/Neg", [logits], floats, count)
+            power = self._node("Exp", f"{name}/Exp", [negative], floats, count)
+            below = self._node("Add", f"{name}/Exp/Add", [power, "/model/constants/FLOAT/1.0"], floats, count)
+            scores = self._node("Reciprocal", f"{name}/Reciprocal", [below], floats, count)
+        else:
+            scores = self._node("Softmax", f"{name}/Softmax", [logits], floats, count, axis=-1)
+        wanted = scores
+        if (bias := getattr(moe, "expert_bias", None)) is not None:  # decides, but has no share
+            self.make_initializer(bias, f"{tensors}.expert_bias", to=floats)
+            wanted = self._node("Add", f"{name}/Add", [scores, f"{tensors}.expert_bias"], floats, count)
+        shares, chosen = self._top(f"{name}/TopK", wanted, per_token)
+        if wanted != scores:
+            gather = f"{name}/GatherElements"
+            shares = self._node("GatherElements", gather, [scores, chosen], floats, per_token, axis=-1)
+        if getattr(router, "norm_topk_prob", True):
             inputs = [shares, "/model/constants/INT64/[-1]"]
-            total = self._node("ReduceSum", f"{name}/router/ReduceSum", inputs, ir.DataType.FLOAT, 1, keepdims=True)
-            shares = self._node("Div", f"{name}/router/Div", [shares, total], ir.DataType.FLOAT, per_token)
-        if self.io_dtype != ir.DataType.FLOAT:
-            cast = f"{name}/router/shares/Cast"
-            shares = self._node("Cast", cast, [shares], self.io_dtype, per_token, to=self.io_dtype)
+            total = self._node("ReduceSum", f"{name}/ReduceSum", inputs, floats, 1, keepdims=True)
+            if self.routes_by_sigmoid:  # they may all be 0
+                inputs = [total, "/model/constants/FLOAT/1e-06"]
+                total = self._node("Add", f"{name}/ReduceSum/Add", inputs, floats, 1)
+            shares = self._node("Div", f"{name}/Div", [shares, total], floats, per_token)
+        if (scale := getattr(router, "routed_scaling_factor", 1.0)) != 1:
+            inputs = [shares, f"/model/constants/FLOAT/{float(scale)}"]
+            shares = self._node("Mul", f"{name}/Mul", inputs, floats, per_token)
+        if self.io_dtype != floats:
+            shares = self._node("Cast", f"{name}/shares/Cast", [shares], self.io_dtype, per_token, to=self.io_dtype)
         return chosen, shares
 
-    def _node(self, op: str, name: str, inputs: list[str], dtype: ir.DataType, last_dim: int, **attributes: Any) -> str:
-        """A node with a value for each token; the name of its output."""
+    def _top(self, name: str, scores: str, count: int) -> tuple[str, str]:
+        """The highest scores of each token, and whose they are."""
+        values, places = f"{name}/output_0", f"{name}/output_1"
+        self.make_node(
+            "TopK", inputs=[scores, f"/model/constants/INT64/[{count}]"], outputs=[values, places], name=name
+        )
+        for output, dtype in ((values, ir.DataType.FLOAT), (places, ir.DataType.INT64)):
+            self.make_value(output, dtype, shape=self.make_hidden_state_shape(last_dim=count))
+        return values, places
+
+    def _node(
+        self, op: str, name: str, inputs: list[str], dtype: ir.DataType, last_dim: int | None = None, **attributes: Any
+    ) -> str:
+        """A node with so many values for each token, by default the hidden state's; the name of its output."""
         output = f"{name}/output_0"
         self.make_node(op, inputs=inputs, outputs=[output], name=name, **attributes)
-        self.make_value(output, dtype, shape=self.make_hidden_state_shape(last_dim=last_dim))
+        shape = self.make_hidden_state_shape() if last_dim is None else self.make_hidden_state_shape(last_dim=last_dim)
+        self.make_value(output, dtype, shape=shape)
         return output

@@ -70,6 +70,7 @@ class PackedModel(MixtureOfExperts, AttentionOfTransformers):
         """What is to be known before the graph is made."""
         self.context = context
         architecture = context.model.architecture
+        self.routes_by_sigmoid = architecture.declaration.routes_by_sigmoid
         linears = [*architecture.all_linears, architecture.head_linear]
         self._linears = {_joined(linear.members): linear for linear in linears}
         self._members: dict[Any, Member] = {}
@@ -186,7 +187,7 @@ class PackedModel(MixtureOfExperts, AttentionOfTransformers):
     def make_matmul(self, matmul: Any, basename: str, root_input: str, **kwargs: Any) -> str:
         """The product of a linear layer; the name of the node."""
         if (linear := self._linear(matmul)) is None:
-            return super().make_matmul(matmul, basename, root_input, **kwargs)  # type: ignore[misc,no-any-return]
+            return super().make_matmul(matmul, basename, root_input, **kwargs)
         return self._product(linear, basename, root_input, **kwargs)
 
     def make_packed_matmul(self, q: Any, k: Any, v: Any, basename: str, root_input: str, **kwargs: Any) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from skim_export.checkpoint import rotary_embedding
+
 if TYPE_CHECKING:
     import torch
 
@@ -45,7 +47,7 @@ def _rows(network: Any, kind: str, positions: list[int]) -> tuple[torch.Tensor, 
     import torch
 
     ids = torch.tensor([positions])
-    rotary = network.base_model.rotary_emb
+    rotary = rotary_embedding(network)
     cos, sin = rotary(torch.zeros(1), ids, kind) if kind else rotary(torch.zeros(1), ids)
     half = cos.shape[-1] // 2
     return cos[0, :, :half], sin[0, :, :half]

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from skim_export.calibration.calibrate_model import activation_bytes
-from skim_export.calibration.passes import BlockBackward, Factors, forward
+from skim_export.calibration.passes import BlockBackward, OfSequence, forward
 from skim_export.calibration.sums import LinearSums
 from skim_export.calibration.text import WRITTEN_TOGETHER
 from skim_export.calibration.workers import workers
@@ -286,7 +286,7 @@ class _BlockTimes:
             self.forward = _seconds(lambda: forward(pool, block, hidden, arguments[largest]))
             sums = LinearSums(pool, linears, device)
             backward = BlockBackward(linears, module, block)
-            factors: list[list[list[Factors]]] = []
+            factors: list[list[OfSequence]] = []
             gradient = _padded(hidden, streamed.width(largest + 1))
             self.backward = _seconds(lambda: backward.run(pool, hidden, gradient, arguments[largest], factors.append))
             self.sums = _seconds(lambda: sums.add(factors[0]), device)

@@ -17,7 +17,11 @@ from typing import Unpack
 import numpy as np
 import numpy.typing as npt
 
-from skim_export.calibration.calibrate_model import gather_statistics, spread_statistics
+from skim_export.calibration.calibrate_model import (
+    gather_statistics,
+    spread_statistics,
+    warn_of_seldom_experts,
+)
 from skim_export.calibration.statistics_store import StatisticsStore
 from skim_export.checkpoint import Model, default_bits
 from skim_export.graph.external_data import save_model
@@ -186,6 +190,7 @@ def _quantize(job: Job, work: Workplace, progress: Progress) -> PackedCheckpoint
             gather = partial(spread_statistics, executor=job.executor)
         vocabulary = options.measures_vocabulary(model.architecture)
         gather(model, tokens, store, vocabulary=vocabulary, progress=progress)
+        warn_of_seldom_experts(model.architecture, store)
     curves = work.subdirectory("curves")
     widths = allocate(model, store, options, job.budget, curves=curves, executor=job.executor, progress=progress)
     resources = job.executor.resources

@@ -53,6 +53,7 @@ TOKENIZER = {  # the model builder asks for one
     },
     "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast"},
 }
+FIRST_MIXTURES = {"num_dense_layers": 1, "decoder_sparse_step": 2}  # entries that say where they are
 ORIGINAL = "original_max_position_embeddings"
 BY_LAYER = ("layer_types", "no_rope_layers")  # entries with a value for each layer
 
@@ -102,6 +103,7 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
         "pad_token_id": None,
     }
     raw |= {name: [of_layers[layer] for layer in layers] for name, of_layers in kinds.items()}
+    raw |= _few_experts(config, raw)
     if sharing:
         raw["num_kv_shared_layers"] = sum(sharing[layer] == "reuse" for layer in layers)
     if hasattr(config, "vocab_size_per_layer_input"):
@@ -117,6 +119,19 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
         if isinstance(holder.get(ORIGINAL), int):
             holder[ORIGINAL] = min(holder[ORIGINAL], CONTEXT)
     return raw
+
+
+def _few_experts(config: Any, raw: dict[str, Any]) -> dict[str, Any]:
+    """What makes a mixture small: few narrow experts, in the second block at least, where the model has some."""
+    small: dict[str, Any] = {}
+    for name in ("num_experts", "num_local_experts"):
+        if name in raw:
+            small[name] = min(raw[name], config.num_experts_per_tok + 3)
+    small |= {name: 32 for name in ("moe_intermediate_size", "shared_expert_intermediate_size") if name in raw}
+    small |= {name: min(raw[name], most) for name, most in FIRST_MIXTURES.items() if raw.get(name)}
+    if raw.get("mlp_only_layers"):
+        small["mlp_only_layers"] = [0]
+    return small
 
 
 def _unlike_layers(kinds: list[list[Any]], count: int) -> list[int]:

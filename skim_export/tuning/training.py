@@ -24,6 +24,7 @@ from skim_export.calibration.arguments import Arguments
 from skim_export.calibration.passes import (
     BlockBackward,
     Factors,
+    OfSequence,
     add_in_pieces,
     forward,
     head_gradient,
@@ -200,7 +201,7 @@ class _Trainer:
         quantized = [student.linears[linear.name] for linear in linears]
         sums = [torch.zeros(linear.out_features, linear.in_features) for linear in linears]
 
-        def consume(factors: list[list[Factors]]) -> None:
+        def consume(factors: list[OfSequence]) -> None:
             add_in_pieces(self._pool, sums, factors, _add_gradient)
 
         backward = BlockBackward(linears, module, block, list(trained.values()))
@@ -230,5 +231,5 @@ class _Trainer:
         return loss
 
 
-def _add_gradient(total: torch.Tensor, rows: slice, x: torch.Tensor, dy: torch.Tensor) -> None:
-    total.addmm_(dy[:, rows].T, x)
+def _add_gradient(total: torch.Tensor, rows: slice, factors: Factors) -> None:
+    total[rows].addmm_(factors.of(rows).T, factors.x)

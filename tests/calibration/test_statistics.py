@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 from skim_export.calibration import Activations, LinearStatistics
 from skim_export.calibration import calibrate as calibrate_on
 from skim_export.checkpoint import Checkpoint, Linear, Model
+from skim_export.packed.dequantized import dequantized_model
 from skim_export.work.resources import ROW_GROUP, Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
@@ -117,6 +118,69 @@ def test_against_the_whole_model(tmp_path: Path, kind: str, tokens: npt.NDArray[
             one, other = getattr(actual, field), getattr(expected, field)
             assert one.dtype == np.float32
             assert relative_error(one, other) < rounding, (linear.name, field)
+
+
+def test_experts_against_the_whole_model(tmp_path: Path, tokens: npt.NDArray[np.int64]) -> None:
+    """Sums over the tokens of each expert alone, in float64; some experts have none, for the text has two tokens."""
+    model, experts = build(tmp_path / "model", "qwen3-moe"), 6
+    tokens = np.where(tokens % 2, 7, 9)
+    calibrated = calibrate(model, tokens, resources=Resources(2), progress=Progress())
+    found = {linear.name: statistics for linear, statistics in calibrated}
+
+    network = dequantized_model(model, lambda name: None).double()
+    x: dict[str, torch.Tensor] = {}
+    y: dict[str, torch.Tensor] = {}
+
+    def see(name: str) -> None:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+            x[name], y[name] = inputs[0].detach(), output
+            output.retain_grad()
+
+        network.get_submodule(name).register_forward_hook(hook)
+
+    linears = [linear for linear in model.architecture.linears if linear.of_experts]
+    assert len(linears) == 6
+    for linear in linears:
+        for member in linear.members:
+            see(member.module)
+    network.requires_grad_()
+    ids = torch.from_numpy(tokens)
+    logits = network(input_ids=ids).logits[:, :-1]
+    nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    predicted = SEQUENCES * (LENGTH - 1)
+    unseen = False
+    for linear in linears:
+        seen = [len(x[member.module]) if member.module in x else 0 for member in linear.members]
+        assert sum(seen) == 2 * tokens.size
+        count = linear.out_features // experts
+        fisher = torch.zeros(linear.out_features, linear.in_features, dtype=torch.float64)
+        moments = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64)
+        outputs = torch.eye(linear.out_features, dtype=torch.float64)
+        for member, rows in linear.places():
+            if member.module in x:
+                dy, inputs = y[member.module].grad, x[member.module]
+                assert dy is not None
+                weight = (dy**2).mean(dim=1).sqrt()
+                fisher[rows] = torch.einsum("ti,tj->ij", dy**2, inputs**2)
+                moments += torch.einsum("t,ti,tj->ij", weight, inputs, inputs)
+                together = torch.einsum("ti,tj->ij", dy / weight[:, None].clamp(1e-30), dy)
+                spread = together.diagonal().sqrt()
+                together = together / torch.outer(spread, spread) * len(dy) / (len(dy) + ROW_GROUP)
+                outputs[rows, rows] = together.fill_diagonal_(1)
+        fisher += 16 * fisher.sum(dim=0) / (sum(seen) * count)
+        spread = moments.diagonal().sqrt()
+        correlation = moments / torch.outer(spread, spread)
+        if linear.name.endswith("down_proj"):
+            correlation = torch.eye(linear.in_features, dtype=torch.float64)
+        actual = found[linear.name]
+        assert actual.output_correlation is not None
+        assert actual.expert_tokens is not None
+        assert actual.expert_tokens.tolist() == seen
+        assert relative_error(actual.fisher, (fisher / predicted).numpy()) < ROUNDING, linear.name
+        assert relative_error(actual.correlation, correlation.numpy()) < ROUNDING, linear.name
+        assert relative_error(actual.output_correlation, in_blocks(outputs)) < ROUNDING, linear.name
+        unseen |= 0 in seen
+    assert unseen
 
 
 @pytest.mark.parametrize(
