@@ -139,7 +139,7 @@ def architecture_of(checkpoint: Checkpoint) -> Architecture:
         )
     paths = {module: path for path, module in network.named_modules()}
     head, embedding = paths[network.get_output_embeddings()], paths[network.get_input_embeddings()]
-    check_parts(checkpoint, network)
+    check_parts(checkpoint, network, mixtures=declaration.router is not None)
     tied = _is_tied(checkpoint, head, embedding)
     check_tensors(checkpoint, network, f"{head}.weight" if tied else None)
 

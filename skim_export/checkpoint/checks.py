@@ -71,16 +71,22 @@ def check_config(checkpoint: Checkpoint) -> None:
             raise UserError(f"{file}: {name} must be at least 0 and below 1, is {epsilon!r}")
 
 
-def check_parts(checkpoint: Checkpoint, network: nn.Module) -> None:
+def check_parts(checkpoint: Checkpoint, network: nn.Module, *, mixtures: bool) -> None:
     """Refuse what some models of an architecture have and others have not.
 
+    Args:
+        checkpoint: the model.
+        network: of transformers.
+        mixtures: whether there may be mixtures of experts.
+
     Raises:
-        UserError: there is a mixture of experts of a kind that is not supported.
+        UserError: there is one, and there may be none or none of its kind.
     """
     file = checkpoint.path / "config.json"
     for name, parameter in network.named_parameters():
-        if ".experts." in name and parameter.ndim != 2:
-            raise UserError(f"{file}: the model has experts ({name}) of a kind that is not supported")
+        if ".experts." in name and not (mixtures and parameter.ndim == 2):
+            what = "of a kind that is" if mixtures else "and mixtures in this architecture are"
+            raise UserError(f"{file}: the model has experts ({name}), {what} not supported")
 
 
 def check_tensors(checkpoint: Checkpoint, network: Any, optional: str | None) -> None:

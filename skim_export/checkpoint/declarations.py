@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from skim_runtime.errors import UserError
 
@@ -21,13 +22,13 @@ class Declaration:
         graph: the class that writes its graph: of onnxruntime-genai's model builder, or of `graph.decoders`.
         genai_type: the type that onnxruntime-genai runs it as, where that isn't the model class's own name.
         floats: modules of a block, by the end of their path, that stay float: small, and not worth a product on codes.
-        routes_by_sigmoid: whether experts are chosen by sigmoids, which a bias may correct, in place of a softmax.
+        router: what scores experts, a softmax over all or a sigmoid of each; None if there are no mixtures.
     """
 
     graph: str
     genai_type: str | None = None
     floats: tuple[str, ...] = ()
-    routes_by_sigmoid: bool = False
+    router: Literal["softmax", "sigmoid"] | None = None
 
     def keeps_float(self, module: str) -> bool:
         """Whether a linear layer of a block is one of `floats`."""
@@ -40,10 +41,10 @@ DECLARATIONS = {
     "Ministral3ForCausalLM": Declaration("Ministral3", genai_type="mistral3_text"),
     "Qwen2ForCausalLM": Declaration("QwenModel"),
     "Qwen3ForCausalLM": Declaration("Qwen3Model"),
-    "Qwen2MoeForCausalLM": Declaration("QwenModel", genai_type="qwen2", floats=(SHARED_GATE,)),
-    "Qwen3MoeForCausalLM": Declaration("Qwen3Model", genai_type="qwen3"),
-    "MixtralForCausalLM": Declaration("MistralModel", genai_type="mistral"),
-    "OlmoeForCausalLM": Declaration("Olmoe", genai_type="olmo"),
+    "Qwen2MoeForCausalLM": Declaration("QwenModel", genai_type="qwen2", floats=(SHARED_GATE,), router="softmax"),
+    "Qwen3MoeForCausalLM": Declaration("Qwen3Model", genai_type="qwen3", router="softmax"),
+    "MixtralForCausalLM": Declaration("MistralModel", genai_type="mistral", router="softmax"),
+    "OlmoeForCausalLM": Declaration("Olmoe", genai_type="olmo", router="softmax"),
     "GemmaForCausalLM": Declaration("GemmaModel"),
     "Gemma2ForCausalLM": Declaration("Gemma2Model"),
     "Gemma3ForCausalLM": Declaration("Gemma3Model", genai_type="gemma3_text"),
@@ -57,12 +58,12 @@ DECLARATIONS = {
     "Ernie4_5ForCausalLM": Declaration("ErnieModel"),
     "HunYuanDenseV1ForCausalLM": Declaration("HunyuanDenseV1Model"),
     "Lfm2ForCausalLM": Declaration("LFM2Model"),
-    "Lfm2MoeForCausalLM": Declaration("LFM2MoEModel", genai_type="lfm2", routes_by_sigmoid=True),
+    "Lfm2MoeForCausalLM": Declaration("LFM2MoEModel", genai_type="lfm2", router="sigmoid"),
     "SeedOssForCausalLM": Declaration("LlamaModel", genai_type="llama"),
     "CwmForCausalLM": Declaration("LlamaModel", genai_type="llama"),
     "Qwen3_5ForCausalLM": Declaration("Qwen35Text", genai_type="qwen3_5_text", floats=LINEAR_ATTENTION_GATES),
     "Qwen3_5MoeForCausalLM": Declaration(
-        "Qwen35Text", genai_type="qwen3_5_text", floats=(*LINEAR_ATTENTION_GATES, SHARED_GATE)
+        "Qwen35Text", genai_type="qwen3_5_text", floats=(*LINEAR_ATTENTION_GATES, SHARED_GATE), router="softmax"
     ),
 }
 

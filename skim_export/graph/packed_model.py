@@ -70,7 +70,7 @@ class PackedModel(MixtureOfExperts, AttentionOfTransformers):
         """What is to be known before the graph is made."""
         self.context = context
         architecture = context.model.architecture
-        self.routes_by_sigmoid = architecture.declaration.routes_by_sigmoid
+        self.routes_by_sigmoid = architecture.declaration.router == "sigmoid"
         linears = [*architecture.all_linears, architecture.head_linear]
         self._linears = {_joined(linear.members): linear for linear in linears}
         self._members: dict[Any, Member] = {}

@@ -75,7 +75,7 @@ def test_what_they_read_differently(tmp_path, tiny, entries):
 @pytest.mark.parametrize(
     ("tiny", "entries"),
     [
-        (tiny_llama, {"num_local_experts": 4}),
+        (tiny_llama, {"hidden_act": "quick_gelu"}),
     ],
 )
 def test_what_would_fail_after_hours(tmp_path, tiny, entries):
