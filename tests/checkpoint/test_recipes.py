@@ -122,9 +122,9 @@ def test_shapes_are_those_of_a_checkpoint(tmp_path: Path, name: str) -> None:
 
 def test_a_recipe_of_another_architecture_is_refused_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = hub_that(monkeypatch, None)
-    message = "model qwen3-30b-a3b cannot be exported yet: architecture Qwen3MoeForCausalLM is not supported; supported"
+    message = "model gpt-oss-20b cannot be exported yet: architecture GptOssForCausalLM is not supported; supported"
     with pytest.raises(UserError, match=message):
-        Model.open("qwen3-30b-a3b")
+        Model.open("gpt-oss-20b")
     assert not calls
 
 
