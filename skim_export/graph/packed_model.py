@@ -19,6 +19,7 @@ from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 
 from skim_export.checkpoint import EXPERT_PARTS, Linear, Member, Model, linear_bias, linear_weight, skeleton
 from skim_export.packed import CLASSES, PackedLinear
+from skim_runtime.errors import UserError
 from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_MOE, LUT_SWIGLU, Operator, tensor_names
 
 from .attention import AttentionOfTransformers
@@ -249,6 +250,8 @@ class PackedModel(MixtureOfExperts, AttentionOfTransformers):
 
     def make_experts(self, name: str, experts: Any, per_token: int, values: list[str], output: str) -> None:
         """All experts of a layer in one node."""
+        if self.activation not in SILU:
+            raise UserError(f"experts with the activation {self.activation} are not supported; {SILU[0]} is")
         parts = [self._linear(*(expert[part] for expert in experts)) for part in EXPERT_PARTS]
         linears = [part.name for part in parts if part is not None]
         own = {"experts": len(experts), "per_token": per_token, "accuracy_level": self.context.accuracy_level}

@@ -133,6 +133,7 @@ def prepare(
     found = Model.open(model, adapter=options.adapter, progress=progress, download=download)
     opened = excluding(found, options.exclude)
     _check_context(opened, options)
+    _check_mixtures(opened, options)
     job = Job.of(model, output, options, opened, resources, executor)
     if not opened.only_shapes:
         opened.check_tokenizer()
@@ -273,6 +274,11 @@ def _check_output(output: Path) -> None:
     if output.is_dir():
         raise UserError(f"--output {output}: is a directory; name a file in it")
     check_directory("--output", output.parent)
+
+
+def _check_mixtures(model: Model, options: ExportOptions) -> None:
+    if options.ep != "cpu" and any(linear.of_experts for linear in model.architecture.all_linears):
+        raise UserError(f"--ep {options.ep}: mixtures of experts run on the CPU alone so far: leave it out")
 
 
 def _check_context(model: Model, options: ExportOptions) -> None:

@@ -35,6 +35,11 @@ def excluding(model: Model, patterns: Iterable[str]) -> Model:
         modules = [member.module for member in linear.members]
         if linear.name not in names or len(modules) == 1:
             continue
+        if linear.of_experts:
+            pattern = next(excluded[module] for module in modules if module in excluded)
+            raise UserError(
+                f"--exclude {pattern}: matches experts, which have no products with floats; --keep gives a width"
+            )
         if missing := [module for module in modules if module not in excluded]:
             pattern = next(excluded[module] for module in modules if module in excluded)
             raise UserError(

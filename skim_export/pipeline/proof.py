@@ -103,7 +103,7 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
         "pad_token_id": None,
     }
     raw |= {name: [of_layers[layer] for layer in layers] for name, of_layers in kinds.items()}
-    raw |= _few_experts(raw)
+    raw |= _few_experts(config, raw)
     if sharing:
         raw["num_kv_shared_layers"] = sum(sharing[layer] == "reuse" for layer in layers)
     if hasattr(config, "vocab_size_per_layer_input"):
@@ -121,12 +121,12 @@ def _small(checkpoint: Checkpoint) -> dict[str, Any]:
     return raw
 
 
-def _few_experts(raw: dict[str, Any]) -> dict[str, Any]:
+def _few_experts(config: Any, raw: dict[str, Any]) -> dict[str, Any]:
     """What makes a mixture small: few narrow experts, in the second block at least, where the model has some."""
     small: dict[str, Any] = {}
     for name in ("num_experts", "num_local_experts"):
         if name in raw:
-            small[name] = min(raw[name], raw.get("num_experts_per_tok", 1) + 3)
+            small[name] = min(raw[name], getattr(config, "num_experts_per_tok", 1) + 3)
     small |= {name: 32 for name in ("moe_intermediate_size", "shared_expert_intermediate_size") if name in raw}
     small |= {name: min(raw[name], most) for name, most in FIRST_MIXTURES.items() if raw.get(name)}
     if raw.get("mlp_only_layers"):
