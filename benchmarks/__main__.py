@@ -15,6 +15,7 @@ BENCHMARKS = {
     "quality-whole": ("quality_whole", "the same with embedding and head quantized, against GGUF mixtures"),
     "quantizer": ("quantizer", "seconds to quantize one layer"),
     "kernels": ("kernels", "milliseconds of one linear layer, beside onnxruntime's own"),
+    "mixture": ("mixture", "milliseconds of one mixture of experts, beside onnxruntime's own"),
     "instructions": ("instructions", "instructions for one weight, by width and arithmetic"),
     "make-checkpoint": ("synthetic", "no measurement: writes a checkpoint of true shapes with random weights"),
     "arithmetic": ("arithmetic", "perplexity of an exported model in integers and in float32"),

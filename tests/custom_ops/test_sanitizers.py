@@ -32,7 +32,8 @@ def test_kernels_on_exact_blocks(build):
 
 
 def test_operators(build):
-    modules = [Path(__file__).parent / f"test_{name}.py" for name in ("matmul", "swiglu", "moe", "gather", "refusals", "read_memory")]
+    names = ("matmul", "swiglu", "moe", "gather", "refusals", "read_memory")
+    modules = [Path(__file__).parent / f"test_{name}.py" for name in names]
     # The reference kernels have had their turn in test_kernels_on_exact_blocks.
     selection = "" if kernel_name() == "reference" else "not reference"
     run_sanitized_tests(modules, selection, SKIM_TEST_LIBRARY=str(build / "libskim_ops.so"))
