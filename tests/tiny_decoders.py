@@ -199,6 +199,8 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5-moe": ("Qwen3_5MoeForCausalLM", {**HYBRID, **EXPERTS, "shared_expert_intermediate_size": 64}),
 }
 
+MIXTURES = {name for name, (_, entries) in DECODERS.items() if {"num_experts", "num_local_experts"} & entries.keys()}
+
 
 def tiny_decoder(name: str, path: Path, seed: int = 0, **entries: Any) -> Path:
     """Save the random checkpoint of a case with its tokenizer, and return `path`."""

@@ -16,7 +16,7 @@ from skim_export.packed.dequantized import dequantized_model
 from skim_runtime.progress import Progress
 
 from ..random_packed import random_units
-from ..tiny_decoders import DECODERS, LLAMA3
+from ..tiny_decoders import DECODERS, LLAMA3, MIXTURES
 from ..tiny_models import tiny_llama, tiny_mistral
 
 ROTARY = {**LLAMA3, "original_max_position_embeddings": 128}
@@ -35,7 +35,7 @@ MODELS = {
 }
 # What of each, test_lowering.py says.
 MISSING = {"gemma4", "gemma4-e", "gemma4-unified", "ministral3", "phi3-long", "hunyuan", "lfm2", "qwen3_5"}
-SUPPORTED = sorted(DECODERS.keys() - MISSING)
+SUPPORTED = sorted(DECODERS.keys() - MISSING - MIXTURES)
 CLASSES = {
     "float16": {"classes": (0, 3, 5, 10), "vocabulary_classes": (2, 14), "entries": np.float16},
     "all_widths": {"classes": range(ALL_CLASSES), "vocabulary_classes": range(ALL_CLASSES)},

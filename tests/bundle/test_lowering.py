@@ -289,6 +289,7 @@ def test_what_other_architectures_have_is_not_guessed(change, message, exported,
         ("phi3-long", "Greater /model/table_rows/Greater"),
         ("hunyuan", "RotaryEmbedding /model/layers.0/attn/q_rotary/RotaryEmbedding"),
         ("lfm2", "Transpose /model/layers.0/conv/Transpose_1"),
+        ("mixtral", "MatMul /model/layers.0/moe/router/MatMul"),
         ("qwen3_5", "MatMul /model/layers.0/linear_attn/b_proj/MatMul"),
     ],
 )

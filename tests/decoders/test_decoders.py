@@ -36,7 +36,7 @@ def test_logits(exported, name):
 
 
 @pytest.mark.covers("function")
-@pytest.mark.parametrize("name", cases(DECODERS, "phi3", "gemma4-e", "qwen3_5"))
+@pytest.mark.parametrize("name", cases(DECODERS, "phi3", "gemma4-e", "qwen3_5", "qwen3-moe"))
 def test_logits_of_functions(exported, name):
     """By the definition of our operators in standard ones."""
     check_logits(exported(name), "function")

@@ -32,14 +32,13 @@ def check_export(directory, name, **options):
 
 
 @pytest.mark.covers("weights")
-@pytest.mark.parametrize("name", cases(DECODERS, "phi3", "lfm2", "gemma4-e"))
+@pytest.mark.parametrize("name", cases(DECODERS, "phi3", "lfm2", "gemma4-e", "lfm2-moe"))
 def test_weights_only(tmp_path, name):
     check_export(tmp_path, name, effort="weights")
 
 
-@pytest.mark.slow
 @pytest.mark.covers("calibrated")
-@pytest.mark.parametrize("name", DECODERS)
+@pytest.mark.parametrize("name", cases(DECODERS, "qwen3-moe"))
 def test_calibrated(tmp_path, name, monkeypatch):
     monkeypatch.setattr(calibration_text, "SEQUENCES", 4)
     monkeypatch.setattr(calibration_text, "LENGTH", 64)
