@@ -30,7 +30,7 @@ from skim_runtime.measure.report import report_head, save_json
 from skim_runtime.measure.rounds import mean_seconds, take_turns
 from skim_runtime.measure.session import open_session
 from skim_runtime.measure.tables import number, say, text_table
-from skim_runtime.operators import DOMAIN, INTEGER_ACCURACY, LUT_MOE
+from skim_runtime.operators import DOMAIN, INTEGER_ACCURACY, LUT_MOE, SWIGLU
 from skim_runtime.progress_bar import ProgressBar
 
 __all__ = ["HEADINGS", "add_arguments", "cells", "run"]
@@ -135,7 +135,12 @@ def ours(random: np.random.Generator, sizes: Sizes, bits: str) -> Contender:
     """`LutMoe` with integer arithmetic, rows as `skim-export` writes them."""
     shapes = (sizes.inner, sizes.hidden), (sizes.inner, sizes.hidden), (sizes.hidden, sizes.inner)
     parts = [random_linear(random, sizes.experts * n, k, WIDTHS[bits]) for n, k in shapes]
-    own = {"experts": sizes.experts, "per_token": sizes.per_token, "accuracy_level": INTEGER_ACCURACY}
+    own = {
+        "experts": sizes.experts,
+        "per_token": sizes.per_token,
+        "gating": SWIGLU,
+        "accuracy_level": INTEGER_ACCURACY,
+    }
     tensors = {
         prefix + name: getattr(part, name)
         for prefix, part in zip(LUT_MOE.prefixes, parts, strict=True)

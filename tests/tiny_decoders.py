@@ -94,6 +94,18 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "mixtral": ("MixtralForCausalLM", {"num_local_experts": 5, "num_experts_per_tok": 2, "intermediate_size": 64}),
+    "gpt-oss": (
+        "GptOssForCausalLM",
+        {
+            "head_dim": 32,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 64,
+            "sliding_window": 24,
+            "layer_types": [SLIDING, FULL, SLIDING],
+            "rope_parameters": {**YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": False},
+        },
+    ),
     "olmoe": ("OlmoeForCausalLM", {"num_experts": 6, "num_experts_per_tok": 3, "intermediate_size": 32}),
     "gemma": ("GemmaForCausalLM", {"head_dim": 32, "hidden_activation": "gelu_pytorch_tanh"}),
     "gemma2": (

@@ -13,6 +13,18 @@ namespace {
 constexpr int64_t kMaxExperts = 65536;
 constexpr int64_t kBlockPairs = 4096;  // of a token and an expert: bounds the scratch memory
 
+// How gate and up go together, the attribute `gating`: silu(g) * u, or what gpt-oss has in its place (docs/format.md).
+enum Gating : int64_t { kSwiglu, kClampedSwiglu, kGatings };
+constexpr float kAlpha = 1.702f, kLimit = 7.0f;
+
+// Makes of `count` gates and ups those whose SwiGLU is min(g, 7) sigmoid(1.702 min(g, 7)) (max(-7, min(u, 7)) + 1).
+void Clamp(float* gates, float* ups, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    gates[i] = kAlpha * std::min(gates[i], kLimit);
+    ups[i] = (std::max(-kLimit, std::min(ups[i], kLimit)) + 1.0f) / kAlpha;
+  }
+}
+
 // Its inputs before the weights.
 enum MoeInput : size_t { kX, kExperts, kShares, kFirstWeight };
 
@@ -81,6 +93,7 @@ class LutMoe {
         node_(NodeText(api, info, "LutMoe")),
         count_(ReadCount(api, info, "experts")),
         per_token_(ReadCount(api, info, "per_token")),
+        gating_(ReadGating(api, info)),
         hidden_(Named(node_, [&] { return ReadAttribute(api, info, "K"); })),
         inner_(Named(node_, [&] { return ReadAttribute(api, info, "N"); })),
         gate_(*this, api, info, "gate_", 0, {inner_, hidden_}),
@@ -117,6 +130,14 @@ class LutMoe {
                             std::to_string(count));
     }
     return count;
+  }
+
+  int64_t ReadGating(const OrtApi* api, const OrtKernelInfo* info) const {
+    const int64_t gating = Named(node_, [&] { return ReadAttribute(api, info, "gating"); });
+    if (gating < 0 || gating >= kGatings) {
+      throw InvalidArgument(node_ + ": gating must be 0 or 1, got " + std::to_string(gating));
+    }
+    return gating;
   }
 
   // An input with an element for each of a token's experts: the shape of X with another last dimension.
@@ -193,8 +214,9 @@ class LutMoe {
     RunProducts(api_, context, products);
 
     EachTokens(api_, context, count, [&](int64_t first, int64_t some) {
-      float* gated = gates + first * inner_;
-      kernels_.swiglu(gated, ups + first * inner_, some * inner_, gated, FloatType::kFloat32);
+      float *gated = gates + first * inner_, *up = ups + first * inner_;
+      if (gating_ == kClampedSwiglu) Clamp(gated, up, some * inner_);
+      kernels_.swiglu(gated, up, some * inner_, gated, FloatType::kFloat32);
       down_.arithmetic.prepare(down_.experts.layer(0), gated, FloatType::kFloat32, some, down_x + first * down_stride);
     });
     products.clear();
@@ -224,7 +246,7 @@ class LutMoe {
   const Kernels& kernels_;
   FloatType type_;
   std::string node_;
-  int64_t count_, per_token_, hidden_, inner_;
+  int64_t count_, per_token_, gating_, hidden_, inner_;
   Part gate_, up_, down_;
 };
 

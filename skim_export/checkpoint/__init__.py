@@ -3,7 +3,7 @@
 from .architecture import Architecture, architecture_of
 from .checkpoint import Checkpoint
 from .declarations import DECLARATIONS
-from .experts import EXPERT_PARTS
+from .experts import CLAMPED_ALPHA, CLAMPED_LIMIT, EXPERT_PARTS
 from .linear import Linear, Member, linear_bias, linear_weight
 from .model import Model
 from .recipes import Recipe, default_bits, load_recipes, resolve
@@ -11,6 +11,8 @@ from .shapes import ShapesOnly
 from .skeleton import forget_parameters, load_parameters, rotary_embedding, skeleton
 
 __all__ = [
+    "CLAMPED_ALPHA",
+    "CLAMPED_LIMIT",
     "DECLARATIONS",
     "EXPERT_PARTS",
     "Architecture",

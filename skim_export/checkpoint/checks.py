@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from skim_runtime.errors import UserError
 
 from .checkpoint import Checkpoint
+from .experts import expert_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -83,8 +84,8 @@ def check_parts(checkpoint: Checkpoint, network: nn.Module, *, mixtures: bool) -
         UserError: there is one, and there may be none or none of its kind.
     """
     file = checkpoint.path / "config.json"
-    for name, parameter in network.named_parameters():
-        if ".experts." in name and not (mixtures and parameter.ndim == 2):
+    for name, _ in network.named_parameters():
+        if ".experts." in name and not (mixtures and expert_of(name.rpartition(".")[0])):
             what = "of a kind that is" if mixtures else "and mixtures in this architecture are"
             raise UserError(f"{file}: the model has experts ({name}), {what} not supported")
 

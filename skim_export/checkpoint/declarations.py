@@ -22,13 +22,14 @@ class Declaration:
         graph: the class that writes its graph: of onnxruntime-genai's model builder, or of `graph.decoders`.
         genai_type: the type that onnxruntime-genai runs it as, where that isn't the model class's own name.
         floats: modules of a block, by the end of their path, that stay float: small, and not worth a product on codes.
-        router: what scores experts, a softmax over all or a sigmoid of each; None if there are no mixtures.
+        router: what the shares of experts come from: a softmax over all, one over those that are chosen, or a sigmoid
+            of each; None if there are no mixtures.
     """
 
     graph: str
     genai_type: str | None = None
     floats: tuple[str, ...] = ()
-    router: Literal["softmax", "sigmoid"] | None = None
+    router: Literal["softmax", "softmax of chosen", "sigmoid"] | None = None
 
     def keeps_float(self, module: str) -> bool:
         """Whether a linear layer of a block is one of `floats`."""
@@ -45,6 +46,7 @@ DECLARATIONS = {
     "Qwen3MoeForCausalLM": Declaration("Qwen3Model", genai_type="qwen3", router="softmax"),
     "MixtralForCausalLM": Declaration("MistralModel", genai_type="mistral", router="softmax"),
     "OlmoeForCausalLM": Declaration("Olmoe", genai_type="olmo", router="softmax"),
+    "GptOssForCausalLM": Declaration("GPTOSSModel", router="softmax of chosen"),
     "GemmaForCausalLM": Declaration("GemmaModel"),
     "Gemma2ForCausalLM": Declaration("Gemma2Model"),
     "Gemma3ForCausalLM": Declaration("Gemma3Model", genai_type="gemma3_text"),

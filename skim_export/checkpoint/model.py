@@ -70,7 +70,7 @@ class Model:
         if checkpoint.quantization is not None:
             warnings.warn(
                 f"model {name} is quantized already ({checkpoint.quantization}): its weights are made float again; a "
-                "full-precision checkpoint gives a better result",
+                "full-precision checkpoint, if there is one, gives a better result",
                 stacklevel=2,
             )
         return model

@@ -14,8 +14,10 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from skim_export.checkpoint import CLAMPED_ALPHA, CLAMPED_LIMIT
 from skim_export.packed import CLASSES, COLUMNS, LANES, CodebookType, Field, PackedLinear, RowClass
 from skim_runtime.operators import (
+    CLAMPED_SWIGLU,
     DOMAIN,
     LUT_GATHER,
     LUT_MATMUL,
@@ -314,7 +316,8 @@ def _lut_moe(classes: list[int], codebook: npt.DTypeLike) -> onnx.FunctionProto:
     for part in ("gate_", "up_"):
         weight, bias = of_experts(part, inner, hidden)
         products[part] = b.op("Add", b.op("MatMul", x, weight), bias)  # [E, T, N]
-    gated = b.op("Mul", b.op("Mul", products["gate_"], b.op("Sigmoid", products["gate_"])), products["up_"])
+    gate, up = _gated(b, products["gate_"], products["up_"])
+    gated = b.op("Mul", b.op("Mul", gate, b.op("Sigmoid", gate)), up)
     weight, bias = of_experts("down_", hidden, inner)
     results = b.op("Add", b.op("MatMul", gated, weight), bias)  # [E, T, K]
 
@@ -328,3 +331,12 @@ def _lut_moe(classes: list[int], codebook: npt.DTypeLike) -> onnx.FunctionProto:
     y = b.op("ReduceSum", b.op("Mul", results, by_expert), b.constant([0]), keepdims=0)
     y = b.op("Reshape", b.op("CastLike", y, "X"), b.op("Shape", "X"))
     return _function(b, LUT_MOE, y)
+
+
+def _gated(b: _Body, gate: str, up: str) -> tuple[str, str]:
+    """Gate and up, or with the clamped gating those whose SwiGLU is what it means."""
+    alpha, limit, one = (b.constant(value, np.float32) for value in (CLAMPED_ALPHA, CLAMPED_LIMIT, 1))
+    clamped_gate = b.op("Mul", b.op("Min", gate, limit), alpha)
+    clamped_up = b.op("Div", b.op("Add", b.op("Clip", up, b.constant(-CLAMPED_LIMIT, np.float32), limit), one), alpha)
+    is_clamped = b.op("Equal", b.integer("gating"), b.constant([CLAMPED_SWIGLU]))
+    return b.op("Where", is_clamped, clamped_gate, gate), b.op("Where", is_clamped, clamped_up, up)

@@ -26,7 +26,7 @@ class MixtureOfExperts:
     make_node: Callable[..., None]
     make_value: Callable[..., Any]
     mlp_attrs: dict[str, Any]
-    routes_by_sigmoid: bool
+    router: str | None  # see `Declaration`
 
     def get_moe_module(self, layer_id: int, layer: Any) -> Any:
         """The feed-forward network of a layer, be it a mixture or not."""
@@ -38,9 +38,11 @@ class MixtureOfExperts:
             self.make_mlp(layer_id, moe, root_input)  # type: ignore[attr-defined]
             return
         name = f"/model/layers.{layer_id}/moe"
-        chosen, shares = self._router(name, f"model.layers.{layer_id}.moe", moe, root_input)
+        router = moe.gate if hasattr(moe, "gate") else moe.router
+        bias = getattr(moe, "expert_bias", None)
+        chosen, shares = self._route(f"{name}/router", f"model.layers.{layer_id}.moe", router, bias, root_input)
         output = f"{name}/{LUT_MOE.name}/output_0"
-        self.make_experts(f"{name}/{LUT_MOE.name}", moe.experts, moe.gate.top_k, [root_input, chosen, shares], output)
+        self.make_experts(f"{name}/{LUT_MOE.name}", moe.experts, router.top_k, [root_input, chosen, shares], output)
         if hasattr(moe, "shared_expert"):
             shared = self._shared_expert(layer_id, moe, root_input)
             output = self._node("Add", f"{name}/Add", [output, shared], self.io_dtype)
@@ -58,7 +60,7 @@ class MixtureOfExperts:
         share = self._node("Sigmoid", f"{name}/Sigmoid", [logit], self.io_dtype, 1)
         return self._node("Mul", f"{name}/Mul", [self.mlp_attrs["output_0"], share], self.io_dtype)
 
-    def _router(self, name: str, tensors: str, moe: Any, root_input: str) -> tuple[str, str]:
+    def _route(self, name: str, tensors: str, router: Any, bias: Any, root_input: str) -> tuple[str, str]:
         """Which experts tokens are given, and with what shares, both `[..., k]`.
 
         All of it is in float32, as in transformers, but for the product: two experts may be nearly as likely.
@@ -66,17 +68,17 @@ class MixtureOfExperts:
         Args:
             name: of nodes.
             tensors: beginning of the names of initializers.
-            moe: the mixture.
+            router: a module with the weight of a linear layer, and perhaps its bias.
+            bias: what decides beside the scores, but has no share; None if nothing does.
             root_input: the tokens.
         """
-        router, floats = moe.gate, ir.DataType.FLOAT
-        count, per_token = len(router.weight), router.top_k
-        weight, name = f"{tensors}.router.weight", f"{name}/router"
-        self.make_initializer(router.weight.T.contiguous(), weight, to=self.io_dtype)
-        logits = self._node("MatMul", f"{name}/MatMul", [root_input, weight], self.io_dtype, count)
-        if self.io_dtype != floats:
-            logits = self._node("Cast", f"{name}/Cast", [logits], floats, count, to=floats)
-        if self.routes_by_sigmoid:  # written out: onnxruntime's is off by 6e-8, which is much of a small score
+        floats, (count, per_token) = ir.DataType.FLOAT, (len(router.weight), router.top_k)
+        logits = self._logits(name, f"{tensors}.router", router, root_input)
+        if self.router == "softmax of chosen":
+            wanted, chosen = self._top(f"{name}/TopK", logits, per_token)
+            shares = self._node("Softmax", f"{name}/Softmax", [wanted], floats, per_token, axis=-1)
+            return chosen, self._rounded(f"{name}/shares", shares, per_token)
+        if self.router == "sigmoid":  # written out: onnxruntime's is off by 6e-8, which is much of a small score
             negative = self._node("Neg", f"{name}/Neg", [logits], floats, count)
             power = self._node("Exp", f"{name}/Exp", [negative], floats, count)
             below = self._node("Add", f"{name}/Exp/Add", [power, "/model/constants/FLOAT/1.0"], floats, count)
@@ -84,7 +86,7 @@ class MixtureOfExperts:
         else:
             scores = self._node("Softmax", f"{name}/Softmax", [logits], floats, count, axis=-1)
         wanted = scores
-        if (bias := getattr(moe, "expert_bias", None)) is not None:  # decides, but has no share
+        if bias is not None:
             self.make_initializer(bias, f"{tensors}.expert_bias", to=floats)
             wanted = self._node("Add", f"{name}/Add", [scores, f"{tensors}.expert_bias"], floats, count)
         shares, chosen = self._top(f"{name}/TopK", wanted, per_token)
@@ -94,16 +96,32 @@ class MixtureOfExperts:
         if getattr(router, "norm_topk_prob", True):
             inputs = [shares, "/model/constants/INT64/[-1]"]
             total = self._node("ReduceSum", f"{name}/ReduceSum", inputs, floats, 1, keepdims=True)
-            if self.routes_by_sigmoid:  # they may all be 0
+            if self.router == "sigmoid":  # they may all be 0
                 inputs = [total, "/model/constants/FLOAT/1e-06"]
                 total = self._node("Add", f"{name}/ReduceSum/Add", inputs, floats, 1)
             shares = self._node("Div", f"{name}/Div", [shares, total], floats, per_token)
         if (scale := getattr(router, "routed_scaling_factor", 1.0)) != 1:
             inputs = [shares, f"/model/constants/FLOAT/{float(scale)}"]
             shares = self._node("Mul", f"{name}/Mul", inputs, floats, per_token)
+        return chosen, self._rounded(f"{name}/shares", shares, per_token)
+
+    def _logits(self, name: str, tensors: str, router: Any, root_input: str) -> str:
+        """The scores of all experts, float32."""
+        count, floats = len(router.weight), ir.DataType.FLOAT
+        self.make_initializer(router.weight.T.contiguous(), f"{tensors}.weight", to=self.io_dtype)
+        logits = self._node("MatMul", f"{name}/MatMul", [root_input, f"{tensors}.weight"], self.io_dtype, count)
         if self.io_dtype != floats:
-            shares = self._node("Cast", f"{name}/shares/Cast", [shares], self.io_dtype, per_token, to=self.io_dtype)
-        return chosen, shares
+            logits = self._node("Cast", f"{name}/Cast", [logits], floats, count, to=floats)
+        if (bias := getattr(router, "bias", None)) is not None:
+            self.make_initializer(bias, f"{tensors}.bias", to=floats)
+            logits = self._node("Add", f"{name}/MatMul/Add", [logits, f"{tensors}.bias"], floats, count)
+        return logits
+
+    def _rounded(self, name: str, values: str, last_dim: int) -> str:
+        """Values in float32 in the type that the graph has."""
+        if self.io_dtype == ir.DataType.FLOAT:
+            return values
+        return self._node("Cast", f"{name}/Cast", [values], self.io_dtype, last_dim, to=self.io_dtype)
 
     def _top(self, name: str, scores: str, count: int) -> tuple[str, str]:
         """The highest scores of each token, and whose they are."""

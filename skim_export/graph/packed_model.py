@@ -20,7 +20,17 @@ from onnx_ir.tensor_adapters import TorchTensor, to_torch_dtype
 from skim_export.checkpoint import EXPERT_PARTS, Linear, Member, Model, linear_bias, linear_weight, skeleton
 from skim_export.packed import CLASSES, PackedLinear
 from skim_runtime.errors import UserError
-from skim_runtime.operators import DOMAIN, LUT_GATHER, LUT_MATMUL, LUT_MOE, LUT_SWIGLU, Operator, tensor_names
+from skim_runtime.operators import (
+    CLAMPED_SWIGLU,
+    DOMAIN,
+    LUT_GATHER,
+    LUT_MATMUL,
+    LUT_MOE,
+    LUT_SWIGLU,
+    SWIGLU,
+    Operator,
+    tensor_names,
+)
 
 from .attention import AttentionOfTransformers
 from .mixture import MixtureOfExperts
@@ -71,7 +81,7 @@ class PackedModel(MixtureOfExperts, AttentionOfTransformers):
         """What is to be known before the graph is made."""
         self.context = context
         architecture = context.model.architecture
-        self.routes_by_sigmoid = architecture.declaration.router == "sigmoid"
+        self.router = architecture.declaration.router
         linears = [*architecture.all_linears, architecture.head_linear]
         self._linears = {_joined(linear.members): linear for linear in linears}
         self._members: dict[Any, Member] = {}
@@ -254,7 +264,12 @@ class PackedModel(MixtureOfExperts, AttentionOfTransformers):
             raise UserError(f"experts with the activation {self.activation} are not supported; {SILU[0]} is")
         parts = [self._linear(*(expert[part] for expert in experts)) for part in EXPERT_PARTS]
         linears = [part.name for part in parts if part is not None]
-        own = {"experts": len(experts), "per_token": per_token, "accuracy_level": self.context.accuracy_level}
+        own = {
+            "experts": len(experts),
+            "per_token": per_token,
+            "gating": CLAMPED_SWIGLU if experts.clamped else SWIGLU,
+            "accuracy_level": self.context.accuracy_level,
+        }
         self._packed_node(LUT_MOE, linears, name, values, output, **own)
         self.make_value(output, self.io_dtype, shape=self.make_hidden_state_shape())
 

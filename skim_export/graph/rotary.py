@@ -49,8 +49,10 @@ def _rows(network: Any, kind: str, positions: list[int]) -> tuple[torch.Tensor, 
     ids = torch.tensor([positions])
     rotary = rotary_embedding(network)
     cos, sin = rotary(torch.zeros(1), ids, kind) if kind else rotary(torch.zeros(1), ids)
-    half = cos.shape[-1] // 2
-    return cos[0, :, :half], sin[0, :, :half]
+    frequencies = getattr(rotary, "inv_freq", None)
+    once = frequencies is not None and cos.shape[-1] == len(frequencies)  # gpt-oss; others repeat all of them
+    count = cos.shape[-1] if once else cos.shape[-1] // 2
+    return cos[0, :, :count], sin[0, :, :count]
 
 
 def rotary_tables(network: Any, layer_type: str, positions: int) -> tuple[torch.Tensor, torch.Tensor]:

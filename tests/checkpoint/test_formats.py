@@ -204,7 +204,7 @@ def _group(**weights):
         (PACKED, _group(strategy="block"), "weights.block_structure is None; expected two whole numbers from 1"),
         *(
             (PACKED, {"quant_method": method}, f"cannot be read ({method}, as config.json says); can be read: awq, ")
-            for method in ("bitsandbytes", "hqq", "aqlm", "mxfp4", "exl2", "fbgemm_fp8", ["awq"])
+            for method in ("bitsandbytes", "hqq", "aqlm", "nvfp4", "exl2", "fbgemm_fp8", ["awq"])
         ),
         (PACKED, {"quant_method": None}, "cannot be read (unknown method, as config.json says)"),
     ],

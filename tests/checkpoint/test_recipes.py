@@ -16,7 +16,16 @@ import pytest
 import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-from skim_export.checkpoint import Checkpoint, Model, Recipe, ShapesOnly, architecture_of, load_recipes, resolve
+from skim_export.checkpoint import (
+    DECLARATIONS,
+    Checkpoint,
+    Model,
+    Recipe,
+    ShapesOnly,
+    architecture_of,
+    load_recipes,
+    resolve,
+)
 from skim_export.checkpoint.cache import cache_directory
 from skim_export.checkpoint.gguf import convert_gguf
 from skim_export.checkpoint.recipes import RECIPES, HubSource, is_here
@@ -122,6 +131,7 @@ def test_shapes_are_those_of_a_checkpoint(tmp_path: Path, name: str) -> None:
 
 def test_a_recipe_of_another_architecture_is_refused_before_a_download(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = hub_that(monkeypatch, None)
+    monkeypatch.delitem(DECLARATIONS, "GptOssForCausalLM")
     message = "model gpt-oss-20b cannot be exported yet: architecture GptOssForCausalLM is not supported; supported"
     with pytest.raises(UserError, match=message):
         Model.open("gpt-oss-20b")

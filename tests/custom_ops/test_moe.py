@@ -21,7 +21,7 @@ PREFIXES = LUT_MOE.prefixes
 
 
 def moe_model(parts, experts, per_token, dtype=np.float32, accuracy_level=0, changes=None):
-    own = {"experts": experts, "per_token": per_token, "accuracy_level": accuracy_level}
+    own = {"experts": experts, "per_token": per_token, "gating": 0, "accuracy_level": accuracy_level}
     values = LUT_MOE.node_attributes(parts, **own) | (changes or {})
     node = helper.make_node("LutMoe", list(LUT_MOE.inputs), ["Y"], "moe", domain="ai.skim", **values)
     tensors = [
@@ -48,7 +48,16 @@ def batch(rng, shape, hidden, experts, per_token, dtype=np.float32):
     return x, np.ascontiguousarray(chosen), rng.uniform(0, 1, (*shape, per_token)).astype(dtype)
 
 
-def expected(parts, experts, x, chosen, shares):
+def swiglu(gate, up):
+    return gate / (1 + np.exp(-gate)) * up
+
+
+def clamped_swiglu(gate, up):
+    gate = np.minimum(gate, 7)
+    return gate / (1 + np.exp(-1.702 * gate)) * (np.clip(up, -7, 7) + 1)
+
+
+def expected(parts, experts, x, chosen, shares, gated=swiglu):
     """Token by token, expert by expert."""
     weights = [packed.dequantize().reshape(experts, -1, packed.in_features).astype(np.float64) for packed in parts]
     biases = [(p.bias if p.bias.size else np.zeros(p.out_features)).reshape(experts, -1) for p in parts]
@@ -56,7 +65,7 @@ def expected(parts, experts, x, chosen, shares):
     for place in np.ndindex(*x.shape[:-1]):
         for e, share in zip(chosen[place], shares[place], strict=True):
             g, u = (weights[i][e] @ x[place].astype(np.float64) + biases[i][e] for i in (0, 1))
-            y[place] += float(share) * (weights[2][e] @ (g / (1 + np.exp(-g)) * u) + biases[2][e])
+            y[place] += float(share) * (weights[2][e] @ gated(g, u) + biases[2][e])
     return y
 
 
@@ -126,6 +135,19 @@ def test_more_pairs_than_a_block_has():
     np.testing.assert_array_equal(found[2099:], alone)
 
 
+@pytest.mark.parametrize("level", [0, 4])
+def test_gating_of_gpt_oss(kernel, level):
+    """Gates and ups beyond the limits on either side."""
+    rng = np.random.default_rng(9)
+    parts = mixture(rng, 4, 64, 128)
+    s = session(moe_model(parts, 4, 2, accuracy_level=level, changes={"gating": 1}), threads=2)
+    for tokens in (1, 40):
+        x, *others = batch(rng, (tokens,), 128, 4, 2)
+        wanted = expected(parts, 4, 4 * x, *others, gated=clamped_swiglu)
+        assert relative_error(wanted, expected(parts, 4, 4 * x, *others)) > 0.1
+        assert relative_error(run(s, 4 * x, *others), wanted) < (2e-3 if level else 1e-5)
+
+
 @pytest.mark.parametrize("chosen", [[[1, 1]], [[2, 0], [2, 1], [2, 0]]])
 def test_an_expert_for_all_and_one_for_none(kernel, chosen):
     rng = np.random.default_rng(5)
@@ -148,11 +170,11 @@ def test_ranks(kernel, shape):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16])
-@pytest.mark.parametrize("entries", [np.int8, np.float16])
-def test_a_stock_runtime_runs_it_as_a_function(dtype, entries):
+@pytest.mark.parametrize(("entries", "gating"), [(np.int8, 0), (np.float16, 0), (np.int8, 1)])
+def test_a_stock_runtime_runs_it_as_a_function(dtype, entries, gating):
     rng = np.random.default_rng(7)
     parts = mixture(rng, 5, 50, 96, scales=(True, False, True), entries=entries)
-    proto = moe_model(parts, 5, 2, dtype)
+    proto = moe_model(parts, 5, 2, dtype, changes={"gating": gating})
     proto.functions.extend(lut_functions(ALL, entries, [LUT_MOE]))
     proto.opset_import[0].version = proto.functions[0].opset_import[0].version
     options = ort.SessionOptions()
@@ -163,7 +185,8 @@ def test_a_stock_runtime_runs_it_as_a_function(dtype, entries):
         y = stock.run(None, dict(zip(LUT_MOE.first_inputs, inputs, strict=True)))[0]
         assert y.shape == inputs[0].shape
         if y.size:
-            assert relative_error(y, expected(parts, 5, *inputs)) < BOUND[dtype]
+            gated = clamped_swiglu if gating else swiglu
+            assert relative_error(y, expected(parts, 5, *inputs, gated=gated)) < BOUND[dtype]
 
 
 def test_what_does_not_fit_is_refused():
@@ -176,6 +199,8 @@ def test_what_does_not_fit_is_refused():
             session(moe_model([gate, up, down], 4, 2, changes={name: 0}))
     with pytest.raises(Exception, match="LutMoe node 'moe': gate_rows_per_class must sum to N=60"):
         session(moe_model([gate, up, down], 4, 2, changes={"experts": 3}))
+    with pytest.raises(Exception, match="LutMoe node 'moe': gating must be 0 or 1, got 2"):
+        session(moe_model([gate, up, down], 4, 2, changes={"gating": 2}))
     s = session(moe_model([gate, up, down], 4, 2))
     x, chosen, shares = batch(rng, (3,), 64, 4, 2)
 

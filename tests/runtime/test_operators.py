@@ -158,17 +158,18 @@ def test_names_of_inputs_and_attributes():
         *("version", "N", "K", "accuracy_level", "gate_rows_per_class", "up_rows_per_class")
     ]
     assert LUT_MOE.inputs[:4] == ("X", "experts", "shares", "gate_codes")
-    assert [attribute.name for attribute in LUT_MOE.attributes[:6]] == [
-        *("version", "N", "K", "experts", "per_token", "accuracy_level")
+    assert [attribute.name for attribute in LUT_MOE.attributes[:7]] == [
+        *("version", "N", "K", "experts", "per_token", "gating", "accuracy_level")
     ]
 
 
 def test_a_mixture_has_the_rows_of_all_experts():
     parts = [random_packed(RNG, *shape, [1, 2]) for shape in ((60, 64), (60, 64), (192, 20))]
-    node, arrays = node_on(LUT_MOE, dict(zip("gud", parts, strict=True)), experts=3, per_token=2, accuracy_level=4)
+    own = {"experts": 3, "per_token": 2, "gating": 0, "accuracy_level": 4}
+    node, arrays = node_on(LUT_MOE, dict(zip("gud", parts, strict=True)), **own)
     parsed = parse_proto(node, arrays)
     assert [(w.out_features, w.in_features) for w in parsed.operands] == [(60, 64), (60, 64), (192, 20)]
-    assert parsed.own == {"experts": 3, "per_token": 2, "accuracy_level": 4}
+    assert parsed.own == own
     assert parsed.read_share == 2 / 3
     assert all(weights.integer for weights in parsed.operands)
     (attribute,) = [attribute for attribute in node.attribute if attribute.name == "N"]

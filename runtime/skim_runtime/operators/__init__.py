@@ -7,6 +7,7 @@
 from skim_runtime.operators.node import PackedNode, PackedWeights, parse_node, parse_proto
 from skim_runtime.operators.schema import (
     ACCURACY_LEVEL,
+    CLAMPED_SWIGLU,
     CLASSES,
     CLASSES_BY_VERSION,
     DOMAIN,
@@ -19,6 +20,7 @@ from skim_runtime.operators.schema import (
     LUT_SWIGLU,
     OPERATORS,
     PLAIN_CLASSES,
+    SWIGLU,
     TENSORS,
     Attribute,
     Operator,
@@ -28,6 +30,7 @@ from skim_runtime.operators.schema import (
 
 __all__ = [
     "ACCURACY_LEVEL",
+    "CLAMPED_SWIGLU",
     "CLASSES",
     "CLASSES_BY_VERSION",
     "DOMAIN",
@@ -40,6 +43,7 @@ __all__ = [
     "LUT_SWIGLU",
     "OPERATORS",
     "PLAIN_CLASSES",
+    "SWIGLU",
     "TENSORS",
     "Attribute",
     "Operator",

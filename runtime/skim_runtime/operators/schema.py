@@ -14,6 +14,7 @@ from skim_runtime.errors import UserError
 
 __all__ = [
     "ACCURACY_LEVEL",
+    "CLAMPED_SWIGLU",
     "CLASSES",
     "CLASSES_BY_VERSION",
     "DOMAIN",
@@ -27,6 +28,7 @@ __all__ = [
     "OPERATORS",
     "PER_TOKEN",
     "PLAIN_CLASSES",
+    "SWIGLU",
     "TENSORS",
     "Attribute",
     "Operator",
@@ -106,6 +108,8 @@ ACCURACY_LEVEL = Attribute("accuracy_level", range(INTEGER_ACCURACY + 1), defaul
 FLOATS = {1: "float32", 10: "float16", 16: "bfloat16"}  # by ONNX's numbers
 DTYPE = Attribute("dtype", tuple(FLOATS))
 EXPERTS = Attribute("experts", range(1, (1 << 16) + 1))
+SWIGLU, CLAMPED_SWIGLU = 0, 1  # how an expert's gate and up go together (docs/format.md)
+GATING = Attribute("gating", (SWIGLU, CLAMPED_SWIGLU))
 PER_TOKEN = Attribute("per_token", range(1, (1 << 16) + 1))  # experts that a token is given
 
 
@@ -204,7 +208,7 @@ LUT_GATHER = Operator("LutGather", ("ids",), (DTYPE,))
 LUT_MOE = Operator(
     "LutMoe",
     ("X", "experts", "shares"),
-    (EXPERTS, PER_TOKEN, ACCURACY_LEVEL),
+    (EXPERTS, PER_TOKEN, GATING, ACCURACY_LEVEL),
     ("gate_", "up_", "down_"),
     backwards=("down_",),
 )

@@ -13,15 +13,17 @@ from skim_runtime.errors import UserError
 
 from .awq import AWQ
 from .compressed_tensors import COMPRESSED_TENSORS
+from .format import Format
 from .fp8 import FP8
 from .gptq import GPTQ
+from .mxfp4 import MXFP4
 from .stored_module import Settings, StoredModule
 
 __all__ = ["SETTINGS", "float_tensors"]
 
 SETTINGS = "quantization_config"
 WEIGHT = "weight"
-FORMATS = {"awq": AWQ, "compressed-tensors": COMPRESSED_TENSORS, "fp8": FP8, "gptq": GPTQ}
+FORMATS = {"awq": AWQ, "compressed-tensors": COMPRESSED_TENSORS, "fp8": FP8, "gptq": GPTQ, "mxfp4": MXFP4}
 
 
 def float_tensors(
@@ -58,21 +60,22 @@ def float_tensors(
     form, settings = FORMATS[method], Settings(path / "config.json", SETTINGS, entries)
     title = form.described(settings)
     tensors: dict[str, Tensor] = {}
-    quantized = {module for name, tensor in stored.items() if (module := _quantized_module(name, tensor, form.codes))}
+    quantized = {module for name, tensor in stored.items() if (module := _quantized_module(name, tensor, form))}
     for name, tensor in stored.items():
-        module, _, part = name.rpartition(".")
+        module, _, part = name.rpartition(form.separator)
         if part not in form.ignored and not (module in quantized and part in form.parts):
             tensors[name] = tensor
     for module in quantized:
-        if f"{module}.{WEIGHT}" in tensors:
+        name = f"{module}.{WEIGHT}" if form.separator == "." else module
+        if name in tensors:
             raise UserError(f"model {path} has two weights of {module}: a float one, and one that is quantized")
-        tensors[f"{module}.{WEIGHT}"] = form.weight(StoredModule(module, stored, path), settings)
+        tensors[name] = form.weight(StoredModule(module, stored, path, form.separator), settings)
     if not quantized:
         raise UserError(f"{settings.file} has {SETTINGS} ({title}), but no tensor is stored so: remove it")
     return tensors, title
 
 
-def _quantized_module(name: str, tensor: StoredTensor, codes: tuple[str, ...]) -> str | None:
+def _quantized_module(name: str, tensor: StoredTensor, form: Format) -> str | None:
     """The module that this tensor shows to be quantized."""
-    module, _, part = name.rpartition(".")
-    return module if part in codes and (part != WEIGHT or tensor.dtype not in FLOAT_TYPES) else None
+    module, _, part = name.rpartition(form.separator)
+    return module if part in form.codes and (part != WEIGHT or tensor.dtype not in FLOAT_TYPES) else None

@@ -23,6 +23,8 @@ class Format:
         described: what to call it; a `UserError` if config.json tells of a variant that cannot be read.
         weight: the weight of a module; a `UserError` if one of its tensors is missing or wrong.
         ignored: tensors of any module that are not of the weights.
+        separator: what stands between the name of a module and those of its tensors. If it is no dot, the module is a
+            parameter of its own, not a module with a weight.
     """
 
     codes: tuple[str, ...]
@@ -30,3 +32,4 @@ class Format:
     described: Callable[[Settings], str]
     weight: Callable[[StoredModule, Settings], Tensor]
     ignored: tuple[str, ...] = ()
+    separator: str = "."

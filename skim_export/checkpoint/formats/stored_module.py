@@ -73,15 +73,17 @@ class StoredModule:
         name: of the module, e.g. "model.layers.0.mlp.up_proj".
         stored: all tensors of the files.
         path: of the model.
+        separator: what stands between its name and those of its tensors.
     """
 
     name: str
     stored: Mapping[str, StoredTensor]
     path: Path
+    separator: str = "."
 
     def has(self, part: str) -> bool:
         """Whether it has a tensor of this name."""
-        return f"{self.name}.{part}" in self.stored
+        return f"{self.name}{self.separator}{part}" in self.stored
 
     def part(self, part: str, types: tuple[str, ...], *shapes: tuple[int, ...]) -> StoredTensor:
         """One of its tensors.
@@ -94,9 +96,10 @@ class StoredModule:
         Raises:
             UserError: it is missing, or of another type or shape.
         """
-        found = self.stored.get(f"{self.name}.{part}")
+        name = f"{self.name}{self.separator}{part}"
+        found = self.stored.get(name)
         if found is None:
-            raise UserError(f"model {self.path} has no tensor {self.name}.{part}")
+            raise UserError(f"model {self.path} has no tensor {name}")
         found.check_type(types)
         if shapes:
             found.check_shape(*shapes)
