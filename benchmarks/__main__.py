@@ -18,6 +18,7 @@ BENCHMARKS = {
     "mixture": ("mixture", "milliseconds of one mixture of experts, beside onnxruntime's own"),
     "instructions": ("instructions", "instructions for one weight, by width and arithmetic"),
     "make-checkpoint": ("synthetic", "no measurement: writes a checkpoint of true shapes with random weights"),
+    "train-mixture": ("train_mixture", "no measurement: trains a small mixture of experts on texts"),
     "arithmetic": ("arithmetic", "perplexity of an exported model in integers and in float32"),
     "tables": ("tables", "no measurement: makes the tables of the pages from docs/results/*.json"),
     "architectures": ("architectures", "no measurement: what is tested of every architecture, from the tests"),

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import mixture
+
 from skim_runtime.measure.tables import markdown_table, number
 
 __all__ = ["TABLES"]
@@ -207,6 +209,16 @@ def _threads(count: int) -> str:
     return f"{count} thread{'s' * (count > 1)}"
 
 
+def _mixtures(reports: Sequence[Report]) -> str:
+    """`python benchmarks mixture`: a line for each contender, tokens and threads."""
+    lines = [
+        mixture.cells(row, report["sizes"]["per_token"] / report["sizes"]["experts"])
+        for report in reports
+        for row in report["rows"]
+    ]
+    return markdown_table(mixture.HEADINGS, lines)
+
+
 TABLES: Mapping[str, Callable[[Sequence[Report]], str]] = {
     "kernels-decode": _kernels_decode,
     "kernels-tokens": _kernels_tokens,
@@ -218,4 +230,5 @@ TABLES: Mapping[str, Callable[[Sequence[Report]], str]] = {
     "bundles": _bundles,
     "roofline": _roofline,
     "quantizer": _quantizer,
+    "mixtures": _mixtures,
 }
