@@ -187,6 +187,19 @@ DECODERS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
     ),
+    "granite-moe": (
+        "GraniteMoeForCausalLM",
+        {
+            "embedding_multiplier": 12.0,
+            "attention_multiplier": 0.1,
+            "residual_multiplier": 0.22,
+            "logits_scaling": 8.0,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 32,
+            "tie_word_embeddings": True,
+        },
+    ),
     "olmo2": ("Olmo2ForCausalLM", {}),
     "olmo3": (
         "Olmo3ForCausalLM",

@@ -55,6 +55,7 @@ DECLARATIONS = {
     "Phi3ForCausalLM": Declaration("Phi3MiniModel"),
     "SmolLM3ForCausalLM": Declaration("LlamaModel"),
     "GraniteForCausalLM": Declaration("GraniteModel"),
+    "GraniteMoeForCausalLM": Declaration("GraniteMoe", genai_type="granite", router="softmax of chosen"),
     "Olmo2ForCausalLM": Declaration("Olmo2", genai_type="olmo"),
     "Olmo3ForCausalLM": Declaration("Olmo2", genai_type="olmo"),
     "Ernie4_5ForCausalLM": Declaration("ErnieModel"),

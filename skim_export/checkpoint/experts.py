@@ -29,7 +29,10 @@ CLAMPED_ALPHA, CLAMPED_LIMIT = 1.702, 7.0  # of gpt-oss
 EXPERT = re.compile(r"(.*\.experts)\.([0-9]+)\.(\w+)")
 # Where some models have parts of mixtures, and where transformers has them.
 RENAMED = (
-    (re.compile(r"\.block_sparse_moe\.(experts|gate)\."), r".mlp.\1."),
+    (re.compile(r"\.block_sparse_moe\.(experts\.[0-9]+\.w[123]|gate)\."), r".mlp.\1."),
+    (re.compile(r"\.block_sparse_moe\.input_linear\.weight$"), r".block_sparse_moe.experts.gate_up_proj"),
+    (re.compile(r"\.block_sparse_moe\.output_linear\.weight$"), r".block_sparse_moe.experts.down_proj"),
+    (re.compile(r"\.block_sparse_moe\.router\.layer\."), r".block_sparse_moe.router."),
     (re.compile(r"(\.experts\.[0-9]+)\.w1\."), r"\1.gate_proj."),
     (re.compile(r"(\.experts\.[0-9]+)\.w2\."), r"\1.down_proj."),
     (re.compile(r"(\.experts\.[0-9]+)\.w3\."), r"\1.up_proj."),

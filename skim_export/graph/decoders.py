@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from onnxruntime_genai.models.builders import (  # type: ignore[import-not-found,unused-ignore]
+    GraniteModel,
     MistralModel,
     Qwen35TextModel,
 )
@@ -13,7 +14,7 @@ from onnxruntime_genai.models.builders import (  # type: ignore[import-not-found
 from .gemma4 import Gemma4
 from .rms_norm import make_rms_norm
 
-__all__ = ["Gemma4", "Ministral3", "Olmo2", "Olmoe", "Qwen35Text"]
+__all__ = ["Gemma4", "GraniteMoe", "Ministral3", "Olmo2", "Olmoe", "Qwen35Text"]
 
 
 class Olmo2(MistralModel):  # type: ignore[misc,unused-ignore]
@@ -72,6 +73,19 @@ class Olmoe(Olmo2):
     def make_layer(self, layer_id: int, layer: Any) -> None:
         """Residual + attention(norm), then residual + experts(norm)."""
         MistralModel.make_layer(self, layer_id, layer)
+
+
+class GraniteMoe(GraniteModel):  # type: ignore[misc,unused-ignore]
+    """Granite 3 with mixtures in place of feed-forward networks."""
+
+    def make_layer(self, layer_id: int, layer: Any) -> None:
+        """As Granite's, with the mixture where that has a feed-forward network."""
+        layer.mlp = layer.block_sparse_moe
+        super().make_layer(layer_id, layer)
+
+    def make_mlp(self, layer_id: int, mlp: Any, root_input: str) -> None:
+        """A mixture."""
+        self.make_moe(layer_id, mlp, root_input)
 
 
 class Ministral3(MistralModel):  # type: ignore[misc,unused-ignore]
