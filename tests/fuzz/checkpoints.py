@@ -15,6 +15,7 @@ from skim_export.pipeline.options import ExportOptions
 from skim_runtime import Session, UserError, generate
 
 from ..checkpoint.stored_weights import awq, compressed, factors, fp8, gptq, plain_llama, save_adapter, stored_llama
+from ..tiny_decoders import tiny_decoder
 from ..tiny_models import tiny_mistral
 from . import mutate
 from .refusal import check_refusal
@@ -25,6 +26,7 @@ CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 ADAPTER = "adapter"  # a directory in that of the model
 JSON = ("generation_config.json", "tokenizer.json", "tokenizer_config.json", f"{ADAPTER}/adapter_config.json", INDEX)
 PLAIN, ADAPTED, SHARDED = "llama", "adapted", "mistral"
+MIXTURES = {"mixture": "qwen3-moe", "stacked": "gpt-oss"}  # and the cases of tests/tiny_decoders.py that they are
 QUANTIZED = {
     "awq": awq(16),
     "compressed": compressed("pack-quantized", 4, "group", size=16, symmetric=False),
@@ -36,12 +38,18 @@ NAMES = (  # that config.json or an adapter's may have, and that somebody reads
     "attention_multiplier",
     "bits",
     "config_groups",
+    "decoder_sparse_step",
     "desc_act",
     "format",
     "group_size",
     "hidden_activation",
     "layer_types",
     "logits_scaling",
+    "mlp_only_layers",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "num_experts",
+    "num_experts_per_tok",
     "num_local_experts",
     "original_max_position_embeddings",
     "partial_rotary_factor",
@@ -63,9 +71,11 @@ LENGTH_BYTES = 8  # of the header, before it
 
 
 def make(directory: Path) -> None:
-    """Save tiny models: in one file, in shards, quantized, and one with an adapter."""
+    """Save tiny models: in one file, in shards, quantized, of experts, and one with an adapter."""
     plain_llama(directory / PLAIN)
     tiny_mistral(directory / SHARDED, layers=1, max_shard_size="100KB")
+    for name, case in MIXTURES.items():
+        tiny_decoder(case, directory / name)
     for name, way in QUANTIZED.items():
         stored_llama(way, directory / PLAIN, directory / name)
     adapter = shutil.copytree(directory / PLAIN, directory / ADAPTED) / ADAPTER
@@ -74,7 +84,7 @@ def make(directory: Path) -> None:
 
 def attempt(original: Path, random: Random, place: Path) -> bool:
     """Export a damaged copy; whether it was accepted. What is no refusal is raised."""
-    chosen = random.choice((PLAIN, SHARDED, ADAPTED, *QUANTIZED))
+    chosen = random.choice((PLAIN, SHARDED, ADAPTED, *MIXTURES, *QUANTIZED))
     model = shutil.copytree(original / chosen, place / "model")
     for _ in range(random.choice((1, 1, 2))):
         _damage(random, model)

@@ -20,17 +20,26 @@ from .refusal import check_refusal
 __all__ = ["attempt", "make"]
 
 JSON = ("genai_config.json", "tokenizer.json", "tokenizer_config.json", "export.json")
+MODELS = ("model", "mixture")
 GRAPH, DATA = "model.onnx", "model.onnx.data"
 
 
 def make(directory: Path) -> None:
-    """Export a tiny model with random weights."""
+    """Export tiny models with random weights."""
     from ..runtime.conftest import build_packed
+    from ..tiny_decoders import tiny_decoder
     from ..tiny_models import tiny_llama
 
-    build_packed(tiny_llama(directory / "hf", layers=1), directory / "model", accuracy_level=4)
-    shutil.rmtree(directory / "hf")
-    model = directory / "model"
+    for name, checkpoint in {
+        "model": tiny_llama(directory / "hf", layers=1),
+        "mixture": tiny_decoder("qwen3-moe", directory / "experts", num_hidden_layers=1),
+    }.items():
+        build_packed(checkpoint, directory / name, accuracy_level=4)
+        shutil.rmtree(checkpoint)
+        _list_files(directory / name)
+
+
+def _list_files(model: Path) -> None:
     (model / "libskim_ops.so").unlink()
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -41,7 +50,7 @@ def make(directory: Path) -> None:
 
 def attempt(original: Path, random: Random, place: Path) -> bool:
     """Run a damaged copy; whether it was accepted. What is no refusal is raised."""
-    model = shutil.copytree(original / "model", place / "model")
+    model = shutil.copytree(original / random.choice(MODELS), place / "model")
     if random.randrange(3):
         (model / "export.json").unlink()  # other sizes would be noticed at once
     for _ in range(random.choice((1, 1, 2))):
