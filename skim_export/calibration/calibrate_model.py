@@ -151,6 +151,13 @@ def _keep(statistics: Statistics, store: StatisticsStore) -> None:
         del of_linear  # 1 GB perhaps, which the next block needs
 
 
+def _channels(linear: Linear, per_token: int) -> int:
+    """Inputs and outputs of a linear layer for a token, or of so many of its experts."""
+    if linear.of_experts:
+        return per_token * (linear.out_features // len(linear.members) + linear.in_features)
+    return linear.out_features + linear.in_features
+
+
 def activation_bytes(model: Model, text: tuple[int, ...]) -> int:
     """Disk that the inputs of all blocks take, what the last one gives, and one gradient.
 
@@ -176,12 +183,13 @@ def calibrating_bytes(model: Model, text: tuple[int, ...], threads: int, vocabul
     architecture = model.architecture
     widest = SharedStates(model.checkpoint.config).width(len(architecture.blocks))
     hidden = FLOAT32_BYTES * sequences * length * widest
+    per_token = getattr(model.checkpoint.config, "num_experts_per_tok", 1)
     blocks = []
     for block in architecture.blocks:
         weights = FLOAT32_BYTES * sum(linear.out_features * linear.in_features for linear in block)
         moments = [FLOAT32_BYTES * linear.in_features**2 for linear in block]
         outputs = FLOAT32_BYTES * ROW_GROUP * sum(linear.out_features for linear in block)
-        channels = sum(linear.out_features + linear.in_features for linear in block)
+        channels = sum(_channels(linear, per_token) for linear in block)
         seen = FLOAT32_BYTES * length * channels * (min(SEQUENCES_TOGETHER, sequences) + IN_WORK * threads)
         blocks.append(2 * weights + outputs + sum(moments) + max(max(moments), seen))
     head = FLOAT32_BYTES * architecture.vocabulary_size * architecture.hidden_size
