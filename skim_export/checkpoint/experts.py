@@ -104,7 +104,7 @@ def _experts(stacked: Any) -> Any:
         def forward(self, hidden: torch.Tensor, chosen: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
             """Tokens `[T, hidden]` through the experts `[T, k]` that they were given, with their shares `[T, k]`."""
             result = torch.zeros_like(hidden)
-            for number in torch.unique(chosen).tolist():
+            for number in torch.unique(chosen).cpu().tolist():
                 tokens, places = torch.where(chosen == number)
                 gate, up, down = (self[number][name] for name in EXPERT_PARTS)
                 x = hidden[tokens]

@@ -34,7 +34,11 @@ class Interrupt(Progress):
             raise KeyboardInterrupt
 
 
-@pytest.fixture(params=[tiny_llama, tiny_mistral], ids=["tied", "untied"])
+def mixture(path):
+    return tiny_decoder("qwen3-moe", path)
+
+
+@pytest.fixture(params=[tiny_llama, tiny_mistral, mixture], ids=["tied", "untied", "mixture"])
 def given(request, tmp_path):
     tokens = np.random.default_rng(1).integers(0, VOCABULARY, (SEQUENCES, LENGTH))
     return Model.open(request.param(tmp_path / "hf")), tokens

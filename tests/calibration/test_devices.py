@@ -14,13 +14,19 @@ from skim_export.work.resources import Resources
 from skim_runtime.errors import UserError
 from skim_runtime.progress import Progress
 
+from ..tiny_decoders import tiny_decoder
 from ..tiny_models import VOCABULARY, tiny_llama, tiny_mistral
 
+MODELS = {
+    "llama": lambda path: tiny_llama(path, attention_bias=True),
+    "mistral": tiny_mistral,
+    "mixture": lambda path: tiny_decoder("qwen3-moe", path),
+}
 
-@pytest.fixture(params=["llama", "mistral"])
+
+@pytest.fixture(params=["llama", "mistral", pytest.param("mixture", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest, tmp_path: Path) -> Model:
-    make = {"llama": lambda path: tiny_llama(path, attention_bias=True), "mistral": tiny_mistral}[request.param]
-    return Model.open(make(tmp_path / "model"))
+    return Model.open(MODELS[request.param](tmp_path / "model"))
 
 
 def statistics(model: Model, directory: Path, **options: Any) -> dict[str, LinearStatistics]:
