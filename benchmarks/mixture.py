@@ -39,7 +39,7 @@ Float32 = npt.NDArray[np.float32]
 BATCHES = 16  # of other experts, in turn
 BOUND = 5e-2  # of the relative error, as activations may be rounded to bytes
 BLOCK = 32  # columns of QMoE's scales
-FAST_QMOE = "ORT_USE_MLAS_Q4_GEMM_MOE"  # the faster of its two ways, which it takes only if asked
+FAST_QMOE = "ORT_USE_MLAS_Q4_GEMM_MOE"  # a faster way, which it takes only if asked
 HEADINGS = ("weights", "tokens", "threads", "MB", "MB read a token", "ms", "GB/s", "times QMoE")
 
 
