@@ -17,7 +17,6 @@ __all__ = [
     "CLAMPED_ALPHA",
     "CLAMPED_LIMIT",
     "EXPERT_PARTS",
-    "_clamped_swiglu",
     "expert_of",
     "split_experts",
     "unstack_experts",
