@@ -125,9 +125,9 @@ def _few_experts(config: Any, raw: dict[str, Any]) -> dict[str, Any]:
     """What makes a mixture small: few narrow experts, in the second block at least, where the model has some."""
     small: dict[str, Any] = {}
     for name in ("num_experts", "num_local_experts"):
-        if name in raw:
+        if raw.get(name):
             small[name] = min(raw[name], getattr(config, "num_experts_per_tok", 1) + 3)
-    small |= {name: 32 for name in ("moe_intermediate_size", "shared_expert_intermediate_size") if name in raw}
+    small |= {name: 32 for name in ("moe_intermediate_size", "shared_expert_intermediate_size") if raw.get(name)}
     small |= {name: min(raw[name], most) for name, most in FIRST_MIXTURES.items() if raw.get(name)}
     if raw.get("mlp_only_layers"):
         small["mlp_only_layers"] = [0]

@@ -29,7 +29,7 @@ def test_it_is_a_checkpoint(tmp_path, like):
     assert (
         len(set(json.loads((tmp_path / "a" / "model.safetensors.index.json").read_text())["weight_map"].values())) > 1
     )
-    weight = checkpoint.tensor("model.layers.1.mlp.up_proj.weight").numpy()
+    weight = checkpoint.tensor("model.layers.1.self_attn.q_proj.weight").numpy()
     assert 0.05 < weight.std() < 0.3
     rows = weight.std(axis=1)
     assert rows.max() > 1.5 * rows.min()
