@@ -43,7 +43,7 @@ from skim_runtime.measure.tables import number, say, text_table
 from skim_runtime.progress import Progress
 from skim_runtime.progress_bar import ProgressBar
 
-__all__ = ["WIDTHS", "Row", "add_arguments", "run"]
+__all__ = ["WIDTHS", "Row", "add_arguments", "run", "width_name"]
 
 COLUMNS = 64  # columns must be a multiple: the blocks of the 2-bit operator
 COLD = 3  # times the last-level cache
@@ -195,9 +195,13 @@ def _check_memory(cold: int, contenders: int) -> None:
         )
 
 
+def width_name(bits: str) -> str:
+    """What tables call a key of `WIDTHS`."""
+    return f"{bits} bits" if bits.isdigit() else "2, 3 and 4 bits" if bits == "mixed-3" else bits.replace("-", " bits ")
+
+
 def _ours(bits: str, level: int) -> Contender:
-    name = f"{bits} bits" if bits.isdigit() else "2, 3 and 4 bits" if bits == "mixed-3" else bits.replace("-", " bits ")
-    return Contender(name, level, lambda random, n, k: packed_layer(random, n, k, WIDTHS[bits]))
+    return Contender(width_name(bits), level, lambda random, n, k: packed_layer(random, n, k, WIDTHS[bits]))
 
 
 def _enter(

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from kernels import WIDTHS
+from kernels import WIDTHS, width_name
 from onnx import TensorProto, helper, numpy_helper
 
 from skim_export.measure.random_linear import random_linear
@@ -120,9 +120,8 @@ class Contender:
 
 
 def _model(operator: str, domain: str, inputs: dict[str, int], attributes: dict[str, Any], tensors: Any) -> bytes:
-    infos = [helper.make_tensor_value_info(name, kind, None) for name, kind in inputs.items() if name]
-    order = [name for name in inputs if name in {info.name for info in infos}]
-    node = helper.make_node(operator, [*order, *tensors], ["Y"], domain=domain, **attributes)
+    infos = [helper.make_tensor_value_info(name, kind, None) for name, kind in inputs.items()]
+    node = helper.make_node(operator, [*inputs, *tensors], ["Y"], domain=domain, **attributes)
     y = helper.make_tensor_value_info("Y", TensorProto.FLOAT, None)
     weights = [numpy_helper.from_array(array, name) for name, array in tensors.items() if array is not None]
     graph = helper.make_graph([node], "mixture", infos, [y], weights)
@@ -150,7 +149,7 @@ def ours(random: np.random.Generator, sizes: Sizes, bits: str) -> Contender:
     model = _model(LUT_MOE.name, DOMAIN, inputs, LUT_MOE.node_attributes(parts, **own), tensors)
     dense = [part.dequantize().reshape(sizes.experts, -1, part.in_features) for part in parts]
     return Contender(
-        f"{bits.replace('-', ' bits ')}",
+        width_name(bits),
         model,
         lambda batch: {"X": batch.x, "experts": batch.chosen, "shares": batch.shares},
         sum(part.nbytes for part in parts),

@@ -109,16 +109,16 @@ def run(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)
-        tuned = any(_is_tuned(method) for method in args.methods)
         job, settings = open_job(args, work)
-        if tuned:
-            settings["tuning tokens"] = list(CalibrationText(args.calib, 0, tuning=True).shape)
-        results = Results(args.json, {**settings, "codebook": args.codebook})
+        tuning = {"tuning tokens": list(CalibrationText(args.calib, 0, tuning=True).shape)}
+        of_results = settings | (tuning if any(_is_tuned(method) for method in args.methods) else {})
+        results = Results(args.json, {**of_results, "codebook": args.codebook})
         missing = [key for key in wanted if results.find(*key) is None]
         if results.find(AS_DISTRIBUTED, None) is None:
             results.add(in_child(full_precision_row, job))
         if any(_needs_statistics(method) for method, _ in missing):
-            results.calibrated(*_calibration(job, settings, args.calib, tuned))
+            tuned = any(_is_tuned(method) for method, _ in missing)
+            results.calibrated(*_calibration(job, settings | (tuning if tuned else {}), args.calib, tuned))
         for i, (method, bits) in enumerate(missing):
             announce(f"{i + 1} of {len(missing)}: {method}" + ("" if bits is None else f" at {bits:g} bits"))
             results.add(in_child(_measure, job, method, bits, args.codebook))

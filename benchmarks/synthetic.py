@@ -23,7 +23,7 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from skim_export.checkpoint import Checkpoint, architecture_of
+from skim_export.checkpoint import Checkpoint, architecture_of, load_recipes
 from skim_export.checkpoint.skeleton import skeleton
 from skim_export.work.files import staged_directory, write_json
 from skim_runtime.errors import UserError
@@ -62,20 +62,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_theta": 5e5,
     },
     "qwen3-30b-a3b": {
-        "architectures": ["Qwen3MoeForCausalLM"],
-        "model_type": "qwen3_moe",
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "moe_intermediate_size": 768,
-        "num_experts": 128,
+        **load_recipes()["qwen3-30b-a3b"].config,
         "num_experts_per_tok": 8,
         "norm_topk_prob": True,
-        "num_hidden_layers": 48,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 4,
-        "head_dim": 128,
-        "vocab_size": 151936,
-        "max_position_embeddings": 40960,
         "rope_theta": 1e6,
     },
 }

@@ -54,28 +54,41 @@ struct ClassCursor {
   const uint16_t* row_scale;
 };
 
-void BeginClasses(const PackedLinear& weights, ClassCursor* cursors) {
+// Behind `count` rows of a class.
+void Advance(ClassCursor& cursor, const PackedLinear& weights, int row_class, int64_t count) {
   const bool int8 = weights.codebook_type == CodebookType::kInt8;
+  cursor.codes += count * RowBytes(ClassBits(row_class), weights.K);
+  cursor.codebook += count * CodebookEntries(row_class) * (int8 ? 1 : 2);
+  cursor.row_scale += count * (IsAffine(row_class) ? 2 : int8);
+}
+
+void BeginClasses(const PackedLinear& weights, ClassCursor* cursors) {
   ClassCursor next{weights.codes.data, static_cast<const uint8_t*>(weights.codebook.data), weights.row_scale.data};
   for (int c = 0; c < kClasses; ++c) {
     cursors[c] = next;
-    const int64_t count = weights.rows_per_class[c];
-    next.codes += count * RowBytes(ClassBits(c), weights.K);
-    next.codebook += count * CodebookEntries(c) * (int8 ? 1 : 2);
-    next.row_scale += count * (IsAffine(c) ? 2 : int8);
+    Advance(next, weights, c, weights.rows_per_class[c]);
   }
 }
 
-// Gives a layer the next `count` rows of a class, if there are any; they are its stored rows from `first` on.
-void AddRun(Layer& layer, ClassCursor& cursor, int row_class, int64_t first, int64_t count) {
-  if (count == 0) return;
-  const bool int8 = layer.weights.codebook_type == CodebookType::kInt8, affine = IsAffine(row_class);
-  const int scales = affine ? 2 : int8;
-  layer.runs[layer.run_count++] = {
-      row_class, first, count, cursor.codes, affine ? nullptr : cursor.codebook, scales ? cursor.row_scale : nullptr};
-  cursor.codes += count * RowBytes(ClassBits(row_class), layer.weights.K);
-  cursor.codebook += count * CodebookEntries(row_class) * (int8 ? 1 : 2);
-  cursor.row_scale += count * scales;
+// Gives a layer its runs: the next rows of each class, as many as its weights say. `first`: where those of each class
+// begin among its stored rows.
+void AddRuns(Layer& layer, ClassCursor* cursors, int64_t* first) {
+  const bool int8 = layer.weights.codebook_type == CodebookType::kInt8;
+  int64_t row = 0;
+  for (int c = 0; c < kClasses; ++c) {
+    first[c] = row;
+    const int64_t count = layer.weights.rows_per_class[c];
+    if (count == 0) continue;
+    const bool affine = IsAffine(c);
+    layer.runs[layer.run_count++] = {c,
+                                     row,
+                                     count,
+                                     cursors[c].codes,
+                                     affine ? nullptr : cursors[c].codebook,
+                                     affine || int8 ? cursors[c].row_scale : nullptr};
+    row += count;
+    Advance(cursors[c], layer.weights, c, count);
+  }
 }
 
 }  // namespace
@@ -159,12 +172,7 @@ IndexedLayer::IndexedLayer(const PackedLinear& weights) : layer_{weights, {}, 0,
   ClassCursor cursors[kClasses];
   BeginClasses(weights, cursors);
   int64_t first[kClasses];
-  int64_t row = 0;
-  for (int c = 0; c < kClasses; ++c) {
-    first[c] = row;
-    AddRun(layer_, cursors[c], c, row, weights.rows_per_class[c]);
-    row += weights.rows_per_class[c];
-  }
+  AddRuns(layer_, cursors, first);
   if (layer_.run_count > 1) {
     destination_.resize(weights.N);
     stored_.resize(weights.N);
@@ -187,22 +195,18 @@ ExpertLayers::ExpertLayers(const PackedLinear& weights, int64_t experts)
     layer.weights = weights;
     PackedLinear& own = layer.weights;
     own.N = N;
-    own.codes = {nullptr, 0};
     if (weights.bias.size) own.bias = {weights.bias.data + e * N, N};
-    if (weights.row_class.size) own.row_class = {weights.row_class.data + e * N, N};
-    int64_t first[kClasses];
-    for (int c = 0; c < kClasses; ++c) own.rows_per_class[c] = weights.rows_per_class[c] ? N : 0;
-    if (own.row_class.size) {
+    if (weights.row_class.size) {
+      own.row_class = {weights.row_class.data + e * N, N};
       std::fill(own.rows_per_class, own.rows_per_class + kClasses, 0);
       for (int64_t n = 0; n < N; ++n) ++own.rows_per_class[own.row_class.data[n]];
+    } else {
+      for (int64_t& count : own.rows_per_class) count /= experts;  // all are of one class
     }
-    int64_t row = 0;
-    for (int c = 0; c < kClasses; ++c) {
-      first[c] = row;
-      AddRun(layer, cursors[c], c, row, own.rows_per_class[c]);
-      row += own.rows_per_class[c];
-      own.codes.size += own.rows_per_class[c] * RowBytes(ClassBits(c), own.K);
-    }
+    own.codes = {nullptr, 0};
+    for (int c = 0; c < kClasses; ++c) own.codes.size += own.rows_per_class[c] * RowBytes(ClassBits(c), own.K);
+    int64_t first[kClasses];
+    AddRuns(layer, cursors, first);
     if (layer.run_count > 1) {
       int32_t* destination = destination_.data() + e * N;
       for (int64_t n = 0; n < N; ++n) destination[first[own.row_class.data[n]]++] = static_cast<int32_t>(n);

@@ -126,7 +126,7 @@ def spread_statistics(
 
 def warn_of_seldom_experts(architecture: Architecture, store: StatisticsStore) -> None:
     """Say how many experts the calibration text has hardly reached."""
-    layers = [store.expert_tokens(x.name) for x in architecture.linears if x.of_experts and x.inputs_differ]
+    layers = [store.expert_tokens(x.name) for x in architecture.linears if x.inputs_differ]
     if not layers:
         return
     tokens = np.concatenate(layers)

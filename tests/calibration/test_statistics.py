@@ -51,9 +51,10 @@ def build(path: Path, kind: str) -> Model:
     return Model.open(path)
 
 
-def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArray[np.int64]) -> list[LinearStatistics]:
-    """The same statistics by the plainest means, in float64: the whole model, one backward pass, sums over tokens."""
-    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float64)
+def one_pass(
+    network: Any, linears: list[Linear], tokens: npt.NDArray[np.int64]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Inputs and outputs, with their gradients, of the modules that are called, after one pass forwards and back."""
     x: dict[str, torch.Tensor] = {}
     y: dict[str, torch.Tensor] = {}
 
@@ -62,14 +63,21 @@ def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArr
             x[name], y[name] = inputs[0].detach(), output
             output.retain_grad()
 
-        model.get_submodule(name).register_forward_hook(hook)
+        network.get_submodule(name).register_forward_hook(hook)
 
     for linear in linears:
-        for name in (member.module for member in linear.members):
-            see(name)
+        for member in linear.members:
+            see(member.module)
     ids = torch.from_numpy(tokens)
-    logits = model(input_ids=ids).logits[:, :-1]
+    logits = network(input_ids=ids).logits[:, :-1]
     nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    return x, y
+
+
+def whole_model(checkpoint: Checkpoint, linears: list[Linear], tokens: npt.NDArray[np.int64]) -> list[LinearStatistics]:
+    """The same statistics by the plainest means, in float64: the whole model, one backward pass, sums over tokens."""
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float64)
+    x, y = one_pass(model, linears, tokens)
     predicted = SEQUENCES * (LENGTH - 1)
     expected = []
     for linear in linears:
@@ -128,26 +136,10 @@ def test_experts_against_the_whole_model(tmp_path: Path, tokens: npt.NDArray[np.
     calibrated = calibrate(model, tokens, resources=Resources(2), progress=Progress())
     found = {linear.name: statistics for linear, statistics in calibrated}
 
-    network = dequantized_model(model, lambda name: None).double()
-    x: dict[str, torch.Tensor] = {}
-    y: dict[str, torch.Tensor] = {}
-
-    def see(name: str) -> None:
-        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            x[name], y[name] = inputs[0].detach(), output
-            output.retain_grad()
-
-        network.get_submodule(name).register_forward_hook(hook)
-
+    network = dequantized_model(model, lambda name: None).double().requires_grad_()
     linears = [linear for linear in model.architecture.linears if linear.of_experts]
     assert len(linears) == 6
-    for linear in linears:
-        for member in linear.members:
-            see(member.module)
-    network.requires_grad_()
-    ids = torch.from_numpy(tokens)
-    logits = network(input_ids=ids).logits[:, :-1]
-    nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="sum").backward()
+    x, y = one_pass(network, linears, tokens)
     predicted = SEQUENCES * (LENGTH - 1)
     unseen = False
     for linear in linears:
